@@ -1,0 +1,131 @@
+"""Audio files in and out, and the two resamplings that training needs.
+
+soundfile does the file I/O (torchaudio 2.11 has none of its own), torchaudio's
+windowed-sinc `resample` the rate changes.
+
+Legend: S source, T sample.
+"""
+
+import os
+from pathlib import Path
+
+import soundfile
+import torch
+import torchaudio
+from torch import Tensor
+
+
+class AudioError(ValueError):
+    """A file that cannot be used as audio; the message is one line and names it."""
+
+
+def read_audio(
+    path: str | Path,
+    start: int = 0,
+    frames: int | None = None,
+    sample_rate: int | None = None,
+) -> Tensor:
+    """Read a mono file, or only the part of it that is needed.
+
+    Arguments
+    ---------
+    path : str | Path
+        Any file libsndfile can read.
+    start : int
+        First sample to read.
+    frames : int | None
+        How many samples to read; None reads to the end.
+    sample_rate : int | None
+        Rate in Hz that the file must have; None accepts any.
+
+    Returns
+    -------
+    Tensor
+        float32, shape [T], full scale at 1.
+
+    Raises
+    ------
+    AudioError
+        Unreadable, shorter than asked, not mono, or at another rate.
+    """
+    try:
+        with soundfile.SoundFile(os.fspath(path)) as file:
+            if file.channels != 1:
+                raise AudioError(
+                    f"{path}: has {file.channels} channels, expected a mono file"
+                )
+            if sample_rate is not None and file.samplerate != sample_rate:
+                raise AudioError(
+                    f"{path}: sample rate is {file.samplerate} Hz, expected "
+                    f"{sample_rate} Hz; resample it or set --sample_rate"
+                )
+            wanted = file.frames - start if frames is None else frames
+            file.seek(start)
+            wave_T = file.read(wanted, dtype="float32")
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+        raise AudioError(f"{path}: cannot be read as audio ({error})") from error
+    if len(wave_T) != wanted or wanted <= 0:
+        raise AudioError(
+            f"{path}: holds {len(wave_T)} of the {wanted} samples expected from "
+            f"sample {start} on; the file is truncated or has changed"
+        )
+    return torch.from_numpy(wave_T)
+
+
+def write_audio(path: str | Path, wave_T: Tensor, sample_rate: int) -> None:
+    """Write a mono float32 WAV at its true level: never rescaled, never clipped.
+
+    Arguments
+    ---------
+    path : str | Path
+        Where to; appears only when it is whole.
+    wave_T : Tensor
+        Shape [T].
+    sample_rate : int
+        In Hz.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    soundfile.write(
+        partial,
+        wave_T.detach().float().cpu().numpy(),
+        sample_rate,
+        subtype="FLOAT",
+        format="WAV",
+    )
+    os.replace(partial, path)
+
+
+def resample(wave_T: Tensor, from_rate: int, to_rate: int) -> Tensor:
+    """Band-limited resampling; [..., T] becomes [..., ceil(T * to / from)]."""
+    return torchaudio.functional.resample(wave_T, from_rate, to_rate)
+
+
+def frames_before_speed(num_frames: int, percent: int) -> int:
+    """Input samples that `change_speed` needs to give `num_frames` of output.
+
+    Example
+    -------
+    >>> frames_before_speed(8000, 105)
+    8400
+    """
+    return -(-num_frames * percent // 100)
+
+
+def change_speed(wave_T: Tensor, percent: int) -> Tensor:
+    """Play at `percent` of the speed; pitch and tempo move together.
+
+    Arguments
+    ---------
+    wave_T : Tensor
+        Shape [..., T].
+    percent : int
+        100 changes nothing, 105 is 5 % faster and therefore shorter.
+
+    Returns
+    -------
+    Tensor
+        Shape [..., ceil(T * 100 / percent)].
+    """
+    return wave_T if percent == 100 else resample(wave_T, percent, 100)
