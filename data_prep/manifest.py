@@ -1,0 +1,406 @@
+"""The one table that every data set is turned into: a CSV with a row for a mixture.
+
+Columns: `id,duration,sample_rate,mixture,noise,source_1,...,source_S`. Paths are
+absolute, `noise` may be empty, `duration` is in seconds and true: times the rate it
+gives the number of samples of every file in the row.
+
+    python -m data_prep.manifest FILE.csv      # also reads the audio, lists all faults
+
+Rows are counted as a spreadsheet does: the header is row 1.
+"""
+
+import csv
+import io
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+FIXED_COLUMNS = ("id", "duration", "sample_rate", "mixture", "noise")
+# Opening a file waits for the disk, not for the processor: more threads than cores.
+THREADS = 16
+# int16 rounding of S sources and a mixture, with room for dither.
+SUM_TOLERANCE = 4 / 2**15
+
+
+class DataError(ValueError):
+    """Data that cannot be used. The message is one line that names file and row."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One mixture: its audio files and what is known of them without opening them."""
+
+    id: str
+    duration: float
+    sample_rate: int
+    mixture: str
+    sources: tuple[str, ...]
+    noise: str = ""
+
+    @property
+    def frames(self) -> int:
+        """Number of samples of every file of the row."""
+        return round(self.duration * self.sample_rate)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Mixture, sources and, where there is one, the noise."""
+        return (self.mixture, *self.sources, *([self.noise] if self.noise else []))
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a file that is at any moment either the old one or the whole new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def write_manifest(path: str | Path, rows: Sequence[Row]) -> Path:
+    """Write rows, sorted by id, in one atomic step.
+
+    Arguments
+    ---------
+    path : str | Path
+        The CSV to write; its folder is made.
+    rows : Sequence[Row]
+        At least one, ids unique, all with the same number of sources.
+
+    Returns
+    -------
+    Path
+        The path given.
+
+    Raises
+    ------
+    DataError
+        No rows, two rows with one id, or rows that differ in their sources.
+    """
+    if not rows:
+        raise DataError(f"{path}: no rows to write: the data set is empty")
+    rows = sorted(rows, key=lambda row: row.id)
+    for before, row in zip(rows, rows[1:], strict=False):
+        if before.id == row.id:
+            raise DataError(f"{path}: two rows have the id {row.id!r}")
+        if len(before.sources) != len(row.sources):
+            raise DataError(
+                f"{path}: {before.id!r} has {len(before.sources)} sources but "
+                f"{row.id!r} has {len(row.sources)}"
+            )
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    names = [f"source_{k + 1}" for k in range(len(rows[0].sources))]
+    table.writerow([*FIXED_COLUMNS, *names])
+    for row in rows:
+        cells = [row.id, repr(row.duration), row.sample_rate, row.mixture, row.noise]
+        table.writerow([*cells, *row.sources])
+    try:
+        return write_text(path, text.getvalue())
+    except UnicodeEncodeError as error:
+        bad = ascii(error.object[max(error.start - 60, 0) : error.end + 20])
+        raise DataError(
+            f"{path}: a file name is not valid UTF-8, rename it: ...{bad}"
+        ) from None
+
+
+def read_manifest(
+    path: str | Path,
+    num_sources: int | None = None,
+    sample_rate: int | None = None,
+    check: bool = True,
+) -> list[Row]:
+    """Read a manifest and refuse whatever training could stumble over later.
+
+    Arguments
+    ---------
+    path : str | Path
+        The CSV. A byte-order mark, CRLF line ends, blank lines and any order of the
+        columns are accepted.
+    num_sources : int | None
+        How many sources every row must have; None accepts what the header says.
+    sample_rate : int | None
+        Rate in Hz that every row must have; None accepts any.
+    check : bool
+        Also open the header of every audio file (see `check_audio`).
+
+    Returns
+    -------
+    list[Row]
+        In the order of the file, never empty.
+
+    Raises
+    ------
+    DataError
+        One line with the file, the row, what is wrong and what was expected.
+    """
+    table = _read_table(path)
+    header, columns = _read_header(path, table, num_sources)
+    rows: list[Row] = []
+    places: list[str] = []
+    row_of_id: dict[str, int] = {}
+    for number, cells in enumerate(table, start=2):
+        if not cells:  # a blank line
+            continue
+        place = f"{path}, row {number}"
+        if len(cells) != len(header):
+            raise DataError(
+                f"{place}: has {len(cells)} fields, the header has {len(header)}; "
+                "quote a field that holds a comma"
+            )
+        row = _read_row(place, dict(zip(header, cells, strict=True)), columns)
+        if row.id in row_of_id:
+            raise DataError(
+                f"{place}: id {row.id!r} is already that of row {row_of_id[row.id]}"
+            )
+        if sample_rate is not None and row.sample_rate != sample_rate:
+            raise DataError(
+                f"{place}: sample_rate is {row.sample_rate} Hz, expected "
+                f"{sample_rate} Hz; prepare the data at that rate or set --sample_rate"
+            )
+        row_of_id[row.id] = number
+        rows.append(row)
+        places.append(place)
+    if not rows:
+        raise DataError(f"{path}: holds no rows: the data set is empty")
+    if check:
+        check_audio(rows, places)
+    return rows
+
+
+def _read_table(path: str | Path) -> Iterator[list[str]]:
+    """The cells of each row of a CSV, blank lines as empty lists."""
+    try:
+        raw = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such manifest; run the data preparation") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, row {number}: byte 0x{raw[error.start]:02x} is not UTF-8; "
+            "save the manifest as UTF-8"
+        ) from None
+    if "\0" in text:
+        number = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(f"{path}, row {number}: holds a zero byte; the file is damaged")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    return _named_rows(path, reader)
+
+
+def _named_rows(path: str | Path, reader: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Pass rows on; a CSV syntax error gets the name of the file and the row."""
+    number = 0
+    while True:
+        number += 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f"{path}, row {number}: is not valid CSV ({error})"
+            ) from None
+        yield [cell.strip() for cell in cells]
+
+
+def _read_header(
+    path: str | Path, table: Iterator[list[str]], num_sources: int | None
+) -> tuple[list[str], list[str]]:
+    """All column names, and those of the sources in order of their number."""
+    header = next(table, [])
+    sources = sorted(
+        (name for name in header if re.fullmatch(r"source_[1-9]\d*", name)),
+        key=lambda name: int(name.removeprefix("source_")),
+    )
+    expected = ",".join(FIXED_COLUMNS) + ",source_1,source_2,..."
+    names = [*FIXED_COLUMNS, *(f"source_{k + 1}" for k in range(len(sources) or 1))]
+    for name in names:
+        if header.count(name) != 1:
+            fault = "missing" if name not in header else "there twice"
+            raise DataError(
+                f"{path}, row 1: column {name!r} is {fault}; the header must be "
+                f"{expected} and is {','.join(header)!r}"
+            )
+    unknown = [name for name in header if name not in names]
+    if unknown:
+        raise DataError(
+            f"{path}, row 1: unknown column {unknown[0]!r}; the header must be {expected}"
+        )
+    if num_sources is not None and len(sources) != num_sources:
+        raise DataError(
+            f"{path}, row 1: has {len(sources)} source columns, expected "
+            f"{num_sources}; set --num_spks or prepare the data anew"
+        )
+    return header, sources
+
+
+def _read_row(place: str, cells: dict[str, str], sources: list[str]) -> Row:
+    """Turn the cells of a row into a `Row`, or say which one is wrong."""
+    if not cells["id"]:
+        raise DataError(f"{place}: id is empty")
+    try:
+        duration = float(cells["duration"])
+    except ValueError:
+        duration = math.nan
+    if not (math.isfinite(duration) and duration > 0):
+        raise DataError(
+            f"{place}: duration is {cells['duration']!r}, expected seconds above 0"
+        )
+    if not (cells["sample_rate"].isdecimal() and int(cells["sample_rate"]) > 0):
+        raise DataError(
+            f"{place}: sample_rate is {cells['sample_rate']!r}, expected a whole "
+            "number of Hz"
+        )
+    for name in ("mixture", "noise", *sources):
+        if name == "noise" and not cells[name]:
+            continue
+        if not os.path.isabs(cells[name]):
+            raise DataError(
+                f"{place}: {name} is {cells[name]!r}, expected an absolute path"
+            )
+    return Row(
+        id=cells["id"],
+        duration=duration,
+        sample_rate=int(cells["sample_rate"]),
+        mixture=cells["mixture"],
+        sources=tuple(cells[name] for name in sources),
+        noise=cells["noise"],
+    )
+
+
+def check_audio(rows: Sequence[Row], places: Sequence[str] | None = None) -> None:
+    """Open the header of every file: there, mono, at the row's rate, of its length.
+
+    Arguments
+    ---------
+    rows : Sequence[Row]
+        What to check; the files are opened by several threads.
+    places : Sequence[str] | None
+        What to call each row in a message; None calls it by its id.
+
+    Raises
+    ------
+    DataError
+        For the first faulty row, with the number of others.
+    """
+    places = places or [f"row {row.id!r}" for row in rows]
+    with ThreadPoolExecutor(THREADS) as threads:
+        faults = list(threads.map(_header_fault, rows, chunksize=64))
+    found = [
+        f"{place}: {fault}"
+        for place, fault in zip(places, faults, strict=True)
+        if fault
+    ]
+    if found:
+        more = f" (and {len(found) - 1} more rows are faulty)" if len(found) > 1 else ""
+        raise DataError(found[0] + more)
+
+
+def _header_fault(row: Row) -> str:
+    """What is wrong with the headers of a row's files; empty when nothing is."""
+    for path in row.files:
+        try:
+            with soundfile.SoundFile(path) as file:
+                rate, channels, frames = file.samplerate, file.channels, file.frames
+        except (soundfile.LibsndfileError, OSError) as error:
+            if not os.path.exists(path):
+                return f"{path} does not exist"
+            return f"{path} cannot be read as audio ({error})"
+        if channels != 1:
+            return f"{path} has {channels} channels, expected mono"
+        if rate != row.sample_rate:
+            return f"{path} is at {rate} Hz, the row says {row.sample_rate} Hz"
+        if frames != row.frames:
+            return (
+                f"{path} has {frames} samples, duration {row.duration} s at "
+                f"{rate} Hz means {row.frames}; truncated, or not from this mixture"
+            )
+    return ""
+
+
+def sample_faults(row: Row) -> list[str]:
+    """Read a row's audio whole: NaN or Inf, silence, and a mixture that is no sum.
+
+    Arguments
+    ---------
+    row : Row
+        A row whose headers are right (`check_audio`).
+
+    Returns
+    -------
+    list[str]
+        One line for each fault; empty when there is none.
+    """
+    faults = []
+    waves = []
+    for path in row.files:
+        try:
+            wave_T, _ = soundfile.read(path, dtype="float32")
+        except (soundfile.LibsndfileError, OSError) as error:
+            return [f"{path} cannot be read as audio ({error})"]
+        if not np.isfinite(wave_T).all():
+            faults.append(f"{path} holds NaN or Inf")
+        elif not wave_T.any():
+            faults.append(f"{path} is silent")
+        waves.append(wave_T)
+    if len({len(wave_T) for wave_T in waves}) > 1:
+        return [*faults, f"{row.mixture} and its parts differ in length"]
+    difference = np.abs(waves[0] - sum(waves[1:])).max()
+    if not faults and difference > SUM_TOLERANCE:
+        faults.append(
+            f"{row.mixture} is not the sum of its sources (off by {difference:.2g} of "
+            "full scale)"
+        )
+    return faults
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check manifests and all their audio; list every fault; 1 when there is one."""
+    paths = sys.argv[1:] if arguments is None else arguments
+    if not paths:
+        print("usage: python -m data_prep.manifest FILE.csv ...", file=sys.stderr)
+        return 2
+    faulty = 0
+    for path in paths:
+        try:
+            rows = read_manifest(path, check=False)
+        except DataError as error:
+            print(error)
+            faulty += 1
+            continue
+        count = 0
+        with ThreadPoolExecutor(THREADS) as threads:
+            checks = threads.map(
+                lambda row: [f] if (f := _header_fault(row)) else sample_faults(row),
+                rows,
+            )
+            for row, faults in zip(rows, checks, strict=True):
+                count += len(faults)
+                for fault in faults:
+                    print(f"{path}, {row.id}: {fault}")
+        print(f"{path}: {len(rows)} rows, {count} faults")
+        faulty += count
+    return 1 if faulty else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
