@@ -1,0 +1,436 @@
+"""SepFormer: a dual-path transformer that masks a learned filter bank.
+
+Subakan et al., "Attention is all you need in speech separation" (ICASSP 2021,
+arXiv 2010.13154), laid out as in SpeechBrain's ``lobes.models.dual_path``: the same
+state_dict keys and the same numbers for the same weights. What differs is how they
+are computed. Features stay channels-last from the encoder to the decoder, attention
+goes through ``scaled_dot_product_attention`` with one product for query, key and
+value, no attention map is kept, and the positional table has no end.
+
+Shape letters: B batch, S source, T sample, L frame, N encoder feature, D model
+feature, C chunk, K frame in a chunk, A sequence handed to a transformer (a row of
+its batch), P position in it, H head, E feature of a head.
+"""
+
+import math
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# Positions stored in the published files (their `pos_enc.pe` buffers).
+TABLE_LENGTH = 2500
+
+# Positions a transformer takes at a time on the CPU. A sequence never sees its
+# neighbours in the batch, so the batch can go in slices: the buffers of a layer then
+# stay in the cache, below the size from which malloc asks the kernel for new pages.
+CPU_SLICE = 2048
+
+
+class SepFormer(nn.Module):
+    """Separates a mixture into its sources with a dual-path transformer.
+
+    The default arguments are the published model (SpeechBrain's WSJ0Mix
+    ``sepformer.yaml``): 25 679 361 parameters for two sources.
+
+    Weights start as they do in SpeechBrain's recipe, which resets each module that
+    has ``reset_parameters`` (PyTorch's defaults), the attention's input projection
+    keeping its Xavier start with zero bias. Two consequences of that recipe's code
+    are not repeated: its dual layers are deep copies, so the input projections of
+    one layer start equal to the next one's; here every layer is drawn on its own.
+
+    Arguments
+    ---------
+    num_sources : int
+        Number of sources to separate.
+    encoder_channels : int
+        Filters of the encoder and the decoder.
+    kernel_size : int
+        Samples in a filter, even; filters advance by half of it.
+    channels : int | None
+        Features inside the transformers, even; ``encoder_channels`` when None.
+    dual_layers : int
+        Number of dual-path blocks.
+    chunk_size : int
+        Frames in a chunk, at least 2; chunks overlap by half.
+    intra_layers, inter_layers : int
+        Transformer layers within the chunks and across them, in each block.
+    heads : int
+        Attention heads; they divide ``channels``.
+    ffn_channels : int
+        Hidden features of the feed-forward layers.
+    dropout : float
+        Dropout probability inside the transformers.
+    activation_checkpointing : bool
+        Keep only the input of each transformer layer for the backward pass and
+        compute the rest again: slower, and much leaner.
+
+    Example
+    -------
+    >>> model = SepFormer(
+    ...     encoder_channels=16, dual_layers=1, intra_layers=1, inter_layers=1,
+    ...     heads=2, ffn_channels=32, chunk_size=20,
+    ... )
+    >>> model(torch.randn(3, 1001)).shape
+    torch.Size([3, 2, 1001])
+    """
+
+    def __init__(
+        self,
+        num_sources: int = 2,
+        encoder_channels: int = 256,
+        kernel_size: int = 16,
+        channels: int | None = None,
+        dual_layers: int = 2,
+        chunk_size: int = 250,
+        intra_layers: int = 8,
+        inter_layers: int = 8,
+        heads: int = 8,
+        ffn_channels: int = 1024,
+        dropout: float = 0.0,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        channels = encoder_channels if channels is None else channels
+        if kernel_size < 2 or kernel_size % 2:
+            raise ValueError(f"kernel_size: {kernel_size} is not even and positive")
+        if channels % 2 or channels % heads:
+            raise ValueError(f"channels: {channels} is not even or not {heads} heads")
+        if chunk_size < 2:
+            raise ValueError(f"chunk_size: {chunk_size} is less than 2 frames")
+        self.num_sources = num_sources
+        self.kernel_size = kernel_size
+        self.encoder = Encoder(encoder_channels, kernel_size)
+        self.masknet = MaskNet(
+            encoder_channels,
+            channels,
+            num_sources,
+            dual_layers,
+            chunk_size,
+            (intra_layers, inter_layers),
+            heads,
+            ffn_channels,
+            dropout,
+            activation_checkpointing,
+        )
+        self.decoder = Decoder(encoder_channels, kernel_size)
+
+    def forward(self, mixture_BT: Tensor) -> Tensor:
+        """Separate a batch of mixtures.
+
+        Nothing here knows of padding: the norms and the attention see every frame, so
+        mixtures of a batch must have the same true length.
+
+        Arguments
+        ---------
+        mixture_BT : Tensor
+            Mixtures [B, T], any T >= 1, any level.
+
+        Returns
+        -------
+        Tensor
+            Estimates [B, S, T]. As in the reference, the last ``T mod stride`` samples
+            (fewer than ``kernel_size / 2``) belong to no frame and come out as zeros;
+            only a mixture shorter than a filter is padded.
+
+        Raises
+        ------
+        ValueError
+            If the mixture is not [B, T] with at least one sample.
+        """
+        if mixture_BT.dim() != 2 or mixture_BT.shape[-1] == 0:
+            raise ValueError(
+                f"mixture: expected [batch, samples >= 1], got {list(mixture_BT.shape)}"
+            )
+        length = mixture_BT.shape[-1]
+        if length < self.kernel_size:
+            mixture_BT = F.pad(mixture_BT, (0, self.kernel_size - length))
+        # The two ends are a thousandth of the work and set the precision of the
+        # waveform, so they stay in the weights' precision under autocast.
+        with torch.autocast(mixture_BT.device.type, enabled=False):
+            feature_BLN = self.encoder(mixture_BT.to(self.decoder.weight.dtype))
+        mask_BSLN = self.masknet(feature_BLN)
+        with torch.autocast(mixture_BT.device.type, enabled=False):
+            estimate_BST = self.decoder(mask_BSLN * feature_BLN.unsqueeze(1))
+        return F.pad(estimate_BST, (0, length - estimate_BST.shape[-1]))
+
+
+class Encoder(nn.Module):
+    """Strided filter bank and ReLU: [B, T] to [B, L, N]."""
+
+    def __init__(self, encoder_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        stride = kernel_size // 2
+        self.conv1d = nn.Conv1d(1, encoder_channels, kernel_size, stride, bias=False)
+
+    def forward(self, mixture_BT: Tensor) -> Tensor:
+        # A matrix product over the windows is the convolution, channels last.
+        weight = self.conv1d.weight
+        kernel = weight.shape[-1]
+        windows = mixture_BT.unfold(-1, kernel, kernel // 2)
+        return F.linear(windows, weight.flatten(1)).relu_()
+
+
+class Decoder(nn.ConvTranspose1d):
+    """Transposed filter bank: [B, S, L, N] to [B, S, T]."""
+
+    def __init__(self, encoder_channels: int, kernel_size: int) -> None:
+        super().__init__(encoder_channels, 1, kernel_size, kernel_size // 2, bias=False)
+
+    def forward(self, feature_BSLN: Tensor) -> Tensor:
+        # Frames overlap by half: first halves, plus second halves one stride later.
+        frames = feature_BSLN.to(self.weight.dtype) @ self.weight.flatten(1)
+        first, second = frames.chunk(2, dim=-1)
+        return (F.pad(first, (0, 0, 0, 1)) + F.pad(second, (0, 0, 1, 0))).flatten(-2)
+
+
+class MaskNet(nn.Module):
+    """From encoder features to one mask a source: [B, L, N] to [B, S, L, N]."""
+
+    def __init__(
+        self,
+        encoder_channels: int,
+        channels: int,
+        num_sources: int,
+        dual_layers: int,
+        chunk_size: int,
+        layers: tuple[int, int],
+        heads: int,
+        ffn_channels: int,
+        dropout: float,
+        activation_checkpointing: bool,
+    ) -> None:
+        super().__init__()
+        self.num_sources = num_sources
+        self.chunk_size = chunk_size
+        self.norm = GlobalNorm(1, encoder_channels, eps=1e-8)
+        self.conv1d = nn.Conv1d(encoder_channels, channels, 1, bias=False)
+        self.dual_mdl = nn.ModuleList(
+            DualPathBlock(
+                *(
+                    Transformer(
+                        n,
+                        channels,
+                        heads,
+                        ffn_channels,
+                        dropout,
+                        activation_checkpointing,
+                    )
+                    for n in layers
+                ),
+                channels,
+            )
+            for _ in range(dual_layers)
+        )
+        self.conv2d = nn.Conv2d(channels, channels * num_sources, kernel_size=1)
+        self.end_conv1x1 = nn.Conv1d(channels, encoder_channels, 1, bias=False)
+        self.prelu = nn.PReLU()
+        self.output = nn.Sequential(nn.Conv1d(channels, channels, 1), nn.Tanh())
+        self.output_gate = nn.Sequential(nn.Conv1d(channels, channels, 1), nn.Sigmoid())
+
+    def forward(self, feature_BLN: Tensor) -> Tensor:
+        length = feature_BLN.shape[1]
+        x_BLD = pointwise(self.conv1d, self.norm(feature_BLN))
+        x_BCKD = split_into_chunks(x_BLD, self.chunk_size)
+        for block in self.dual_mdl:
+            x_BCKD = block(x_BCKD)
+        # The reference maps every chunk to the sources, then adds the overlaps. Each
+        # frame lies in exactly two chunks, so adding first, with twice the bias, is
+        # the same map at half the work.
+        x_BLD = overlap_add(self.prelu(x_BCKD), length)
+        x_BLD = F.linear(x_BLD, self.conv2d.weight.flatten(1), 2 * self.conv2d.bias)
+        x_BSLD = x_BLD.unflatten(-1, (self.num_sources, -1)).transpose(1, 2)
+        value, gate = self.output[0], self.output_gate[0]
+        weight = torch.cat([value.weight, gate.weight]).flatten(1)
+        bias = torch.cat([value.bias, gate.bias])
+        value_BSLD, gate_BSLD = F.linear(x_BSLD, weight, bias).chunk(2, dim=-1)
+        x_BSLD = torch.tanh(value_BSLD) * torch.sigmoid(gate_BSLD)
+        return pointwise(self.end_conv1x1, x_BSLD).relu_()
+
+
+class DualPathBlock(nn.Module):
+    """A transformer within the chunks, then one across them; each with norm and skip."""
+
+    def __init__(self, intra: nn.Module, inter: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.intra_mdl = intra
+        self.inter_mdl = inter
+        self.intra_norm = GlobalNorm(1, channels, eps=1e-8)
+        self.inter_norm = GlobalNorm(1, channels, eps=1e-8)
+
+    def forward(self, x_BCKD: Tensor) -> Tensor:
+        batch, chunks, size, _ = x_BCKD.shape
+        y = self.intra_mdl(x_BCKD.flatten(0, 1)).unflatten(0, (batch, chunks))
+        x_BCKD = x_BCKD + self.intra_norm(y)
+        y = self.inter_mdl(x_BCKD.transpose(1, 2).flatten(0, 1))
+        y = self.inter_norm(y.unflatten(0, (batch, size)))
+        return x_BCKD + y.transpose(1, 2)
+
+
+class Transformer(nn.Module):
+    """Sinusoidal positions and a stack of pre-norm transformer layers on [A, P, D]."""
+
+    def __init__(
+        self,
+        layers: int,
+        channels: int,
+        heads: int,
+        ffn_channels: int,
+        dropout: float,
+        activation_checkpointing: bool,
+    ) -> None:
+        super().__init__()
+        self.activation_checkpointing = activation_checkpointing
+        self.mdl = nn.Module()
+        self.mdl.layers = nn.ModuleList(
+            TransformerLayer(channels, heads, ffn_channels, dropout)
+            for _ in range(layers)
+        )
+        self.mdl.norm = layer_norm(channels)
+        self.pos_enc = nn.Module()
+        self.pos_enc.register_buffer("pe", sinusoid(0, TABLE_LENGTH, channels)[None])
+
+    def forward(self, x_APD: Tensor) -> Tensor:
+        positions = x_APD.shape[1]
+        on_cpu = x_APD.device.type == "cpu" and not torch.compiler.is_compiling()
+        rows = max(1, CPU_SLICE // positions) if on_cpu else x_APD.shape[0]
+        table_PD = self.positions(positions)
+        if rows >= x_APD.shape[0]:
+            return self.stack(x_APD + table_PD)
+        return torch.cat([self.stack(x + table_PD) for x in x_APD.split(rows)])
+
+    def stack(self, x_APD: Tensor) -> Tensor:
+        """Run the layers and the closing norm."""
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        for layer in self.mdl.layers:
+            if recompute:
+                x_APD = checkpoint(layer, x_APD, use_reentrant=False)
+            else:
+                x_APD = layer(x_APD)
+        return self.mdl.norm(x_APD)
+
+    def positions(self, length: int) -> Tensor:
+        """Positional encoding [length, D]: the table, continued where it ends."""
+        table_PD = self.pos_enc.pe[0]
+        missing = length - len(table_PD)
+        if missing <= 0:
+            return table_PD[:length]
+        tail = sinusoid(len(table_PD), missing, table_PD.shape[-1], table_PD.device)
+        return torch.cat([table_PD, tail.to(table_PD.dtype)])
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm self-attention and feed-forward layer on [A, P, D]."""
+
+    def __init__(
+        self, channels: int, heads: int, ffn_channels: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.self_att = named(att=SelfAttention(channels, heads, dropout))
+        self.pos_ffn = named(
+            ffn=nn.Sequential(
+                nn.Linear(channels, ffn_channels),
+                nn.ReLU(inplace=True),
+                nn.Dropout(dropout),
+                nn.Linear(ffn_channels, channels),
+            )
+        )
+        self.norm1 = layer_norm(channels)
+        self.norm2 = layer_norm(channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_APD: Tensor) -> Tensor:
+        x_APD = x_APD + self.dropout(self.self_att(self.norm1(x_APD)))
+        return x_APD + self.dropout(self.pos_ffn(self.norm2(x_APD)))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with the parameters of ``nn.MultiheadAttention``."""
+
+    def __init__(self, channels: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
+        self.out_proj = nn.Linear(channels, channels)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x_APD: Tensor) -> Tensor:
+        qkv = F.linear(x_APD, self.in_proj_weight, self.in_proj_bias)
+        q_AHPE, k_AHPE, v_AHPE = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in qkv.chunk(3, dim=-1)
+        )
+        dropout = self.dropout if self.training else 0.0
+        y_AHPE = F.scaled_dot_product_attention(
+            q_AHPE, k_AHPE, v_AHPE, dropout_p=dropout
+        )
+        return self.out_proj(y_AHPE.transpose(1, 2).flatten(-2))
+
+
+class GlobalNorm(nn.GroupNorm):
+    """Group norm with one group, on channels-last input [B, ..., D].
+
+    One mean and variance an example, over every position and channel; then a gain and
+    a bias a channel. Always at least float32: eps 1e-8 vanishes in half precision.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        over = tuple(range(1, x.dim()))
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        x = x - x.mean(over, keepdim=True)
+        variance = x.square().mean(over, keepdim=True)
+        return torch.addcmul(
+            self.bias, x, self.weight * torch.rsqrt(variance + self.eps)
+        )
+
+
+def split_into_chunks(x_BLD: Tensor, size: int) -> Tensor:
+    """Cut frames into chunks that overlap by half: [B, L, D] to [B, C, K, D].
+
+    Half a chunk of zeros stands before the first frame, and zeros fill up the end, so
+    that every frame lies in exactly two chunks: an even one and an odd one.
+    """
+    hop, length = size // 2, x_BLD.shape[1]
+    gap = size - (hop + length) % size
+    x_BLD = F.pad(x_BLD, (0, 0, hop, gap + hop))
+    total = hop + length + gap
+    even = x_BLD[:, :total].unflatten(1, (-1, size))
+    odd = x_BLD[:, hop:].unflatten(1, (-1, size))
+    return torch.stack([even, odd], dim=2).flatten(1, 2)
+
+
+def overlap_add(x_BCKD: Tensor, length: int) -> Tensor:
+    """Add the two chunks of every frame: [B, C, K, D] to [B, length, D]."""
+    hop = x_BCKD.shape[2] // 2
+    even, odd = x_BCKD.unflatten(1, (-1, 2)).unbind(2)
+    even = even.flatten(1, 2)[:, hop : hop + length]
+    return even + odd.flatten(1, 2)[:, :length]
+
+
+def sinusoid(
+    start: int, length: int, channels: int, device: torch.device | None = None
+) -> Tensor:
+    """Sines and cosines [length, channels] of the positions from ``start`` on."""
+    position = torch.arange(start, start + length, device=device).float()
+    even = torch.arange(0, channels, 2, device=device).float()
+    angle = position[:, None] * torch.exp(even * -(math.log(10000.0) / channels))
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+
+def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """Apply a convolution of kernel 1 to channels-last input."""
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
+
+
+def layer_norm(channels: int) -> nn.Module:
+    """Layer norm under the key that SpeechBrain gives it."""
+    return named(norm=nn.LayerNorm(channels, eps=1e-6))
+
+
+def named(**modules: nn.Module) -> nn.Sequential:
+    """Sequence whose modules carry names, to keep the published state_dict keys."""
+    return nn.Sequential(OrderedDict(modules))
