@@ -4,8 +4,6 @@ Columns: `id,duration,sample_rate,mixture,noise,source_1,...,source_S`. Paths ar
 absolute, `noise` may be empty, `duration` is in seconds and true: times the rate it
 gives the number of samples of every file in the row.
 
-    python -m data_prep.manifest FILE.csv      # also reads the audio, lists all faults
-
 Rows are counted as a spreadsheet does: the header is row 1.
 """
 
@@ -14,20 +12,16 @@ import io
 import math
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import soundfile
 
 FIXED_COLUMNS = ("id", "duration", "sample_rate", "mixture", "noise")
 # Opening a file waits for the disk, not for the processor: more threads than cores.
 THREADS = 16
-# int16 rounding of S sources and a mixture, with room for dither.
-SUM_TOLERANCE = 4 / 2**15
 
 
 class DataError(ValueError):
@@ -219,14 +213,14 @@ def _named_rows(path: str | Path, reader: Iterator[list[str]]) -> Iterator[list[
             raise DataError(
                 f"{path}, row {number}: is not valid CSV ({error})"
             ) from None
-        yield [cell.strip() for cell in cells]
+        yield cells
 
 
 def _read_header(
     path: str | Path, table: Iterator[list[str]], num_sources: int | None
 ) -> tuple[list[str], list[str]]:
     """All column names, and those of the sources in order of their number."""
-    header = next(table, [])
+    header = [name.strip() for name in next(table, [])]
     sources = sorted(
         (name for name in header if re.fullmatch(r"source_[1-9]\d*", name)),
         key=lambda name: int(name.removeprefix("source_")),
@@ -243,7 +237,8 @@ def _read_header(
     unknown = [name for name in header if name not in names]
     if unknown:
         raise DataError(
-            f"{path}, row 1: unknown column {unknown[0]!r}; the header must be {expected}"
+            f"{path}, row 1: unknown column {unknown[0]!r}; the header must be "
+            f"{expected}"
         )
     if num_sources is not None and len(sources) != num_sources:
         raise DataError(
@@ -265,7 +260,8 @@ def _read_row(place: str, cells: dict[str, str], sources: list[str]) -> Row:
         raise DataError(
             f"{place}: duration is {cells['duration']!r}, expected seconds above 0"
         )
-    if not (cells["sample_rate"].isdecimal() and int(cells["sample_rate"]) > 0):
+    rate = cells["sample_rate"].strip()
+    if not (rate.isdecimal() and int(rate) > 0):
         raise DataError(
             f"{place}: sample_rate is {cells['sample_rate']!r}, expected a whole "
             "number of Hz"
@@ -280,7 +276,7 @@ def _read_row(place: str, cells: dict[str, str], sources: list[str]) -> Row:
     return Row(
         id=cells["id"],
         duration=duration,
-        sample_rate=int(cells["sample_rate"]),
+        sample_rate=int(rate),
         mixture=cells["mixture"],
         sources=tuple(cells[name] for name in sources),
         noise=cells["noise"],
@@ -304,7 +300,7 @@ def check_audio(rows: Sequence[Row], places: Sequence[str] | None = None) -> Non
     """
     places = places or [f"row {row.id!r}" for row in rows]
     with ThreadPoolExecutor(THREADS) as threads:
-        faults = list(threads.map(_header_fault, rows, chunksize=64))
+        faults = list(threads.map(header_fault, rows, chunksize=64))
     found = [
         f"{place}: {fault}"
         for place, fault in zip(places, faults, strict=True)
@@ -315,7 +311,7 @@ def check_audio(rows: Sequence[Row], places: Sequence[str] | None = None) -> Non
         raise DataError(found[0] + more)
 
 
-def _header_fault(row: Row) -> str:
+def header_fault(row: Row) -> str:
     """What is wrong with the headers of a row's files; empty when nothing is."""
     for path in row.files:
         try:
@@ -335,72 +331,3 @@ def _header_fault(row: Row) -> str:
                 f"{rate} Hz means {row.frames}; truncated, or not from this mixture"
             )
     return ""
-
-
-def sample_faults(row: Row) -> list[str]:
-    """Read a row's audio whole: NaN or Inf, silence, and a mixture that is no sum.
-
-    Arguments
-    ---------
-    row : Row
-        A row whose headers are right (`check_audio`).
-
-    Returns
-    -------
-    list[str]
-        One line for each fault; empty when there is none.
-    """
-    faults = []
-    waves = []
-    for path in row.files:
-        try:
-            wave_T, _ = soundfile.read(path, dtype="float32")
-        except (soundfile.LibsndfileError, OSError) as error:
-            return [f"{path} cannot be read as audio ({error})"]
-        if not np.isfinite(wave_T).all():
-            faults.append(f"{path} holds NaN or Inf")
-        elif not wave_T.any():
-            faults.append(f"{path} is silent")
-        waves.append(wave_T)
-    if len({len(wave_T) for wave_T in waves}) > 1:
-        return [*faults, f"{row.mixture} and its parts differ in length"]
-    difference = np.abs(waves[0] - sum(waves[1:])).max()
-    if not faults and difference > SUM_TOLERANCE:
-        faults.append(
-            f"{row.mixture} is not the sum of its sources (off by {difference:.2g} of "
-            "full scale)"
-        )
-    return faults
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Check manifests and all their audio; list every fault; 1 when there is one."""
-    paths = sys.argv[1:] if arguments is None else arguments
-    if not paths:
-        print("usage: python -m data_prep.manifest FILE.csv ...", file=sys.stderr)
-        return 2
-    faulty = 0
-    for path in paths:
-        try:
-            rows = read_manifest(path, check=False)
-        except DataError as error:
-            print(error)
-            faulty += 1
-            continue
-        count = 0
-        with ThreadPoolExecutor(THREADS) as threads:
-            checks = threads.map(
-                lambda row: [f] if (f := _header_fault(row)) else sample_faults(row),
-                rows,
-            )
-            for row, faults in zip(rows, checks, strict=True):
-                count += len(faults)
-                for fault in faults:
-                    print(f"{path}, {row.id}: {fault}")
-        print(f"{path}: {len(rows)} rows, {count} faults")
-        faulty += count
-    return 1 if faulty else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
