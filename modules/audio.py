@@ -7,6 +7,8 @@ Legend: S source, T sample.
 """
 
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import soundfile
@@ -95,6 +97,28 @@ def write_audio(path: str | Path, wave_T: Tensor, sample_rate: int) -> None:
         format="WAV",
     )
     os.replace(partial, path)
+
+
+def safe_name(id_: str) -> str:
+    """An example's id as a file name: no separators, no dots in front, never empty.
+
+    Example
+    -------
+    >>> safe_name("../a b/c.wav")
+    '_a_b_c.wav'
+    """
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", id_).lstrip(".") or "_"
+
+
+def named_waves(
+    mix_T: Tensor, est_ST: Tensor, target_ST: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """The waves of one separated example with the names their files get."""
+    yield "mixture", mix_T
+    for number, wave_T in enumerate(est_ST, start=1):
+        yield f"estimate_{number}", wave_T
+    for number, wave_T in enumerate(target_ST, start=1):
+        yield f"target_{number}", wave_T
 
 
 def resample(wave_T: Tensor, from_rate: int, to_rate: int) -> Tensor:

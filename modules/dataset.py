@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from data_prep.manifest import Row
 from modules.audio import change_speed, frames_before_speed, read_audio
 from modules.randomness import numpy_rng
+from modules.signals import ignore_in_worker
 
 # Streams keep the draws of one (seed, epoch, index) apart from each other.
 STREAM_ORDER, STREAM_CROP = 1, 2
@@ -66,6 +67,23 @@ class Batch:
         tensors = (self.mix_BT, self.src_BST, self.length_B, self.counts_B)
         return Batch(self.ids, *(tensor.pin_memory() for tensor in tensors))
 
+    def zero_nonfinite(self) -> Tensor:
+        """Silence, in place, every example that holds a NaN or an infinity.
+
+        A masked loss is not enough: a NaN that went through the network reaches every
+        weight as 0 * NaN.
+
+        Returns
+        -------
+        Tensor
+            Mask of the examples that were finite, shape [B].
+        """
+        finite_B = torch.isfinite(self.mix_BT).all(-1)
+        finite_B &= torch.isfinite(self.src_BST).all(-1).all(-1)
+        self.mix_BT = self.mix_BT.where(finite_B[:, None], 0.0)
+        self.src_BST = self.src_BST.where(finite_B[:, None, None], 0.0)
+        return finite_B
+
 
 class ManifestDataset(Dataset):
     """Mixtures on disk: whole for evaluation, random crops for training.
@@ -104,7 +122,9 @@ class ManifestDataset(Dataset):
         return len(self.rows)
 
     def __getitem__(self, key: ExampleKey | int) -> Example:
-        epoch, index = (key.epoch, key.index) if isinstance(key, ExampleKey) else (0, key)
+        epoch, index = (
+            (key.epoch, key.index) if isinstance(key, ExampleKey) else (0, key)
+        )
         row = self.rows[index]
         rng = numpy_rng(self.seed, epoch, index, STREAM_CROP)
         speeds = [100] * len(row.sources)
@@ -265,4 +285,5 @@ def make_loader(
         collate_fn=collate,
         num_workers=num_workers,
         pin_memory=pin_memory,
+        worker_init_fn=ignore_in_worker,
     )

@@ -1,0 +1,145 @@
+"""The few collective operations that training needs, on one process or many.
+
+Legend: W ranks, B examples of this rank, K values per example.
+"""
+
+import dataclasses
+import datetime
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from speechbrain.utils.run_opts import RunOptions
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """Whether a process group exists."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process, 0 on a single one."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def init_process_group(run_opts: RunOptions, timeout_seconds: float) -> RunOptions:
+    """Join the group that `torchrun` set up; without torchrun do nothing.
+
+    Two things differ from SpeechBrain's `ddp_init_group`: the store is prefixed with
+    torchrun's restart count, because stale keys of the attempt before can hang the
+    next one, and the timeout is minutes, not two hours.
+
+    Arguments
+    ---------
+    run_opts : RunOptions
+        Read for `device` and `distributed_backend`.
+    timeout_seconds : float
+        After which a collective that one rank never joins fails.
+
+    Returns
+    -------
+    RunOptions
+        With a backend that fits the device (gloo on the CPU) and, on accelerators,
+        one device per local rank.
+    """
+    if "RANK" not in os.environ or "LOCAL_RANK" not in os.environ:
+        return run_opts
+    changes: dict[str, object] = {}
+    device = run_opts.device
+    if device is None:
+        device = str(torch.accelerator.current_accelerator() or "cpu")
+    if device != "cpu" and ":" not in device:
+        device = f"{device}:{os.environ['LOCAL_RANK']}"
+    changes["device"] = device
+    if device == "cpu":
+        changes["distributed_backend"] = "gloo"
+    elif device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    run_opts = dataclasses.replace(
+        run_opts,
+        **changes,
+        overridden_args=run_opts.overridden_args | changes.keys(),
+    )
+    if not is_distributed():
+        timeout = datetime.timedelta(seconds=timeout_seconds)
+        store, rank_, world = next(dist.rendezvous("env://", timeout=timeout))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(
+            run_opts.distributed_backend,
+            store=dist.PrefixStore(f"attempt{attempt}", store),
+            rank=rank_,
+            world_size=world,
+            timeout=timeout,
+        )
+    return run_opts
+
+
+def gather_examples(values_KB: Tensor, batch_size: int) -> Tensor:
+    """Every rank's values per example, the same tensor on all ranks.
+
+    Arguments
+    ---------
+    values_KB : Tensor
+        This rank's values; B may be smaller than `batch_size`.
+    batch_size : int
+        Room per rank, the same everywhere.
+
+    Returns
+    -------
+    Tensor
+        Shape [W, K, batch_size]; NaN where a rank had fewer examples.
+    """
+    padded = values_KB.new_full((values_KB.shape[0], batch_size), float("nan"))
+    padded[:, : values_KB.shape[1]] = values_KB
+    if not is_distributed():
+        return padded[None]
+    gathered = padded.new_empty((world_size() * padded.shape[0], batch_size))
+    dist.all_gather_into_tensor(gathered, padded)
+    return gathered.view(world_size(), *padded.shape)
+
+
+def gather_objects(item: object) -> list:
+    """Every rank's (picklable) object, in the order of ranks."""
+    if not is_distributed():
+        return [item]
+    items: list = [None] * world_size()
+    dist.all_gather_object(items, item)
+    return items
+
+
+def run_on_main(func: Callable[..., Any], *args: Any) -> Any:
+    """Call `func` on rank 0 only; every rank gets its result or raises its error.
+
+    SpeechBrain's function of this name leaves the other ranks waiting when the main
+    one fails.
+    """
+    if not is_distributed():
+        return func(*args)
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = func(*args)
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    result, error = outcome
+    if error is not None:
+        raise error
+    return result
+
+
+def unwrap(module: torch.nn.Module) -> torch.nn.Module:
+    """The network itself, without DistributedDataParallel and torch.compile."""
+    while True:
+        inner = getattr(module, "module", getattr(module, "_orig_mod", None))
+        if not isinstance(inner, torch.nn.Module):
+            return module
+        module = inner

@@ -1,0 +1,56 @@
+"""Stopping on request: a signal becomes a flag that training reads between steps.
+
+Batch systems warn with SIGTERM or SIGUSR1 and people with Ctrl-C; each means "write a
+checkpoint and go". `EXIT_REQUEUE` (75, EX_TEMPFAIL) tells a batch system that the same
+command continues the run.
+"""
+
+import signal
+from types import FrameType
+
+EXIT_REQUEUE = 75
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopRun(Exception):
+    """The run was asked to stop and has saved what it had to."""
+
+
+class StopRequest:
+    """Collects stop signals while it is entered; a second Ctrl-C interrupts at once.
+
+    Example
+    -------
+    >>> with StopRequest() as stop:
+    ...     signal.raise_signal(signal.SIGTERM)
+    ...     stop.received
+    'SIGTERM'
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in _SIGNALS:
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == "SIGINT":
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+
+def ignore_in_worker(worker_id: int) -> None:
+    """DataLoader `worker_init_fn`: workers outlive the signal that the run obeys.
+
+    Ctrl-C and batch systems signal the whole process group; a worker that died of it
+    would take the checkpoint down with it. Workers end when the main process does.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

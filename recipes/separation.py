@@ -1,0 +1,629 @@
+"""The training step that every recipe shares; tasks override only what differs.
+
+Read `fit_batch` first. Its rules keep many processes right:
+
+1. Every rank runs one forward and one backward on every batch, whatever is in it.
+2. Examples with non-finite samples are zeroed before the forward and weigh nothing.
+3. The ranks exchange their losses per example (one small all-gather); from these all
+   of them compute the same choice of examples, the same counts, the same decision.
+4. The backward sums over the chosen examples. Before the optimizer steps, the summed
+   gradient is divided by their number over all ranks and accumulated batches: R ranks
+   x A accumulated batches x B examples give the gradient of one batch of R*A*B.
+5. Gradients are then equal on all ranks, so that "the norm is not finite: skip" needs
+   no further message.
+
+Legend: B batch, S source, T sample, W ranks, N = W*B examples of a global batch.
+"""
+
+import logging
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import speechbrain as sb
+import torch
+import yaml
+from speechbrain import Stage
+from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver
+from torch import Tensor
+from tqdm import tqdm
+
+from modules import distributed
+from modules.audio import named_waves, safe_name, write_audio
+from modules.dataset import Batch
+from modules.ema import EMA
+from modules.logs import RunLog
+from modules.metrics import ResultTable
+from modules.overlap_add import separate_in_chunks
+from modules.randomness import seed_step
+from modules.signals import StopRequest, StopRun
+from recipes.schedule import update_learning_rate
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteTraining(RuntimeError):
+    """Too many consecutive optimizer steps were not finite."""
+
+
+@dataclass
+class TrainStats:
+    """Counts of one training epoch, over all ranks; saved mid-epoch.
+
+    `seen` examples were offered, `kept` were trained on, `nonfinite` had a non-finite
+    input or loss; `loss_sum` adds the losses of the kept ones. `steps_skipped` counts
+    optimizer steps not taken, for want of examples or of finite gradients.
+    """
+
+    seen: int = 0
+    kept: int = 0
+    nonfinite: int = 0
+    loss_sum: float = 0.0
+    steps_skipped: int = 0
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the examples kept so far (NaN before the first)."""
+        return self.loss_sum / self.kept if self.kept else float("nan")
+
+    @property
+    def kept_share(self) -> float:
+        """Share of the offered examples that were trained on."""
+        return self.kept / self.seen if self.seen else float("nan")
+
+
+@dataclass
+class Window:
+    """The batches that one optimizer step accumulates."""
+
+    kept: int = 0
+    nonfinite: int = 0
+    ids: list[str] = field(default_factory=list)
+    suspects: list[str] = field(default_factory=list)
+
+
+@sb.utils.checkpoints.register_checkpoint_hooks
+class Separation(sb.Brain):
+    """Trains and evaluates a separator; see the module docstring for the rules.
+
+    A task overrides `compute_forward`, `compute_objectives` (unreduced losses and
+    which examples can be scored), `score` and `make_loaders`. `modules.separator` is
+    the network.
+    """
+
+    #: Validation metric that ranks checkpoints and drives the plateau; higher: better.
+    monitor = "si_snr"
+
+    #: How the report writes the metrics.
+    metric_names: dict[str, str] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stats = TrainStats()
+        self.window = Window()
+        self.epoch = 0
+        self.nonfinite_count = 0
+        self.grad_norm = float("nan")
+        self.stop_request = StopRequest()
+        self._stop_agreed = False
+        self.output_folder = Path(self.hparams.output_folder)
+        if self.debug and not self.debug_persistently:
+            self.output_folder = self.output_folder / "debug"
+        self.log: RunLog | None = None
+        self.ema: EMA | None = None
+        if self.hparams.ema_decay:
+            self.ema = EMA(decay=self.hparams.ema_decay)
+            self.ema.attach(self.modules["separator"])
+            self.checkpointer.add_recoverable("ema", self.ema)
+
+    # ------------------------------------------------------------------ one step
+
+    def fit_batch(self, batch: Batch) -> Tensor:
+        """Forward, choose, backward; step when the accumulation window is full.
+
+        Arguments
+        ---------
+        batch : Batch
+            This rank's share of the step.
+
+        Returns
+        -------
+        Tensor
+            Mean loss over the epoch's kept examples so far, for SpeechBrain's bar.
+        """
+        batch = batch.to(self.device)
+        closes_window = self._closes_window()
+        seed_step(self.hparams.seed, distributed.rank(), self.epoch, self.step)
+        finite_B = batch.zero_nonfinite()
+        self.on_fit_batch_start(batch, closes_window)
+
+        with self.no_sync(not closes_window):
+            with self.training_ctx:
+                outputs = self.compute_forward(batch, Stage.TRAIN)
+                loss_B, scorable_B = self.compute_objectives(
+                    outputs, batch, Stage.TRAIN
+                )
+            keep_B = self._choose(batch, loss_B.detach(), scorable_B, finite_B)
+            # where() rather than a product: 0 * NaN is NaN.
+            kept_loss = torch.where(keep_B, loss_B, 0.0).sum()
+            self.scaler.scale(kept_loss).backward()
+
+        if closes_window:
+            self.optimizers_step()
+        self.on_fit_batch_end(batch, outputs, kept_loss, closes_window)
+        return torch.tensor(self.stats.loss)
+
+    def _closes_window(self) -> bool:
+        """Whether the optimizer steps after this batch; the epoch's tail counts too."""
+        return (
+            self.step % self.grad_accumulation_factor == 0
+            or self.step == self.train_sampler.steps_per_epoch
+            or (self.debug and self.step == self.debug_batches)
+        )
+
+    def _choose(
+        self, batch: Batch, loss_B: Tensor, scorable_B: Tensor, finite_B: Tensor
+    ) -> Tensor:
+        """Mask of this rank's examples to train on, decided by all ranks together."""
+        finite_B = finite_B & torch.isfinite(loss_B)
+        usable_B = finite_B & scorable_B & (loss_B < self.hparams.loss_upper_lim)
+        stop_B = torch.full_like(loss_B, self.stop_request.received is not None)
+        local_KB = torch.stack(
+            [
+                loss_B.float().nan_to_num(),
+                usable_B & batch.counts_B,
+                finite_B & batch.counts_B,
+                batch.counts_B,
+                stop_B,
+            ]
+        )
+        gathered_WKB = distributed.gather_examples(local_KB, self.hparams.batch_size)
+        loss_N, *flags = gathered_WKB.transpose(0, 1).flatten(1)
+        usable_N, finite_N, counts_N, stop_N = (flag == 1 for flag in flags)
+
+        keep_N = self.hparams.select(loss_N.where(usable_N, torch.nan)) & usable_N
+        sums = [
+            counts_N.sum(),
+            keep_N.sum(),
+            (counts_N & ~finite_N).sum(),
+            loss_N.where(keep_N, 0.0).double().sum(),
+            stop_N.any(),
+        ]
+        # The one point of the step where the host waits for the device.
+        seen, kept, nonfinite, loss_sum, stop = torch.stack(
+            [value.double() for value in sums]
+        ).tolist()
+        self.stats.seen += int(seen)
+        self.stats.kept += int(kept)
+        self.stats.nonfinite += int(nonfinite)
+        self.stats.loss_sum += loss_sum
+        self.window.kept += int(kept)
+        self.window.nonfinite += int(nonfinite)
+        self.window.ids += batch.ids
+        if nonfinite:
+            bad = (batch.counts_B & ~finite_B).tolist()
+            self.window.suspects += [
+                i for i, is_bad in zip(batch.ids, bad, strict=True) if is_bad
+            ]
+        self._stop_agreed = self._stop_agreed or bool(stop)
+
+        keep_WB = keep_N.view(distributed.world_size(), -1)
+        return keep_WB[distributed.rank(), : len(batch.ids)]
+
+    def optimizers_step(self) -> None:
+        """Average, check, clip and apply the gradient of the accumulation window."""
+        optimizers = list(self.freeze_optimizers(self.optimizers_dict).values())
+        for optimizer in optimizers:
+            self.scaler.unscale_(optimizer)
+        gradients = [
+            parameter.grad
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        # Rule 4; DDP has already divided by the number of ranks.
+        to_mean = distributed.world_size() / max(self.window.kept, 1)
+        norm = to_mean * float(torch.nn.utils.get_total_norm(gradients))
+        is_finite = math.isfinite(norm)
+        self.grad_norm = norm
+        if is_finite and self.window.kept:
+            clip = self.max_grad_norm
+            factor = min(1.0, clip / (norm + 1e-6)) if clip >= 0 else 1.0
+            torch._foreach_mul_(gradients, to_mean * factor)
+        if self.window.kept and (is_finite or self.scaler.is_enabled()):
+            for optimizer in optimizers:  # the scaler itself skips what overflowed
+                self.scaler.step(optimizer)
+        stepped = is_finite and self.window.kept > 0
+        self.scaler.update()
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+        if stepped:
+            self.optimizer_step += 1
+            if self.ema is not None:
+                self.ema.update()
+        else:
+            self.stats.steps_skipped += 1
+        self._watch_nonfinite(is_finite)
+        self.window = Window()
+
+    def _watch_nonfinite(self, is_finite: bool) -> None:
+        """Stop after `nonfinite_patience` bad steps in a row, naming the examples."""
+        # While a GradScaler can still lower its scale, overflow is its normal work.
+        searching = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        lost_all = self.window.kept == 0 and self.window.nonfinite > 0
+        if not lost_all and (is_finite or searching):
+            if is_finite and self.window.kept:
+                self.nonfinite_count = 0
+            return
+        self.nonfinite_count += 1
+        mine = self.window.suspects or self.window.ids
+        everyone = distributed.gather_objects(mine)
+        names = sorted({name for ids in everyone for name in ids})
+        message = (
+            f"epoch {self.epoch}, step {self.step}: nothing finite to train on "
+            f"({self.nonfinite_count} in a row); examples: {', '.join(names)}"
+        )
+        logger.warning(message)
+        if self.nonfinite_count >= self.nonfinite_patience:
+            raise NonFiniteTraining(
+                f"{message}. Stopped by nonfinite_patience={self.nonfinite_patience}; "
+                "check these files or lower lr"
+            )
+
+    # ------------------------------------------------------------------ one epoch
+
+    def fit(self, epoch_counter: Any, train_set: Any, valid_set: Any = None) -> None:
+        """SpeechBrain's fit, on loaders made by `modules.dataset.make_loader`."""
+        self.train_sampler = train_set.batch_sampler
+        super().fit(epoch_counter, train_set, valid_set)
+
+    def on_fit_start(self) -> None:
+        """Wrap, make the optimizer, resume; then say where the run stands."""
+        super().on_fit_start()
+        # A mid-epoch checkpoint holds step > 0 of the epoch that is about to start.
+        done = self.hparams.epoch_counter.current
+        self._open_log(done * self.train_sampler.steps_per_epoch + self.step, done)
+        if self.checkpointer.find_checkpoint() is not None:
+            logger.info(f"Resuming after epoch {done}, step {self.step} of the next")
+
+    def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
+        self.epoch = epoch
+        self.on_stage_start(Stage.TRAIN, epoch)
+        self.modules.train()
+        self.zero_grad(set_to_none=True)
+        self.train_sampler.set_position(epoch, first_step=self.step)
+        ckpt_time, ckpt_step = time.time(), self.step
+        self._log_time = time.time()
+        bar = tqdm(
+            train_set,
+            initial=self.step,
+            total=self.train_sampler.steps_per_epoch,
+            desc=f"epoch {epoch}",
+            dynamic_ncols=True,
+            disable=not enable,
+            colour=self.tqdm_barcolor["train"] or None,
+        )
+        with bar, self._profiling():
+            for batch in bar:
+                if self._optimizer_step_limit_exceeded:
+                    logger.info("optimizer_step_limit reached")
+                    break
+                self.step += 1
+                closes_window = self._closes_window()
+                self.fit_batch(batch)
+                bar.set_postfix(
+                    loss=f"{self.stats.loss:.2f}", kept=f"{self.stats.kept_share:.2f}"
+                )
+                self._log_step(len(batch.ids))
+                if self.profiler is not None:
+                    self.profiler.step()
+                if self.debug and self.step == self.debug_batches:
+                    break
+                if closes_window:
+                    since = self.step - ckpt_step
+                    if self._should_save_intra_epoch_ckpt(ckpt_time, since):
+                        self._save_intra_epoch_ckpt()
+                        ckpt_time, ckpt_step = time.time(), self.step
+                    self._stop_if_agreed()
+        self.zero_grad(set_to_none=True)
+        # Before the end-of-epoch save: what it stores is the start of the next epoch.
+        self.avg_train_loss, self.step = self.stats.loss, 0
+        self.on_stage_end(Stage.TRAIN, self.avg_train_loss, epoch)
+
+    def _fit_valid(self, valid_set: Any, epoch: int, enable: bool) -> None:
+        metrics: dict[str, float] = {}
+        if valid_set is not None and self._validates(epoch):
+            with self._ema_weights():
+                super()._fit_valid(valid_set, epoch, enable)
+            metrics = self.table_summary
+        self.on_epoch_end(epoch, metrics)
+        any_stop = distributed.gather_objects(self.stop_request.received is not None)
+        if any(any_stop):
+            raise StopRun(f"stopped after epoch {epoch}; its checkpoint is saved")
+
+    def _validates(self, epoch: int) -> bool:
+        last = epoch >= self.hparams.epoch_counter.limit
+        return last or epoch % self.hparams.valid_every == 0
+
+    def on_epoch_end(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Schedule, log and publish the end-of-epoch checkpoint on every rank.
+
+        Arguments
+        ---------
+        epoch : int
+            The epoch that ended.
+        metrics : dict[str, float]
+            Validation means, empty when this epoch was not validated.
+        """
+        value = metrics.get(self.monitor)
+        is_ranked = value is not None and math.isfinite(value)
+        if value is not None and not is_ranked:
+            logger.warning(f"validation {self.monitor} is {value}: epoch not ranked")
+        lr = self.optimizer.param_groups[0]["lr"]
+        if is_ranked:
+            update_learning_rate(
+                self.hparams.lr_scheduler, self.optimizer, epoch, loss=-value
+            )
+        train = {
+            "loss": self.stats.loss,
+            "kept_share": self.stats.kept_share,
+            "nonfinite": self.stats.nonfinite,
+            "steps_skipped": self.stats.steps_skipped,
+        }
+        self.stats = TrainStats()
+        if sb.utils.distributed.if_main_process():
+            self.hparams.train_logger.log_stats(
+                {"epoch": epoch, "lr": lr}, train_stats=train, valid_stats=metrics
+            )
+            self.log.epoch(epoch, {"train": train | {"lr": lr}, "valid": metrics})
+            self.log.curves()
+        self.checkpointer.save_and_keep_only(
+            meta={"epoch": epoch, "global_step": self._global_step(epoch)}
+            | ({self.monitor: value} if is_ranked else {}),
+            num_to_keep=self.hparams.keep_checkpoints,
+            max_keys=[self.monitor],
+            importance_keys=[],
+        )
+
+    def _save_intra_epoch_ckpt(self) -> None:
+        flag = sb.core.INTRA_EPOCH_CKPT_FLAG
+        self.checkpointer.save_and_keep_only(
+            meta={flag: True, "global_step": self._global_step(self.epoch - 1)},
+            end_of_epoch=False,
+            num_to_keep=1,
+            importance_keys=[],
+            ckpt_predicate=lambda ckpt: flag in ckpt.meta,
+            verbosity=logging.DEBUG,
+        )
+
+    def _global_step(self, epochs_done: int) -> int:
+        return epochs_done * self.train_sampler.steps_per_epoch + self.step
+
+    def _stop_if_agreed(self) -> None:
+        if self._stop_agreed:
+            self._save_intra_epoch_ckpt()
+            raise StopRun(
+                f"stopped in epoch {self.epoch} after step {self.step}; the same "
+                "command continues"
+            )
+
+    def _profiling(self) -> Any:
+        return nullcontext() if self.profiler is None else self.profiler
+
+    # ------------------------------------------------------------------ evaluation
+
+    def evaluate(self, test_set: Any, max_key: str | None = None) -> dict[str, float]:
+        """Score the best checkpoint on `test_set` and write the results.
+
+        Arguments
+        ---------
+        test_set : DataLoader
+            Made by `modules.dataset.make_loader`, this rank's share.
+        max_key : str | None
+            Checkpoint metric to choose by, higher is better.
+
+        Returns
+        -------
+        dict[str, float]
+            Means over the whole test set.
+
+        Raises
+        ------
+        FileNotFoundError
+            With `--test_only` when there is no checkpoint to evaluate.
+        """
+        self._load_for_evaluation(max_key)
+        with self._ema_weights():
+            super().evaluate(test_set)
+        return self.table_summary
+
+    def on_evaluate_start(
+        self, max_key: str | None = None, min_key: str | None = None
+    ) -> None:
+        """Nothing: `evaluate` has loaded the weights before it swapped in the EMA."""
+
+    def _load_for_evaluation(self, max_key: str | None) -> None:
+        """Load the best checkpoint, or the newest where none was validated."""
+        found = self.checkpointer.recover_if_possible(max_key=max_key)
+        if found is None:
+            found = self.checkpointer.recover_if_possible()
+        if found is None and not self.hparams.pretrained:
+            raise FileNotFoundError(
+                f"{self.checkpointer.checkpoints_dir}: no checkpoint to evaluate; "
+                "train first, or give the weights by --pretrained=FOLDER"
+            )
+        shown = found.path if found is not None else self.hparams.pretrained
+        logger.info(f"Evaluating {shown}")
+
+    def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
+        """Start an empty result table for a validation or a test."""
+        if stage != Stage.TRAIN:
+            self.table = ResultTable()
+            self.audio_saved = 0
+            self.nonfinite_outputs = 0
+
+    @torch.no_grad()
+    def evaluate_batch(self, batch: Batch, stage: Stage) -> Tensor:
+        """Separate and score each example alone, so that a score never sees padding.
+
+        Arguments
+        ---------
+        batch : Batch
+            Examples of any lengths, zero-padded.
+        stage : Stage
+            VALID or TEST.
+
+        Returns
+        -------
+        Tensor
+            Mean of the negated monitor over the batch.
+        """
+        if stage == Stage.TEST and self.stop_request.received is not None:
+            raise StopRun("stopped during the test; --test_only runs it again")
+        batch = batch.to(self.device)
+        values = []
+        for index in range(len(batch.ids)):
+            if not batch.counts_B[index]:
+                continue
+            length = batch.length_B[index]
+            mix_T = batch.mix_BT[index, :length]
+            target_ST = batch.src_BST[index, :, :length]
+            with self.evaluation_ctx:
+                est_ST = self.separate(mix_T[None])[0].float()
+            self.nonfinite_outputs += int(not torch.isfinite(est_ST).all())
+            scores = self.score(est_ST, target_ST, mix_T, stage)
+            self.table.add(batch.ids[index], **scores)
+            values.append(-scores[self.monitor])
+            self._keep_audio(batch.ids[index], mix_T, est_ST, target_ST, stage)
+        return torch.tensor(values).mean()
+
+    def separate(self, mix_BT: Tensor) -> Tensor:
+        """Run the bare network on whole mixtures, in chunks when they are long.
+
+        The wrappers of `self.modules` are taken off: DDP would wait for ranks whose
+        share is smaller, a compiled graph would be rebuilt for every length.
+        """
+        separator = distributed.unwrap(self.modules["separator"])
+        seconds = self.hparams.eval_chunk_seconds
+        if not seconds:
+            return separator(mix_BT)
+        rate = self.hparams.sample_rate
+        chunk = round(seconds * rate)
+        return separate_in_chunks(separator, mix_BT, chunk=chunk, overlap=chunk // 4)
+
+    def on_stage_end(
+        self, stage: Stage, stage_loss: float, epoch: int | None = None
+    ) -> None:
+        """Merge the ranks' tables; write the test's results."""
+        if stage == Stage.TRAIN:
+            return
+        self.table.merge_ranks()
+        self.summary = self.table.summary()
+        self.table_summary = {
+            name: math.nan if entry["mean"] is None else entry["mean"]
+            for name, entry in self.summary["metrics"].items()
+        }
+        if any(distributed.gather_objects(self.nonfinite_outputs)):
+            logger.warning("the network's output is not finite for some examples")
+            self.table_summary[self.monitor] = math.nan
+        if stage == Stage.TEST and sb.utils.distributed.if_main_process():
+            self.table.write_csv(self.output_folder / "test_results.csv")
+            self.table.write_json(self.output_folder / "test_results.json")
+            self.hparams.train_logger.log_stats(
+                {"epoch loaded": self.hparams.epoch_counter.current},
+                test_stats=self.table_summary,
+            )
+
+    def report(self) -> None:
+        """Print the test's table and where the run's files are, on the main process."""
+        if not sb.utils.distributed.if_main_process():
+            return
+        print(f"\n{'metric':<10} {'mean':>8} {'std. error':>11} {'examples':>9}")
+        for name, entry in self.summary["metrics"].items():
+            mean, error = (
+                "-" if entry[key] is None else f"{entry[key]:.2f}"
+                for key in ("mean", "standard_error")
+            )
+            shown = self.metric_names.get(name, name)
+            print(f"{shown:<10} {mean:>8} {error:>11} {entry['count']:>9}")
+        if self.summary["non_finite"]:
+            print(f"{self.summary['non_finite']} examples had no finite score")
+        print("\nall values in dB; an 'i' is the improvement over the mixture\n")
+        folder = self.output_folder
+        for what, where in {
+            "scores": folder / "test_results.csv",
+            "audio": folder / "audio",
+            "curves": folder / "curves.png",
+            "checkpoints": self.checkpointer.checkpoints_dir,
+        }.items():
+            if where.exists():
+                print(f"{what:<12} {where}")
+
+    def _keep_audio(
+        self, id_: str, mix_T: Tensor, est_ST: Tensor, target_ST: Tensor, stage: Stage
+    ) -> None:
+        """Write or log the first examples; only rank 0's share, at true level."""
+        if self.audio_saved >= self.hparams.n_audio_to_save:
+            return
+        if not sb.utils.distributed.if_main_process():
+            return
+        self.audio_saved += 1
+        rate = self.hparams.sample_rate
+        for name, wave_T in named_waves(mix_T, est_ST, target_ST):
+            if stage == Stage.TEST:
+                folder = self.output_folder / "audio" / safe_name(id_)
+                write_audio(folder / f"{name}.wav", wave_T, rate)
+            elif self.log is not None and self.audio_saved <= 2:
+                tag, step = f"{safe_name(id_)}/{name}", self.epoch
+                self.log.audio(tag, wave_T, rate, step)
+                self.log.spectrogram(tag, wave_T, rate, step)
+
+    def _ema_weights(self) -> Any:
+        return nullcontext() if self.ema is None else self.ema.applied()
+
+    # ------------------------------------------------------------------ logs, state
+
+    def _open_log(self, step: int, epochs_done: int) -> None:
+        if sb.utils.distributed.if_main_process():
+            self.output_folder.mkdir(parents=True, exist_ok=True)
+            self.log = RunLog(self.output_folder, tensorboard=self.hparams.tensorboard)
+            self.log.rewind(step=step, epoch=epochs_done)
+
+    def _log_step(self, batch_size: int) -> None:
+        every = self.hparams.log_every
+        if self.log is None or self.step % every:
+            return
+        examples = batch_size * every * distributed.world_size()
+        self.log.scalars(
+            self._global_step(self.epoch - 1),
+            loss=self.stats.loss,
+            lr=self.optimizer.param_groups[0]["lr"],
+            grad_norm=self.grad_norm,
+            kept_share=self.stats.kept_share,
+            skipped=self.stats.steps_skipped,
+            examples_per_second=examples / (time.time() - self._log_time),
+        )
+        self._log_time = time.time()
+
+    @mark_as_saver
+    def _save(self, path: Path) -> None:
+        state = {
+            "step": self.step,
+            "optimizer_step": self.optimizer_step,
+            "nonfinite_count": self.nonfinite_count,
+            "stats": asdict(self.stats),
+        }
+        Path(path).write_text(yaml.safe_dump(state), encoding="utf-8")
+
+    @mark_as_loader
+    def _recover(self, path: Path, end_of_epoch: bool) -> None:
+        state = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        self.step = state["step"]
+        self.optimizer_step = state["optimizer_step"]
+        self.nonfinite_count = state["nonfinite_count"]
+        self.stats = TrainStats(**state["stats"])

@@ -1,0 +1,146 @@
+"""Speech separation: mixtures of 2 or 3 talkers, PIT SI-SNR, dynamic mixing.
+
+Data sets, losses and scores of the speech recipes; the training step is in
+`recipes/separation.py`.
+
+Legend: B batch, S source, T sample.
+"""
+
+import logging
+
+from speechbrain import Stage
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data_prep.manifest import Row, read_manifest
+from modules import distributed
+from modules.dataset import (
+    Batch,
+    EpochSampler,
+    ManifestDataset,
+    collate_crops,
+    collate_whole,
+    make_loader,
+)
+from modules.losses import pit_neg_si_snr
+from modules.metrics import score_example
+from modules.mixing import DynamicMixing, UtterancePool
+from recipes.separation import Separation
+
+logger = logging.getLogger(__name__)
+
+
+class SpeechSeparation(Separation):
+    """Permutation-invariant SI-SNR training of `modules.separator`."""
+
+    metric_names = {
+        "si_snr": "SI-SNR",
+        "si_snr_i": "SI-SNRi",
+        "sdr": "SDR",
+        "sdr_i": "SDRi",
+    }
+
+    def compute_forward(self, batch: Batch, stage: Stage) -> Tensor:
+        """Separate the mixtures: [B, T] to [B, S, T]."""
+        return self.modules.separator(batch.mix_BT)
+
+    def compute_objectives(
+        self, predictions: Tensor, batch: Batch, stage: Stage
+    ) -> tuple[Tensor, Tensor]:
+        """Negative SI-SNR in dB under the best permutation, one per example.
+
+        Returns
+        -------
+        loss_B : Tensor
+            Mean over the sources that are not silent.
+        scorable_B : Tensor
+            False where every source is silent.
+        """
+        result = pit_neg_si_snr(predictions, batch.src_BST, batch.length_B)
+        return result.loss_B, result.active_BS.any(-1)
+
+    def score(
+        self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage
+    ) -> dict[str, float]:
+        """SI-SNR and its improvement; at the test SDR as well."""
+        return score_example(
+            est_ST,
+            target_ST,
+            mix_T,
+            self.hparams.sample_rate,
+            with_sdr=stage == Stage.TEST,
+        )
+
+    def make_loaders(
+        self, manifests: dict[str, str]
+    ) -> tuple[DataLoader, DataLoader, DataLoader]:
+        """Loaders of the training, validation and test sets, this rank's share.
+
+        Arguments
+        ---------
+        manifests : dict[str, str]
+            Paths by "train", "valid" and "test".
+
+        Raises
+        ------
+        DataError
+            An empty set, a wrong sample rate, a missing file.
+        """
+        rows = {
+            name: read_manifest(path, self.hparams.num_spks, self.hparams.sample_rate)
+            for name, path in manifests.items()
+        }
+        rate = self.hparams.sample_rate
+        return (
+            self._loader(self._training_set(rows["train"]), shuffle=True),
+            self._loader(ManifestDataset(rows["valid"], rate), whole=True),
+            self._loader(ManifestDataset(rows["test"], rate), whole=True),
+        )
+
+    def _training_set(self, rows: list[Row]) -> Dataset:
+        """Mixtures made on the fly, or random crops of those on disk."""
+        settings = {
+            "sample_rate": self.hparams.sample_rate,
+            "segment_seconds": self.hparams.segment_seconds,
+            "speed_changes": self.hparams.speed_changes or None,
+            "seed": self.hparams.seed,
+        }
+        if not self.hparams.dynamic_mixing:
+            return ManifestDataset(rows, **settings)
+        return DynamicMixing(
+            self._utterances(rows),
+            num_spks=self.hparams.num_spks,
+            examples_per_epoch=self.hparams.examples_per_epoch or len(rows),
+            **settings,
+        )
+
+    def _utterances(self, rows: list[Row]) -> UtterancePool:
+        """Single talkers for dynamic mixing: a folder of them, or the set's sources."""
+        index = f"{self.hparams.save_folder}/utterances.csv"
+        if self.hparams.base_folder_dm:
+            make, origin = UtterancePool.scan, self.hparams.base_folder_dm
+        else:
+            make, origin = UtterancePool.from_manifest, rows
+        pool = distributed.run_on_main(make, origin, index)
+        logger.info(f"Dynamic mixing from {pool}")
+        return pool
+
+    def _loader(
+        self, dataset: Dataset, whole: bool = False, shuffle: bool = False
+    ) -> DataLoader:
+        """Training crops are batched; whole files have a batch size of their own."""
+        sampler = EpochSampler(
+            len(dataset),
+            self.hparams.eval_batch_size if whole else self.hparams.batch_size,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            shuffle=shuffle,
+            seed=self.hparams.seed,
+        )
+        return make_loader(
+            dataset,
+            sampler,
+            collate=collate_whole if whole else collate_crops,
+            num_workers=self.hparams.num_workers,
+            pin_memory=self.device_type == "cuda",
+        )

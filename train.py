@@ -1,0 +1,64 @@
+"""Train and test a separator.
+
+    python train.py hparams/mossformer2.yaml --data_folder=/data/wsj0-mix/2speakers
+    torchrun --standalone --nproc_per_node=2 train.py hparams/mossformer2.yaml ...
+
+The same command again resumes. `--test_only` scores the best checkpoint,
+`--key=value` overrides any key of the YAML, and every SpeechBrain run option works.
+"""
+
+import sys
+from pathlib import Path
+
+import speechbrain as sb
+
+from data_prep.manifest import DataError
+from modules import distributed
+from modules.checkpoints import RunLock
+from modules.pretrained import load_pretrained
+from modules.signals import EXIT_REQUEUE, StopRequest, StopRun
+from recipes.hparams import HparamsError, load_hparams, parse_command_line
+
+
+def main(arguments: list[str]) -> None:
+    """Run one experiment from its command line."""
+    param_file, run_opts, overrides = parse_command_line(arguments)
+    hparams, resolved = load_hparams(param_file, overrides)
+    run_opts = distributed.init_process_group(run_opts, hparams["ddp_timeout"])
+    output_folder = Path(hparams["output_folder"])
+    with RunLock(output_folder), StopRequest() as stop_request:
+        sb.create_experiment_directory(output_folder)
+        distributed.run_on_main(save_text, output_folder / "hyperparams.yaml", resolved)
+        manifests = distributed.run_on_main(hparams["prepare"])
+        if hparams["pretrained"]:
+            load_pretrained(hparams["separator"], hparams["pretrained"])
+
+        brain = hparams["recipe"](
+            modules=hparams["modules"],
+            opt_class=hparams["optimizer"],
+            hparams=hparams,
+            run_opts=run_opts,
+            checkpointer=hparams["checkpointer"],
+        )
+        brain.stop_request = stop_request
+        train_set, valid_set, test_set = brain.make_loaders(manifests)
+        brain.fit(hparams["epoch_counter"], train_set, valid_set)
+        brain.evaluate(test_set, max_key=brain.monitor)
+        brain.report()
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a text file whole."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except StopRun as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(EXIT_REQUEUE)
+    except (HparamsError, DataError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
