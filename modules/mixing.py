@@ -172,7 +172,7 @@ class DynamicMixing(Dataset):
                 return example
         raise DataError(
             f"dynamic mixing: {MAX_DRAWS} draws for example {index} of epoch {epoch} "
-            f"all hit pauses; the utterances are nearly silent, check those of {self.pool}"
+            f"all hit pauses; are these nearly silent: {self.pool}?"
         )
 
     def _draw(self, rng: np.random.Generator) -> Example | None:
