@@ -146,8 +146,7 @@ def silu_conv(x_BLC: Tensor, weight_CK: Tensor, dropout: float) -> Tensor:
     # The skip connection is one more unit in the middle tap.
     centre_K = torch.zeros_like(weight_CK[0])
     centre_K[weight_CK.shape[1] // 2] = 1.0
-    keep = _draw_keep_mask(x_BLC, dropout)
-    return _SiluConv.apply(x_BLC, weight_CK + centre_K, keep, 1.0 / (1.0 - dropout))
+    return _SiluConv.apply(x_BLC, weight_CK + centre_K, dropout)
 
 
 def silu_conv_plain(x_BLC: Tensor, weight_CK: Tensor, dropout: float) -> Tensor:
@@ -156,12 +155,62 @@ def silu_conv_plain(x_BLC: Tensor, weight_CK: Tensor, dropout: float) -> Tensor:
     return F.dropout(s_BLC + depthwise_plain(s_BLC, weight_CK), dropout)
 
 
-def dropout_mask(x: Tensor, dropout: float) -> Tensor:
-    """Draw a mask of zeros and ``1 / (1 - dropout)`` with the shape of ``x``."""
-    if not _fast_form(x):
-        return F.dropout(torch.ones_like(x), dropout)
-    keep = _draw_keep_mask(x, dropout)
-    return torch.ones_like(x) if keep is None else keep.to(x.dtype) / (1.0 - dropout)
+def gated_attention(hidden_BLC: Tensor, heads_BLHD: Tensor, dropout: float) -> Tensor:
+    """Attend within groups of frames and over all of them, then gate.
+
+    With ``[v, u] = hidden``, n frames and A block-diagonal, one block a group:
+    ``[a_v, a_u] = (A + q_lin k_lin^T / n) [v, u]``, ``A = relu(q k^T / GROUP)^2``;
+    returns ``(a_u * v) * sigmoid(a_v * u)``.
+
+    Arguments
+    ---------
+    hidden_BLC : Tensor
+        Values ``v`` and gates ``u`` side by side.
+    heads_BLHD : Tensor
+        ``q, q_lin, k, k_lin`` along H.
+    dropout : float
+        Probability of dropping an entry of A, 0 outside training.
+
+    Returns
+    -------
+    Tensor
+        ``out_BLC`` with half the channels of ``hidden``.
+    """
+    if not _fast_form(hidden_BLC):
+        return gated_attention_plain(hidden_BLC, heads_BLHD, dropout)
+    heads_BLHD = heads_BLHD.to(hidden_BLC.dtype)
+    return _GatedAttention.apply(hidden_BLC.contiguous(), heads_BLHD, dropout)
+
+
+def gated_attention_plain(
+    hidden_BLC: Tensor, heads_BLHD: Tensor, dropout: float
+) -> Tensor:
+    """Compute `gated_attention` as it is written."""
+    q_BLD, lin_q_BLD, k_BLD, lin_k_BLD = heads_BLHD.unbind(2)
+    frames = hidden_BLC.shape[1]
+    parts = []
+    for start, stop, size in _pieces(frames):
+        q, k, hidden = (
+            x[:, start:stop].unflatten(1, (-1, size))
+            for x in (q_BLD / GROUP, k_BLD, hidden_BLC)
+        )
+        weights = F.dropout(F.relu(q @ k.mT).square(), dropout)
+        parts.append((weights @ hidden).flatten(1, 2))
+    summary_BDC = lin_k_BLD.mT @ hidden_BLC / frames
+    seen_BLC = torch.cat(parts, dim=1) + lin_q_BLD @ summary_BDC
+    v, u = hidden_BLC.chunk(2, dim=-1)
+    seen_v, seen_u = seen_BLC.chunk(2, dim=-1)
+    return seen_u * v * torch.sigmoid(seen_v * u)
+
+
+def _pieces(frames: int) -> list[tuple[int, int, int]]:
+    """Split frames into whole groups and a shorter last one: (start, stop, size).
+
+    The last group is computed alone, so that nothing needs padding or masking.
+    """
+    whole = frames - frames % GROUP
+    pieces = [(0, whole, GROUP), (whole, frames, frames - whole)]
+    return [piece for piece in pieces if piece[2] and piece[1] > piece[0]]
 
 
 def _draw_keep_mask(x: Tensor, dropout: float) -> Tensor | None:
@@ -233,12 +282,11 @@ class _SiluConv(torch.autograd.Function):
     """`silu_conv` for the CPU: keeps only its input and one byte a value of mask."""
 
     @staticmethod
-    def forward(
-        ctx, x_BLC: Tensor, weight_CK: Tensor, keep_BLC: Tensor | None, gain: float
-    ) -> Tensor:
+    def forward(ctx, x_BLC: Tensor, weight_CK: Tensor, dropout: float) -> Tensor:
+        ctx.gain = 1.0 / (1.0 - dropout)
+        keep_BLC = _draw_keep_mask(x_BLC, dropout)
         ctx.save_for_backward(x_BLC, weight_CK, keep_BLC)
-        ctx.gain = gain
-        y_BLC = _convolve_last(F.silu(x_BLC), weight_CK * gain)
+        y_BLC = _convolve_last(F.silu(x_BLC), weight_CK * ctx.gain)
         return y_BLC if keep_BLC is None else y_BLC.mul_(keep_BLC)
 
     @staticmethod
@@ -249,7 +297,103 @@ class _SiluConv(torch.autograd.Function):
         grad_s_BLC = _convolve_last(grad_BLC, weight_CK.flip(1) * ctx.gain)
         grad_w_CK = _correlate(F.silu(x_BLC), grad_BLC, weight_CK.shape[1]) * ctx.gain
         grad_x_BLC = torch.ops.aten.silu_backward(grad_s_BLC, x_BLC)
-        return grad_x_BLC, grad_w_CK.to(weight_CK.dtype), None, None
+        return grad_x_BLC, grad_w_CK.to(weight_CK.dtype), None
+
+
+class _GatedAttention(torch.autograd.Function):
+    """`gated_attention` for the CPU, accumulating every product where it belongs.
+
+    Written out because autograd would add four full-size gradients of ``hidden`` and
+    keep three intermediate results of the gate. Names: ``seen = [a_v, a_u]``,
+    ``root = relu(q k^T / GROUP)``, ``summary = k_lin^T hidden / n``.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_BLC: Tensor, heads_BLHD: Tensor, dropout: float) -> Tensor:
+        q_BLD, lin_q_BLD, k_BLD, lin_k_BLD = heads_BLHD.unbind(2)
+        batch, frames, _ = hidden_BLC.shape
+        summary_BDC = torch.bmm(lin_k_BLD.mT, hidden_BLC).div_(frames)
+        seen_BLC = torch.bmm(lin_q_BLD, summary_BDC)
+        q_BLD = q_BLD / GROUP
+        roots, keeps = [], []
+        for item in range(batch):
+            for start, stop, size in _pieces(frames):
+                q, k, hidden, seen = (
+                    x[item, start:stop].unflatten(0, (-1, size))
+                    for x in (q_BLD, k_BLD, hidden_BLC, seen_BLC)
+                )
+                root = torch.bmm(q, k.mT).relu_()
+                keep = _draw_keep_mask(root, dropout)
+                seen.baddbmm_(_attention_weights(root, keep, dropout), hidden)
+                roots.append(root)
+                keeps.append(keep)
+        ctx.dropout = dropout
+        ctx.save_for_backward(
+            hidden_BLC, heads_BLHD, summary_BDC, seen_BLC, *roots, *keeps
+        )
+        v, u = hidden_BLC.chunk(2, dim=-1)
+        seen_v, seen_u = seen_BLC.chunk(2, dim=-1)
+        return (seen_v * u).sigmoid_().mul_(seen_u).mul_(v)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_BLC: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_BLC, heads_BLHD, summary_BDC, seen_BLC, *rest = ctx.saved_tensors
+        roots, keeps = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        q_BLD, lin_q_BLD, k_BLD, lin_k_BLD = heads_BLHD.unbind(2)
+        batch, frames, _ = hidden_BLC.shape
+        d_hidden_BLC, d_seen_BLC = _gate_backward(hidden_BLC, seen_BLC, grad_BLC)
+        d_heads_BLHD = torch.empty_like(heads_BLHD)
+        d_q, d_lin_q, d_k, d_lin_k = d_heads_BLHD.unbind(2)
+        # seen = lin_q summary + A hidden, summary = lin_k^T hidden / n
+        d_summary_BDC = torch.bmm(lin_q_BLD.mT, d_seen_BLC).div_(frames)
+        d_lin_q.copy_(torch.bmm(d_seen_BLC, summary_BDC.mT))
+        d_lin_k.copy_(torch.bmm(hidden_BLC, d_summary_BDC.mT))
+        d_hidden_BLC.baddbmm_(lin_k_BLD, d_summary_BDC)
+        blocks = iter(zip(roots, keeps, strict=True))
+        for item in range(batch):
+            for start, stop, size in _pieces(frames):
+                q, k, hidden, d_hidden, d_seen = (
+                    x[item, start:stop].unflatten(0, (-1, size))
+                    for x in (q_BLD, k_BLD, hidden_BLC, d_hidden_BLC, d_seen_BLC)
+                )
+                root, keep = next(blocks)
+                weights = _attention_weights(root, keep, ctx.dropout)
+                d_hidden.baddbmm_(weights.mT, d_seen)
+                # d(root^2)/d(q k^T) = 2 root / GROUP, and 0 where relu cut.
+                d_scores = torch.bmm(d_seen, hidden.mT).mul_(root)
+                d_scores.mul_(2 / GROUP / (1 - ctx.dropout))
+                if keep is not None:
+                    d_scores.mul_(keep)
+                d_q[item, start:stop].unflatten(0, (-1, size)).copy_(d_scores @ k)
+                d_k[item, start:stop].unflatten(0, (-1, size)).copy_(d_scores.mT @ q)
+        return d_hidden_BLC, d_heads_BLHD, None
+
+
+def _attention_weights(root: Tensor, keep: Tensor | None, dropout: float) -> Tensor:
+    """Return ``dropout(root ** 2)``."""
+    weights = root.square()
+    return weights if keep is None else weights.mul_(keep).div_(1 - dropout)
+
+
+def _gate_backward(
+    hidden_BLC: Tensor, seen_BLC: Tensor, grad_BLC: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of ``a_u v sigmoid(a_v u)`` for [v, u] and [a_v, a_u]."""
+    d_hidden_BLC, d_seen_BLC = torch.empty_like(hidden_BLC), torch.empty_like(seen_BLC)
+    v, u = hidden_BLC.chunk(2, dim=-1)
+    seen_v, seen_u = seen_BLC.chunk(2, dim=-1)
+    d_v, d_u = d_hidden_BLC.chunk(2, dim=-1)
+    d_seen_v, d_seen_u = d_seen_BLC.chunk(2, dim=-1)
+    gate = (seen_v * u).sigmoid_()
+    passed = gate * grad_BLC
+    torch.mul(passed, v, out=d_seen_u)
+    torch.mul(passed, seen_u, out=d_v)
+    # With d sigmoid = gate (1 - gate): the gradient of the product a_v u.
+    d_product = passed.mul_(1 - gate).mul_(v).mul_(seen_u)
+    torch.mul(d_product, u, out=d_seen_v)
+    torch.mul(d_product, seen_v, out=d_u)
+    return d_hidden_BLC, d_seen_BLC
 
 
 # ---------------------------------------------------------------- normalisations
@@ -404,54 +548,6 @@ class OffsetScale(nn.Module):
     def forward(self, x_BLC: Tensor) -> Tensor:
         """Return ``[B, L, 4, C]``."""
         return torch.addcmul(self.beta, x_BLC.unsqueeze(2), self.gamma)
-
-
-def gated_attention(
-    hidden_BLC: Tensor, queries_keys_BLHC: Tensor, dropout: float
-) -> Tensor:
-    """Attend within groups and over everything, then gate.
-
-    With ``[v, u] = hidden``, A the block-diagonal attention inside groups and n frames:
-    ``a = (A + q_lin k_lin^T / n) hidden``, ``A = relu(q k^T / GROUP)^2``;
-    returns ``(a_u * v) * sigmoid(a_v * u)``.
-
-    Arguments
-    ---------
-    hidden_BLC : Tensor
-        Values ``v`` and gates ``u`` side by side.
-    queries_keys_BLHC : Tensor
-        Quadratic and linear query, quadratic and linear key (H = 4).
-    dropout : float
-        Probability of dropping an entry of A.
-
-    Returns
-    -------
-    Tensor
-        ``out_BLC`` with half the channels of ``hidden``.
-    """
-    quad_q, lin_q, quad_k, lin_k = queries_keys_BLHC.unbind(2)
-    batch, frames, _ = hidden_BLC.shape
-    summary_BKC = lin_k.transpose(1, 2) @ hidden_BLC / frames
-    quad_q = quad_q / GROUP
-    whole = frames - frames % GROUP
-    parts = []
-    # Whole groups together; the shorter last one alone, so nothing is padded.
-    for start, stop in ((0, whole), (whole, frames)):
-        if start == stop:
-            continue
-        size = min(GROUP, stop - start)
-        q, k, hidden = (
-            x[:, start:stop].reshape(-1, size, x.shape[-1])
-            for x in (quad_q, quad_k, hidden_BLC)
-        )
-        weights_GLL = F.relu(q @ k.transpose(1, 2)).square()
-        if dropout:
-            weights_GLL = weights_GLL * dropout_mask(weights_GLL, dropout)
-        parts.append((weights_GLL @ hidden).view(batch, stop - start, -1))
-    attended_BLC = torch.cat(parts, dim=1) + lin_q @ summary_BKC
-    v, u = hidden_BLC.chunk(2, dim=-1)
-    attended_v, attended_u = attended_BLC.chunk(2, dim=-1)
-    return attended_u * v * torch.sigmoid(attended_v * u)
 
 
 class GatedAttention(nn.Module):
