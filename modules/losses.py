@@ -281,9 +281,7 @@ def _permutation_table(sources: int, device: torch.device) -> Tensor:
             f"PIT over {sources} sources needs {sources}! permutations; "
             f"at most {MAX_SOURCES} sources are supported"
         )
-    # the table outlives this call, so it must not be an inference-mode tensor
-    with torch.inference_mode(False):
-        return torch.tensor(list(permutations(range(sources))), device=device)
+    return torch.tensor(list(permutations(range(sources))), device=device)
 
 
 def _check(est_BST: Tensor, target_BST: Tensor, length_B: Tensor | None) -> None:
