@@ -1,0 +1,42 @@
+"""Fixtures shared by all tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.toy import make_corpus
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny wsj0-mix tree."""
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def toy_arguments(corpus: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Command line of a run of a second or two; keyword arguments override."""
+
+    def arguments(**overrides: object) -> list[str]:
+        settings: dict[str, object] = {
+            "data_folder": corpus,
+            "output_folder": tmp_path / "run",
+            "segment_seconds": 0.25,
+            "N_epochs": 2,
+            "num_workers": 0,
+            "tensorboard": False,
+            "device": "cpu",
+            "n_audio_to_save": 1,
+            "log_every": 1,
+            **overrides,
+        }
+        flags = [name for name, value in settings.items() if value is None]
+        values = {name: value for name, value in settings.items() if value is not None}
+        return [
+            str(Path(__file__).parent / "toy.yaml"),
+            *(f"--{name}={value}" for name, value in values.items()),
+            *(f"--{name}" for name in flags),
+        ]
+
+    return arguments

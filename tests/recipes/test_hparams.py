@@ -1,0 +1,134 @@
+"""YAML files, their variants and overrides."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from speechbrain.utils.run_opts import RunOptions
+
+from recipes.hparams import HparamsError, load_hparams, parse_command_line
+
+ROOT = Path(__file__).parents[2]
+BASES = {"speech.yaml"}  # extended by others, not run themselves
+RECIPES = sorted(p for p in (ROOT / "hparams").glob("*.yaml") if p.name not in BASES)
+TOY = str(ROOT / "tests" / "toy.yaml")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_names_only_keys_that_something_reads(path, tmp_path):
+    """A key that nobody reads is a setting that does nothing."""
+    _, resolved = load_hparams(
+        path, {"data_folder": "/none", "output_folder": str(tmp_path)}
+    )
+    texts = [p.read_text() for p in (ROOT / "hparams").rglob("*.yaml")]
+    code = "".join(
+        p.read_text()
+        for p in [ROOT / "train.py", *(ROOT / "recipes").glob("*.py")]
+    )
+    for key in yaml.compose(resolved).value:
+        name = key[0].value
+        used = (
+            any(f"<{name}>" in text for text in texts)
+            or f"hparams.{name}" in code
+            or f'hparams["{name}"]' in code
+            or name in RunOptions.__dataclass_fields__
+            or name == "__set_seed"
+        )
+        assert used, f"{path.name}: nothing reads {name}"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_says_its_published_score(path):
+    header = path.read_text().split("extends")[0]
+    assert "Published" in header or "demo" in path.name
+
+
+def test_resolved_text_gives_the_same_run(tmp_path):
+    overrides = {"data_folder": "/none", "output_folder": str(tmp_path), "lr": 0.25}
+    _, resolved = load_hparams(TOY, overrides)
+    written = tmp_path / "hyperparams.yaml"
+    written.write_text(resolved)
+    again, _ = load_hparams(written)
+    assert again["optimizer"].keywords["lr"] == 0.25
+    assert again["modules"]["separator"] is again["separator"]
+    assert again["checkpointer"].recoverables["separator"] is again["separator"]
+
+
+def test_a_variant_changes_only_what_it_names(tmp_path):
+    settings = {"data_folder": "/none", "output_folder": str(tmp_path)}
+    (tmp_path / "variant.yaml").write_text(f"extends: {TOY}\nlr: 0.5\n")
+    changed, _ = load_hparams(tmp_path / "variant.yaml", settings)
+    plain, _ = load_hparams(TOY, settings)
+    differing = {
+        key
+        for key, value in plain.items()
+        if isinstance(value, int | float | str | list | None) and changed[key] != value
+    }
+    assert differing == {"lr"}
+    assert changed["optimizer"].keywords["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num_spk=3"], "unknown key --num_spk: did you mean num_spks?"),
+        (["--precison=bf16"], "did you mean precision?"),
+        (["--dev=cpu"], "unknown key --dev"),  # argparse would take the abbreviation
+        (["--lr"], "--lr needs one value"),
+        (["lr=1"], "unexpected argument 'lr=1'"),
+        (["--precision=fp8"], "precision"),
+        (["--optimizer_step_limit=few"], "optimizer_step_limit"),
+        (["--select=[1"], "not valid YAML"),
+    ],
+)
+def test_a_wrong_argument_is_one_clear_line(arguments, message):
+    with pytest.raises(HparamsError) as error:
+        parse_command_line([TOY, *arguments])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_misspelt_nested_key_names_its_neighbour():
+    _, _, overrides = parse_command_line([TOY, "--lr_scheduler={patiense: 3}"])
+    with pytest.raises(HparamsError, match=r"lr_scheduler\[patiense\].*patience"):
+        load_hparams(TOY, overrides)
+
+
+def test_a_nested_override_leaves_its_neighbours(tmp_path):
+    _, _, overrides = parse_command_line(
+        [
+            TOY,
+            "--data_folder=/none",
+            f"--output_folder={tmp_path}",
+            "--lr_scheduler={patience: 7}",
+        ]
+    )
+    scheduler = load_hparams(TOY, overrides)[0]["lr_scheduler"]
+    assert (scheduler.patience, scheduler.factor) == (7, 0.5)
+
+
+def test_values_with_equals_signs_and_spaces_survive(tmp_path):
+    folder = tmp_path / "a=b c"
+    _, _, overrides = parse_command_line([TOY, f"--data_folder={folder}", "--lr", "1"])
+    assert overrides == {"data_folder": str(folder), "lr": 1}
+
+
+def test_a_placeholder_asks_for_its_value():
+    with pytest.raises(HparamsError, match="--data_folder=..."):
+        load_hparams(TOY)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(HparamsError, match="hparams/none.yaml: no such YAML file"):
+        parse_command_line(["hparams/none.yaml"])
+    with pytest.raises(HparamsError, match="first argument must be a YAML file"):
+        parse_command_line(["--data_folder=x"])
+
+
+def test_run_options_are_typed():
+    _, run_opts, overrides = parse_command_line(
+        [TOY, "--optimizer_step_limit=3", "--debug", "--precision", "bf16"]
+    )
+    assert run_opts.optimizer_step_limit == 3
+    assert run_opts.debug and run_opts.precision == "bf16"
+    assert overrides == {}
