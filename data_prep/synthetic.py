@@ -18,10 +18,9 @@ import logging
 import os
 import shutil
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -184,13 +183,9 @@ def _fill(folder: Path, settings: Parameters) -> None:
         for name, voice in voices
         for take in range(settings.utterances_per_voice)
     ]
-    # Processes, because the arithmetic is in many small steps; the result does not
-    # depend on their number.
-    workers = min(os.cpu_count() or 1, 8)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
-        waves = processes.map(
-            partial(_utterance, settings), *zip(*talk, strict=True), chunksize=16
-        )
+    # numpy lets other threads run inside its loops and transforms.
+    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+        waves = threads.map(partial(_utterance, settings), *zip(*talk, strict=True))
         spoken: dict[str, list[tuple[str, np.ndarray]]] = {
             split: [] for split in groups
         }

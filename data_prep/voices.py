@@ -188,13 +188,17 @@ def speak(
     frequency_F = np.fft.rfftfreq(2 * OVERLAP * hop, 1 / sample_rate)
     tract_LF = _vocal_tract(formants_L3, voice.tract, frequency_F)
     tract_LF *= _glottis(voice.tilt, frequency_F)
-    noise_LF = tract_LF * (voice.breath * voice_L + noise_L)[:, None]
+    noise_LF = tract_LF * (voice.breath * voice_L + noise_L)[:, None].astype(np.float32)
     rubbing_L = tracks_KL[5] > 0
     noise_LF[rubbing_L] = (
         _friction(tracks_KL[5, rubbing_L] * voice.tract, frequency_F)
         * (noise_L[rubbing_L, None])
     )
-    wave_T = _filter([voiced_T, noise_T], [tract_LF * voice_L[:, None], noise_LF], hop)
+    wave_T = _filter(
+        [voiced_T, noise_T],
+        [tract_LF * voice_L[:, None].astype(np.float32), noise_LF],
+        hop,
+    )
     length = round(seconds * sample_rate)
     wave_T = np.pad(wave_T, (0, max(0, length - len(wave_T))))[:length]
     return wave_T * (0.05 / np.sqrt(np.mean(wave_T**2)))
@@ -267,15 +271,17 @@ def _vocal_tract(
     Formants above the third do not move: they lie 1 kHz apart.
     """
     fixed = np.arange(3500 * tract, frequency_F[-1] + 1500 * tract, 1000 * tract)
-    s_F = 1j * frequency_F
+    fixed = fixed.astype(np.float32)
+    s_F = (1j * frequency_F).astype(np.complex64)
+    square_F = s_F**2
 
     def resonance(centre: np.ndarray) -> np.ndarray:
         width = 80 + 0.06 * centre
         square = centre**2 + width**2 / 4
-        return (square / (square + s_F**2 + s_F * width)).astype(np.complex64)
+        return square / (square + square_F + s_F * width)
 
     response_LF = np.prod(resonance(fixed[:, None]), axis=0)
-    for centre_L in formants_L3.T:
+    for centre_L in formants_L3.astype(np.float32).T:
         response_LF = response_LF * resonance(centre_L[:, None])
     return response_LF
 
