@@ -84,19 +84,30 @@ def leftovers(folder: Path) -> list[str]:
     return [p.name for p in folder.iterdir() if not p.name.startswith("CKPT+")]
 
 
+def start_child(function: Callable[[], None]) -> int:
+    """Fork; the child runs the function, leaves with 0 or 1 and dies after 60 s."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        signal.alarm(60)
+        torch.set_num_threads(1)  # the parent's threads do not exist here
+        function()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def exit_status(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def in_child(function: Callable[[], None]) -> int:
     """Exit status of a forked child that runs the function; 0 when it returns."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            function()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return exit_status(start_child(function))
 
 
 MUTATING = [
@@ -186,6 +197,14 @@ def test_kill_at_every_call_of_save_and_keep_only_gives_old_or_new(tmp_path):
     assert all(values in ({1}, {2}) for values in outcomes)
     assert outcomes == sorted(outcomes, key=max)
     assert outcomes.count({2}) > 4  # the kills during the deletion
+
+
+def test_leftovers_of_an_earlier_job_go_with_the_first_save(tmp_path):
+    for name in (".tmp-1", ".trash-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.ckpt").write_bytes(b"half")
+    Job(tmp_path).save(1)
+    assert leftovers(tmp_path) == []
 
 
 def test_first_save_killed_leaves_a_fresh_start(tmp_path):
@@ -593,10 +612,9 @@ def test_numpy_scalars_in_a_scheduler_can_be_loaded_again(tmp_path):
 
 
 def on_two_ranks(folder: Path, function: Callable[[int], None]) -> None:
-    """Run the function in two forked gloo ranks; both must return within 20 s."""
+    """Run the function in two forked gloo ranks; both must return without error."""
 
     def run(rank: int) -> None:
-        signal.alarm(20)
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
         torch.distributed.init_process_group(
             "gloo",
@@ -608,24 +626,8 @@ def on_two_ranks(folder: Path, function: Callable[[int], None]) -> None:
         function(rank)
         torch.distributed.barrier()
 
-    pids = []
-    for rank in range(2):
-        pid = os.fork()
-        if pid == 0:
-            status = in_child_body(lambda rank=rank: run(rank))
-            os._exit(status)
-        pids.append(pid)
-    statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    assert statuses == [0, 0]
-
-
-def in_child_body(function: Callable[[], None]) -> int:
-    try:
-        function()
-        return 0
-    except BaseException:
-        traceback.print_exc()
-        return 1
+    children = [start_child(lambda rank=rank: run(rank)) for rank in range(2)]
+    assert [exit_status(child) for child in children] == [0, 0]
 
 
 @pytest.mark.ddp
@@ -702,9 +704,7 @@ def test_lock_dies_with_its_process_even_when_a_worker_lives_on(tmp_path):
             os._exit(0)
         time.sleep(30)
 
-    pid = os.fork()
-    if pid == 0:
-        os._exit(in_child_body(job))
+    pid = start_child(job)
     worker = int(os.read(ready, 20))
     try:
         os.kill(pid, signal.SIGKILL)
@@ -721,11 +721,9 @@ def test_lock_waits_for_a_holder_that_is_about_to_end(tmp_path):
         with RunLock(tmp_path):
             time.sleep(0.5)
 
-    pid = os.fork()
-    if pid == 0:
-        os._exit(in_child_body(job))
+    pid = start_child(job)
     while not (tmp_path / ".lock").exists() or not (tmp_path / ".lock").read_text():
         time.sleep(0.01)
     with RunLock(tmp_path, patience=10):
         pass
-    os.waitpid(pid, 0)
+    assert exit_status(pid) == 0
