@@ -15,6 +15,7 @@ that training works and nothing about real speech.
 import argparse
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -57,6 +58,22 @@ class Parameters:
     valid_mixtures: int = 16
     test_mixtures: int = 24
 
+    def check(self) -> None:
+        """Refuse parameters that no corpus can meet."""
+        wanted = {
+            "train_voices": (self.train_voices, 1),
+            "valid_voices": (self.valid_voices, self.valid_mixtures),
+            "test_voices": (self.test_voices, self.test_mixtures),
+        }
+        for name, (voices, mixtures) in wanted.items():
+            utterances = self.utterances_per_voice**self.num_spks
+            possible = math.comb(voices, self.num_spks) * utterances
+            if not 1 <= mixtures <= possible:
+                raise DataError(
+                    f"{name}={voices} with {self.utterances_per_voice} utterances each "
+                    f"allow 1 to {possible} mixtures of {self.num_spks}, not {mixtures}"
+                )
+
     def marker(self) -> str:
         """What is written when the corpus is complete."""
         return json.dumps({"format": FORMAT, **vars(self)}, indent=1) + "\n"
@@ -86,15 +103,12 @@ def generate(folder: str | Path, **parameters: int | float) -> Path:
     Raises
     ------
     DataError
-        The folder holds something else.
+        The folder holds something else, or more mixtures are asked for than exist.
     TypeError
         An unknown parameter.
     """
     settings = Parameters(**parameters)
-    if settings.num_spks > min(
-        settings.train_voices, settings.valid_voices, settings.test_voices
-    ):
-        raise DataError(f"mixtures of {settings.num_spks} need as many voices a set")
+    settings.check()
     folder = Path(folder).absolute()
     marker = folder / MARKER
     if marker.is_file() and marker.read_text() == settings.marker():
