@@ -439,6 +439,12 @@ def test_nonfinite_state_is_not_saved(tmp_path, bad, where):
     assert restarted(tmp_path) == {1}
 
 
+def test_large_finite_weights_are_saved(tmp_path):
+    job = Job(tmp_path)
+    job.save(3e38)  # their sum overflows
+    assert job.checkpointer.find_checkpoint() is not None
+
+
 # ----------------------------------------------------------------- order, keeping
 
 
