@@ -32,7 +32,7 @@ def update_learning_rate(
     if scheduler is None:
         return
     if isinstance(scheduler, ReduceLROnPlateau):
-        scheduler([optimizer], epoch, loss)
+        set_rate(optimizer, scheduler([optimizer], epoch, loss)[1])
     elif isinstance(scheduler, NewBobScheduler):
         set_rate(optimizer, scheduler(loss)[1])
     else:

@@ -616,6 +616,7 @@ class Separation(sb.Brain):
             "step": self.step,
             "optimizer_step": self.optimizer_step,
             "nonfinite_count": self.nonfinite_count,
+            "grad_norm": self.grad_norm,
             "stats": asdict(self.stats),
         }
         Path(path).write_text(yaml.safe_dump(state), encoding="utf-8")
@@ -626,4 +627,5 @@ class Separation(sb.Brain):
         self.step = state["step"]
         self.optimizer_step = state["optimizer_step"]
         self.nonfinite_count = state["nonfinite_count"]
+        self.grad_norm = state["grad_norm"]
         self.stats = TrainStats(**state["stats"])

@@ -1,0 +1,386 @@
+"""train.py as a user calls it: a run, a resume, every run option."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+import yaml
+
+import train
+from modules.signals import StopRun
+from recipes.hparams import HparamsError
+from recipes.separation import Separation
+from tests.toy import make_corpus, same_weights, weights_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def meta_of(folder: Path) -> dict:
+    newest = sorted((folder / "save").glob("CKPT+*"))[-1]
+    return yaml.safe_load((newest / "CKPT.yaml").read_text())
+
+
+def brain_state(folder: Path) -> dict:
+    newest = sorted((folder / "save").glob("CKPT+*"))[-1]
+    return yaml.safe_load((newest / "brain.ckpt").read_text())
+
+
+def test_a_run_leaves_what_a_user_expects(toy_arguments, tmp_path, capsys):
+    train.main(toy_arguments())
+    run = tmp_path / "run"
+    for name in ("hyperparams.yaml", "env.log", "log.txt", "train.py", "curves.png"):
+        assert (run / name).is_file(), name
+    log = (run / "train_log.txt").read_text()
+    assert "epoch: 1" in log and "valid si_snr_i" in log and "test sdr_i" in log
+
+    rows = (run / "test_results.csv").read_text().splitlines()
+    assert rows[0] == "id,si_snr,si_snr_i,sdr,sdr_i" and len(rows) == 3
+    summary = json.loads((run / "test_results.json").read_text())
+    assert summary["count"] == 2 and summary["non_finite"] == 0
+
+    (folder,) = (run / "audio").iterdir()
+    waves = {path.stem: soundfile.read(path)[0] for path in folder.iterdir()}
+    assert set(waves) == {
+        *("mixture", "estimate_1", "estimate_2"),
+        *("target_1", "target_2"),
+    }
+    difference = waves["mixture"] - waves["target_1"] - waves["target_2"]
+    assert abs(difference).max() < 1e-6, "written at their true level"
+
+    printed = capsys.readouterr().out
+    assert "SI-SNRi" in printed and "SDRi" in printed
+    assert str(run / "audio") in printed and str(run / "curves.png") in printed
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing gets the chance to clean up."""
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_killed_run_ends_with_the_same_bits(
+    toy_arguments, tmp_path, monkeypatch, num_workers, accumulation
+):
+    """Dynamic mixing, speed perturbation, dropout, EMA and mid-epoch checkpoints."""
+    settings = {
+        "dropout": 0.2,
+        "ema_decay": 0.9,
+        "examples_per_epoch": 7,
+        "num_workers": num_workers,
+        "ckpt_interval_steps": 2,
+        "grad_accumulation_factor": accumulation,
+    }
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    train.main(toy_arguments(output_folder=straight, **settings))
+
+    fit_batch = Separation.fit_batch
+    for epoch, step in ((1, 5), (2, 2), (2, 7)):
+
+        def die(self, batch, epoch=epoch, step=step):
+            if (self.epoch, self.step) == (epoch, step):
+                raise Killed
+            return fit_batch(self, batch)
+
+        monkeypatch.setattr(Separation, "fit_batch", die)
+        with pytest.raises(Killed):
+            train.main(toy_arguments(output_folder=killed, **settings))
+    monkeypatch.undo()
+    train.main(toy_arguments(output_folder=killed, **settings))
+
+    assert same_weights(weights_of(straight), weights_of(killed))
+    assert brain_state(straight) == brain_state(killed)
+
+    def logged(folder: Path) -> list[str]:
+        lines = (folder / "curves.csv").read_text().splitlines()
+        return [line for line in lines if "examples_per_second" not in line]
+
+    assert logged(straight) == logged(killed), "curves hold no replayed step"
+
+
+def test_the_worker_count_does_not_change_the_run(toy_arguments, tmp_path):
+    for workers in (0, 2):
+        folder = tmp_path / str(workers)
+        train.main(toy_arguments(output_folder=folder, num_workers=workers))
+    assert same_weights(weights_of(tmp_path / "0"), weights_of(tmp_path / "2"))
+
+
+def test_static_mixtures_resume_too(toy_arguments, tmp_path, monkeypatch):
+    settings = {"dynamic_mixing": False, "ckpt_interval_steps": 1, "batch_size": 2}
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    train.main(toy_arguments(output_folder=straight, **settings))
+    fit_batch = Separation.fit_batch
+
+    def die(self, batch):
+        if (self.epoch, self.step) == (2, 2):
+            raise Killed
+        return fit_batch(self, batch)
+
+    monkeypatch.setattr(Separation, "fit_batch", die)
+    with pytest.raises(Killed):
+        train.main(toy_arguments(output_folder=killed, **settings))
+    monkeypatch.undo()
+    train.main(toy_arguments(output_folder=killed, **settings))
+    assert same_weights(weights_of(straight), weights_of(killed))
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "train.py", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition, seconds: float = 90.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_signals_save_and_the_same_command_ends_with_the_same_bits(
+    toy_arguments, tmp_path
+):
+    """SIGTERM, Ctrl-C and SIGKILL on the real process, in the middle of epochs."""
+    settings = {"examples_per_epoch": 150, "num_workers": 2, "ckpt_interval_steps": 20}
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    train.main(toy_arguments(output_folder=straight, **settings))
+    command = toy_arguments(output_folder=stopped, **settings)
+    curves = stopped / "curves.csv"
+
+    def steps() -> int:
+        return curves.read_text().count("loss") if curves.exists() else 0
+
+    outcomes = {signal.SIGTERM: 75, signal.SIGINT: 75, signal.SIGKILL: -9}
+    for number, code in outcomes.items():
+        before = steps()
+        process = start(command)
+        wait_for(lambda before=before: steps() >= before + 25)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == code, output
+        if code == 75:
+            assert "the same command continues" in output
+            assert meta_of(stopped)["end-of-epoch"] is False
+    train.main(command)
+    assert same_weights(weights_of(straight), weights_of(stopped))
+
+
+def test_a_second_job_in_the_folder_is_refused(toy_arguments, tmp_path):
+    from modules.run_lock import FolderInUse, RunLock
+
+    with (
+        RunLock(tmp_path / "run"),
+        pytest.raises(FolderInUse, match=str(tmp_path / "run")),
+    ):
+        train.main(toy_arguments())
+
+
+# ---------------------------------------------------------------- run options
+
+
+def test_test_only_needs_a_checkpoint_and_then_changes_none(toy_arguments, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint to evaluate"):
+        train.main(toy_arguments(test_only=None))
+    train.main(toy_arguments())
+    before = sorted((tmp_path / "run" / "save").glob("CKPT+*/*"))
+    (tmp_path / "run" / "test_results.csv").unlink()
+    train.main(toy_arguments(test_only=None))
+    assert (tmp_path / "run" / "test_results.csv").is_file()
+    assert sorted((tmp_path / "run" / "save").glob("CKPT+*/*")) == before
+
+
+def test_test_only_without_checkpoint_is_one_line_on_the_command_line(
+    toy_arguments, tmp_path
+):
+    process = start(toy_arguments(test_only=None))
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert output.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in output
+
+
+def test_debug_is_short_and_leaves_the_real_results_alone(toy_arguments, tmp_path):
+    train.main(toy_arguments(debug=None))
+    run = tmp_path / "run"
+    assert not list((run / "save").glob("CKPT+*"))
+    assert not (run / "test_results.csv").exists()
+    rows = (run / "debug" / "test_results.csv").read_text().splitlines()
+    assert len(rows) == 3
+
+
+@pytest.mark.parametrize("option", ["precision", "eval_precision"])
+def test_bf16(toy_arguments, tmp_path, monkeypatch, option):
+    seen = {"train": set(), "eval": set()}
+    separator_forward = "tests.toy.ToySeparator.forward"
+    from tests.toy import ToySeparator
+
+    forward = ToySeparator.forward
+
+    def spy(self, mixture_BT):
+        out = forward(self, mixture_BT)
+        seen["train" if self.training else "eval"].add(out.dtype)
+        return out
+
+    monkeypatch.setattr(separator_forward, spy)
+    train.main(toy_arguments(**{option: "bf16"}))
+    low, full = {torch.bfloat16}, {torch.float32}
+    expected = (low, full) if option == "precision" else (full, low)
+    assert (seen["train"], seen["eval"]) == expected
+
+
+def test_fp16_on_the_cpu_is_refused(toy_arguments):
+    with pytest.raises(ValueError, match="bf16"):
+        train.main(toy_arguments(precision="fp16"))
+
+
+def test_grad_accumulation_and_optimizer_step_limit(toy_arguments, tmp_path):
+    train.main(toy_arguments(grad_accumulation_factor=4))
+    assert brain_state(tmp_path / "run")["optimizer_step"] == 2 * 2  # 6 batches: 4 + 2
+    limited = tmp_path / "limited"
+    train.main(toy_arguments(output_folder=limited, optimizer_step_limit=8))
+    assert brain_state(limited)["optimizer_step"] == 8
+
+
+def test_max_grad_norm(toy_arguments, tmp_path, monkeypatch):
+    norms = []
+    step = Separation.optimizers_step
+
+    def spy(self):
+        norms.append(self.max_grad_norm)
+        step(self)
+
+    monkeypatch.setattr(Separation, "optimizers_step", spy)
+    train.main(toy_arguments(max_grad_norm=0.125, N_epochs=1))
+    assert set(norms) == {0.125}
+
+
+def test_ckpt_interval_minutes(toy_arguments, monkeypatch):
+    saves = []
+    save = Separation._save_intra_epoch_ckpt
+    monkeypatch.setattr(
+        Separation,
+        "_save_intra_epoch_ckpt",
+        lambda self: (saves.append(self.step), save(self)),
+    )
+    clock = time.time
+    ticks = iter(range(10**6))
+    monkeypatch.setattr("time.time", lambda: clock() + 30 * next(ticks))
+    train.main(toy_arguments(ckpt_interval_minutes=1, N_epochs=1))
+    assert saves, "a minute of the clock passed at every second look at it"
+
+
+def test_both_ckpt_intervals_are_refused(toy_arguments):
+    with pytest.raises(SystemExit, match="mutually exclusive"):
+        train.main(toy_arguments(ckpt_interval_minutes=1, ckpt_interval_steps=1))
+
+
+def test_noprogressbar(toy_arguments, capsys):
+    train.main(toy_arguments(N_epochs=1))
+    assert "epoch 1" in capsys.readouterr().err
+    train.main(toy_arguments(N_epochs=2, noprogressbar=None))
+    assert "epoch 2:" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_compile_trains_and_saves_plain_keys(toy_arguments, tmp_path):
+    train.main(toy_arguments(N_epochs=1, compile=None))
+    plain = tmp_path / "plain"
+    train.main(toy_arguments(N_epochs=1, output_folder=plain))
+    compiled = weights_of(tmp_path / "run")
+    for name, weight in weights_of(plain).items():
+        assert torch.allclose(compiled[name], weight, atol=1e-5)
+
+
+def test_device_is_where_the_weights_live(toy_arguments, monkeypatch):
+    devices = []
+    fit_batch = Separation.fit_batch
+
+    def spy(self, batch):
+        devices.append((self.device, next(self.modules.parameters()).device.type))
+        return fit_batch(self, batch)
+
+    monkeypatch.setattr(Separation, "fit_batch", spy)
+    train.main(toy_arguments(N_epochs=1))
+    assert set(devices) == {("cpu", "cpu")}
+
+
+def test_a_wrong_key_stops_before_anything_is_written(toy_arguments, tmp_path):
+    with pytest.raises(HparamsError, match="did you mean batch_size"):
+        train.main([*toy_arguments(), "--batchsize=3"])
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------- variants
+
+
+def test_three_speakers_at_16_khz(toy_arguments, tmp_path):
+    data = make_corpus(tmp_path / "data", num_spks=3, rate=16000)
+    train.main(
+        toy_arguments(data_folder=data, num_spks=3, sample_rate=16000, N_epochs=1)
+    )
+    assert weights_of(tmp_path / "run")["conv.weight"].shape[0] == 3
+    (folder,) = (tmp_path / "run" / "audio").iterdir()
+    assert soundfile.info(folder / "estimate_3.wav").samplerate == 16000
+
+
+def test_validation_every_other_epoch(toy_arguments, tmp_path):
+    train.main(toy_arguments(N_epochs=5, valid_every=2))
+    lines = (tmp_path / "run" / "train_log.txt").read_text().splitlines()
+    validated = ["valid" in line for line in lines if line.startswith("epoch:")]
+    assert validated == [False, True, False, True, True], "and at the end"
+
+
+def test_long_files_are_separated_in_chunks(toy_arguments, tmp_path, monkeypatch):
+    from tests.toy import ToySeparator
+
+    lengths = []
+    forward = ToySeparator.forward
+
+    def spy(self, mixture_BT):
+        if not self.training:
+            lengths.append(mixture_BT.shape[-1])
+        return forward(self, mixture_BT)
+
+    monkeypatch.setattr(ToySeparator, "forward", spy)
+    train.main(toy_arguments(N_epochs=1, eval_chunk_seconds=0.25))
+    assert max(lengths) <= 2000
+
+
+def test_the_evaluation_batch_does_not_change_a_score(toy_arguments, tmp_path):
+    train.main(toy_arguments())
+    results = tmp_path / "run" / "test_results.csv"
+    one_by_one = results.read_text()
+    train.main(toy_arguments(test_only=None, eval_batch_size=2))
+    assert results.read_text() == one_by_one
+
+
+def test_a_finished_run_is_only_tested_again(toy_arguments, tmp_path):
+    train.main(toy_arguments())
+    before = weights_of(tmp_path / "run")
+    train.main(toy_arguments())
+    assert same_weights(before, weights_of(tmp_path / "run"))
+
+
+def test_a_stop_asked_for_during_validation_keeps_the_epoch(
+    toy_arguments, tmp_path, monkeypatch
+):
+    evaluate_batch = Separation.evaluate_batch
+
+    def ask(self, batch, stage):
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate_batch(self, batch, stage)
+
+    monkeypatch.setattr(Separation, "evaluate_batch", ask)
+    with pytest.raises(StopRun, match="after epoch 1"):
+        train.main(toy_arguments())
+    assert meta_of(tmp_path / "run")["epoch"] == 1
