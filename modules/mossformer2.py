@@ -229,6 +229,9 @@ def _draw_keep_mask(x: Tensor, dropout: float) -> Tensor | None:
 def _convolve_last(x_BLC: Tensor, weight_CK: Tensor) -> Tensor:
     """Convolve channels-last frames: a (1, K) image convolution needs no copy."""
     channels, taps = weight_CK.shape
+    if channels < 32 and x_BLC.dtype == torch.bfloat16:
+        # oneDNN (torch 2.14, AVX512) never returns from 16 channels with 17 taps.
+        return _convolve_last(x_BLC.float(), weight_CK).to(x_BLC.dtype)
     image_BC1L = x_BLC.transpose(1, 2).unsqueeze(2)
     kernel = weight_CK.to(x_BLC.dtype).view(channels, 1, 1, taps)
     y_BC1L = F.conv2d(image_BC1L, kernel, padding=(0, taps // 2), groups=channels)

@@ -251,7 +251,7 @@ class MaskNet(nn.Module):
 
 
 class DualPathBlock(nn.Module):
-    """A transformer within the chunks, then one across them; each with norm and skip."""
+    """A transformer within the chunks, then one across them, each normed and skipped."""
 
     def __init__(self, intra: nn.Module, inter: nn.Module, channels: int) -> None:
         super().__init__()
@@ -365,10 +365,22 @@ class SelfAttention(nn.Module):
             for part in qkv.chunk(3, dim=-1)
         )
         dropout = self.dropout if self.training else 0.0
-        y_AHPE = F.scaled_dot_product_attention(
-            q_AHPE, k_AHPE, v_AHPE, dropout_p=dropout
-        )
+        y_AHPE = attend(q_AHPE, k_AHPE, v_AHPE, dropout)
         return self.out_proj(y_AHPE.transpose(1, 2).flatten(-2))
+
+
+def attend(q_AHPE: Tensor, k_AHPE: Tensor, v_AHPE: Tensor, dropout: float) -> Tensor:
+    """Softmax attention without a map in memory, in the fast form for the device.
+
+    The CPU kernel's backward pass in bfloat16 takes up to four times as long as in
+    float32 (33 to 250 positions, AVX-512), so training there attends in float32.
+    """
+    if q_AHPE.device.type != "cpu" or not q_AHPE.requires_grad:
+        return F.scaled_dot_product_attention(q_AHPE, k_AHPE, v_AHPE, dropout_p=dropout)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(
+            q_AHPE.float(), k_AHPE.float(), v_AHPE.float(), dropout_p=dropout
+        )
 
 
 class GlobalNorm(nn.GroupNorm):

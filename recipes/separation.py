@@ -376,10 +376,11 @@ class Separation(sb.Brain):
             "steps_skipped": self.stats.steps_skipped,
         }
         self.stats = TrainStats()
-        if sb.utils.distributed.if_main_process():
-            self.hparams.train_logger.log_stats(
-                {"epoch": epoch, "lr": lr}, train_stats=train, valid_stats=metrics
-            )
+        # On all ranks: SpeechBrain's logger broadcasts, and writes on the main one.
+        self.hparams.train_logger.log_stats(
+            {"epoch": epoch, "lr": lr}, train_stats=train, valid_stats=metrics
+        )
+        if self.log is not None:
             self.log.epoch(epoch, {"train": train | {"lr": lr}, "valid": metrics})
             self.log.curves()
         self.checkpointer.save_and_keep_only(
@@ -531,13 +532,15 @@ class Separation(sb.Brain):
         if any(distributed.gather_objects(self.nonfinite_outputs)):
             logger.warning("the network's output is not finite for some examples")
             self.table_summary[self.monitor] = math.nan
-        if stage == Stage.TEST and sb.utils.distributed.if_main_process():
+        if stage != Stage.TEST:
+            return
+        if sb.utils.distributed.if_main_process():
             self.table.write_csv(self.output_folder / "test_results.csv")
             self.table.write_json(self.output_folder / "test_results.json")
-            self.hparams.train_logger.log_stats(
-                {"epoch loaded": self.hparams.epoch_counter.current},
-                test_stats=self.table_summary,
-            )
+        self.hparams.train_logger.log_stats(
+            {"epoch loaded": self.hparams.epoch_counter.current},
+            test_stats=self.table_summary,
+        )
 
     def report(self) -> None:
         """Print the test's table and where the run's files are, on the main process."""

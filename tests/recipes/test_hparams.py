@@ -22,8 +22,7 @@ def test_every_recipe_names_only_keys_that_something_reads(path, tmp_path):
     )
     texts = [p.read_text() for p in (ROOT / "hparams").rglob("*.yaml")]
     code = "".join(
-        p.read_text()
-        for p in [ROOT / "train.py", *(ROOT / "recipes").glob("*.py")]
+        p.read_text() for p in [ROOT / "train.py", *(ROOT / "recipes").glob("*.py")]
     )
     for key in yaml.compose(resolved).value:
         name = key[0].value
