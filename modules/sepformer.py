@@ -251,7 +251,7 @@ class MaskNet(nn.Module):
 
 
 class DualPathBlock(nn.Module):
-    """A transformer within the chunks, then one across them, each normed and skipped."""
+    """A transformer within the chunks, then one across them; norms and skips."""
 
     def __init__(self, intra: nn.Module, inter: nn.Module, channels: int) -> None:
         super().__init__()
