@@ -21,7 +21,6 @@ from torch.utils.checkpoint import checkpoint
 GROUP = 256  # frames that see each other in the quadratic attention
 QUERY_KEY = 128  # width of queries and keys
 ROTARY = 32  # leading query/key features that are rotated
-MEMORY = 256  # width inside the memory block
 TAPS = 17  # depthwise kernel of the feed-forward convolutions
 MEMORY_TAPS = 39  # depthwise kernel of the memory block: 19 frames each side
 
@@ -231,7 +230,8 @@ def _convolve_last(x_BLC: Tensor, weight_CK: Tensor) -> Tensor:
     channels, taps = weight_CK.shape
     if channels < 32 and x_BLC.dtype == torch.bfloat16:
         # oneDNN (torch 2.14, AVX512) never returns from 16 channels with 17 taps.
-        return _convolve_last(x_BLC.float(), weight_CK).to(x_BLC.dtype)
+        with torch.autocast(x_BLC.device.type, enabled=False):
+            return _convolve_last(x_BLC.float(), weight_CK).to(x_BLC.dtype)
     image_BC1L = x_BLC.transpose(1, 2).unsqueeze(2)
     kernel = weight_CK.to(x_BLC.dtype).view(channels, 1, 1, taps)
     y_BC1L = F.conv2d(image_BC1L, kernel, padding=(0, taps // 2), groups=channels)
@@ -583,15 +583,15 @@ class DenseMemory(nn.Module):
     ``m1 = prelu(norm(conv1(x)))``, ``m2 = prelu(norm(conv2([m1, x])))``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         shape = (MEMORY_TAPS, 1)
-        self.conv1 = nn.Conv2d(MEMORY, MEMORY, shape, groups=MEMORY, bias=False)
-        self.conv2 = nn.Conv2d(2 * MEMORY, MEMORY, shape, groups=MEMORY, bias=False)
-        self.norm1 = MomentNorm((MEMORY,), (1,), 1e-5)
-        self.norm2 = MomentNorm((MEMORY,), (1,), 1e-5)
-        self.prelu1 = nn.PReLU(MEMORY)
-        self.prelu2 = nn.PReLU(MEMORY)
+        self.conv1 = nn.Conv2d(width, width, shape, groups=width, bias=False)
+        self.conv2 = nn.Conv2d(2 * width, width, shape, groups=width, bias=False)
+        self.norm1 = MomentNorm((width,), (1,), 1e-5)
+        self.norm2 = MomentNorm((width,), (1,), 1e-5)
+        self.prelu1 = nn.PReLU(width)
+        self.prelu2 = nn.PReLU(width)
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         """Return ``m2``, ``[B, L, C]``."""
@@ -609,11 +609,11 @@ class DenseMemory(nn.Module):
 class FSMN(nn.Module):
     """Feed-forward sequential memory: ``z + memory(W2 relu(W1 z))``."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(MEMORY, MEMORY)
-        self.project = nn.Linear(MEMORY, MEMORY, bias=False)
-        self.conv = DenseMemory()
+        self.linear = nn.Linear(width, width)
+        self.project = nn.Linear(width, width, bias=False)
+        self.conv = DenseMemory(width)
 
     def forward(self, z_BLC: Tensor) -> Tensor:
         """Return ``[B, L, C]``."""
@@ -624,11 +624,11 @@ class FSMN(nn.Module):
 class GatedFSMN(nn.Module):
     """A memory gated by a second branch: ``v(x) * fsmn(u(x)) + x``."""
 
-    def __init__(self, dropout: float) -> None:
+    def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.to_u = FeedForwardConv(nn.LayerNorm(MEMORY), MEMORY, MEMORY, dropout)
-        self.to_v = FeedForwardConv(nn.LayerNorm(MEMORY), MEMORY, MEMORY, dropout)
-        self.fsmn = FSMN()
+        self.to_u = FeedForwardConv(nn.LayerNorm(width), width, width, dropout)
+        self.to_v = FeedForwardConv(nn.LayerNorm(width), width, width, dropout)
+        self.fsmn = FSMN(width)
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         """Return ``[B, L, C]``."""
@@ -638,13 +638,13 @@ class GatedFSMN(nn.Module):
 class MemoryBlock(nn.Module):
     """A memory in a bottleneck: ``x + W2 norm(gated_fsmn(norm(W1 x)))``."""
 
-    def __init__(self, channels: int, dropout: float) -> None:
+    def __init__(self, channels: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(nn.Conv1d(channels, MEMORY, 1), nn.PReLU())
-        self.norm1 = nn.LayerNorm(MEMORY)
-        self.gated_fsmn = GatedFSMN(dropout)
-        self.norm2 = nn.LayerNorm(MEMORY)
-        self.conv2 = nn.Conv1d(MEMORY, channels, 1)
+        self.conv1 = nn.Sequential(nn.Conv1d(channels, width, 1), nn.PReLU())
+        self.norm1 = nn.LayerNorm(width)
+        self.gated_fsmn = GatedFSMN(width, dropout)
+        self.norm2 = nn.LayerNorm(width)
+        self.conv2 = nn.Conv1d(width, channels, 1)
 
     def forward(self, x_BLN: Tensor) -> Tensor:
         """Return ``[B, L, N]``."""
@@ -660,11 +660,18 @@ class Layers(nn.Module):
     """The stack: attention, memory, attention, memory, ..."""
 
     def __init__(
-        self, channels: int, layers: int, dropout: float, activation_checkpointing: bool
+        self,
+        channels: int,
+        layers: int,
+        memory_channels: int,
+        dropout: float,
+        activation_checkpointing: bool,
     ) -> None:
         super().__init__()
         rotary = Rotary()
-        self.fsmn = nn.ModuleList(MemoryBlock(channels, dropout) for _ in range(layers))
+        self.fsmn = nn.ModuleList(
+            MemoryBlock(channels, memory_channels, dropout) for _ in range(layers)
+        )
         self.layers = nn.ModuleList(
             GatedAttention(channels, dropout, rotary) for _ in range(layers)
         )
@@ -774,6 +781,9 @@ class MossFormer2(nn.Module):
     mask_mode : str
         "mask" multiplies the mixture's features with the network's output, "map"
         (the published WHAMR! weights) takes the output itself as the features.
+    memory_channels : int
+        Features inside the memory blocks; 256 in the paper, fewer make a network
+        that trains on a CPU.
 
     Raises
     ------
@@ -799,6 +809,7 @@ class MossFormer2(nn.Module):
         dropout: float = 0.1,
         activation_checkpointing: bool = False,
         mask_mode: str = "mask",
+        memory_channels: int = 256,
     ) -> None:
         super().__init__()
         counts = {
@@ -808,6 +819,7 @@ class MossFormer2(nn.Module):
             "kernel_size": (kernel_size, 2),
             "num_sources": (num_sources, 1),
             "max_length": (max_length, 1),
+            "memory_channels": (memory_channels, 1),
         }
         for name, (value, multiple) in counts.items():
             if not isinstance(value, int) or value < 1 or value % multiple:
@@ -827,7 +839,9 @@ class MossFormer2(nn.Module):
         self.enc = nn.ModuleDict(
             {"conv1d": nn.Conv1d(1, encoder_channels, kernel_size, hop, bias=False)}
         )
-        stack = Layers(channels, layers, dropout, activation_checkpointing)
+        stack = Layers(
+            channels, layers, memory_channels, dropout, activation_checkpointing
+        )
         self.mask_net = MaskNet(encoder_channels, channels, num_sources, norm, stack)
         self.dec = nn.ConvTranspose1d(encoder_channels, 1, kernel_size, hop, bias=False)
 
