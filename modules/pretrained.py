@@ -19,13 +19,12 @@ State = dict[str, Tensor]
 
 PARTS = ("encoder", "masknet", "decoder")
 POINTER = "last_best_checkpoint"
-LISTED = 10  # entries named in an error, of each kind
-LAYOUTS = f"""\
-  model.safetensors (ours),
-  separator.ckpt (ours: a CKPT+ folder, or a run folder that holds CKPT+ folders),
-  {POINTER}, a text that names the file beside it (ClearerVoice),
-  encoder.ckpt, masknet.ckpt and decoder.ckpt, or the same as .bin (SpeechBrain),
-  pytorch_model.bin (Hugging Face)"""
+LISTED = 20  # names given in an error, of each kind
+LAYOUTS = (
+    "model.safetensors or separator.ckpt (ours: an exported model, a CKPT+ folder, a "
+    f"run folder with CKPT+ folders), {POINTER} (ClearerVoice), encoder.ckpt + "
+    "masknet.ckpt + decoder.ckpt or the same as .bin (SpeechBrain), pytorch_model.bin"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +79,8 @@ def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise PretrainedError(
-            f"pretrained: no folder {folder}; nothing is downloaded: give a local "
-            f"folder with one of\n{LAYOUTS}"
+            f"pretrained: no folder {folder}; give a local one (nothing is "
+            f"downloaded) that holds {LAYOUTS}"
         )
     state, files = _read(folder)
     state = {key.removeprefix("module."): value for key, value in state.items()}
@@ -110,7 +109,7 @@ def _read(folder: Path) -> tuple[State, list[Path]]:
     names = ", ".join(inside[:LISTED]) + (", ..." if len(inside) > LISTED else "")
     raise PretrainedError(
         f"pretrained: {folder} holds no known layout of weights (it has: "
-        f"{names or 'nothing'}); known are\n{LAYOUTS}"
+        f"{names or 'nothing'}); known are {LAYOUTS}"
     )
 
 
@@ -228,30 +227,30 @@ def _entry(content: object, key: str, path: Path) -> object:
 
 
 def _tensors(content: object, path: Path) -> State:
-    """The content if it is a state_dict."""
+    """The content if it is a state_dict of ordinary tensors."""
     if isinstance(content, dict):
-        odd = [str(key) for key, v in content.items() if not isinstance(v, Tensor)]
+        odd = [str(key) for key, v in content.items() if not _is_plain(key, v)]
     else:
         odd = [f"a {type(content).__name__}"]
     if odd:
         raise PretrainedError(
             f"pretrained: {path} is no state_dict of tensors: it holds "
-            + ", ".join(odd[:LISTED])
+            + "; ".join(_first(odd))
         )
     return content
 
 
+def _is_plain(key: object, value: object) -> bool:
+    return (
+        isinstance(key, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_quantized or value.is_meta or value.is_complex())
+    )
+
+
 def _check_fit(model: nn.Module, state: State, folder: Path) -> None:
-    """Refuse weights that are not finite or not exactly those of the model."""
-    bad = [
-        key
-        for key, value in state.items()
-        if value.is_floating_point() and not bool(value.isfinite().all())
-    ]
-    if bad:
-        raise PretrainedError(
-            f"pretrained: {folder} has NaN or Inf in " + "; ".join(_first(bad))
-        )
+    """Refuse weights that are not exactly those of the model, or not finite."""
     mine = model.state_dict()
     differ = {
         "missing": sorted(mine.keys() - state.keys()),
@@ -262,15 +261,26 @@ def _check_fit(model: nn.Module, state: State, folder: Path) -> None:
             if key in state and state[key].shape != value.shape
         ],
     }
-    if any(differ.values()):
-        lines = [
-            f"  {kind} ({len(names)}): " + "; ".join(_first(names))
-            for kind, names in differ.items()
-            if names
-        ]
+    lines = [
+        f"  {kind} ({len(names)}): " + "; ".join(_first(names))
+        for kind, names in differ.items()
+        if names
+    ]
+    if lines:
         raise PretrainedError(
             f"pretrained: {folder} does not fit {type(model).__name__} "
             f"({len(mine)} entries); nothing was loaded\n" + "\n".join(lines)
+        )
+    # In the model's precision: a float64 may be too large for it.
+    bad = [
+        key
+        for key, value in state.items()
+        if not bool(value.to(mine[key].dtype).isfinite().all())
+    ]
+    if bad:
+        raise PretrainedError(
+            f"pretrained: {folder} has NaN or Inf in {'; '.join(_first(bad))}; "
+            "nothing was loaded"
         )
 
 
