@@ -187,6 +187,7 @@ def test_a_file_that_holds_no_weights_is_named(tmp_path, name, content):
         load_pretrained(make_model(0), tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse")
 @pytest.mark.parametrize(
     "content",
     [
