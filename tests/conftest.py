@@ -1,11 +1,29 @@
 """Fixtures shared by all tests."""
 
-from collections.abc import Callable
+import logging
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.toy import make_corpus
+
+
+@pytest.fixture(autouse=True)
+def quiet_logging() -> Iterator[None]:
+    """Undo what `create_experiment_directory` does to the process's logging."""
+    root, hook = logging.getLogger(), sys.excepthook
+    level, before = root.level, set(root.handlers)
+    yield
+    root.setLevel(level)
+    sys.excepthook = hook
+    for handler in set(root.handlers) - before:
+        if type(handler).__module__.startswith("speechbrain") or isinstance(
+            handler, logging.FileHandler
+        ):
+            root.removeHandler(handler)
+            handler.close()
 
 
 @pytest.fixture(scope="session")
