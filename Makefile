@@ -14,8 +14,9 @@ DOCTESTED := data_prep modules recipes
 .PHONY: demo test lint format clean distclean
 .DELETE_ON_ERROR:
 
+# One thread: the layers are small, and two threads wait for each other on a busy machine.
 demo: $(VENV)/.stamp-run
-	$(PY) train.py hparams/demo.yaml
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) train.py hparams/demo.yaml
 
 test: $(VENV)/.stamp-dev
 	$(PY) -m pytest --doctest-modules tests $(DOCTESTED)
