@@ -14,10 +14,30 @@ import speechbrain as sb
 
 from data_prep.manifest import DataError
 from modules import distributed
-from modules.checkpoints import RunLock
-from modules.pretrained import load_pretrained
+from modules.audio import AudioError
+from modules.checkpoints import (
+    CheckpointSaveError,
+    DamagedCheckpoint,
+    FolderInUse,
+    RunLock,
+)
+from modules.pretrained import PretrainedError, load_pretrained
 from modules.signals import EXIT_REQUEUE, StopRequest, StopRun
 from recipes.hparams import HparamsError, load_hparams, parse_command_line
+from recipes.separation import NonFiniteTraining
+
+#: Errors whose message says all that a user needs; any other shows its traceback.
+EXPLAINED = (
+    AudioError,
+    CheckpointSaveError,
+    DamagedCheckpoint,
+    DataError,
+    FileNotFoundError,
+    FolderInUse,
+    HparamsError,
+    NonFiniteTraining,
+    PretrainedError,
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -60,5 +80,5 @@ if __name__ == "__main__":
     except StopRun as stop:
         print(stop, file=sys.stderr)
         sys.exit(EXIT_REQUEUE)
-    except (HparamsError, DataError, FileNotFoundError) as error:
+    except EXPLAINED as error:
         sys.exit(f"error: {error}")

@@ -110,7 +110,8 @@ def load_hparams(
     Raises
     ------
     HparamsError
-        Unknown key, missing file, or a `!PLACEHOLDER` that nothing replaces.
+        Unknown key, missing file, a `!PLACEHOLDER` that nothing replaces, or a value
+        that the object it configures refuses.
     """
     tree = _load_tree(param_file)
     for key, value in (overrides or {}).items():
@@ -123,7 +124,10 @@ def load_hparams(
     # hyperpyyaml finds `!include:` files beside the stream's name.
     named = _NamedStream(stream.getvalue(), str(param_file))
     resolved = resolve_references(named).getvalue()
-    return load_hyperpyyaml(resolved), resolved
+    try:
+        return load_hyperpyyaml(resolved), resolved
+    except ValueError as error:
+        raise HparamsError(f"{param_file}: {_one_line(error)}") from error
 
 
 class _NamedStream(io.StringIO):

@@ -40,6 +40,7 @@ from modules.metrics import ResultTable
 from modules.overlap_add import separate_in_chunks
 from modules.randomness import seed_step
 from modules.signals import StopRequest, StopRun
+from recipes.hparams import HparamsError
 from recipes.schedule import update_learning_rate
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,10 @@ class Separation(sb.Brain):
     metric_names: dict[str, str] = {}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except ValueError as error:  # a run option that this machine cannot serve
+            raise HparamsError(str(error)) from error
         self.stats = TrainStats()
         self.window = Window()
         self.epoch = 0

@@ -131,3 +131,11 @@ def test_run_options_are_typed():
     assert run_opts.optimizer_step_limit == 3
     assert run_opts.debug and run_opts.precision == "bf16"
     assert overrides == {}
+
+
+def test_a_value_that_its_object_refuses_is_one_line(tmp_path):
+    path = ROOT / "hparams" / "mossformer2_tiny.yaml"
+    overrides = {"data_folder": "/none", "output_folder": str(tmp_path), "layers": 0}
+    with pytest.raises(HparamsError, match="layers=0 must be") as error:
+        load_hparams(path, overrides)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
