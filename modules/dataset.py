@@ -4,14 +4,18 @@ Everything random here is a function of (seed, epoch, index), so that an example
 the same whatever the number of workers, ranks or restarts. The sampler therefore
 hands the data set an `ExampleKey`, not a bare index.
 
-Legend: B batch, S source, T sample.
+The same classes carry speech, [B, T] and [B, S, T], and music, [B, C, T] and
+[B, S, C, T]: the fields `mix` and `src` therefore have no shape in their names.
+
+Legend: B batch, S source, C channel, T sample.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -33,12 +37,17 @@ class ExampleKey(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One mixture and its parts, all of length T: mix = sum of sources (+ noise)."""
+    """One mixture and its parts, all of length T: mix = sum of sources (+ noise).
+
+    `mix` is [T] or [C, T], `src` [S, T] or [S, C, T], `noise` like `mix`. `origins`
+    says for each source what it was cut from, where that can differ from `id`.
+    """
 
     id: str
-    mix_T: Tensor
-    src_ST: Tensor
-    noise_T: Tensor | None = None
+    mix: Tensor
+    src: Tensor
+    noise: Tensor | None = None
+    origins: tuple[str, ...] = ()
 
 
 @dataclass
@@ -46,26 +55,23 @@ class Batch:
     """Examples of one step; `counts_B` is False where an example must not be scored."""
 
     ids: list[str]
-    mix_BT: Tensor
-    src_BST: Tensor
+    mix: Tensor
+    src: Tensor
     length_B: Tensor
     counts_B: Tensor
+    origins: list[tuple[str, ...]] = field(default_factory=list)
 
     def to(self, device: str | torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
-        move = {"device": device, "non_blocking": True}
-        return Batch(
-            self.ids,
-            self.mix_BT.to(**move),
-            self.src_BST.to(**move),
-            self.length_B.to(**move),
-            self.counts_B.to(**move),
-        )
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """Called by the DataLoader when `pin_memory=True`."""
-        tensors = (self.mix_BT, self.src_BST, self.length_B, self.counts_B)
-        return Batch(self.ids, *(tensor.pin_memory() for tensor in tensors))
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        names = ("mix", "src", "length_B", "counts_B")
+        return replace(self, **{name: change(getattr(self, name)) for name in names})
 
     def zero_nonfinite(self) -> Tensor:
         """Silence, in place, every example that holds a NaN or an infinity.
@@ -78,10 +84,12 @@ class Batch:
         Tensor
             Mask of the examples that were finite, shape [B].
         """
-        finite_B = torch.isfinite(self.mix_BT).all(-1)
-        finite_B &= torch.isfinite(self.src_BST).all(-1).all(-1)
-        self.mix_BT = self.mix_BT.where(finite_B[:, None], 0.0)
-        self.src_BST = self.src_BST.where(finite_B[:, None, None], 0.0)
+        finite_B = torch.isfinite(self.mix).flatten(1).all(1)
+        finite_B &= torch.isfinite(self.src).flatten(1).all(1)
+        for name in ("mix", "src"):
+            wave = getattr(self, name)
+            mask = finite_B.view(-1, *[1] * (wave.dim() - 1))
+            setattr(self, name, wave.where(mask, 0.0))
         return finite_B
 
 
@@ -159,26 +167,31 @@ def collate_crops(pairs: Sequence[tuple[Example, bool]]) -> Batch:
     MossFormer2 and SepFormer normalise over time, so padding would change what they
     output for the audio itself.
     """
-    length = min(example.mix_T.shape[-1] for example, _ in pairs)
-    return Batch(
-        ids=[example.id for example, _ in pairs],
-        mix_BT=torch.stack([example.mix_T[:length] for example, _ in pairs]),
-        src_BST=torch.stack([example.src_ST[:, :length] for example, _ in pairs]),
-        length_B=torch.full((len(pairs),), length),
-        counts_B=torch.tensor([counts for _, counts in pairs]),
-    )
+    length = min(example.mix.shape[-1] for example, _ in pairs)
+    return _collate(pairs, [length] * len(pairs), length)
 
 
 def collate_whole(pairs: Sequence[tuple[Example, bool]]) -> Batch:
     """Zero-pad to the longest, for evaluation, where `length_B` is obeyed."""
-    pad = torch.nn.utils.rnn.pad_sequence
-    src_BTS = pad([example.src_ST.T for example, _ in pairs], batch_first=True)
+    lengths = [example.mix.shape[-1] for example, _ in pairs]
+    return _collate(pairs, lengths, max(lengths))
+
+
+def _collate(
+    pairs: Sequence[tuple[Example, bool]], lengths: list[int], room: int
+) -> Batch:
+    """Stack examples, each cut or padded with zeros to `room` samples."""
+
+    def stack(waves: list[Tensor]) -> Tensor:
+        return torch.stack([F.pad(w, (0, room - w.shape[-1])) for w in waves])
+
     return Batch(
         ids=[example.id for example, _ in pairs],
-        mix_BT=pad([example.mix_T for example, _ in pairs], batch_first=True),
-        src_BST=src_BTS.transpose(1, 2).contiguous(),
-        length_B=torch.tensor([example.mix_T.shape[-1] for example, _ in pairs]),
+        mix=stack([example.mix for example, _ in pairs]),
+        src=stack([example.src for example, _ in pairs]),
+        length_B=torch.tensor(lengths),
         counts_B=torch.tensor([counts for _, counts in pairs]),
+        origins=[example.origins for example, _ in pairs],
     )
 
 

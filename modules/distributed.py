@@ -55,7 +55,9 @@ def init_process_group(run_opts: RunOptions, timeout_seconds: float) -> RunOptio
     changes: dict[str, object] = {}
     device = run_opts.device
     if device is None:
-        device = str(torch.accelerator.current_accelerator() or "cpu")
+        # Without the check it names what torch was built for, not what is there.
+        found = torch.accelerator.current_accelerator(check_available=True)
+        device = str(found or "cpu")
     if device != "cpu" and ":" not in device:
         device = f"{device}:{os.environ['LOCAL_RANK']}"
     changes["device"] = device
@@ -101,9 +103,9 @@ def gather_examples(values_KB: Tensor, batch_size: int) -> Tensor:
     padded[:, : values_KB.shape[1]] = values_KB
     if not is_distributed():
         return padded[None]
-    gathered = padded.new_empty((world_size() * padded.shape[0], batch_size))
-    dist.all_gather_into_tensor(gathered, padded)
-    return gathered.view(world_size(), *padded.shape)
+    shares = [torch.empty_like(padded) for _ in range(world_size())]
+    dist.all_gather(shares, padded)
+    return torch.stack(shares)
 
 
 def gather_objects(item: object) -> list:

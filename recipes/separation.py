@@ -369,10 +369,12 @@ class Separation(sb.Brain):
         if value is not None and not is_ranked:
             logger.warning(f"validation {self.monitor} is {value}: epoch not ranked")
         lr = self.optimizer.param_groups[0]["lr"]
-        if is_ranked:
-            update_learning_rate(
-                self.hparams.lr_scheduler, self.optimizer, epoch, loss=-value
-            )
+        update_learning_rate(
+            self.hparams.lr_scheduler,
+            self.optimizer,
+            epoch,
+            loss=-value if is_ranked else None,
+        )
         train = {
             "loss": self.stats.loss,
             "kept_share": self.stats.kept_share,
@@ -496,8 +498,8 @@ class Separation(sb.Brain):
             if not batch.counts_B[index]:
                 continue
             length = batch.length_B[index]
-            mix_T = batch.mix_BT[index, :length]
-            target_ST = batch.src_BST[index, :, :length]
+            mix_T = batch.mix[index, ..., :length]
+            target_ST = batch.src[index, ..., :length]
             with self.evaluation_ctx:
                 est_ST = self.separate(mix_T[None])[0].float()
             self.nonfinite_outputs += int(not torch.isfinite(est_ST).all())

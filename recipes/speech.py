@@ -42,7 +42,7 @@ class SpeechSeparation(Separation):
 
     def compute_forward(self, batch: Batch, stage: Stage) -> Tensor:
         """Separate the mixtures: [B, T] to [B, S, T]."""
-        return self.modules.separator(batch.mix_BT)
+        return self.modules.separator(batch.mix)
 
     def compute_objectives(
         self, predictions: Tensor, batch: Batch, stage: Stage
@@ -56,7 +56,7 @@ class SpeechSeparation(Separation):
         scorable_B : Tensor
             False where every source is silent.
         """
-        result = pit_neg_si_snr(predictions, batch.src_BST, batch.length_B)
+        result = pit_neg_si_snr(predictions, batch.src, batch.length_B)
         return result.loss_B, result.active_BS.any(-1)
 
     def score(

@@ -27,8 +27,8 @@ def global_batch(step: int) -> Batch:
     src_BST[:, 0, 1:] += 0.8 * src_BST[:, 0, :-1]
     return Batch(
         ids=[f"step{step}example{i}" for i in range(2 * BATCH)],
-        mix_BT=src_BST.sum(1),
-        src_BST=src_BST,
+        mix=src_BST.sum(1),
+        src=src_BST,
         length_B=torch.full((2 * BATCH,), 400),
         counts_B=torch.ones(2 * BATCH, dtype=torch.bool),
     )
@@ -41,8 +41,8 @@ def share(batch: Batch, rank: int, world_size: int) -> Batch:
         *(
             tensor[rank::world_size].clone()
             for tensor in (
-                batch.mix_BT,
-                batch.src_BST,
+                batch.mix,
+                batch.src,
                 batch.length_B,
                 batch.counts_B,
             )
@@ -57,19 +57,19 @@ def nothing(brain, batch: Batch, step: int) -> None:
 def nan_item(brain, batch: Batch, step: int) -> None:
     """One NaN sample in one example of rank 1."""
     if distributed.rank() == 1 and step == 1:
-        batch.mix_BT[2, 5] = float("nan")
+        batch.mix[2, 5] = float("nan")
 
 
 def inf_batch(brain, batch: Batch, step: int) -> None:
     """All examples of rank 1 are Inf."""
     if distributed.rank() == 1 and step == 1:
-        batch.src_BST[:] = float("inf")
+        batch.src[:] = float("inf")
 
 
 def easy_on_one(brain, batch: Batch, step: int) -> None:
     """Rank 1's examples are silent: nothing there counts."""
     if distributed.rank() == 1 and step == 1:
-        batch.src_BST[:] = 0
+        batch.src[:] = 0
 
 
 def nan_inside(brain, batch: Batch, step: int) -> None:
@@ -81,7 +81,7 @@ def nan_inside(brain, batch: Batch, step: int) -> None:
 def under_threshold(brain, batch: Batch, step: int) -> None:
     """The estimates of rank 1 are perfect: all its losses lie under the threshold."""
     perfect = distributed.rank() == 1 and step == 1
-    brain.modules.separator.module.perfect = batch.src_BST if perfect else None
+    brain.modules.separator.module.perfect = batch.src if perfect else None
 
 
 class FaultySeparator(ToySeparator):

@@ -52,9 +52,9 @@ def test_a_crop_is_a_function_of_epoch_and_index(rows):
     data = ManifestDataset(rows, 8000, segment_seconds=0.25, speed_changes=[95, 105])
     key = ExampleKey(epoch=2, index=1)
     once, again = data[key], data[key]
-    assert torch.equal(once.mix_T, again.mix_T)
-    assert not torch.equal(once.mix_T, data[ExampleKey(3, 1)].mix_T)
-    assert once.mix_T.shape == (2000,)
+    assert torch.equal(once.mix, again.mix)
+    assert not torch.equal(once.mix, data[ExampleKey(3, 1)].mix)
+    assert once.mix.shape == (2000,)
 
 
 @pytest.mark.parametrize("speeds", [None, [95, 100, 105]])
@@ -62,26 +62,26 @@ def test_the_mixture_is_the_sum_of_its_sources(rows, speeds):
     data = ManifestDataset(rows, 8000, 0.25, speeds)
     for index in range(len(data)):
         example = data[ExampleKey(1, index)]
-        assert torch.allclose(example.mix_T, example.src_ST.sum(0), atol=1e-6)
+        assert torch.allclose(example.mix, example.src.sum(0), atol=1e-6)
 
 
 def test_training_crops_to_the_shortest_and_evaluation_pads():
     long = Example("long", torch.ones(10), torch.ones(2, 10))
     short = Example("short", torch.ones(6), torch.ones(2, 6))
     crops = collate_crops([(long, True), (short, False)])
-    assert crops.mix_BT.shape == (2, 6) and crops.length_B.tolist() == [6, 6]
+    assert crops.mix.shape == (2, 6) and crops.length_B.tolist() == [6, 6]
     assert crops.counts_B.tolist() == [True, False]
     whole = collate_whole([(long, True), (short, True)])
-    assert whole.src_BST.shape == (2, 2, 10) and whole.length_B.tolist() == [10, 6]
-    assert whole.mix_BT[1, 6:].abs().sum() == 0
+    assert whole.src.shape == (2, 2, 10) and whole.length_B.tolist() == [10, 6]
+    assert whole.mix[1, 6:].abs().sum() == 0
 
 
 def test_a_nan_silences_its_own_example_only():
     examples = [Example(n, torch.ones(4), torch.ones(2, 4)) for n in "ab"]
     batch = collate_crops([(example, True) for example in examples])
-    batch.src_BST[1, 0, 2] = float("nan")
+    batch.src[1, 0, 2] = float("nan")
     assert batch.zero_nonfinite().tolist() == [True, False]
-    assert batch.mix_BT[0].sum() == 4 and batch.src_BST[1].abs().sum() == 0
+    assert batch.mix[0].sum() == 4 and batch.src[1].abs().sum() == 0
 
 
 def test_an_empty_set_is_refused():

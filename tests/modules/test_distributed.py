@@ -52,9 +52,11 @@ def one_rank(rank: int, port: int, folder: str) -> None:
         WORLD_SIZE=str(WORLD),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
+        CUDA_VISIBLE_DEVICES="",
     )
-    options = distributed.init_process_group(RunOptions(device="cpu"), 60)
+    options = distributed.init_process_group(RunOptions(), 60)
     seen = {
+        "device": options.device,
         "backend": options.distributed_backend,
         "place": (distributed.rank(), distributed.world_size()),
         "objects": distributed.gather_objects({"rank": rank}),
@@ -83,7 +85,8 @@ def test_three_ranks_see_the_same(tmp_path):
     mp.spawn(one_rank, (port, str(tmp_path)), nprocs=WORLD)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
     for rank, seen in enumerate(ranks):
-        assert seen["backend"] == "gloo"
+        # No device was asked for, and no accelerator is there.
+        assert (seen["device"], seen["backend"]) == ("cpu", "gloo")
         assert seen["place"] == (rank, WORLD)
         assert seen["objects"] == [{"rank": other} for other in range(WORLD)]
         assert seen["from_main"] == ranks[0]["pid"]

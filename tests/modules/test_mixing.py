@@ -35,8 +35,8 @@ def pool(tmp_path_factory):
 def same(one, other):
     return (
         one.id == other.id
-        and torch.equal(one.mix_T, other.mix_T)
-        and torch.equal(one.src_ST, other.src_ST)
+        and torch.equal(one.mix, other.mix)
+        and torch.equal(one.src, other.src)
     )
 
 
@@ -45,14 +45,14 @@ def test_mixture_is_the_sum_peaks_at_0_9_and_speakers_differ(pool, num_spks):
     dataset = DynamicMixing(pool, num_spks, segment_seconds=0.5)
     for index in range(len(dataset)):
         example = dataset[index]
-        assert example.src_ST.shape == (num_spks, 4000)
-        assert example.src_ST.dtype == example.mix_T.dtype == torch.float32
-        assert torch.equal(example.mix_T, example.src_ST.sum(0))
-        peak = max(example.mix_T.abs().max(), example.src_ST.abs().max())
+        assert example.src.shape == (num_spks, 4000)
+        assert example.src.dtype == example.mix.dtype == torch.float32
+        assert torch.equal(example.mix, example.src.sum(0))
+        peak = max(example.mix.abs().max(), example.src.abs().max())
         assert abs(peak - 0.9) < 1e-5
         speakers = [name.split("-")[0] for name in example.id.split("+")]
         assert len(set(speakers)) == num_spks
-        assert (example.src_ST.square().mean(-1) > 0).all()
+        assert (example.src.square().mean(-1) > 0).all()
 
 
 def test_an_example_depends_on_seed_epoch_and_index_alone(pool):
@@ -72,7 +72,7 @@ def test_an_example_depends_on_seed_epoch_and_index_alone(pool):
         dataset[ExampleKey(3, 5)],
         other_seed[ExampleKey(2, 5)],
     ):
-        assert not torch.equal(first.mix_T, other.mix_T)
+        assert not torch.equal(first.mix, other.mix)
 
 
 def epoch_of(dataset, workers, world_size, epoch=1):
@@ -87,7 +87,7 @@ def epoch_of(dataset, workers, world_size, epoch=1):
             (name, mix_T)
             for batch in loader
             for name, mix_T, counts in zip(
-                batch.ids, batch.mix_BT, batch.counts_B, strict=True
+                batch.ids, batch.mix, batch.counts_B, strict=True
             )
             if counts
         ]
@@ -115,7 +115,7 @@ def test_levels_follow_the_rule(pool):
     dataset = DynamicMixing(pool, segment_seconds=1.0, speed_changes=None)
     ratios = []
     for index in range(800):
-        power_S = dataset[ExampleKey(index, 0)].src_ST.square().mean(-1)
+        power_S = dataset[ExampleKey(index, 0)].src.square().mean(-1)
         ratios.append(10 * float(torch.log10(power_S[1] / power_S[0])))
     error = 2.66 / np.sqrt(len(ratios))
     assert abs(np.mean(ratios) + 2.51) < 4 * error
@@ -208,7 +208,7 @@ def test_examples_are_shorter_only_where_an_utterance_is(tmp_path):
         for epoch in range(10):
             example = dataset[ExampleKey(epoch, 0)]
             seconds = 1.0 if "a" in example.id else segment or 3.0
-            assert len(example.mix_T) == seconds * RATE
+            assert len(example.mix) == seconds * RATE
 
 
 def test_pauses_are_drawn_again(tmp_path):
@@ -219,7 +219,7 @@ def test_pauses_are_drawn_again(tmp_path):
         soundfile.write(tmp_path / name / f"{name}.wav", wave, RATE, subtype="FLOAT")
     dataset = DynamicMixing(UtterancePool.scan(tmp_path), segment_seconds=0.5)
     for epoch in range(20):
-        levels_S = dataset[ExampleKey(epoch, 1)].src_ST.square().mean(-1).sqrt()
+        levels_S = dataset[ExampleKey(epoch, 1)].src.square().mean(-1).sqrt()
         assert (levels_S > 0.01).all()
 
 

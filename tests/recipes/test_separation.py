@@ -51,8 +51,8 @@ def make_batch(size: int, seed: int = 0, frames: int = 400) -> Batch:
     src_BST[:, 0, 1:] += 0.8 * src_BST[:, 0, :-1]
     return Batch(
         ids=[f"example{seed}{i}" for i in range(size)],
-        mix_BT=src_BST.sum(1),
-        src_BST=src_BST,
+        mix=src_BST.sum(1),
+        src=src_BST,
         length_B=torch.full((size,), frames),
         counts_B=torch.ones(size, dtype=torch.bool),
     )
@@ -68,8 +68,8 @@ def split(batch: Batch, sizes: list[int]) -> list[Batch]:
                 *(
                     tensor[part].clone()
                     for tensor in (
-                        batch.mix_BT,
-                        batch.src_BST,
+                        batch.mix,
+                        batch.src,
                         batch.length_B,
                         batch.counts_B,
                     )
@@ -103,13 +103,13 @@ def test_accumulated_batches_equal_one_large_batch(make_brain):
 
 def test_unequal_and_partly_dropped_batches_still_average_over_examples(make_brain):
     batch = make_batch(5)
-    batch.mix_BT[1] = float("nan")
+    batch.mix[1] = float("nan")
     kept = split(batch, [1, 1, 3])
     alone = Batch(
         kept[0].ids + kept[2].ids,
         *(
             torch.cat([getattr(kept[0], name), getattr(kept[2], name)])
-            for name in ("mix_BT", "src_BST", "length_B", "counts_B")
+            for name in ("mix", "src", "length_B", "counts_B")
         ),
     )
     expected = run(make_brain(batch_size=4), alone)
@@ -124,7 +124,7 @@ def test_the_tail_of_an_epoch_is_not_lost(make_brain):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
-@pytest.mark.parametrize("where", ["mix_BT", "src_BST"])
+@pytest.mark.parametrize("where", ["mix", "src"])
 def test_one_bad_sample_does_not_reach_the_weights(make_brain, bad, where):
     brain = make_brain(batch_size=4)
     before = weights(brain)
@@ -168,7 +168,7 @@ def test_a_skipped_batch_does_not_move_the_running_loss(make_brain):
     run(brain, make_batch(1))
     loss = brain.stats.loss
     batch = make_batch(1, seed=1)
-    batch.mix_BT[0, 3] = float("nan")
+    batch.mix[0, 3] = float("nan")
     run(brain, batch)
     assert brain.stats.loss == loss
 
@@ -183,7 +183,7 @@ def test_bad_steps_in_a_row_stop_the_run_and_name_the_examples(make_brain):
     brain = make_brain(nonfinite_patience=2)
     bad = [make_batch(1, seed) for seed in range(3)]
     for batch in bad:
-        batch.src_BST[0, 0, 0] = float("nan")
+        batch.src[0, 0, 0] = float("nan")
     run(brain, bad[0], make_batch(1, 9))  # a good step between starts the count anew
     run(brain, bad[1])
     with pytest.raises(NonFiniteTraining, match="example20"):
@@ -263,7 +263,7 @@ def test_ema_follows_the_steps_that_were_taken(make_brain):
     run(brain, make_batch(1))
     assert brain.ema.steps == 1
     bad = make_batch(1)
-    bad.mix_BT[:] = float("nan")
+    bad.mix[:] = float("nan")
     run(brain, bad)
     assert brain.ema.steps == 1
     live = weights(brain)
