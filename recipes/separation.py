@@ -4,24 +4,27 @@ Read `fit_batch` first. Its rules keep many processes right:
 
 1. Every rank runs one forward and one backward on every batch, whatever is in it.
 2. Examples with non-finite samples are zeroed before the forward and weigh nothing.
-3. The ranks exchange their losses per example (one small all-gather); from these all
-   of them compute the same choice of examples, the same counts, the same decision.
-4. The backward sums over the chosen examples. Before the optimizer steps, the summed
+3. An example has one loss term or several (music: one per stem). The ranks exchange
+   them (one small all-gather); from these all of them compute the same choice of
+   terms, the same counts, the same decision.
+4. The backward sums over the chosen terms. Before the optimizer steps, the summed
    gradient is divided by their number over all ranks and accumulated batches: R ranks
    x A accumulated batches x B examples give the gradient of one batch of R*A*B.
 5. Gradients are then equal on all ranks, so that "the norm is not finite: skip" needs
    no further message.
 
-Legend: B batch, S source, T sample, W ranks, N = W*B examples of a global batch.
+Legend: B batch, K loss terms of an example, S source, T sample, W ranks,
+N = W*B examples of a global batch.
 """
 
 import logging
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import speechbrain as sb
 import torch
@@ -40,6 +43,7 @@ from modules.metrics import ResultTable
 from modules.overlap_add import separate_in_chunks
 from modules.randomness import seed_step
 from modules.signals import StopRequest, StopRun
+from recipes.bookkeeping import TrainStats, Window, print_report
 from recipes.hparams import HparamsError
 from recipes.schedule import update_learning_rate
 
@@ -50,49 +54,25 @@ class NonFiniteTraining(RuntimeError):
     """Too many consecutive optimizer steps were not finite."""
 
 
-@dataclass
-class TrainStats:
-    """Counts of one training epoch, over all ranks; saved mid-epoch.
+class Terms(NamedTuple):
+    """The unreduced losses of a batch.
 
-    `seen` examples were offered, `kept` were trained on, `nonfinite` had a non-finite
-    input or loss; `loss_sum` adds the losses of the kept ones. `steps_skipped` counts
-    optimizer steps not taken, for want of examples or of finite gradients.
+    `scorable_BK` is False where there is nothing to learn (a silent target).
+    `rank_BK` is what the selector sees in place of the loss, for instance the loss
+    relative to the level of the target.
     """
 
-    seen: int = 0
-    kept: int = 0
-    nonfinite: int = 0
-    loss_sum: float = 0.0
-    steps_skipped: int = 0
-
-    @property
-    def loss(self) -> float:
-        """Mean loss of the examples kept so far (NaN before the first)."""
-        return self.loss_sum / self.kept if self.kept else float("nan")
-
-    @property
-    def kept_share(self) -> float:
-        """Share of the offered examples that were trained on."""
-        return self.kept / self.seen if self.seen else float("nan")
-
-
-@dataclass
-class Window:
-    """The batches that one optimizer step accumulates."""
-
-    kept: int = 0
-    nonfinite: int = 0
-    ids: list[str] = field(default_factory=list)
-    suspects: list[str] = field(default_factory=list)
+    loss_BK: Tensor
+    scorable_BK: Tensor
+    rank_BK: Tensor | None = None
 
 
 @sb.utils.checkpoints.register_checkpoint_hooks
 class Separation(sb.Brain):
     """Trains and evaluates a separator; see the module docstring for the rules.
 
-    A task overrides `compute_forward`, `compute_objectives` (unreduced losses and
-    which examples can be scored), `score` and `make_loaders`. `modules.separator` is
-    the network.
+    A task overrides `compute_forward`, `compute_objectives` (the `Terms` of a batch),
+    `score` and `make_loaders`. `modules.separator` is the network.
     """
 
     #: Validation metric that ranks checkpoints and drives the plateau; higher: better.
@@ -100,6 +80,10 @@ class Separation(sb.Brain):
 
     #: How the report writes the metrics.
     metric_names: dict[str, str] = {}
+
+    #: Names of the loss terms, where an example has several, and their weights.
+    term_names: Sequence[str] = ()
+    term_weights: Sequence[float] = (1.0,)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -147,12 +131,11 @@ class Separation(sb.Brain):
         with self.no_sync(not closes_window):
             with self.training_ctx:
                 outputs = self.compute_forward(batch, Stage.TRAIN)
-                loss_B, scorable_B = self.compute_objectives(
-                    outputs, batch, Stage.TRAIN
-                )
-            keep_B = self._choose(batch, loss_B.detach(), scorable_B, finite_B)
+                terms = self.compute_objectives(outputs, batch, Stage.TRAIN)
+            keep_BK = self._choose(batch, terms, finite_B)
             # where() rather than a product: 0 * NaN is NaN.
-            kept_loss = torch.where(keep_B, loss_B, 0.0).sum()
+            kept_K = torch.where(keep_BK, terms.loss_BK, 0.0).sum(0)
+            kept_loss = (kept_K * kept_K.new_tensor(self.term_weights)).sum()
             self.scaler.scale(kept_loss).backward()
 
         if closes_window:
@@ -168,54 +151,75 @@ class Separation(sb.Brain):
             or (self.debug and self.step == self.debug_batches)
         )
 
-    def _choose(
-        self, batch: Batch, loss_B: Tensor, scorable_B: Tensor, finite_B: Tensor
-    ) -> Tensor:
-        """Mask of this rank's examples to train on, decided by all ranks together."""
-        finite_B = finite_B & torch.isfinite(loss_B)
-        usable_B = finite_B & scorable_B & (loss_B < self.hparams.loss_upper_lim)
-        stop_B = torch.full_like(loss_B, self.stop_request.received is not None)
-        local_KB = torch.stack(
-            [
-                loss_B.float().nan_to_num(),
-                usable_B & batch.counts_B,
-                finite_B & batch.counts_B,
-                batch.counts_B,
-                stop_B,
-            ]
+    @torch.no_grad()
+    def _choose(self, batch: Batch, terms: Terms, finite_B: Tensor) -> Tensor:
+        """Mask [B, K] of this rank's terms to train on, decided by all ranks."""
+        loss_BK = terms.loss_BK.float()
+        rank_BK = loss_BK if terms.rank_BK is None else terms.rank_BK.float()
+        finite_BK = finite_B[:, None] & loss_BK.isfinite() & rank_BK.isfinite()
+        usable_BK = finite_BK & terms.scorable_BK & batch.counts_B[:, None]
+        usable_BK &= loss_BK < self.hparams.loss_upper_lim
+        terms_K = loss_BK.shape[1]
+        columns = [
+            loss_BK.nan_to_num(),
+            rank_BK.nan_to_num(),
+            usable_BK,
+            self.origin_numbers(batch, terms_K),
+            (finite_BK.all(1) & batch.counts_B)[:, None],
+            batch.counts_B[:, None],
+            torch.full_like(loss_BK[:, :1], self.stop_request.received is not None),
+        ]
+        local_BV = torch.cat([column.to(loss_BK) for column in columns], dim=1)
+        gathered_WVB = distributed.gather_examples(local_BV.T, self.hparams.batch_size)
+        gathered_NV = gathered_WVB.transpose(1, 2).flatten(0, 1)
+        loss_NK, rank_NK, usable_NK, origin_NK, flags = gathered_NV.split(
+            [terms_K] * 4 + [3], dim=1
         )
-        gathered_WKB = distributed.gather_examples(local_KB, self.hparams.batch_size)
-        loss_N, *flags = gathered_WKB.transpose(0, 1).flatten(1)
-        usable_N, finite_N, counts_N, stop_N = (flag == 1 for flag in flags)
+        usable_NK = usable_NK == 1
+        finite_N, counts_N, stop_N = (flags == 1).unbind(1)
 
-        keep_N = self.hparams.select(loss_N.where(usable_N, torch.nan)) & usable_N
+        select = self.hparams.select
+        keep_NK = select(rank_NK.where(usable_NK, torch.nan)) & usable_NK
+        self.on_choice(origin_NK, usable_NK, keep_NK)
         sums = [
-            counts_N.sum(),
-            keep_N.sum(),
-            (counts_N & ~finite_N).sum(),
-            loss_N.where(keep_N, 0.0).double().sum(),
-            stop_N.any(),
+            counts_N.sum()[None],
+            (counts_N & ~finite_N).sum()[None],
+            stop_N.any()[None],
+            usable_NK.sum(0),
+            keep_NK.sum(0),
+            loss_NK.where(usable_NK, 0.0).double().sum(0),
+            loss_NK.where(keep_NK, 0.0).double().sum(0),
         ]
         # The one point of the step where the host waits for the device.
-        seen, kept, nonfinite, loss_sum, stop = torch.stack(
-            [value.double() for value in sums]
-        ).tolist()
-        self.stats.seen += int(seen)
-        self.stats.kept += int(kept)
-        self.stats.nonfinite += int(nonfinite)
-        self.stats.loss_sum += loss_sum
-        self.window.kept += int(kept)
+        sums = torch.cat([value.double() for value in sums]).tolist()
+        seen, nonfinite, stop = sums[:3]
+        per_term = [sums[3 + i * terms_K :][:terms_K] for i in range(4)]
+        self.stats.add(seen, nonfinite, *per_term)
+        usable_K, kept_K, *_ = per_term
+        averaged_K = kept_K if select.renormalise else usable_K
+        self.window.weight += sum(
+            weight * number
+            for weight, number in zip(self.term_weights, averaged_K, strict=True)
+        )
+        self.window.kept += int(sum(kept_K))
         self.window.nonfinite += int(nonfinite)
         self.window.ids += batch.ids
         if nonfinite:
-            bad = (batch.counts_B & ~finite_B).tolist()
+            bad = (batch.counts_B & ~finite_BK.all(1)).tolist()
             self.window.suspects += [
                 i for i, is_bad in zip(batch.ids, bad, strict=True) if is_bad
             ]
         self._stop_agreed = self._stop_agreed or bool(stop)
 
-        keep_WB = keep_N.view(distributed.world_size(), -1)
-        return keep_WB[distributed.rank(), : len(batch.ids)]
+        keep_WBK = keep_NK.unflatten(0, (distributed.world_size(), -1))
+        return keep_WBK[distributed.rank(), : len(batch.ids)]
+
+    def origin_numbers(self, batch: Batch, terms: int) -> Tensor:
+        """Number of the track behind each term, [B, K], for `on_choice`; here 0."""
+        return torch.zeros(len(batch.ids), terms, device=batch.mix.device)
+
+    def on_choice(self, origin_NK: Tensor, usable_NK: Tensor, keep_NK: Tensor) -> None:
+        """Called with the choice of every step, the same on all ranks."""
 
     def optimizers_step(self) -> None:
         """Average, check, clip and apply the gradient of the accumulation window."""
@@ -230,7 +234,7 @@ class Separation(sb.Brain):
             if parameter.grad is not None
         ]
         # Rule 4; DDP has already divided by the number of ranks.
-        to_mean = distributed.world_size() / max(self.window.kept, 1)
+        to_mean = distributed.world_size() / (self.window.weight or 1.0)
         norm = to_mean * float(torch.nn.utils.get_total_norm(gradients))
         is_finite = math.isfinite(norm)
         self.grad_norm = norm
@@ -380,6 +384,7 @@ class Separation(sb.Brain):
             "kept_share": self.stats.kept_share,
             "nonfinite": self.stats.nonfinite,
             "steps_skipped": self.stats.steps_skipped,
+            **self.stats.per_term(self.term_names),
         }
         self.stats = TrainStats()
         # On all ranks: SpeechBrain's logger broadcasts, and writes on the main one.
@@ -552,26 +557,14 @@ class Separation(sb.Brain):
         """Print the test's table and where the run's files are, on the main process."""
         if not sb.utils.distributed.if_main_process():
             return
-        print(f"\n{'metric':<10} {'mean':>8} {'std. error':>11} {'examples':>9}")
-        for name, entry in self.summary["metrics"].items():
-            mean, error = (
-                "-" if entry[key] is None else f"{entry[key]:.2f}"
-                for key in ("mean", "standard_error")
-            )
-            shown = self.metric_names.get(name, name)
-            print(f"{shown:<10} {mean:>8} {error:>11} {entry['count']:>9}")
-        if self.summary["non_finite"]:
-            print(f"{self.summary['non_finite']} examples had no finite score")
-        print("\nall values in dB; an 'i' is the improvement over the mixture\n")
         folder = self.output_folder
-        for what, where in {
+        places = {
             "scores": folder / "test_results.csv",
             "audio": folder / "audio",
             "curves": folder / "curves.png",
-            "checkpoints": self.checkpointer.checkpoints_dir,
-        }.items():
-            if where.exists():
-                print(f"{what:<12} {where}")
+            "checkpoints": Path(self.checkpointer.checkpoints_dir),
+        }
+        print_report(self.summary, self.metric_names, places)
 
     def _keep_audio(
         self, id_: str, mix_T: Tensor, est_ST: Tensor, target_ST: Tensor, stage: Stage
@@ -615,6 +608,7 @@ class Separation(sb.Brain):
             grad_norm=self.grad_norm,
             kept_share=self.stats.kept_share,
             skipped=self.stats.steps_skipped,
+            **self.stats.per_term(self.term_names),
             examples_per_second=examples / (time.time() - self._log_time),
         )
         self._log_time = time.time()

@@ -25,7 +25,7 @@ from modules.dataset import (
 from modules.losses import pit_neg_si_snr
 from modules.metrics import score_example
 from modules.mixing import DynamicMixing, UtterancePool
-from recipes.separation import Separation
+from recipes.separation import Separation, Terms
 
 logger = logging.getLogger(__name__)
 
@@ -46,18 +46,14 @@ class SpeechSeparation(Separation):
 
     def compute_objectives(
         self, predictions: Tensor, batch: Batch, stage: Stage
-    ) -> tuple[Tensor, Tensor]:
-        """Negative SI-SNR in dB under the best permutation, one per example.
+    ) -> Terms:
+        """Negative SI-SNR in dB under the best permutation: one term an example.
 
-        Returns
-        -------
-        loss_B : Tensor
-            Mean over the sources that are not silent.
-        scorable_B : Tensor
-            False where every source is silent.
+        It is the mean over the sources that are not silent; an example whose sources
+        are all silent is not scorable.
         """
         result = pit_neg_si_snr(predictions, batch.src, batch.length_B)
-        return result.loss_B, result.active_BS.any(-1)
+        return Terms(result.loss_B[:, None], result.active_BS.any(-1, keepdim=True))
 
     def score(
         self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage
