@@ -1,4 +1,7 @@
-"""One call for the learning-rate schedulers that act once an epoch."""
+"""What changes from epoch to epoch: the learning rate, and the steps of a recipe."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from speechbrain.nnet.schedulers import NewBobScheduler, ReduceLROnPlateau
@@ -44,6 +47,88 @@ class LinearDecay:
         """Nothing to load."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """One step: how long, how fast, and which share of the losses counts."""
+
+    number: int
+    first_epoch: int
+    epochs: int
+    lr: float
+    quantile: float
+
+
+class Steps:
+    """Training in steps that follow each other, each with its own settings.
+
+    All of it is a function of the epoch alone, so a run that resumes is in the right
+    step by itself.
+
+    Arguments
+    ---------
+    epochs, lr, quantile : Sequence[float]
+        Length, learning rate and truncation quantile of every step.
+    only : int | None
+        Run this step alone, counted from 1.
+
+    Raises
+    ------
+    ValueError
+        Lists of different lengths; no such step.
+
+    Example
+    -------
+    >>> steps = Steps(epochs=[500, 200], lr=[3e-4, 1e-4], quantile=[0.7, 0.5])
+    >>> steps.total, steps.at(500).number, steps.at(501).lr
+    (700, 1, 0.0001)
+    """
+
+    def __init__(
+        self,
+        epochs: Sequence[int],
+        lr: Sequence[float],
+        quantile: Sequence[float],
+        only: int | None = None,
+    ) -> None:
+        if not len(epochs) == len(lr) == len(quantile) > 0:
+            raise ValueError(
+                "a step needs epochs, lr and quantile, but there are "
+                f"{len(epochs)}, {len(lr)} and {len(quantile)} of them"
+            )
+        numbers = range(1, len(epochs) + 1)
+        if only is not None and only not in numbers:
+            raise ValueError(f"step={only}: there are steps 1 to {len(epochs)}")
+        self.steps: list[Step] = []
+        self.total = 0
+        for number, *settings in zip(numbers, epochs, lr, quantile, strict=True):
+            if only in (None, number):
+                self.steps.append(Step(number, self.total + 1, *settings))
+                self.total += settings[0]
+
+    def at(self, epoch: int) -> Step:
+        """The step that an epoch, counted from 1, belongs to; the last one for ever."""
+        return max(
+            (step for step in self.steps if step.first_epoch <= epoch),
+            key=lambda step: step.first_epoch,
+        )
+
+    def rate(self, epoch: int) -> float:
+        """Learning rate of an epoch."""
+        return self.at(epoch).lr
+
+    def state_dict(self) -> dict:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Nothing to load."""
+
+
+def total_epochs(steps: Steps) -> int:
+    """Length of all steps; for a YAML, which cannot ask an object."""
+    return steps.total
+
+
 def update_learning_rate(
     scheduler: object | None,
     optimizer: torch.optim.Optimizer,
@@ -56,7 +141,7 @@ def update_learning_rate(
     ---------
     scheduler : object | None
         SpeechBrain's ReduceLROnPlateau or NewBobScheduler, which wait for the loss,
-        or LinearDecay; None keeps the rate.
+        LinearDecay or Steps; None keeps the rate.
     optimizer : torch.optim.Optimizer
         Whose rate it is.
     epoch : int
@@ -71,7 +156,7 @@ def update_learning_rate(
     """
     if scheduler is None:
         return
-    if isinstance(scheduler, LinearDecay):
+    if isinstance(scheduler, LinearDecay | Steps):
         set_rate(optimizer, scheduler.rate(epoch + 1))
     elif isinstance(scheduler, ReduceLROnPlateau):
         if loss is not None:
@@ -83,5 +168,5 @@ def update_learning_rate(
         raise TypeError(
             f"lr_scheduler: {type(scheduler).__name__} is not supported; use "
             "SpeechBrain's ReduceLROnPlateau or NewBobScheduler, "
-            "recipes.schedule.LinearDecay, or null"
+            "recipes.schedule.LinearDecay or Steps, or null"
         )

@@ -9,7 +9,8 @@ from speechbrain.utils.run_opts import RunOptions
 from recipes.hparams import HparamsError, load_hparams, parse_command_line
 
 ROOT = Path(__file__).parents[2]
-BASES = {"speech.yaml"}  # extended by others, not run themselves
+# Extended by others, not run themselves.
+BASES = {"base.yaml", "speech.yaml", "music.yaml"}
 RECIPES = sorted(p for p in (ROOT / "hparams").glob("*.yaml") if p.name not in BASES)
 TOY = str(ROOT / "tests" / "toy.yaml")
 

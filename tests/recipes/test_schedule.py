@@ -4,7 +4,7 @@ import pytest
 import torch
 from speechbrain.nnet.schedulers import NewBobScheduler, ReduceLROnPlateau
 
-from recipes.schedule import LinearDecay, update_learning_rate
+from recipes.schedule import LinearDecay, Steps, update_learning_rate
 
 
 def rate_after(scheduler, losses):
@@ -39,6 +39,32 @@ def test_without_validation_the_others_wait():
     plateau = ReduceLROnPlateau(factor=0.5, patience=1, dont_halve_until_epoch=0)
     assert rate_after(plateau, [0, None, None, None]) == 1
     assert rate_after(NewBobScheduler(initial_value=1.0), [2.0, None, None]) == 1
+
+
+CCOM = {
+    "epochs": [500, 200, 200],
+    "lr": [3e-4, 1e-4, 1e-4],
+    "quantile": [0.7, 0.5, 0.3],
+}
+
+
+def test_steps_follow_each_other():
+    steps = Steps(**CCOM)
+    assert steps.total == 900
+    numbers = [steps.at(epoch).number for epoch in (1, 500, 501, 700, 701, 900, 999)]
+    assert numbers == [1, 1, 2, 2, 3, 3, 3]
+    assert [steps.at(epoch).first_epoch for epoch in (3, 600, 900)] == [1, 501, 701]
+    assert rate_after(Steps([2, 1], [1.0, 0.1], [1, 1]), [None]) == 1.0
+    assert rate_after(Steps([2, 1], [1.0, 0.1], [1, 1]), [None] * 2) == 0.1
+
+
+def test_one_step_alone_begins_with_epoch_one():
+    alone = Steps(**CCOM, only=2)
+    assert (alone.total, alone.at(1).number, alone.at(1).quantile) == (200, 2, 0.5)
+    with pytest.raises(ValueError, match="step=4: there are steps 1 to 3"):
+        Steps(**CCOM, only=4)
+    with pytest.raises(ValueError, match="3, 2 and 3"):
+        Steps([1, 1, 1], [1.0, 1.0], [1, 1, 1])
 
 
 def test_another_scheduler_is_refused_by_name():
