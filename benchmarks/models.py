@@ -1,6 +1,6 @@
 """Our models beside the public reference code: time and peak memory.
 
-    python -m benchmarks.models                       # both models, published size
+    python -m benchmarks.models                       # all models, published size
     python -m benchmarks.models --models mossformer2 --layers 4 --repeats 2
     python -m benchmarks.models --out benchmarks/models.md
 
@@ -17,8 +17,14 @@ MossFormer2 is the code inside PyPI ``clearvoice``, a development dependency onl
 
     pip install --no-deps clearvoice==0.1.2 einops rotary-embedding-torch==0.8.3
 
+and that of HTDemucs is PyPI ``demucs``:
+
+    pip install --no-deps demucs==4.1.0 einops tqdm
+
 (or the same with ``--target FOLDER`` and ``--reference FOLDER`` here). The reference
-always runs in float32 without checkpointing, as it is published.
+always runs in float32 without checkpointing, as it is published. HTDemucs is timed
+where it is used: inference is that of a 30 s song in overlapping segments, and train
+steps are those of 4 s and of the published 7.8 s.
 """
 
 import argparse
@@ -31,13 +37,21 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-SAMPLES = 4 * 8000
+# samples of a mixture: for inference, and for train steps
+SAMPLES = {
+    "mossformer2": ([4 * 8000], [4 * 8000]),
+    "sepformer": ([4 * 8000], [4 * 8000]),
+    "htdemucs": ([30 * 44100], [4 * 44100, 343980]),
+}
+STEREO = {"htdemucs"}
+SOURCES = ["drums", "bass", "other", "vocals"]
+INSTALL_DEMUCS = "pip install --no-deps demucs==4.1.0 einops tqdm"
 INSTALL = "pip install --no-deps clearvoice==0.1.2 einops rotary-embedding-torch==0.8.3"
 # name in the table, arguments of the process
 VARIANTS = {
@@ -56,9 +70,24 @@ VARIANTS = {
         "checkpointing": True,
     },
 }
+# HTDemucs without dropout of the attention weights, which the reference always has
+LEAN = {"precision": "fp32", "checkpointing": False, "attention_dropout": False}
+VARIANTS_OF = {
+    "mossformer2": VARIANTS,
+    "sepformer": VARIANTS,
+    "htdemucs": {
+        **VARIANTS,
+        "train fp32, no attention dropout": {"train": True, **LEAN},
+        "train bf16, no attention dropout, checkpointing": {
+            **{"train": True, **LEAN},
+            "precision": "bf16",
+            "checkpointing": True,
+        },
+    },
+}
 
 
-# ---------------------------------------------------------------- the four models
+# ---------------------------------------------------------------- the models
 
 
 def reference_mossformer2(layers: int | None) -> nn.Module:
@@ -135,14 +164,64 @@ def our_sepformer(layers: int | None, checkpointing: bool) -> nn.Module:
     return SepFormer(activation_checkpointing=checkpointing, **depth)
 
 
-REFERENCES: dict[str, Callable[[int | None], nn.Module]] = {
-    "mossformer2": reference_mossformer2,
-    "sepformer": lambda layers: ReferenceSepFormer(layers or 8),
-}
-OURS: dict[str, Callable[[int | None, bool], nn.Module]] = {
-    "mossformer2": our_mossformer2,
-    "sepformer": our_sepformer,
-}
+def demucs_module(name: str) -> types.ModuleType:
+    """Import a file of PyPI demucs."""
+    if not all(importlib.util.find_spec(n) for n in ("demucs", "einops", "tqdm")):
+        raise SystemExit(f"benchmark: the reference is missing: {INSTALL_DEMUCS}")
+    # Imported for the resampling of demucs' older models, never called here.
+    sys.modules.setdefault("julius", types.ModuleType("julius"))
+    return importlib.import_module(f"demucs.{name}")
+
+
+def htdemucs_segment(samples: int) -> Fraction:
+    """The published segment, or the mixture where it is shorter."""
+    return min(Fraction(39, 5), Fraction(samples, 44100))
+
+
+def reference_htdemucs(layers: int | None, samples: int) -> nn.Module:
+    """Build demucs' network with the arguments of the published model."""
+    return demucs_module("htdemucs").HTDemucs(
+        SOURCES,
+        segment=htdemucs_segment(samples),
+        dconv_mode=3,
+        bottom_channels=512,
+        t_layers=layers or 5,
+        t_dropout=0.02,
+    )
+
+
+def our_htdemucs(
+    layers: int | None, samples: int, checkpointing: bool, attention_dropout: bool
+) -> nn.Module:
+    """Build ours, as published."""
+    from modules.htdemucs import HTDemucs
+
+    return HTDemucs(
+        SOURCES,
+        htdemucs_segment(samples),
+        t_layers=layers or 5,
+        attention_dropout=attention_dropout,
+        activation_checkpointing=checkpointing,
+    )
+
+
+def build_reference(job: dict) -> nn.Module:
+    """Build the reference of a job."""
+    if job["model"] == "htdemucs":
+        return reference_htdemucs(job["layers"], job["samples"])
+    if job["model"] == "mossformer2":
+        return reference_mossformer2(job["layers"])
+    return ReferenceSepFormer(job["layers"] or 8)
+
+
+def build_ours(job: dict) -> nn.Module:
+    """Build our model of a job."""
+    checkpointing = job.get("checkpointing", False)
+    if job["model"] == "htdemucs":
+        dropout = job.get("attention_dropout", True)
+        return our_htdemucs(job["layers"], job["samples"], checkpointing, dropout)
+    build = our_mossformer2 if job["model"] == "mossformer2" else our_sepformer
+    return build(job["layers"], checkpointing)
 
 
 def forward(model: nn.Module, mixture_BT: Tensor) -> Tensor:
@@ -153,42 +232,60 @@ def forward(model: nn.Module, mixture_BT: Tensor) -> Tensor:
     return torch.stack([wave.reshape(mixture_BT.shape) for wave in estimate], dim=1)
 
 
+def infer(job: dict, model: nn.Module, mixture_BT: Tensor) -> Tensor:
+    """Separate as the model is used: music in overlapping segments."""
+    if job["model"] != "htdemucs":
+        return forward(model, mixture_BT)
+    if job["side"] == "reference":
+        apply_model = demucs_module("apply").apply_model
+    else:
+        from modules.apply import apply_model
+    return apply_model(model, mixture_BT, shifts=0)
+
+
+def make_mixture(job: dict) -> Tensor:
+    """Noise [1, T], or [1, 2, T] for music."""
+    shape = (1, 2) if job["model"] in STEREO else (1,)
+    return 0.1 * torch.randn(*shape, job["samples"])
+
+
 # ---------------------------------------------------------------- one process
 
 
 def measure(job: dict) -> dict[str, float]:
     """Time one variant in this process and return seconds and megabytes."""
     torch.manual_seed(0)
-    build = REFERENCES if job["side"] == "reference" else OURS
-    options = () if job["side"] == "reference" else (job["checkpointing"],)
-    model = build[job["model"]](job["layers"], *options).train(job["train"])
-    mixture_BT = 0.1 * torch.randn(1, job["samples"])
+    build = build_reference if job["side"] == "reference" else build_ours
+    model = build(job).train(job["train"])
+    mixture_BT = make_mixture(job)
     seconds = []
     for _ in range(1 + job["steps"]):
         start = time.perf_counter()
-        run_step(model, mixture_BT, job["train"], job["precision"])
+        run_step(job, model, mixture_BT)
         seconds.append(time.perf_counter() - start)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": min(seconds[1:]), "peak_mb": peak_mb}
 
 
-def run_step(model: nn.Module, mixture_BT: Tensor, train: bool, precision: str) -> None:
+def run_step(job: dict, model: nn.Module, mixture_BT: Tensor) -> None:
     """Run one inference, or one forward and backward pass."""
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    train, half = job["train"], job["precision"] == "bf16"
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=half)
     with autocast, torch.set_grad_enabled(train):
+        if not train:
+            infer(job, model, mixture_BT)
+            return
         estimate_BST = forward(model, mixture_BT)
-    if train:
-        model.zero_grad()
-        estimate_BST.float().abs().mean().backward()
+    model.zero_grad()
+    estimate_BST.float().abs().mean().backward()
 
 
 def compare(job: dict) -> dict[str, float]:
     """Load the reference's weights into ours and return the difference of outputs."""
     torch.manual_seed(0)
-    reference = REFERENCES[job["model"]](job["layers"]).eval()
-    ours = OURS[job["model"]](job["layers"], False).eval()
+    reference, ours = build_reference(job).eval(), build_ours(job).eval()
     ours.load_state_dict(reference.state_dict(), strict=True)
-    mixture_BT = 0.1 * torch.randn(1, job["samples"])
+    mixture_BT = make_mixture(job)
     with torch.no_grad():
         truth, estimate = forward(reference, mixture_BT), forward(ours, mixture_BT)
         with torch.autocast("cpu", torch.bfloat16):
@@ -227,41 +324,47 @@ def in_fresh_process(job: dict, reference: str | None) -> dict[str, float]:
 
 def benchmark(model: str, arguments: argparse.Namespace) -> list[str]:
     """Measure one model and return its lines of markdown."""
-    base = {
-        "model": model,
-        "layers": arguments.layers,
-        "samples": arguments.samples,
-        "steps": arguments.steps,
-    }
+    base = {"model": model, "layers": arguments.layers, "steps": arguments.steps}
+    lengths = SAMPLES[model]
+    if arguments.samples:
+        lengths = ([arguments.samples], [arguments.samples])
 
     def run(**options: object) -> dict[str, float]:
         result = in_fresh_process({**base, **options}, arguments.reference)
         print(options, {k: round(v, 3) for k, v in result.items()}, file=sys.stderr)
         return result
 
-    same = run(side="both")
+    same = run(side="both", samples=lengths[True][0])
     if same["max_difference"] > 1e-5 * same["peak"]:
         raise SystemExit(
             f"benchmark: {model} differs from its reference by "
             f"{same['max_difference']:.1e} (peak {same['peak']:.1e})"
         )
-    chosen = {n: VARIANTS[n] for n in arguments.variants or VARIANTS}
-    modes = sorted({variant["train"] for variant in chosen.values()})
+    variants = VARIANTS_OF[model]
+    # name in the table, arguments of the process of ours
+    rows = {}
+    for name in arguments.variants or variants:
+        if name in variants:
+            train = variants[name]["train"]
+            for samples in lengths[train]:
+                tail = f", {samples} samples" if len(lengths[train]) > 1 else ""
+                rows[name + tail] = {"samples": samples, **variants[name]}
     results: dict[str, list[dict[str, float]]] = {}
     for _ in range(arguments.repeats):
-        for train in modes:
-            plain = {"train": train, "precision": "fp32", "checkpointing": False}
-            for name, variant in chosen.items():
-                if variant["train"] == train:
-                    # The reference runs before every variant, not once for all.
-                    for key, side, options in (
-                        (f"reference {train}", "reference", plain),
-                        (name, "ours", variant),
-                    ):
-                        results.setdefault(key, []).append(run(side=side, **options))
+        for name, ours in sorted(rows.items(), key=lambda row: row[1]["train"]):
+            # The reference runs before every variant, not once for all.
+            plain = {"train": ours["train"], "samples": ours["samples"]}
+            plain |= {"precision": "fp32", "checkpointing": False}
+            for key, side, options in (
+                (reference_of(ours), "reference", plain),
+                (name, "ours", ours),
+            ):
+                results.setdefault(key, []).append(run(side=side, **options))
     layers = f", {arguments.layers} layers" if arguments.layers else ""
+    inference, *_ = lengths[False]
+    size = f"{inference} samples" + (" (inference)" if len(lengths[True]) > 1 else "")
     lines = [
-        f"### {model}{layers}, {arguments.samples} samples, batch 1, "
+        f"### {model}{layers}, {size}, batch 1, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}",
         "",
         f"Same weights: largest difference {same['max_difference']:.1e} at an output "
@@ -271,8 +374,8 @@ def benchmark(model: str, arguments: argparse.Namespace) -> list[str]:
         "| memory ratio |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, variant in chosen.items():
-        reference = smallest(results[f"reference {variant['train']}"])
+    for name, variant in rows.items():
+        reference = smallest(results[reference_of(variant)])
         ours = smallest(results[name])
         lines.append(
             f"| {name} | {reference['seconds']:.2f} | {ours['seconds']:.2f} "
@@ -281,6 +384,11 @@ def benchmark(model: str, arguments: argparse.Namespace) -> list[str]:
             f"| {ours['peak_mb'] / reference['peak_mb']:.2f} |"
         )
     return [*lines, ""]
+
+
+def reference_of(variant: dict) -> str:
+    """Name of the reference's results that a variant is held against."""
+    return f"reference, train {variant['train']}, {variant['samples']}"
 
 
 def smallest(results: list[dict[str, float]]) -> dict[str, float]:
@@ -296,12 +404,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--models", nargs="+", choices=sorted(OURS), default=sorted(OURS))
-    add("--variants", nargs="+", choices=list(VARIANTS), help="default: all")
+    add("--models", nargs="+", choices=sorted(SAMPLES), default=sorted(SAMPLES))
+    known = list(VARIANTS_OF["htdemucs"])
+    add("--variants", nargs="+", choices=known, help="default: all of the model")
     add("--layers", type=int, help="fewer layers (default: the published number)")
     add("--repeats", type=int, default=2, help="turns of reference and ours")
     add("--steps", type=int, default=2, help="timed steps of a process")
-    add("--samples", type=int, default=SAMPLES, help="length of the mixture")
+    add("--samples", type=int, help="length of the mixture (default: the model's)")
     add("--reference", help="folder that holds the reference (pip's --target)")
     add("--out", type=Path, help="also write the tables to this file")
     add("--job", type=json.loads, help=argparse.SUPPRESS)

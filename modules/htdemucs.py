@@ -156,7 +156,7 @@ class HTDemucs(nn.Module):
     Example
     -------
     >>> model = HTDemucs(
-    ...     ["music", "speech"], segment_seconds=(1, 10), samplerate=8000, channels=4,
+    ...     ["music", "speech"], segment_seconds=(1, 10), samplerate=8000, channels=8,
     ...     depth=2, nfft=256, bottom_channels=0, t_layers=1, t_heads=1,
     ... )
     >>> model(torch.randn(3, 2, 1001)).shape
@@ -406,10 +406,11 @@ class HTDemucs(nn.Module):
         if len(args) > 1 or (args and "sources" in kwargs):
             raise ValueError(f"has {len(args)} positional arguments; known is sources")
         theirs = {**({"sources": args[0]} if args else {}), **kwargs}
-        sources = theirs.pop("sources", None) or ()
+        sources = theirs.pop("sources", None)
+        sources = list(map(str, sources)) if isinstance(sources, (list, tuple)) else []
         differ = []
-        if sorted(map(str, sources)) != sorted(self.sources):
-            differ.append(("sources", list(sources), f"the model's {self.sources}"))
+        if sorted(sources) != sorted(self.sources):
+            differ.append(("sources", sources, f"the model's {self.sources}"))
         ours = {**self.config, "segment": self.segment, "channels_time": None}
         for name, default in {**DEMUCS_DEFAULTS, "channels_time": None}.items():
             value = theirs.pop(name, default)
@@ -427,7 +428,7 @@ class HTDemucs(nn.Module):
         if unknown := sorted(map(str, theirs.keys() - DEMUCS_IGNORED)):
             # demucs itself drops the arguments that its constructor does not have.
             logger.warning("Unknown arguments in the package: %s", ", ".join(unknown))
-        return self._reorder_sources(state, list(sources))
+        return self._reorder_sources(state, sources)
 
     def _reorder_sources(
         self, state: dict[str, Tensor], order: list[str]

@@ -3,14 +3,24 @@
 Files are read as data, never as code: `weights_only=True` is given to each
 `torch.load`, and an explicit value beats TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD. The weights
 must fit the model entry by entry, or the model is left as it was.
+
+demucs publishes packages: beside the weights stand the class and the arguments of its
+constructor, in a pickle the class object itself. Neither that class nor any other is
+looked up: the names that belong in such a file are read as `StandIn`s, which hold what
+they are given and do nothing.
 """
 
+import json
 import logging
+import re
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from modules.checkpoint_files import DamagedCheckpoint, read_checkpoint
@@ -23,7 +33,19 @@ LISTED = 20  # names given in an error, of each kind
 LAYOUTS = (
     "model.safetensors or separator.ckpt (ours: an exported model, a CKPT+ folder, a "
     f"run folder with CKPT+ folders), {POINTER} (ClearerVoice), encoder.ckpt + "
-    "masknet.ckpt + decoder.ckpt or the same as .bin (SpeechBrain), pytorch_model.bin"
+    "masknet.ckpt + decoder.ckpt or the same as .bin (SpeechBrain), pytorch_model.bin, "
+    "one .th or .safetensors file (demucs)"
+)
+# Names in the pickles of demucs: its networks, lengths, and (in old files) the numbers
+# of a training log.
+STAND_INS = (
+    "demucs.htdemucs.HTDemucs",
+    "demucs.hdemucs.HDemucs",
+    "demucs.demucs.Demucs",
+    "fractions.Fraction",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
 )
 
 logger = logging.getLogger(__name__)
@@ -33,8 +55,36 @@ class PretrainedError(ValueError):
     """The weights cannot be used; the message says which file and why."""
 
 
+class StandIn:
+    """Takes the place of an object of a pickle: keeps its arguments, runs nothing."""
+
+    name = ""
+    arguments: tuple = ()
+
+    def __new__(cls, *arguments: object) -> "StandIn":
+        made = super().__new__(cls)
+        made.arguments = arguments
+        return made
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Package:
+    """Weights with the class and the arguments of the model that they belong to."""
+
+    klass: str
+    args: list
+    kwargs: dict
+    state: State
+
+
 def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
-    """Load the weights in a folder into a model, all of them or none.
+    """Load the weights in a folder, or in a file, into a model: all of them or none.
 
     The layout is the first of these that the folder holds:
 
@@ -44,17 +94,23 @@ def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
     3. ``last_best_checkpoint``: a text that names a file in the same folder.
     4. ``encoder``, ``masknet`` and ``decoder``, each ``.ckpt`` or each ``.bin``.
     5. ``pytorch_model.bin``: one state_dict with these three as prefixes.
-    6. ``CKPT+*/separator.ckpt`` anywhere below: the run folder of ours. The newest
+    6. One ``.th`` or ``.safetensors`` file, whatever its name: a package of demucs, or
+       a state_dict.
+    7. ``CKPT+*/separator.ckpt`` anywhere below: the run folder of ours. The newest
        checkpoint in order of saving is taken; for another, name its own folder.
 
-    A model's ``adapt_keys(state) -> state``, if it has one, renames the keys first.
+    In the place of a folder, the file of 6 can be named itself.
+
+    A model's ``adapt_keys(state) -> state``, if it has one, renames the keys first. Of
+    a package, its ``adapt_package(klass, args, kwargs, state) -> state`` checks that
+    the configuration is the model's own.
 
     Arguments
     ---------
     model : nn.Module
         Receives the weights in place, on its device and in its precision.
     folder : str | Path
-        Local folder; nothing is downloaded.
+        Local folder or file; nothing is downloaded.
 
     Returns
     -------
@@ -65,8 +121,9 @@ def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
     ------
     PretrainedError
         No such folder, no known layout, a file that is damaged or holds more than
-        tensors, NaN or Inf in it, or a partial fit: then the message lists what is
-        missing, unexpected or of another shape. The model is untouched.
+        it should, NaN or Inf in it, a package of another configuration (the message
+        lists what differs), or a partial fit: then it lists what is missing,
+        unexpected or of another shape. The model is untouched.
 
     Example
     -------
@@ -77,32 +134,49 @@ def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
     'model.safetensors'
     """
     folder = Path(folder).expanduser()
-    if not folder.is_dir():
+    if not folder.exists():
         raise PretrainedError(
             f"pretrained: no folder {folder}; give a local one (nothing is "
             f"downloaded) that holds {LAYOUTS}"
         )
-    state, files = _read(folder)
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    adapt = getattr(model, "adapt_keys", None)
-    if adapt is not None:
-        try:
-            state = adapt(state)
-        except (ValueError, KeyError) as error:
-            raise PretrainedError(f"pretrained: {folder}: {error}") from error
+    weights, files = _read_file(folder) if folder.is_file() else _read(folder)
+    try:
+        state = _adapted(model, weights)
+    except (ValueError, KeyError) as error:
+        raise PretrainedError(f"pretrained: {folder}: {error}") from error
     _check_fit(model, state, folder)
     model.load_state_dict(state, strict=True)
     logger.info("Weights loaded from %s", ", ".join(map(str, files)))
     return files
 
 
-def _read(folder: Path) -> tuple[State, list[Path]]:
+def _adapted(model: nn.Module, weights: State | Package) -> State:
+    """The weights under the model's keys."""
+    if isinstance(weights, Package):
+        adapt = getattr(model, "adapt_package", None)
+        if adapt is None:
+            raise ValueError(f"holds a {weights.klass}, no {type(model).__name__}")
+        return adapt(weights.klass, weights.args, weights.kwargs, weights.state)
+    state = {key.removeprefix("module."): value for key, value in weights.items()}
+    adapt = getattr(model, "adapt_keys", None)
+    return state if adapt is None else adapt(state)
+
+
+def _read(folder: Path) -> tuple[State | Package, list[Path]]:
     """The weights of a folder with prefixed keys, and the files they came from."""
     for read in (_read_safetensors, _read_checkpoint, _read_pointer, _read_parts):
         if found := read(folder):
             return found
     if (path := folder / "pytorch_model.bin").is_file():
         return _tensors(_load(path), path), [path]
+    single = sorted([*folder.glob("*.th"), *folder.glob("*.safetensors")])
+    if len(single) > 1:
+        raise PretrainedError(
+            f"pretrained: {folder} holds several models; name one of the files: "
+            + "; ".join(_first([path.name for path in single]))
+        )
+    if single:
+        return _read_file(single[0])
     if found := _read_checkpoint(_newest_checkpoint(folder)):
         return found
     inside = sorted(path.name for path in folder.iterdir())
@@ -113,14 +187,90 @@ def _read(folder: Path) -> tuple[State, list[Path]]:
     )
 
 
-def _read_safetensors(folder: Path) -> tuple[State, list[Path]] | None:
+def _read_file(path: Path) -> tuple[State | Package, list[Path]]:
+    """The weights of one file: a package of demucs, or a state_dict."""
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path), [path]
+    if path.suffix != ".th":
+        raise PretrainedError(
+            f"pretrained: {path} is no .th or .safetensors file; give one, or a folder "
+            f"that holds {LAYOUTS}"
+        )
+    content = _load(path, STAND_INS)
+    if not isinstance(content, dict) or "klass" not in content:
+        return _tensors(content, path), [path]
+    klass, state = content["klass"], content.get("state")
+    if not (isinstance(klass, type) and issubclass(klass, StandIn)):
+        raise PretrainedError(f"pretrained: {path} names no class of demucs")
+    if isinstance(state, dict) and "__quantized" in state:
+        raise PretrainedError(f"pretrained: {path} is quantized, which is not read")
+    args, kwargs = content.get("args", ()), content.get("kwargs", {})
+    return _package(klass.name, args, kwargs, _tensors(state, path), path), [path]
+
+
+def _read_safetensors(folder: Path) -> tuple[State | Package, list[Path]] | None:
     path = folder / "model.safetensors"
-    if not path.is_file():
-        return None
+    return (_open_safetensors(path), [path]) if path.is_file() else None
+
+
+def _open_safetensors(path: Path) -> State | Package:
+    """Tensors, and what demucs 4.1 writes into the file's metadata as JSON."""
     try:
-        return load_file(path, device="cpu"), [path]
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except Exception as error:  # the library raises its own, and OSError
         raise _unreadable(path, error) from error
+    if "klass" not in metadata:
+        return state
+    if "structure" in metadata:
+        raise PretrainedError(f"pretrained: {path} is quantized, which is not read")
+    try:
+        args, kwargs = (json.loads(metadata[name]) for name in ("args", "kwargs"))
+    except (KeyError, ValueError, RecursionError) as error:
+        raise PretrainedError(
+            f"pretrained: {path} has no arguments of a model in its metadata ({error})"
+        ) from error
+    return _package(metadata["klass"], args, kwargs, state, path)
+
+
+def _package(
+    klass: str, args: object, kwargs: object, state: State, path: Path
+) -> Package:
+    """A package whose arguments are plain values."""
+    try:
+        args, kwargs = _plain(args), _plain(kwargs)
+    except (ValueError, RecursionError) as error:
+        raise PretrainedError(
+            f"pretrained: {path} has arguments that are no plain values ({error})"
+        ) from error
+    if not (isinstance(args, list) and isinstance(kwargs, dict)):
+        raise PretrainedError(f"pretrained: {path} has no list and dict of arguments")
+    return Package(klass, args, kwargs, state)
+
+
+def _plain(value: object) -> object:
+    """Numbers, texts, lists and dicts; fractions from either form of demucs."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        if value.get("_type") == "fraction":
+            return _fraction(value.get("numerator"), value.get("denominator"))
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, StandIn) and value.name == "fractions.Fraction":
+        return _fraction(*value.arguments)
+    raise ValueError(f"it holds a {getattr(value, 'name', type(value).__name__)}")
+
+
+def _fraction(*arguments: object) -> Fraction:
+    """A fraction from two integers, or from the text that Python 3.11 pickles."""
+    if len(arguments) == 1 and re.fullmatch(r"\d{1,18}(/\d{1,18})?", str(arguments[0])):
+        arguments = tuple(int(part) for part in str(arguments[0]).split("/"))
+    if not all(isinstance(value, int) for value in arguments) or not all(arguments):
+        raise ValueError(f"it holds a fraction of {str(arguments)[:80]}")
+    return Fraction(*arguments)
 
 
 def _read_checkpoint(folder: Path | None) -> tuple[State, list[Path]] | None:
@@ -195,10 +345,16 @@ def _newest_checkpoint(folder: Path) -> Path | None:
     return max(zip(counters, found, strict=True))[1]
 
 
-def _load(path: Path) -> object:
-    """Read a file of torch.save; data only, whatever the environment says."""
+def _load(path: Path, names: tuple[str, ...] = ()) -> object:
+    """Read a file of torch.save; data only, whatever the environment says.
+
+    The names, and no others, are read as stand-ins.
+    """
+    kinds = [(type("StandIn", (StandIn,), {"name": name}), name) for name in names]
+    known = torch.serialization.safe_globals(kinds) if kinds else nullcontext()
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
+        with known:
+            return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises a dozen kinds for a foreign file
         raise _unreadable(path, error) from error
 
