@@ -8,7 +8,7 @@ Legend: S source, T sample.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import soundfile
@@ -75,14 +75,14 @@ def read_audio(
 
 
 def write_audio(path: str | Path, wave_T: Tensor, sample_rate: int) -> None:
-    """Write a mono float32 WAV at its true level: never rescaled, never clipped.
+    """Write a float32 WAV at its true level: never rescaled, never clipped.
 
     Arguments
     ---------
     path : str | Path
         Where to; appears only when it is whole.
     wave_T : Tensor
-        Shape [T].
+        Shape [T], or [C, T].
     sample_rate : int
         In Hz.
     """
@@ -91,7 +91,7 @@ def write_audio(path: str | Path, wave_T: Tensor, sample_rate: int) -> None:
     partial = path.with_name(f".{path.name}.part")
     soundfile.write(
         partial,
-        wave_T.detach().float().cpu().numpy(),
+        wave_T.detach().float().cpu().numpy().T,
         sample_rate,
         subtype="FLOAT",
         format="WAV",
@@ -111,14 +111,17 @@ def safe_name(id_: str) -> str:
 
 
 def named_waves(
-    mix_T: Tensor, est_ST: Tensor, target_ST: Tensor
+    mix_T: Tensor, est_ST: Tensor, target_ST: Tensor, sources: Sequence[str] = ()
 ) -> Iterator[tuple[str, Tensor]]:
-    """The waves of one separated example with the names their files get."""
+    """The waves of one separated example with the names their files get.
+
+    Sources without a name are numbered from 1; waves may have a channel dimension.
+    """
     yield "mixture", mix_T
-    for number, wave_T in enumerate(est_ST, start=1):
-        yield f"estimate_{number}", wave_T
-    for number, wave_T in enumerate(target_ST, start=1):
-        yield f"target_{number}", wave_T
+    for kind, waves in (("estimate", est_ST), ("target", target_ST)):
+        for number, wave_T in enumerate(waves):
+            name = sources[number] if number < len(sources) else number + 1
+            yield f"{kind}_{name}", wave_T
 
 
 def resample(wave_T: Tensor, from_rate: int, to_rate: int) -> Tensor:

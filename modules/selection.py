@@ -25,6 +25,16 @@ class KeepAll:
         """Mask of True, shape [N, K]."""
         return torch.ones_like(loss_NK, dtype=torch.bool)
 
+    def check(self, batch_size: int, world_size: int) -> None:
+        """Nothing: any batch will do."""
+
+    def state_dict(self) -> dict:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Nothing to load."""
+
 
 class ThresholdByLoss:
     """Train on what is still hard: drop examples separated better than `threshold`.

@@ -20,7 +20,7 @@ N = W*B examples of a global batch.
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from modules import distributed
 from modules.audio import named_waves, safe_name, write_audio
+from modules.checkpoints import recency
 from modules.dataset import Batch
 from modules.ema import EMA
 from modules.logs import RunLog
@@ -52,6 +53,20 @@ logger = logging.getLogger(__name__)
 
 class NonFiniteTraining(RuntimeError):
     """Too many consecutive optimizer steps were not finite."""
+
+
+def mean_state(states: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of state dicts, entry by entry, in float64.
+
+    (SpeechBrain's `average_state_dicts` adds in place, so entries that share their
+    memory, as MossFormer2's rotary frequencies do, are added several times.)
+    """
+    totals: dict[str, Tensor] = {}
+    count = 0
+    for count, state in enumerate(states, start=1):  # noqa: B007
+        for name, tensor in state.items():
+            totals[name] = totals.get(name, 0) + tensor.double()
+    return {name: (total / count).to(state[name]) for name, total in totals.items()}
 
 
 class Terms(NamedTuple):
@@ -77,6 +92,9 @@ class Separation(sb.Brain):
 
     #: Validation metric that ranks checkpoints and drives the plateau; higher: better.
     monitor = "si_snr"
+
+    #: Metric of one example that the progress bar of an evaluation shows, negated.
+    example_metric = "si_snr"
 
     #: How the report writes the metrics.
     metric_names: dict[str, str] = {}
@@ -461,6 +479,9 @@ class Separation(sb.Brain):
 
     def _load_for_evaluation(self, max_key: str | None) -> None:
         """Load the best checkpoint, or the newest where none was validated."""
+        if self.hparams.average_last:
+            self._load_average(self.hparams.average_last)
+            return
         found = self.checkpointer.recover_if_possible(max_key=max_key)
         if found is None:
             found = self.checkpointer.recover_if_possible()
@@ -471,6 +492,24 @@ class Separation(sb.Brain):
             )
         shown = found.path if found is not None else self.hparams.pretrained
         logger.info(f"Evaluating {shown}")
+
+    def _load_average(self, number: int) -> None:
+        """Load the mean of the newest epochs' weights, for want of a clean ranking."""
+        flag = sb.core.INTRA_EPOCH_CKPT_FLAG
+        found = self.checkpointer.find_checkpoints(
+            importance_key=recency,
+            ckpt_predicate=lambda ckpt: flag not in ckpt.meta,
+            max_num_checkpoints=number,
+        )
+        if len(found) < number or self.ema is not None:
+            raise HparamsError(
+                f"average_last={number} needs as many checkpoints of whole epochs "
+                f"(here: {len(found)}; set keep_checkpoints={number}) and ema_decay=0"
+            )
+        paths = [ckpt.paramfiles["separator"] for ckpt in found]
+        state = mean_state(torch.load(p, "cpu", weights_only=True) for p in paths)
+        distributed.unwrap(self.modules["separator"]).load_state_dict(state)
+        logger.info(f"Evaluating the mean of {', '.join(c.path.name for c in found)}")
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
         """Start an empty result table for a validation or a test."""
@@ -493,7 +532,7 @@ class Separation(sb.Brain):
         Returns
         -------
         Tensor
-            Mean of the negated monitor over the batch.
+            Mean of the negated example metric over the batch.
         """
         if stage == Stage.TEST and self.stop_request.received is not None:
             raise StopRun("stopped during the test; --test_only runs it again")
@@ -510,7 +549,7 @@ class Separation(sb.Brain):
             self.nonfinite_outputs += int(not torch.isfinite(est_ST).all())
             scores = self.score(est_ST, target_ST, mix_T, stage)
             self.table.add(batch.ids[index], **scores)
-            values.append(-scores[self.monitor])
+            values.append(-scores[self.example_metric])
             self._keep_audio(batch.ids[index], mix_T, est_ST, target_ST, stage)
         return torch.tensor(values).mean()
 
@@ -540,6 +579,7 @@ class Separation(sb.Brain):
             name: math.nan if entry["mean"] is None else entry["mean"]
             for name, entry in self.summary["metrics"].items()
         }
+        self.table_summary |= self.set_scores(stage)
         if any(distributed.gather_objects(self.nonfinite_outputs)):
             logger.warning("the network's output is not finite for some examples")
             self.table_summary[self.monitor] = math.nan
@@ -553,6 +593,10 @@ class Separation(sb.Brain):
             test_stats=self.table_summary,
         )
 
+    def set_scores(self, stage: Stage) -> dict[str, float]:
+        """Scores of the whole set that are not means over its examples; here none."""
+        return {}
+
     def report(self) -> None:
         """Print the test's table and where the run's files are, on the main process."""
         if not sb.utils.distributed.if_main_process():
@@ -563,6 +607,7 @@ class Separation(sb.Brain):
             "audio": folder / "audio",
             "curves": folder / "curves.png",
             "checkpoints": Path(self.checkpointer.checkpoints_dir),
+            "suspicion": folder / "suspicion.csv",
         }
         print_report(self.summary, self.metric_names, places)
 
@@ -576,12 +621,13 @@ class Separation(sb.Brain):
             return
         self.audio_saved += 1
         rate = self.hparams.sample_rate
-        for name, wave_T in named_waves(mix_T, est_ST, target_ST):
+        for name, wave_T in named_waves(mix_T, est_ST, target_ST, self.term_names):
             if stage == Stage.TEST:
                 folder = self.output_folder / "audio" / safe_name(id_)
                 write_audio(folder / f"{name}.wav", wave_T, rate)
             elif self.log is not None and self.audio_saved <= 2:
                 tag, step = f"{safe_name(id_)}/{name}", self.epoch
+                wave_T = wave_T.reshape(-1, wave_T.shape[-1]).mean(0)  # mono
                 self.log.audio(tag, wave_T, rate, step)
                 self.log.spectrogram(tag, wave_T, rate, step)
 
