@@ -801,7 +801,11 @@ def to_spectrum(wave_BCT: Tensor, nfft: int) -> Tensor:
 
 
 def to_waveform(spectrum_BZFL: Tensor, nfft: int, length: int) -> Tensor:
-    """The inverse of `to_spectrum`, [B, Z / 2, length]."""
+    """The inverse of `to_spectrum`, [B, Z / 2, length].
+
+    As in demucs, the frames that would begin before the first one or after the last
+    one count as zero: up to 3/8 of a frame at either end comes back quieter.
+    """
     hop = nfft // 4
     side = hop * 3 // 2
     parts = spectrum_BZFL.unflatten(1, (-1, 2)).permute(0, 1, 4, 3, 2).contiguous()

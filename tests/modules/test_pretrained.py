@@ -1,14 +1,21 @@
 """Weights from disk: every layout, strict, and never code."""
 
+import json
 import os
+import sys
+import types
+from collections import OrderedDict
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from modules.checkpoints import AtomicCheckpointer
 from modules.ema import EMA
+from modules.htdemucs import HTDemucs
 from modules.mossformer2 import MossFormer2
 from modules.pretrained import PretrainedError, load_pretrained
 from modules.sepformer import SepFormer
@@ -300,3 +307,266 @@ def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch, override, legacy, 
     assert not canary.exists()
     torch.load(tmp_path / name, weights_only=False)  # the canary does sing
     assert canary.exists()
+
+
+# -------------------------------------------------------------------- demucs' packages
+
+SOURCES = ["drums", "vocals"]
+DEMUCS = {
+    "samplerate": 1000,
+    "segment": Fraction(6, 5),
+    "channels": 8,
+    "depth": 2,
+    "nfft": 256,
+    "dconv_mode": 3,
+    "dconv_comp": 4,
+    "bottom_channels": 8,
+    "t_layers": 2,
+    "t_heads": 2,
+    "t_dropout": 0.02,
+}
+
+
+def make_htdemucs(seed: int, **options) -> HTDemucs:
+    torch.manual_seed(seed)
+    options = {"sources": SOURCES, **DEMUCS, **options}
+    return HTDemucs(segment_seconds=options.pop("segment"), **options)
+
+
+@pytest.fixture
+def demucs_classes(monkeypatch) -> dict[str, type]:
+    """Classes that pickle under demucs' names; `gone` takes the modules away again."""
+    classes = {}
+    monkeypatch.setitem(sys.modules, "demucs", types.ModuleType("demucs"))
+    for module, name in (("htdemucs", "HTDemucs"), ("hdemucs", "HDemucs")):
+        full = f"demucs.{module}"
+        monkeypatch.setitem(sys.modules, full, types.ModuleType(full))
+        classes[name] = type(name, (), {"__module__": full, "__init__": forbidden})
+        setattr(sys.modules[full], name, classes[name])
+    return classes
+
+
+def forbidden(*args, **kwargs):
+    raise AssertionError("a class of the package was used")
+
+
+def package(klass: type, model: HTDemucs, **options) -> dict:
+    """What demucs' export writes, weights in half precision."""
+    return {
+        "klass": klass,
+        "args": (),
+        "kwargs": {"sources": SOURCES, **DEMUCS, **options},
+        "state": {key: value.half() for key, value in model.state_dict().items()},
+        "training_args": {"optim": {"lr": 3e-4}, "dset": {"segment": 11}},
+        "metrics": {"nsdr": np.float64(9.0)},
+    }
+
+
+def write_metadata(path: Path, model: HTDemucs, **metadata: object) -> None:
+    """demucs 4.1's layout: a fraction is a dict, all else is JSON already."""
+
+    def encode(value: object) -> object:
+        if isinstance(value, Fraction):
+            parts = {"numerator": value.numerator, "denominator": value.denominator}
+            return {"_type": "fraction", **parts}
+        raise TypeError(value)
+
+    content = {
+        "klass": "demucs.htdemucs.HTDemucs",
+        "args": [],
+        "kwargs": {"sources": SOURCES, **DEMUCS},
+        **metadata,
+    }
+    content = {
+        key: value if isinstance(value, str) else json.dumps(value, default=encode)
+        for key, value in content.items()
+    }
+    state = {key: value.half() for key, value in model.state_dict().items()}
+    save_file(state, path, metadata=content)
+
+
+def assert_halved(model: HTDemucs, source: HTDemucs) -> None:
+    truth = {k: v.half().float() for k, v in source.state_dict().items()}
+    assert same_weights(model.state_dict(), truth)
+
+
+@pytest.mark.parametrize("override", ["", "1"])
+@pytest.mark.parametrize("installed", [False, True])
+@pytest.mark.parametrize("whole_folder", [False, True])
+def test_a_package_of_demucs_loads(
+    tmp_path, monkeypatch, demucs_classes, override, installed, whole_folder
+):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", override)
+    source, model = make_htdemucs(0), make_htdemucs(1, t_dropout=0.0)
+    path = tmp_path / "955717e8-8726e21a.th"
+    torch.save(package(demucs_classes["HTDemucs"], source), path)
+    if not installed:
+        for name in ("demucs", "demucs.htdemucs", "demucs.hdemucs"):
+            monkeypatch.delitem(sys.modules, name)
+    assert load_pretrained(model, tmp_path if whole_folder else path) == [path]
+    assert_halved(model, source)
+    assert installed or "demucs" not in sys.modules
+
+
+@pytest.mark.parametrize("reduced", ["text", "integers"])
+def test_either_pickle_of_a_fraction_is_read(
+    tmp_path, monkeypatch, demucs_classes, reduced
+):
+    form = {
+        "text": lambda self, *_: (Fraction, (str(self),)),  # up to Python 3.11
+        "integers": lambda self, *_: (Fraction, (self.numerator, self.denominator)),
+    }
+    source, model = make_htdemucs(0), make_htdemucs(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Fraction, "__reduce__", form[reduced])
+        content = package(demucs_classes["HTDemucs"], source)
+        torch.save(content, tmp_path / "model.th")
+    load_pretrained(model, tmp_path)
+    assert_halved(model, source)
+
+
+def test_demucs_safetensors_load(tmp_path):
+    source = make_htdemucs(0)
+    path = tmp_path / "955717e8.safetensors"
+    write_metadata(path, source)
+    for named in (path, tmp_path):
+        model = make_htdemucs(1)
+        assert load_pretrained(model, named) == [path]
+        assert_halved(model, source)
+
+
+def test_a_state_dict_in_a_single_file_loads(tmp_path):
+    source = make_model(0)
+    save_file(source.state_dict(), tmp_path / "a.safetensors")
+    torch.save(source.state_dict(), tmp_path / "b.th")
+    for name in ("a.safetensors", "b.th"):
+        model = make_model(1)
+        load_pretrained(model, tmp_path / name)
+        assert same_weights(model.state_dict(), source.state_dict())
+    with pytest.raises(PretrainedError, match="several models.*a.safetensors; b.th"):
+        load_pretrained(make_model(1), tmp_path)
+
+
+def test_sources_of_a_package_are_mapped_by_name(tmp_path, demucs_classes):
+    source = make_htdemucs(0, sources=["vocals", "drums"])
+    content = package(demucs_classes["HTDemucs"], source, sources=source.sources)
+    torch.save(content, tmp_path / "model.th")
+    model = make_htdemucs(1)
+    load_pretrained(model, tmp_path)
+    mixture = torch.randn(1, 2, 800, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        truth, estimate = source.eval()(mixture), model.eval()(mixture)
+    error = (estimate - truth[:, [1, 0]]).abs().max()
+    assert error < 0.01 * truth.abs().max() < (estimate - truth).abs().max()
+
+
+def test_a_package_of_another_configuration_lists_what_differs(
+    tmp_path, demucs_classes
+):
+    changed = {"sources": ["drums", "rest"], "segment": 10, "t_heads": 4}
+    content = package(demucs_classes["HTDemucs"], make_htdemucs(0), **changed)
+    torch.save(content, tmp_path / "model.th")
+    write_metadata(tmp_path / "other.safetensors", make_htdemucs(0), kwargs=changed)
+    model = make_htdemucs(1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name in ("model.th", "other.safetensors"):
+        with pytest.raises(PretrainedError) as error:
+            load_pretrained(model, tmp_path / name)
+        for line in (
+            "sources: the package's ['drums', 'rest'], the model's ['drums', 'vocals']",
+            "segment: the package's 10, the model's 6/5",
+            "t_heads: the package's 4, the model's 2",
+        ):
+            assert line in str(error.value)
+    assert same_weights(before, model.state_dict())
+
+
+def test_a_package_of_another_class_is_named(tmp_path, demucs_classes):
+    path = tmp_path / "model.th"
+    torch.save(package(demucs_classes["HDemucs"], make_htdemucs(0)), path)
+    with pytest.raises(PretrainedError, match="holds a demucs.hdemucs.HDemucs"):
+        load_pretrained(make_htdemucs(1), path)
+    torch.save(package(demucs_classes["HTDemucs"], make_htdemucs(0)), path)
+    with pytest.raises(PretrainedError, match="HTDemucs, no SepFormer"):
+        load_pretrained(make_model(1), path)
+
+
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ({"klass": "demucs.htdemucs.HTDemucs"}, "names no class"),
+        ({"klass": OrderedDict}, "names no class"),
+        ({"state": None}, "no state_dict"),
+        ({"state": {"__quantized": True}}, "quantized"),
+        ({"kwargs": []}, "no list and dict"),
+        ({"kwargs": {"sources": torch.zeros(2)}}, "no plain values"),
+        ({"kwargs": {"segment": Fraction(10**40, 3)}}, "no plain values"),
+        ({"kwargs": {"sources": 3}}, "another model"),
+    ],
+)
+def test_a_package_of_something_else_is_named(
+    tmp_path, monkeypatch, demucs_classes, entries, message
+):
+    content = package(demucs_classes["HTDemucs"], make_htdemucs(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(Fraction, "__reduce__", lambda self: (Fraction, (str(self),)))
+        torch.save({**content, **entries}, tmp_path / "model.th")
+    with pytest.raises(PretrainedError, match=message):
+        load_pretrained(make_htdemucs(1), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "metadata, message",
+    [
+        ({"structure": "{}"}, "quantized"),
+        ({"kwargs": "{"}, "no arguments"),
+        ({"kwargs": "[" * 100_000}, "no arguments"),
+        ({"kwargs": '{"segment": {"_type": "fraction"}}'}, "no plain values"),
+        ({"klass": "os.mkdir"}, "holds a os.mkdir"),
+    ],
+)
+def test_bad_metadata_is_named(tmp_path, metadata, message):
+    write_metadata(tmp_path / "model.safetensors", make_htdemucs(0), **metadata)
+    with pytest.raises(PretrainedError, match=message):
+        load_pretrained(make_htdemucs(1), tmp_path)
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("none")
+    with pytest.raises(PretrainedError, match="notes.txt is no .th or .safetensors"):
+        load_pretrained(make_model(1), path)
+
+
+@pytest.mark.parametrize("override", ["", "1", "true"])
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("place", ["klass", "kwargs", "state", "training_args"])
+def test_nothing_in_a_package_is_executed(
+    tmp_path, monkeypatch, demucs_classes, override, legacy, place
+):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", override)
+    canary, path = tmp_path / "executed", tmp_path / "model.th"
+    content = package(demucs_classes["HTDemucs"], make_htdemucs(0))
+    content[place] = {"x": Canary(canary)} if place != "klass" else Canary(canary)
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(PretrainedError, match="model.th"):
+        load_pretrained(make_htdemucs(1), tmp_path)
+    assert not canary.exists()
+    torch.load(path, weights_only=False)  # the canary does sing
+    assert canary.exists()
+
+
+def test_a_stand_in_that_is_called_does_nothing(tmp_path, demucs_classes):
+    """A pickle may call what it names: the class of demucs, with arguments."""
+
+    class Caller:
+        def __reduce__(self):
+            return demucs_classes["HTDemucs"], (SOURCES,), {"state": 1}
+
+    path = tmp_path / "model.th"
+    content = package(demucs_classes["HTDemucs"], make_htdemucs(0))
+    torch.save({**content, "metrics": Caller()}, path)
+    load_pretrained(make_htdemucs(1), path)
+    torch.save({**content, "state": Caller()}, path)
+    with pytest.raises(PretrainedError, match="no state_dict"):
+        load_pretrained(make_htdemucs(1), path)
