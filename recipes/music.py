@@ -1,0 +1,232 @@
+"""Music separation: stems of songs, L1 loss per stem, noisy labels, whole-song scores.
+
+The training step is in `recipes/separation.py`; here an example has one loss term per
+stem, so that a selector can leave out the stems that look wrongly labelled (team
+CCOM, Sound Demixing Challenge 2023).
+
+Legend: B batch, S source, C channel, T sample.
+"""
+
+import logging
+import math
+from typing import Any
+
+import torch
+from speechbrain import Stage
+from speechbrain.utils.distributed import if_main_process
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from data_prep.manifest import read_manifest
+from modules import distributed
+from modules.apply import apply_model
+from modules.audit import Audit
+from modules.dataset import (
+    Batch,
+    EpochSampler,
+    collate_crops,
+    collate_whole,
+    make_loader,
+)
+from modules.metrics import score_song
+from modules.selection import dropped_of
+from modules.stems import StemDataset, measure_levels
+from recipes.hparams import HparamsError
+from recipes.separation import Separation, Terms
+
+logger = logging.getLogger(__name__)
+
+class MusicSeparation(Separation):
+    """Trains `modules.separator` on the L1 loss of every stem."""
+
+    example_metric = "nsdr"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.monitor = self.hparams.monitor
+        self.term_names = list(self.hparams.sources)
+        self.term_weights = [float(weight) for weight in self.hparams.weights]
+        if len(self.term_weights) != len(self.term_names) or not (
+            all(weight >= 0 for weight in self.term_weights) and any(self.term_weights)
+        ):
+            raise HparamsError(
+                f"weights={self.term_weights}: give one number, 0 or more, for each of "
+                f"{', '.join(self.term_names)}"
+            )
+        try:
+            self.hparams.select.check(self.hparams.batch_size, distributed.world_size())
+        except ValueError as error:
+            raise HparamsError(str(error)) from error
+
+    # ------------------------------------------------------------------ training
+
+    def compute_forward(self, batch: Batch, stage: Stage) -> Tensor:
+        """Separate the mixtures: [B, C, T] to [B, S, C, T]."""
+        return self.modules.separator(batch.mix)
+
+    def compute_objectives(
+        self, predictions: Tensor, batch: Batch, stage: Stage
+    ) -> Terms:
+        """Mean absolute error of every stem; a stem of weight 0 is not scorable.
+
+        With `rank_by_level` a stem is judged by its error relative to the level of
+        its target (at least 1 % of the mixture's), so that loud stems are not the
+        first to be dropped; what is trained on stays the plain error.
+        """
+        target_BSCT = batch.src
+        loss_BS = (predictions.float() - target_BSCT).abs().mean((2, 3))
+        weighs_S = torch.tensor(self.term_weights, device=loss_BS.device) > 0
+        rank_BS = None
+        if self.hparams.rank_by_level:
+            floor_B1 = 0.01 * batch.mix.abs().mean((1, 2))[:, None]
+            level_BS = target_BSCT.abs().mean((2, 3)).maximum(floor_B1)
+            # A silent mixture has only silent stems: any error is as good as another.
+            rank_BS = loss_BS.detach() / level_BS.clamp(min=1e-8)
+        return Terms(loss_BS, weighs_S.expand_as(loss_BS), rank_BS)
+
+    def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
+        """Enter the step of the recipe that the epoch belongs to."""
+        super().on_stage_start(stage, epoch)
+        if stage != Stage.TRAIN:
+            return
+        step = self.hparams.lr_scheduler.at(epoch)
+        self.hparams.select.quantile = step.quantile
+        for group in self.optimizer.param_groups:
+            group["lr"] = step.lr
+        if epoch == step.first_epoch and self.step == 0:
+            # Each step of CCOM's recipe is a run of its own: weights go on, Adam's
+            # moments begin anew.
+            self.optimizer.state.clear()
+            logger.info(
+                f"Step {step.number}: {step.epochs} epochs, lr {step.lr:g}, keeping "
+                f"the lowest {step.quantile:g} of the losses"
+            )
+
+    def origin_numbers(self, batch: Batch, terms: int) -> Tensor:
+        """Number of the track that each stem was cut from, [B, S]."""
+        numbers = self.audit.numbers
+        return torch.tensor(
+            [[numbers[track] for track in origins] for origins in batch.origins],
+            device=batch.mix.device,
+        )
+
+    def on_choice(self, origin_NK: Tensor, usable_NK: Tensor, keep_NK: Tensor) -> None:
+        """Count what was dropped, for the suspicion score."""
+        self.audit.add(origin_NK, usable_NK, keep_NK)
+
+    # ------------------------------------------------------------------ evaluation
+
+    def separate(self, mix_BT: Tensor) -> Tensor:
+        """Separate whole songs [B, C, T] in overlapping segments."""
+        return apply_model(
+            distributed.unwrap(self.modules["separator"]),
+            mix_BT,
+            shifts=self.hparams.shifts,
+            overlap=self.hparams.overlap,
+            batch_size=self.hparams.eval_chunks,
+            normalize=True,
+            seed=self.hparams.seed,
+        )
+
+    def score(
+        self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage
+    ) -> dict[str, float]:
+        """nSDR of the challenge per stem; at the test BSSEval's SDR as well."""
+        return score_song(
+            est_ST,
+            target_ST,
+            mix_T,
+            self.hparams.sample_rate,
+            self.term_names,
+            with_bsseval=stage == Stage.TEST,
+        )
+
+    def set_scores(self, stage: Stage) -> dict[str, float]:
+        """`nsdr_truncated`: the mean over the best part of each stem's scores.
+
+        Where no clean validation set exists some of the targets are wrong and score
+        badly however good the model is. The same share is left out that training
+        leaves out, per stem, and at least the worst one.
+        """
+        if stage != Stage.VALID:
+            return {}
+        quantile = self.hparams.lr_scheduler.at(self.epoch or 1).quantile
+        means = []
+        for name, weight in zip(self.term_names, self.term_weights, strict=True):
+            scores = sorted(row[f"nsdr_{name}"] for row in self.table.rows)
+            finite = [value for value in scores if math.isfinite(value)]
+            best = finite[dropped_of(len(finite), quantile) if finite else 0 :]
+            if weight and best:
+                means.append(math.fsum(best) / len(best))
+        mean = math.fsum(means) / len(means) if means else math.nan
+        return {"nsdr_truncated": mean}
+
+    def report(self) -> None:
+        """The table of scores, and the suspicion scores in a CSV."""
+        if if_main_process() and self.audit.dropped_RK.any():
+            self.audit.write_csv(self.output_folder / "suspicion.csv")
+        super().report()
+
+    # ------------------------------------------------------------------ data
+
+    def make_loaders(
+        self, manifests: dict[str, str]
+    ) -> tuple[DataLoader, DataLoader, DataLoader]:
+        """Loaders of segments for training and of whole songs, this rank's share.
+
+        Arguments
+        ---------
+        manifests : dict[str, str]
+            Paths by "train", "valid" and "test".
+
+        Raises
+        ------
+        DataError
+            An empty set, a wrong sample rate, a missing file.
+        """
+        hparams = self.hparams
+        rows = {
+            name: read_manifest(path, len(self.term_names), stems=True)
+            for name, path in manifests.items()
+        }
+        index = f"{hparams.save_folder}/levels.csv"
+        levels = distributed.run_on_main(measure_levels, rows["train"], index)
+        train_set = StemDataset(
+            rows["train"],
+            sample_rate=hparams.sample_rate,
+            segment_seconds=hparams.train_seconds,
+            stride_seconds=hparams.stride_seconds,
+            augmentation=hparams.augmentation,
+            levels=levels,
+            independent=hparams.independent,
+            examples_per_epoch=hparams.examples_per_epoch,
+            seed=hparams.seed,
+        )
+        self.audit = Audit([row.id for row in rows["train"]], self.term_names)
+        self.checkpointer.add_recoverable("audit", self.audit)
+        return (
+            self._loader(train_set, hparams.batch_size, shuffle=True),
+            *(
+                self._loader(StemDataset(rows[name], hparams.sample_rate), 1)
+                for name in ("valid", "test")
+            ),
+        )
+
+    def _loader(
+        self, dataset: StemDataset, batch_size: int, shuffle: bool = False
+    ) -> DataLoader:
+        sampler = EpochSampler(
+            len(dataset),
+            batch_size,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            shuffle=shuffle,
+            seed=self.hparams.seed,
+        )
+        return make_loader(
+            dataset,
+            sampler,
+            collate=collate_crops if shuffle else collate_whole,
+            num_workers=self.hparams.num_workers,
+            pin_memory=self.device_type == "cuda",
+        )
