@@ -4,6 +4,12 @@ Columns: `id,duration,sample_rate,mixture,noise,source_1,...,source_S`. Paths ar
 absolute, `noise` may be empty, `duration` is in seconds and true: times the rate it
 gives the number of samples of every file in the row.
 
+Stems of music need a little more and get two columns at the end. `channels` is 2:
+the files are stereo, and `mixture` may be empty, which stands for the sum of the
+sources. `unused` holds the numbers of the sources that belong to the mixture but are
+not to be trained on, such as "2 4". Music must survive what collections of it come
+with, so a file may be mono or longer than the row says.
+
 Rows are counted as a spreadsheet does: the header is row 1.
 """
 
@@ -20,6 +26,7 @@ from pathlib import Path
 import soundfile
 
 FIXED_COLUMNS = ("id", "duration", "sample_rate", "mixture", "noise")
+STEM_COLUMNS = ("channels", "unused")
 # Opening a file waits for the disk, not for the processor: more threads than cores.
 THREADS = 16
 
@@ -38,6 +45,8 @@ class Row:
     mixture: str
     sources: tuple[str, ...]
     noise: str = ""
+    channels: int = 1
+    unused: tuple[int, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -46,8 +55,8 @@ class Row:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Mixture, sources and, where there is one, the noise."""
-        return (self.mixture, *self.sources, *([self.noise] if self.noise else []))
+        """Mixture, sources and noise, those that there are."""
+        return tuple(path for path in (self.mixture, *self.sources, self.noise) if path)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -100,10 +109,12 @@ def write_manifest(path: str | Path, rows: Sequence[Row]) -> Path:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     names = [f"source_{k + 1}" for k in range(len(rows[0].sources))]
-    table.writerow([*FIXED_COLUMNS, *names])
+    stems = any(row.channels != 1 for row in rows)
+    table.writerow([*FIXED_COLUMNS, *names, *(STEM_COLUMNS if stems else ())])
     for row in rows:
         cells = [row.id, repr(row.duration), row.sample_rate, row.mixture, row.noise]
-        table.writerow([*cells, *row.sources])
+        last = [row.channels, " ".join(map(str, row.unused))] if stems else []
+        table.writerow([*cells, *row.sources, *last])
     try:
         return write_text(path, text.getvalue())
     except UnicodeEncodeError as error:
@@ -118,6 +129,7 @@ def read_manifest(
     num_sources: int | None = None,
     sample_rate: int | None = None,
     check: bool = True,
+    stems: bool = False,
 ) -> list[Row]:
     """Read a manifest and refuse whatever training could stumble over later.
 
@@ -132,6 +144,8 @@ def read_manifest(
         Rate in Hz that every row must have; None accepts any.
     check : bool
         Also open the header of every audio file (see `check_audio`).
+    stems : bool
+        Expect stems of music: stereo, the mixture optional.
 
     Returns
     -------
@@ -161,6 +175,13 @@ def read_manifest(
         if row.id in row_of_id:
             raise DataError(
                 f"{place}: id {row.id!r} is already that of row {row_of_id[row.id]}"
+            )
+        if stems != (row.channels != 1):
+            wanted = "stereo stems" if stems else "mono files"
+            maker = "stems" if stems else "wsj0mix"
+            raise DataError(
+                f"{place}: channels is {row.channels}, expected {wanted}; make the "
+                f"manifest with data_prep.{maker}"
             )
         if sample_rate is not None and row.sample_rate != sample_rate:
             raise DataError(
@@ -234,7 +255,7 @@ def _read_header(
                 f"{path}, row 1: column {name!r} is {fault}; the header must be "
                 f"{expected} and is {','.join(header)!r}"
             )
-    unknown = [name for name in header if name not in names]
+    unknown = [name for name in header if name not in (*names, *STEM_COLUMNS)]
     if unknown:
         raise DataError(
             f"{path}, row 1: unknown column {unknown[0]!r}; the header must be "
@@ -243,7 +264,8 @@ def _read_header(
     if num_sources is not None and len(sources) != num_sources:
         raise DataError(
             f"{path}, row 1: has {len(sources)} source columns, expected "
-            f"{num_sources}; set --num_spks or prepare the data anew"
+            f"{num_sources}; set --num_spks (for music --sources) or prepare "
+            "the data anew"
         )
     return header, sources
 
@@ -266,8 +288,18 @@ def _read_row(place: str, cells: dict[str, str], sources: list[str]) -> Row:
             f"{place}: sample_rate is {cells['sample_rate']!r}, expected a whole "
             "number of Hz"
         )
+    channels = cells.get("channels", "1").strip()
+    if channels not in ("1", "2"):
+        raise DataError(f"{place}: channels is {channels!r}, expected 1 or 2")
+    unused = cells.get("unused", "").split()
+    if not all(f"source_{number}" in sources for number in unused):
+        raise DataError(
+            f"{place}: unused is {cells['unused']!r}, expected numbers of sources, 1 "
+            f"to {len(sources)}"
+        )
+    optional = ["noise", *(["mixture"] if channels == "2" else [])]
     for name in ("mixture", "noise", *sources):
-        if name == "noise" and not cells[name]:
+        if name in optional and not cells[name]:
             continue
         if not os.path.isabs(cells[name]):
             raise DataError(
@@ -280,11 +312,15 @@ def _read_row(place: str, cells: dict[str, str], sources: list[str]) -> Row:
         mixture=cells["mixture"],
         sources=tuple(cells[name] for name in sources),
         noise=cells["noise"],
+        channels=int(channels),
+        unused=tuple(int(number) for number in unused),
     )
 
 
 def check_audio(rows: Sequence[Row], places: Sequence[str] | None = None) -> None:
     """Open the header of every file: there, mono, at the row's rate, of its length.
+
+    Stems may be mono, or longer than the row says: reading copes with both.
 
     Arguments
     ---------
@@ -321,11 +357,12 @@ def header_fault(row: Row) -> str:
             if not os.path.exists(path):
                 return f"{path} does not exist"
             return f"{path} cannot be read as audio ({error})"
-        if channels != 1:
-            return f"{path} has {channels} channels, expected mono"
+        if channels > row.channels:
+            expected = "mono" if row.channels == 1 else "stereo"
+            return f"{path} has {channels} channels, expected {expected}"
         if rate != row.sample_rate:
             return f"{path} is at {rate} Hz, the row says {row.sample_rate} Hz"
-        if frames != row.frames:
+        if frames != row.frames and not (row.channels == 2 and frames > row.frames):
             return (
                 f"{path} has {frames} samples, duration {row.duration} s at "
                 f"{rate} Hz means {row.frames}; truncated, or not from this mixture"

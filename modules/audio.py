@@ -3,7 +3,7 @@
 soundfile does the file I/O (torchaudio 2.11 has none of its own), torchaudio's
 windowed-sinc `resample` the rate changes.
 
-Legend: S source, T sample.
+Legend: S source, C channel, T sample.
 """
 
 import os
@@ -50,11 +50,50 @@ def read_audio(
     AudioError
         Unreadable, shorter than asked, not mono, or at another rate.
     """
+    return _read(path, start, frames, sample_rate, channels=(1,))[0]
+
+
+def read_stereo(
+    path: str | Path,
+    start: int = 0,
+    frames: int | None = None,
+    sample_rate: int | None = None,
+) -> Tensor:
+    """Read a stereo file or a part of it; a mono file gives two equal channels.
+
+    Arguments
+    ---------
+    path, start, frames, sample_rate
+        As for `read_audio`.
+
+    Returns
+    -------
+    Tensor
+        float32, shape [2, T], full scale at 1.
+
+    Raises
+    ------
+    AudioError
+        As for `read_audio`; more than two channels.
+    """
+    wave_CT = _read(path, start, frames, sample_rate, channels=(1, 2))
+    return wave_CT if len(wave_CT) == 2 else wave_CT.repeat(2, 1)
+
+
+def _read(
+    path: str | Path,
+    start: int,
+    frames: int | None,
+    sample_rate: int | None,
+    channels: tuple[int, ...],
+) -> Tensor:
+    """Read [C, T] from a file that must have one of the given numbers of channels."""
     try:
         with soundfile.SoundFile(os.fspath(path)) as file:
-            if file.channels != 1:
+            if file.channels not in channels:
+                expected = "mono" if channels == (1,) else "stereo or mono"
                 raise AudioError(
-                    f"{path}: has {file.channels} channels, expected a mono file"
+                    f"{path}: has {file.channels} channels, expected a {expected} file"
                 )
             if sample_rate is not None and file.samplerate != sample_rate:
                 raise AudioError(
@@ -63,15 +102,15 @@ def read_audio(
                 )
             wanted = file.frames - start if frames is None else frames
             file.seek(start)
-            wave_T = file.read(wanted, dtype="float32")
+            wave_TC = file.read(wanted, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
         raise AudioError(f"{path}: cannot be read as audio ({error})") from error
-    if len(wave_T) != wanted or wanted <= 0:
+    if len(wave_TC) != wanted or wanted <= 0:
         raise AudioError(
-            f"{path}: holds {len(wave_T)} of the {wanted} samples expected from "
+            f"{path}: holds {len(wave_TC)} of the {wanted} samples expected from "
             f"sample {start} on; the file is truncated or has changed"
         )
-    return torch.from_numpy(wave_T)
+    return torch.from_numpy(wave_TC.T).contiguous()
 
 
 def write_audio(path: str | Path, wave_T: Tensor, sample_rate: int) -> None:
