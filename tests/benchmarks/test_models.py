@@ -52,3 +52,64 @@ def test_the_reference_gives_the_shape_that_ours_gives():
         for network in (models.ReferenceSepFormer(1), models.our_sepformer(1, False))
     ]
     assert shapes == [(1, 2, 500)] * 2
+
+
+def test_music_is_timed_at_each_of_its_lengths(monkeypatch, capsys):
+    jobs = []
+
+    def result(job: dict, reference: str | None) -> dict[str, float]:
+        jobs.append(job)
+        same = {"max_difference": 0.0, "peak": 1.0, "bf16_snr_db": 40.0}
+        return same if job["side"] == "both" else {"seconds": 2.0, "peak_mb": 50.0}
+
+    monkeypatch.setattr(models, "in_fresh_process", result)
+    variants = ["train fp32, no attention dropout", "inference bf16"]
+    models.main(
+        ["--models", "htdemucs", "sepformer", "--repeats=1", "--variants", *variants]
+    )
+    text = capsys.readouterr().out
+    for length in (176400, 343980):
+        assert f"| train fp32, no attention dropout, {length} samples | 2.00 |" in text
+    assert text.count("| inference bf16 | 2.00 ") == 2
+    assert text.count("no attention dropout") == 2  # SepFormer has no such variant
+    both, *rest = (job for job in jobs if job["model"] == "htdemucs")
+    assert both["samples"] == 176400
+    assert [(job["side"], job["train"], job["samples"]) for job in rest] == [
+        ("reference", False, 1323000),
+        ("ours", False, 1323000),
+        ("reference", True, 176400),
+        ("ours", True, 176400),
+        ("reference", True, 343980),
+        ("ours", True, 343980),
+    ]
+    assert rest[3]["attention_dropout"] is False
+    assert "attention_dropout" not in rest[2]
+
+
+def test_htdemucs_beside_demucs(capsys):
+    for name in ("demucs", "einops", "tqdm"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed (development only)")
+    models.main(
+        ["--models", "htdemucs", "--variants", "inference fp32", "train fp32", *SMALL]
+    )
+    rows = capsys.readouterr().out
+    assert "| inference fp32 |" in rows and "| train fp32 |" in rows
+
+
+def test_missing_demucs_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install --no-deps demucs"):
+        models.reference_htdemucs(1, 44100)
+
+
+@pytest.mark.parametrize("job", [{"side": "ours"}, {"side": "ours", "samples": 20_000}])
+def test_music_is_separated_in_segments(job):
+    job = {"model": "htdemucs", "samples": 5000, **job}
+    model = torch.nn.Module()
+    model.sources, model.samplerate, model.segment = ["a"], 44100, 0.1
+    model.forward = lambda mixture_BCT: mixture_BCT[:, None]
+    mixture = models.make_mixture(job)
+    assert mixture.shape == (1, 2, job["samples"])
+    estimate = models.infer(job, model, mixture)
+    torch.testing.assert_close(estimate, mixture[:, None])
