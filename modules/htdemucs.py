@@ -209,6 +209,8 @@ class HTDemucs(nn.Module):
             )
         if dconv_mode and channels < dconv_comp:
             raise ValueError(f"dconv_comp={dconv_comp}: exceeds {channels} channels")
+        if bottom_channels and not t_layers:
+            raise ValueError(f"bottom_channels={bottom_channels}: no transformer")
         bottom = channels * growth ** (depth - 1)
         features = bottom_channels or bottom
         if t_layers and (features % t_heads or features % 4):

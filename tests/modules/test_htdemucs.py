@@ -6,6 +6,7 @@ for development only. Everything else runs on generated signals with tiny networ
 """
 
 import importlib.util
+import inspect
 import json
 import logging
 import os
@@ -17,7 +18,15 @@ import torch
 from safetensors import safe_open
 
 from benchmarks.models import demucs_module
-from modules.htdemucs import HTDemucs, pad_reflecting, to_spectrum, to_waveform
+from modules.htdemucs import (
+    DEMUCS_DEFAULTS,
+    DEMUCS_FIXED,
+    DEMUCS_IGNORED,
+    HTDemucs,
+    pad_reflecting,
+    to_spectrum,
+    to_waveform,
+)
 
 SHARED = Path(
     os.environ.get("SEPARATION_SHARED", Path(__file__).resolve().parents[3] / "shared")
@@ -345,13 +354,14 @@ def test_parts_can_be_left_out(options):
         {"dconv_comp": 9},
         {"t_heads": 3},
         {"t_layers": True},
+        {"bottom_channels": 8, "t_layers": 0},
         {"t_dropout": 1.0},
         {"audio_channels": 0},
         {"samplerate": 44100.0},
     ],
 )
 def test_bad_argument_is_named(options):
-    (name,) = options
+    name = next(iter(options))
     with pytest.raises(ValueError, match=f"{name}="):
         HTDemucs(SOURCES, (1, 2), **{**TINY, **options})
 
@@ -429,6 +439,14 @@ def test_what_is_left_out_of_a_package_has_the_default_of_demucs():
     del given["dconv_mode"]
     with pytest.raises(ValueError, match="dconv_mode: the package's 1, the model's 3"):
         model.adapt_package("demucs.htdemucs.HTDemucs", (), given, model.state_dict())
+
+
+def test_every_argument_of_demucs_is_known():
+    parameters = inspect.signature(type(demucs(1, **CONFIG))).parameters
+    known = {**DEMUCS_DEFAULTS, **DEMUCS_FIXED, "channels_time": None}
+    assert parameters.keys() == {"sources"} | known.keys() | DEMUCS_IGNORED
+    for name, value in known.items():
+        assert parameters[name].default == value, name
 
 
 def test_what_does_not_matter_may_differ(caplog):
