@@ -151,7 +151,7 @@ def test_a_table_without_a_finite_row_says_so_in_strict_json(tmp_path):
     table.add("x", sdr=math.nan)
     text = table.write_json(tmp_path / "a.json").read_text()
     score = json.loads(text)["metrics"]["sdr"]
-    assert score == {"mean": None, "standard_error": None, "count": 0}
+    assert score == {"mean": None, "standard_error": None, "median": None, "count": 0}
     assert "NaN" not in text
 
 
