@@ -198,6 +198,11 @@ def read_manifest(
     return rows
 
 
+def is_of_stems(path: str | Path) -> bool:
+    """Whether a manifest describes stereo stems, by its header."""
+    return STEM_COLUMNS[0] in [name.strip() for name in next(_read_table(path), [])]
+
+
 def _read_table(path: str | Path) -> Iterator[list[str]]:
     """The cells of each row of a CSV, blank lines as empty lists."""
     try:
