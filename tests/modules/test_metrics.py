@@ -12,7 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from modules.metrics import METRICS, SDR_TAPS, ResultTable, score_example
+from modules.metrics import (
+    METRICS,
+    SDR_TAPS,
+    ResultTable,
+    framewise_sdr,
+    score_example,
+    score_song,
+)
 
 RATE = 8000
 
@@ -204,3 +211,81 @@ def test_two_ranks_merge_to_the_table_of_one(tmp_path):
     for rank in range(2):
         assert (tmp_path / f"rank{rank}.csv").read_text() == expected_csv
         assert (tmp_path / f"rank{rank}.json").read_text() == expected_json
+
+
+def test_nsdr_is_one_ratio_over_channels_and_time():
+    target_SCT, error_SCT = noise(2, 2, 5000), noise(2, 2, 5000, seed=1)
+    target_SCT[1] *= 0.1
+    scores = score_song(
+        target_SCT + 0.1 * error_SCT, target_SCT, target_SCT.sum(0), 1000, ["a", "b"]
+    )
+    for k, name in enumerate("ab"):
+        ratio = (target_SCT[k] ** 2).sum() / ((0.1 * error_SCT[k]) ** 2).sum()
+        assert scores[f"nsdr_{name}"] == pytest.approx(float(10 * ratio.log10()), 1e-5)
+    assert scores["nsdr"] == pytest.approx((scores["nsdr_a"] + scores["nsdr_b"]) / 2)
+
+
+def test_a_silent_target_has_an_nsdr_and_no_sdr_and_its_row_counts():
+    target_SCT = noise(2, 2, 3000)
+    target_SCT[1] = 0
+    est_SCT = target_SCT + 0.01 * noise(2, 2, 3000, seed=1)
+    scores = score_song(est_SCT, target_SCT, target_SCT.sum(0), 1000, ["a", "b"])
+    assert -60 < scores["nsdr_b"] < 0 < scores["nsdr_a"]
+    assert scores["sdr"] is scores["sdr_a"] is scores["sdr_b"] is None
+    perfect = score_song(target_SCT, target_SCT, target_SCT.sum(0), 1000, ["a", "b"])
+    assert perfect["nsdr_b"] == 0 and perfect["nsdr_a"] > 80
+    table = ResultTable()
+    table.add("silent", **scores)
+    table.add("usual", **{name: 5.0 for name in scores})
+    summary = table.summary()
+    assert (summary["count"], summary["non_finite"]) == (2, 0)
+    assert summary["metrics"]["sdr"]["count"] == 1
+    assert summary["metrics"]["nsdr_a"]["count"] == 2
+
+
+def test_sdr_is_the_median_of_whole_seconds_that_sound():
+    target_SCT = noise(2, 2, 5500)
+    est_SCT = target_SCT.clone()
+    gains = (0.9, 0.5, 0.99, 0.8, 0.7, 0.0)  # the sixth is no whole second
+    for second, gain in enumerate(gains):
+        est_SCT[0, :, 1000 * second : 1000 * (second + 1)] *= gain
+    target_SCT[1, :, 2000:3000] = 0  # nothing can be scored in the third
+    sdr_SL = framewise_sdr(est_SCT, target_SCT, 1000)
+    assert sdr_SL.shape == (2, 5)
+    assert sdr_SL[:, 2].isnan().all()
+    expected = [-20 * math.log10(1 - gain) for gain in gains[:5]]
+    kept = [0, 1, 3, 4]
+    assert sdr_SL[0, kept].tolist() == pytest.approx([expected[k] for k in kept])
+    assert (sdr_SL[1, kept] == 100).all(), "a perfect estimate is bounded"
+    scores = score_song(est_SCT, target_SCT, target_SCT.sum(0), 1000, ["a", "b"])
+    assert scores["sdr_a"] == pytest.approx(np.median([expected[k] for k in kept]))
+
+
+def test_songs_with_nan_have_nan_scores_of_every_name():
+    target_SCT = noise(2, 2, 3000)
+    est_SCT = target_SCT.clone()
+    est_SCT[0, 0, 7] = math.nan
+    names = ["a", "b"]
+    scores = score_song(est_SCT, target_SCT, target_SCT.sum(0), 1000, names)
+    assert math.isnan(scores["nsdr"]) and math.isnan(scores["sdr"])
+    fine = score_song(target_SCT, target_SCT, target_SCT.sum(0), 1000, names)
+    assert scores.keys() == fine.keys()
+    short = score_song(
+        est_SCT, target_SCT, target_SCT.sum(0), 1000, names, with_bsseval=False
+    )
+    assert list(short) == ["nsdr", "nsdr_a", "nsdr_b"]
+
+
+def test_shapes_of_songs_that_do_not_fit_are_refused():
+    wave = noise(2, 2, 9)
+    with pytest.raises(ValueError, match=r"must be \[3, channel, sample\]"):
+        score_song(wave, wave, wave[0], 1000, ["a", "b", "c"])
+    with pytest.raises(ValueError, match="sample rate must be positive"):
+        score_song(wave, wave, wave[0], 0, ["a", "b"])
+
+
+def test_the_median_over_songs_is_in_the_summary():
+    table = ResultTable()
+    for number, value in enumerate([1.0, 2.0, 9.0]):
+        table.add(str(number), sdr=value)
+    assert table.summary()["metrics"]["sdr"]["median"] == 2.0
