@@ -150,16 +150,23 @@ def safe_name(id_: str) -> str:
 
 
 def named_waves(
-    mix_T: Tensor, est_ST: Tensor, target_ST: Tensor, sources: Sequence[str] = ()
+    mix_T: Tensor,
+    est_ST: Tensor,
+    target_ST: Tensor,
+    est_names: Sequence[str] = (),
+    target_names: Sequence[str] = (),
 ) -> Iterator[tuple[str, Tensor]]:
     """The waves of one separated example with the names their files get.
 
     Sources without a name are numbered from 1; waves may have a channel dimension.
     """
     yield "mixture", mix_T
-    for kind, waves in (("estimate", est_ST), ("target", target_ST)):
+    for kind, waves, names in (
+        ("estimate", est_ST, est_names),
+        ("target", target_ST, target_names),
+    ):
         for number, wave_T in enumerate(waves):
-            name = sources[number] if number < len(sources) else number + 1
+            name = names[number] if number < len(names) else number + 1
             yield f"{kind}_{name}", wave_T
 
 

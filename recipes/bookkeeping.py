@@ -99,14 +99,16 @@ def print_report(
     places : Mapping[str, Path]
         Files and folders by what they hold; those that do not exist are left out.
     """
-    print(f"\n{'metric':<14} {'mean':>8} {'std. error':>11} {'examples':>9}")
+    print(
+        f"\n{'metric':<14} {'mean':>8} {'std. error':>11} {'median':>8} {'examples':>9}"
+    )
     for name, entry in summary["metrics"].items():
-        mean, error = (
+        mean, error, median = (
             "-" if entry[key] is None else f"{entry[key]:.2f}"
-            for key in ("mean", "standard_error")
+            for key in ("mean", "standard_error", "median")
         )
         shown = metric_names.get(name, name)
-        print(f"{shown:<14} {mean:>8} {error:>11} {entry['count']:>9}")
+        print(f"{shown:<14} {mean:>8} {error:>11} {median:>8} {entry['count']:>9}")
     if summary["non_finite"]:
         print(f"{summary['non_finite']} examples had no finite score")
     print("\nall values in dB; an 'i' is the improvement over the mixture\n")

@@ -36,6 +36,7 @@ from recipes.separation import Separation, Terms
 
 logger = logging.getLogger(__name__)
 
+
 class MusicSeparation(Separation):
     """Trains `modules.separator` on the L1 loss of every stem."""
 
@@ -44,17 +45,22 @@ class MusicSeparation(Separation):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.monitor = self.hparams.monitor
-        self.term_names = list(self.hparams.sources)
-        self.term_weights = [float(weight) for weight in self.hparams.weights]
-        if len(self.term_weights) != len(self.term_names) or not (
-            all(weight >= 0 for weight in self.term_weights) and any(self.term_weights)
+        self.stems = list(self.hparams.sources)
+        self.stem_weights = [float(weight) for weight in self.hparams.weights]
+        if len(self.stem_weights) != len(self.stems) or not (
+            all(weight >= 0 for weight in self.stem_weights) and any(self.stem_weights)
         ):
             raise HparamsError(
-                f"weights={self.term_weights}: give one number, 0 or more, for each of "
-                f"{', '.join(self.term_names)}"
+                f"weights={self.stem_weights}: give one number, 0 or more, for each of "
+                f"{', '.join(self.stems)}"
             )
+        self.term_names, self.term_weights = self.stems, self.stem_weights
+        self.target_names = self.stems
+        select = self.hparams.select
         try:
-            self.hparams.select.check(self.hparams.batch_size, distributed.world_size())
+            for step in self.hparams.lr_scheduler.steps:
+                select.quantile = step.quantile
+                select.check(self.hparams.batch_size, distributed.world_size())
         except ValueError as error:
             raise HparamsError(str(error)) from error
 
@@ -75,7 +81,7 @@ class MusicSeparation(Separation):
         """
         target_BSCT = batch.src
         loss_BS = (predictions.float() - target_BSCT).abs().mean((2, 3))
-        weighs_S = torch.tensor(self.term_weights, device=loss_BS.device) > 0
+        weighs_S = torch.tensor(self.stem_weights, device=loss_BS.device) > 0
         rank_BS = None
         if self.hparams.rank_by_level:
             floor_B1 = 0.01 * batch.mix.abs().mean((1, 2))[:, None]
@@ -137,7 +143,7 @@ class MusicSeparation(Separation):
             target_ST,
             mix_T,
             self.hparams.sample_rate,
-            self.term_names,
+            self.stems,
             with_bsseval=stage == Stage.TEST,
         )
 
@@ -186,7 +192,7 @@ class MusicSeparation(Separation):
         """
         hparams = self.hparams
         rows = {
-            name: read_manifest(path, len(self.term_names), stems=True)
+            name: read_manifest(path, len(self.stems), stems=True)
             for name, path in manifests.items()
         }
         index = f"{hparams.save_folder}/levels.csv"
@@ -202,7 +208,7 @@ class MusicSeparation(Separation):
             examples_per_epoch=hparams.examples_per_epoch,
             seed=hparams.seed,
         )
-        self.audit = Audit([row.id for row in rows["train"]], self.term_names)
+        self.audit = Audit([row.id for row in rows["train"]], self.stems)
         self.checkpointer.add_recoverable("audit", self.audit)
         return (
             self._loader(train_set, hparams.batch_size, shuffle=True),

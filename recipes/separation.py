@@ -103,6 +103,9 @@ class Separation(sb.Brain):
     term_names: Sequence[str] = ()
     term_weights: Sequence[float] = (1.0,)
 
+    #: Names of the targets in saved audio; numbered where there are none.
+    target_names: Sequence[str] = ()
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
             super().__init__(*args, **kwargs)
@@ -609,7 +612,11 @@ class Separation(sb.Brain):
             "checkpoints": Path(self.checkpointer.checkpoints_dir),
             "suspicion": folder / "suspicion.csv",
         }
-        print_report(self.summary, self.metric_names, places)
+        print_report(self.reported(), self.metric_names, places)
+
+    def reported(self) -> dict:
+        """The summary of the test that the report shows."""
+        return self.summary
 
     def _keep_audio(
         self, id_: str, mix_T: Tensor, est_ST: Tensor, target_ST: Tensor, stage: Stage
@@ -621,7 +628,8 @@ class Separation(sb.Brain):
             return
         self.audio_saved += 1
         rate = self.hparams.sample_rate
-        for name, wave_T in named_waves(mix_T, est_ST, target_ST, self.term_names):
+        names = (self.term_names, self.target_names)
+        for name, wave_T in named_waves(mix_T, est_ST, target_ST, *names):
             if stage == Stage.TEST:
                 folder = self.output_folder / "audio" / safe_name(id_)
                 write_audio(folder / f"{name}.wav", wave_T, rate)

@@ -1,8 +1,9 @@
-"""A separator and a corpus small enough to train inside a test.
+"""Separators and corpora small enough to train inside a test.
 
-Legend: B batch, S source, T sample.
+Legend: B batch, S source, C channel, T sample.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,40 @@ class ToySeparator(nn.Module):
     def forward(self, mixture_BT: Tensor) -> Tensor:
         """[B, T] to [B, S, T]."""
         return self.conv(self.dropout(mixture_BT[:, None]))
+
+
+class ToyStems(nn.Module):
+    """`ToySeparator` for stereo songs, with what `modules.apply` asks of a model."""
+
+    segment = 0.5
+
+    def __init__(self, sources: Sequence[str], samplerate: int) -> None:
+        super().__init__()
+        self.sources, self.samplerate = list(sources), samplerate
+        self.mono = ToySeparator(len(self.sources))
+
+    def forward(self, mixture_BCT: Tensor) -> Tensor:
+        """[B, C, T] to [B, S, C, T]."""
+        est_XST = self.mono(mixture_BCT.flatten(0, 1))
+        return est_XST.unflatten(0, mixture_BCT.shape[:2]).transpose(1, 2)
+
+
+def make_songs(
+    folder: Path, tracks: int = 4, seconds: float = 1.5, rate: int = RATE
+) -> Path:
+    """Folders with `low.wav` and `high.wav`; in the last track they are exchanged."""
+    rng = np.random.default_rng(0)
+    for index in range(tracks):
+        noise = 0.1 * rng.standard_normal((round(seconds * rate), 2))
+        low = np.apply_along_axis(np.convolve, 0, noise, np.ones(8) / 3, mode="same")
+        high = np.diff(0.1 * rng.standard_normal((len(noise) + 1, 2)), axis=0)
+        if index == tracks - 1:
+            low, high = high, low
+        for name, wave in (("low", low), ("high", high)):
+            path = folder / f"track{index}" / f"{name}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, wave, rate, subtype="FLOAT")
+    return folder
 
 
 def make_corpus(

@@ -1,0 +1,201 @@
+"""The music recipe as a user runs it: steps, truncation, resume, whole songs."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from recipes.hparams import HparamsError
+from tests.toy import make_songs, same_weights, weights_of
+
+TOY = str(Path(__file__).parents[1] / "toy_music.yaml")
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_songs(tmp_path_factory.mktemp("songs"))
+
+
+@pytest.fixture
+def arguments(songs: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    def make(**overrides: object) -> list[str]:
+        settings = {
+            "data_folder": songs,
+            "valid_tracks": 1,
+            "output_folder": tmp_path / "run",
+            "num_workers": 0,
+            "tensorboard": False,
+            "device": "cpu",
+            "n_audio_to_save": 1,
+            "log_every": 1,
+            **overrides,
+        }
+        return [TOY, *(f"--{name}={value}" for name, value in settings.items())]
+
+    return make
+
+
+def epochs_of(run: Path) -> list[str]:
+    return [
+        line for line in (run / "train_log.txt").read_text().splitlines()
+        if line.startswith("epoch: ")
+    ]  # fmt: skip
+
+
+def test_a_run_goes_through_its_steps_and_leaves_what_a_user_expects(
+    arguments, tmp_path, capsys
+):
+    train.main(arguments(truncation="ccom"))
+    run = tmp_path / "run"
+    one, two = epochs_of(run)
+    assert "lr: 1.00e-02" in one and "lr: 1.00e-03" in two
+    # Batches of four lose 1 of 4 at 0.7 and 2 of 4 at 0.5; the tail may be shorter.
+    kept = [float(e.split("low_kept: ")[1].split(",")[0]) for e in (one, two)]
+    assert 0.7 < kept[0] < 0.85 and 0.45 < kept[1] < 0.65
+    assert "valid nsdr_truncated" in one
+    with open(run / "test_results.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert {"nsdr", "nsdr_low", "nsdr_high", "sdr_low"} <= row.keys()
+    with open(run / "suspicion.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["track"] for row in rows} == {"track1", "track2", "track3"}
+    assert sum(int(row["dropped"]) for row in rows) > 0
+    names = {path.name for path in (run / "audio" / "track0").iterdir()}
+    assert names == {
+        f"{name}.wav"
+        for name in (
+            *("mixture", "estimate_low", "estimate_high", "target_low", "target_high"),
+        )
+    }
+    assert "suspicion" in capsys.readouterr().out
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("truncation", ["ccom", "running"])
+@pytest.mark.parametrize("stop_after", [2, 5])
+def test_a_killed_run_ends_with_the_same_bits(
+    arguments, tmp_path, monkeypatch, truncation, stop_after
+):
+    options = {"truncation": truncation, "window": 6, "ckpt_interval_steps": 1}
+    train.main(arguments(**options, output_folder=tmp_path / "whole"))
+
+    from recipes.music import MusicSeparation
+
+    original, calls = MusicSeparation.fit_batch, []
+
+    def dies(self, batch):
+        if len(calls) == stop_after:
+            raise Killed
+        calls.append(batch.ids)
+        return original(self, batch)
+
+    monkeypatch.setattr(MusicSeparation, "fit_batch", dies)
+    with pytest.raises(Killed):
+        train.main(arguments(**options, output_folder=tmp_path / "killed"))
+    monkeypatch.setattr(MusicSeparation, "fit_batch", original)
+    train.main(arguments(**options, output_folder=tmp_path / "killed"))
+    whole, killed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
+    assert same_weights(whole, killed)
+    for name in ("suspicion.csv", "test_results.csv"):
+        texts = [(tmp_path / run / name).read_text() for run in ("whole", "killed")]
+        assert texts[0] == texts[1], name
+
+
+def test_one_step_alone(arguments, tmp_path):
+    train.main(arguments(truncation="ccom", step=2))
+    (line,) = epochs_of(tmp_path / "run")
+    assert "lr: 1.00e-03" in line
+
+
+def test_a_stem_of_weight_0_is_not_trained(arguments, tmp_path):
+    train.main(arguments(weights="[0,1]"))
+    text = epochs_of(tmp_path / "run")[0]
+    assert "high_kept: 1.00" in text and "low_kept: nan" in text
+
+
+def test_a_batch_too_small_for_truncation_is_refused_with_the_reason(arguments):
+    with pytest.raises(HparamsError, match="drops none of 1 losses"):
+        train.main(arguments(truncation="ccom", batch_size=1))
+
+
+def test_wrong_weights_are_refused(arguments):
+    with pytest.raises(HparamsError, match="one number, 0 or more, for each of low"):
+        train.main(arguments(weights="[1]"))
+
+
+def test_stems_of_other_songs_and_a_list_of_clean_ones(arguments, tmp_path):
+    clean = {"low": ["track1", "track2"], "high": ["track2", "track3"]}
+    (tmp_path / "clean.json").write_text(json.dumps(clean))
+    train.main(
+        arguments(
+            stems=tmp_path / "clean.json",
+            independent=True,
+            examples_per_epoch=8,
+            truncation="running",
+            window=8,
+        )
+    )
+    with open(tmp_path / "run" / "suspicion.csv") as file:
+        seen = {(row["stem"], row["track"]) for row in csv.DictReader(file)}
+    assert seen <= {(stem, track) for stem, tracks in clean.items() for track in tracks}
+
+
+def test_the_mean_of_the_last_epochs_is_tested(arguments, tmp_path):
+    train.main(arguments(average_last=2, keep_checkpoints=2))
+    states = [
+        torch.load(path, weights_only=True)
+        for path in sorted((tmp_path / "run" / "save").glob("CKPT+*/separator.ckpt"))
+    ]
+    assert len(states) == 2
+    assert (tmp_path / "run" / "test_results.csv").is_file()
+    with pytest.raises(HparamsError, match="average_last=3"):
+        train.main(arguments(average_last=3, keep_checkpoints=2))
+
+
+def test_rivals_are_trained_side_by_side_and_audited(songs, tmp_path, capsys):
+    truth = tmp_path / "truth.csv"
+    truth.write_text(
+        "track,stem,is_clean\n"
+        + "".join(
+            f"track{i},{stem},{int(i < 3)}\n"
+            for i in (1, 2, 3)
+            for stem in ("low", "high")
+        )
+    )
+    rivals = tmp_path / "rivals.yaml"
+    rivals.write_text(
+        f"extends: {TOY}\n"
+        "recipe: !name:recipes.rivals.RivalSeparation\n"
+        "rules: [none, running]\n"
+        f"truth: {truth}\n"
+        "network: !new:tests.toy.ToyStems\n"
+        "    sources: !ref <sources>\n"
+        "    samplerate: !ref <sample_rate>\n"
+        "separator: !new:recipes.rivals.Rivals\n"
+        "    separator: !ref <network>\n"
+        "    rules: !ref <rules>\n"
+        "window: 12\n"
+        "select: !new:recipes.rivals.RivalRules\n"
+        "    rules: !ref <rules>\n"
+        "    window: !ref <window>\n"
+    )
+    options = {
+        "data_folder": songs, "valid_tracks": 1, "output_folder": tmp_path / "run",
+        "num_workers": 0, "tensorboard": False, "device": "cpu", "rank_by_level": True,
+    }  # fmt: skip
+    train.main([str(rivals), *(f"--{name}={value}" for name, value in options.items())])
+    line = epochs_of(tmp_path / "run")[1]
+    assert "none_low_kept: 1.00e+00" in line and "none_high_kept: 1.00e+00" in line
+    assert float(line.split("running_low_kept: ")[1].split(",")[0]) < 1
+    out = capsys.readouterr().out
+    assert "2 of 6 stems are wrong" in out and "nsdr_running" in out
+    weights = weights_of(tmp_path / "run")
+    plain = weights["networks.none.mono.conv.weight"]
+    assert not torch.equal(plain, weights["networks.running.mono.conv.weight"])
