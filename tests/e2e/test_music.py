@@ -10,6 +10,7 @@ import torch
 
 import train
 from recipes.hparams import HparamsError
+from tests.e2e.test_ddp import torchrun
 from tests.toy import make_songs, same_weights, weights_of
 
 TOY = str(Path(__file__).parents[1] / "toy_music.yaml")
@@ -106,6 +107,20 @@ def test_a_killed_run_ends_with_the_same_bits(
     for name in ("suspicion.csv", "test_results.csv"):
         texts = [(tmp_path / run / name).read_text() for run in ("whole", "killed")]
         assert texts[0] == texts[1], name
+
+
+@pytest.mark.ddp
+def test_two_ranks_pool_their_losses_as_one_process_does(arguments, tmp_path):
+    options = {"truncation": "pooled", "valid_every": 2}
+    one = arguments(**options, batch_size=4, output_folder=tmp_path / "one")
+    train.main(one)
+    two = arguments(**options, batch_size=2, output_folder=tmp_path / "two")
+    torchrun("train.py", *two)
+    one, two = (weights_of(tmp_path / name) for name in ("one", "two"))
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, two[name], atol=1e-5), name
+    texts = [(tmp_path / name / "suspicion.csv").read_text() for name in ("one", "two")]
+    assert texts[0] == texts[1]
 
 
 def test_one_step_alone(arguments, tmp_path):
