@@ -12,12 +12,9 @@ whole range of pitch. The talkers come from `data_prep.voices`; scores on them s
 that training works and nothing about real speech.
 """
 
-import argparse
 import json
-import logging
 import math
 import os
-import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,10 +25,9 @@ import numpy as np
 import soundfile
 
 from data_prep import wsj0mix
-from data_prep.manifest import DataError, write_text
+from data_prep.make_once import command_line, make_once
+from data_prep.manifest import DataError
 from data_prep.voices import Voice, make_voices, speak
-
-logger = logging.getLogger(__name__)
 
 MARKER = ".completed"
 # Goes into the marker: raise it when the same parameters would give other audio.
@@ -109,28 +105,13 @@ def generate(folder: str | Path, **parameters: int | float) -> Path:
     """
     settings = Parameters(**parameters)
     settings.check()
-    folder = Path(folder).absolute()
-    marker = folder / MARKER
-    if marker.is_file() and marker.read_text() == settings.marker():
-        logger.info("%s: the synthetic corpus is there already", folder)
-        return folder
-    if folder.exists() and not marker.is_file() and any(folder.iterdir()):
-        raise DataError(
-            f"{folder}: is not empty and was not made by data_prep.synthetic; give an "
-            "empty or a new folder"
-        )
-    partial_folder = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    _fill(partial_folder, settings)
-    write_text(partial_folder / MARKER, settings.marker())
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(partial_folder, folder)
-    shutil.rmtree(old, ignore_errors=True)
-    logger.info("%s: made the synthetic corpus", folder)
-    return folder
+    return make_once(
+        folder,
+        lambda part: _fill(part, settings),
+        MARKER,
+        settings.marker(),
+        made_by="data_prep.synthetic",
+    )
 
 
 def prepare(
@@ -295,17 +276,7 @@ def _write(path: Path, wave_T: np.ndarray, sample_rate: int) -> None:
 
 def main() -> int:
     """Make the corpus from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True)
-    for name, default in vars(Parameters()).items():
-        parser.add_argument(f"--{name}", type=type(default), default=default)
-    arguments = vars(parser.parse_args())
-    try:
-        print(generate(arguments.pop("out"), **arguments))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return command_line(generate, vars(Parameters()), __doc__)
 
 
 if __name__ == "__main__":

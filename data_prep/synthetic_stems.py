@@ -17,14 +17,11 @@ works and nothing about real music.
 Legend: C channel, T sample.
 """
 
-import argparse
 import csv
 import io
 import json
-import logging
 import math
 import os
-import shutil
 import sys
 import uuid
 from collections.abc import Sequence
@@ -36,11 +33,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from data_prep.make_once import command_line, make_once
 from data_prep.manifest import DataError, write_text
 from data_prep.stems import MIXTURE, SOURCES
 from data_prep.stems import prepare as prepare_stems
-
-logger = logging.getLogger(__name__)
 
 MARKER = ".completed"
 # Goes into the marker: raise it when the same parameters would give other audio.
@@ -125,24 +121,13 @@ def generate(folder: str | Path, **parameters: int | float) -> Path:
     """
     settings = Parameters(**parameters)
     settings.check()
-    folder = Path(folder).absolute()
-    marker = folder / MARKER
-    if marker.is_file() and marker.read_text() == settings.marker():
-        logger.info("%s: the synthetic songs are there already", folder)
-        return folder
-    if folder.exists() and not marker.is_file() and any(folder.iterdir()):
-        raise DataError(
-            f"{folder}: is not empty and was not made by data_prep.synthetic_stems; "
-            "give an empty or a new folder"
-        )
-    partial_folder = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    _fill(partial_folder, settings)
-    write_text(partial_folder / MARKER, settings.marker())
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(partial_folder, folder)
-    logger.info("%s: made the synthetic songs", folder)
-    return folder
+    return make_once(
+        folder,
+        lambda part: _fill(part, settings),
+        MARKER,
+        settings.marker(),
+        made_by="data_prep.synthetic_stems",
+    )
 
 
 def prepare(
@@ -506,17 +491,7 @@ def _vocals(song: Song) -> np.ndarray:
 
 def main() -> int:
     """Make the songs from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True)
-    for name, default in vars(Parameters()).items():
-        parser.add_argument(f"--{name}", type=type(default), default=default)
-    arguments = vars(parser.parse_args())
-    try:
-        print(generate(arguments.pop("out"), **arguments))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return command_line(generate, vars(Parameters()), __doc__)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,7 @@ from data_prep.manifest import read_manifest
 from modules import distributed
 from modules.apply import apply_model
 from modules.audit import Audit
-from modules.dataset import (
-    Batch,
-    EpochSampler,
-    collate_crops,
-    collate_whole,
-    make_loader,
-)
+from modules.dataset import Batch
 from modules.metrics import score_song
 from modules.selection import dropped_of
 from modules.stems import StemDataset, measure_levels
@@ -211,28 +205,12 @@ class MusicSeparation(Separation):
         self.audit = Audit([row.id for row in rows["train"]], self.stems)
         self.checkpointer.add_recoverable("audit", self.audit)
         return (
-            self._loader(train_set, hparams.batch_size, shuffle=True),
+            self.loader(train_set, hparams.batch_size, training=True),
             *(
-                self._loader(StemDataset(rows[name], hparams.sample_rate), 1)
+                self.loader(
+                    StemDataset(rows[name], hparams.sample_rate),
+                    hparams.eval_batch_size,
+                )
                 for name in ("valid", "test")
             ),
-        )
-
-    def _loader(
-        self, dataset: StemDataset, batch_size: int, shuffle: bool = False
-    ) -> DataLoader:
-        sampler = EpochSampler(
-            len(dataset),
-            batch_size,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            shuffle=shuffle,
-            seed=self.hparams.seed,
-        )
-        return make_loader(
-            dataset,
-            sampler,
-            collate=collate_crops if shuffle else collate_whole,
-            num_workers=self.hparams.num_workers,
-            pin_memory=self.device_type == "cuda",
         )

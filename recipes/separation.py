@@ -32,12 +32,19 @@ import yaml
 from speechbrain import Stage
 from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from modules import distributed
 from modules.audio import named_waves, safe_name, write_audio
 from modules.checkpoints import recency
-from modules.dataset import Batch
+from modules.dataset import (
+    Batch,
+    EpochSampler,
+    collate_crops,
+    collate_whole,
+    make_loader,
+)
 from modules.ema import EMA
 from modules.logs import RunLog
 from modules.metrics import ResultTable
@@ -641,6 +648,38 @@ class Separation(sb.Brain):
 
     def _ema_weights(self) -> Any:
         return nullcontext() if self.ema is None else self.ema.applied()
+
+    # ------------------------------------------------------------------ data
+
+    def loader(
+        self, dataset: Dataset, batch_size: int, training: bool = False
+    ) -> DataLoader:
+        """This rank's share of a data set.
+
+        Arguments
+        ---------
+        dataset : Dataset
+            Gives an `Example` for an `ExampleKey`.
+        batch_size : int
+            Per rank.
+        training : bool
+            Shuffled crops of one length; else whole files in order.
+        """
+        sampler = EpochSampler(
+            len(dataset),
+            batch_size,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            shuffle=training,
+            seed=self.hparams.seed,
+        )
+        return make_loader(
+            dataset,
+            sampler,
+            collate=collate_crops if training else collate_whole,
+            num_workers=self.hparams.num_workers,
+            pin_memory=self.device_type == "cuda",
+        )
 
     # ------------------------------------------------------------------ logs, state
 

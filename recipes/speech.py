@@ -14,14 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_prep.manifest import Row, read_manifest
 from modules import distributed
-from modules.dataset import (
-    Batch,
-    EpochSampler,
-    ManifestDataset,
-    collate_crops,
-    collate_whole,
-    make_loader,
-)
+from modules.dataset import Batch, ManifestDataset
 from modules.losses import pit_neg_si_snr
 from modules.metrics import score_example
 from modules.mixing import DynamicMixing, UtterancePool
@@ -86,11 +79,15 @@ class SpeechSeparation(Separation):
             name: read_manifest(path, self.hparams.num_spks, self.hparams.sample_rate)
             for name, path in manifests.items()
         }
-        rate = self.hparams.sample_rate
+        rate, size = self.hparams.sample_rate, self.hparams.eval_batch_size
         return (
-            self._loader(self._training_set(rows["train"]), shuffle=True),
-            self._loader(ManifestDataset(rows["valid"], rate), whole=True),
-            self._loader(ManifestDataset(rows["test"], rate), whole=True),
+            self.loader(
+                self._training_set(rows["train"]),
+                self.hparams.batch_size,
+                training=True,
+            ),
+            self.loader(ManifestDataset(rows["valid"], rate), size),
+            self.loader(ManifestDataset(rows["test"], rate), size),
         )
 
     def _training_set(self, rows: list[Row]) -> Dataset:
@@ -120,23 +117,3 @@ class SpeechSeparation(Separation):
         pool = distributed.run_on_main(make, origin, index)
         logger.info(f"Dynamic mixing from {pool}")
         return pool
-
-    def _loader(
-        self, dataset: Dataset, whole: bool = False, shuffle: bool = False
-    ) -> DataLoader:
-        """Training crops are batched; whole files have a batch size of their own."""
-        sampler = EpochSampler(
-            len(dataset),
-            self.hparams.eval_batch_size if whole else self.hparams.batch_size,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            shuffle=shuffle,
-            seed=self.hparams.seed,
-        )
-        return make_loader(
-            dataset,
-            sampler,
-            collate=collate_whole if whole else collate_crops,
-            num_workers=self.hparams.num_workers,
-            pin_memory=self.device_type == "cuda",
-        )
