@@ -51,7 +51,9 @@ def main(arguments: list[str]) -> None:
         distributed.run_on_main(save_text, output_folder / "hyperparams.yaml", resolved)
         manifests = distributed.run_on_main(hparams["prepare"])
         if hparams["pretrained"]:
-            load_pretrained(hparams["separator"], hparams["pretrained"])
+            own = "load_pretrained" in hparams
+            load = hparams["load_pretrained"] if own else load_pretrained
+            load(hparams["separator"], hparams["pretrained"])
 
         brain = hparams["recipe"](
             modules=hparams["modules"],

@@ -130,7 +130,7 @@ def add_lora(
     >>> sorted(lora_state_dict(model))[:2]
     ['0.lora_weight.down', '0.lora_weight.up']
     """
-    full = _matching(train_fully, dict(model.named_parameters()), "train_fully")
+    full = matching(train_fully, dict(model.named_parameters()), "train_fully")
     ranks = choose_ranks(model, rank, max_rank, layer_ranks)
     ranks = {name: value for name, value in ranks.items() if name not in full}
     attach(model, LoraConfig(ranks, alpha, dropout, full))
@@ -155,7 +155,7 @@ def choose_ranks(
         if not (whole and value >= least):
             raise LoraError(f"{name}={value!r}: must be an integer, {least} or more")
     for pattern in patterns:
-        _matching([pattern], weights, "layer_ranks")
+        matching([pattern], weights, "layer_ranks")
     ranks = {}
     for name, weight in weights.items():
         given = next((r for p, r in patterns.items() if _matches(name, p)), rank)
@@ -329,7 +329,7 @@ def _matches(name: str, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(n, pattern) for n in (name, layer_name))
 
 
-def _matching(
+def matching(
     patterns: Sequence[str], names: Mapping[str, object], setting: str
 ) -> list[str]:
     """The names that one of the patterns matches; each of them must match some."""

@@ -1,5 +1,6 @@
 """What changes from epoch to epoch: the learning rate, and the steps of a recipe."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -122,6 +123,52 @@ class Steps:
 
     def load_state_dict(self, state: dict) -> None:
         """Nothing to load."""
+
+
+class RateFactor:
+    """Warm-up and decay within a run: a factor of the rate at each optimizer step.
+
+    A function of the step alone: the number of steps is in the checkpoints already.
+    (SpeechBrain's LinearWarmupScheduler, which this is for `linear`, spends the first
+    step at a rate of 0 and counts its calls.)
+
+    Arguments
+    ---------
+    warmup_steps : int
+        The factor rises on a line and is 1 at this step, counted from 1.
+    decay : str
+        From there to 0 after the last step: `none`, `linear` or `cosine`.
+
+    Raises
+    ------
+    ValueError
+        Another decay; a negative number of steps.
+
+    Example
+    -------
+    >>> factor = RateFactor(warmup_steps=2, decay="linear")
+    >>> [factor.at(step, total=6) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+
+    def __init__(self, warmup_steps: int = 0, decay: str = "none") -> None:
+        if decay not in ("none", "linear", "cosine"):
+            raise ValueError(f"lr_decay={decay}: use none, linear or cosine")
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps={warmup_steps}: must not be negative")
+        self.warmup_steps = warmup_steps
+        self.decay = decay
+
+    def at(self, step: int, total: int) -> float:
+        """Factor of a step, counted from 0, of a run of `total` steps."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        part = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
+        if self.decay == "linear":
+            return max(0.0, 1 - part)
+        if self.decay == "cosine":
+            return (1 + math.cos(math.pi * min(1.0, part))) / 2
+        return 1.0
 
 
 def total_epochs(steps: Steps) -> int:

@@ -1,0 +1,270 @@
+"""Fine-tuning with low-rank adapters: the training step is that of the other recipes.
+
+What differs: the separator is frozen and gets adapters once its weights are loaded;
+the optimizer, the EMA and the checkpoints hold the adapters alone. After the test
+`adapters.safetensors` lies in the run's folder, for `modules.lora_files`.
+
+With `lora_mode: gradient` the first batches are shown to the network once before
+training, to choose the ranks; these stay in `lora_ranks.json` beside the checkpoints,
+so that a resume and `--test_only` find them.
+"""
+
+import itertools
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from speechbrain import Stage
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from speechbrain.utils.distributed import if_main_process
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from modules import distributed
+from modules.dataset import Batch
+from modules.lora import (
+    LoraError,
+    adaptable,
+    add_lora,
+    lora_state_dict,
+    matching,
+    trainable_share,
+)
+from modules.lora_files import load_lora_weights, save_lora
+from modules.lora_ranks import MODES, gradient_ranks, heuristic_ranks
+from modules.randomness import seed_step
+from recipes.hparams import HparamsError
+from recipes.music import MusicSeparation
+from recipes.speech import SpeechSeparation
+
+RANKS_FILE = "lora_ranks.json"
+logger = logging.getLogger(__name__)
+
+
+@register_checkpoint_hooks
+class AdapterFile:
+    """The adapters of a model as a recoverable of a checkpoint, in safetensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """For the checkpointer, which refuses to save NaN and Inf."""
+        return lora_state_dict(self.model)
+
+    @mark_as_saver
+    def save(self, path: Path) -> None:
+        """Write the file."""
+        save_lora(self.model, path)
+
+    @mark_as_loader
+    def load(self, path: Path, end_of_epoch: bool) -> None:
+        """Read it; another base or other ranks are an error."""
+        load_lora_weights(self.model, path)
+
+
+class Adapting:
+    """Laid over a task's Brain: it trains adapters of `modules.separator`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        hparams = self.hparams
+        if hparams.lora_mode not in MODES:
+            raise HparamsError(
+                f"lora_mode={hparams.lora_mode}: use one of {', '.join(MODES)}"
+            )
+        if not hparams.pretrained:
+            raise HparamsError(
+                "pretrained: adapters need a trained model; give --pretrained=FOLDER"
+            )
+        if hparams.average_last:
+            raise HparamsError(
+                f"average_last={hparams.average_last}: the mean of two adapters' "
+                "factors is not that of their products; use ema_decay"
+            )
+        self.adapted = self.modules["separator"]
+        make_optimizer = self.opt_class
+        self.opt_class = lambda given: make_optimizer(trainable(given))
+        del self.checkpointer.recoverables["separator"]
+        self.checkpointer.add_recoverable("adapters", AdapterFile(self.adapted))
+        if hparams.lora_mode != "gradient":
+            self._adapt({})
+        elif (ranks := distributed.run_on_main(self._read_ranks)) is not None:
+            self._adapt(ranks)
+
+    def fit(
+        self, epoch_counter: Any, train_set: DataLoader, valid_set: Any = None
+    ) -> None:
+        """Choose the ranks by the gradient where that is still to be done; train."""
+        if not hasattr(self.adapted, "lora_config") and not self.test_only:
+            gradients = self._gradients(train_set)
+            ranks = distributed.run_on_main(self._choose_by_gradient, gradients)
+            self._adapt(ranks)
+        super().fit(epoch_counter, train_set, valid_set)
+
+    def on_stage_end(
+        self, stage: Stage, stage_loss: float, epoch: int | None = None
+    ) -> None:
+        """Write the adapters that were tested."""
+        super().on_stage_end(stage, stage_loss, epoch)
+        adapted = hasattr(self.adapted, "lora_config")
+        if stage == Stage.TEST and adapted and if_main_process():
+            save_lora(self.adapted, self.output_folder / "adapters.safetensors")
+
+    # ------------------------------------------------------------------ ranks
+
+    def _adapt(self, gradient: dict[str, int]) -> None:
+        """Freeze the network and add its adapters."""
+        hparams = self.hparams
+        # A pattern of the user's comes before the rule.
+        rules = dict(hparams.layer_ranks or {})
+        try:
+            if hparams.lora_mode == "heuristic":
+                gradient = heuristic_ranks(self.adapted, hparams.lora_rank)
+            for name, rank in gradient.items():
+                rules.setdefault(name, rank)
+            add_lora(
+                self.adapted,
+                rank=hparams.lora_rank,
+                alpha=hparams.lora_alpha,
+                dropout=hparams.lora_dropout,
+                max_rank=hparams.lora_max_rank,
+                layer_ranks=rules,
+                train_fully=hparams.train_fully,
+            )
+        except LoraError as error:
+            raise HparamsError(str(error)) from error
+        if self.ema is not None:
+            self.ema.attach(self.adapted)
+        tensors = len(self.adapted.lora_config.ranks)
+        share = trainable_share(self.adapted)
+        logger.info(f"Adapters on {tensors} weights: {share:.2%} of the model trains")
+
+    def _gradients(self, train_set: DataLoader) -> dict[str, Tensor]:
+        """Sum of the loss' gradients by each weight over the first batches.
+
+        The weights do not move, and all finite terms count, dropped or not. Weights
+        that a pattern of the user's decides about are left out.
+        """
+        hparams, model = self.hparams, self.adapted
+        trained = [p for p in model.parameters() if p.requires_grad]
+        weights = adaptable(model)
+        try:
+            decided = matching(hparams.layer_ranks or (), weights, "layer_ranks")
+            names = dict(model.named_parameters())
+            decided += matching(hparams.train_fully, names, "train_fully")
+        except LoraError as error:
+            raise HparamsError(str(error)) from error
+        weights = {n: w for n, w in weights.items() if n not in decided}
+        model.requires_grad_(False)
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        self.modules.train()
+        train_set.batch_sampler.set_position(1, first_step=0)
+        first = itertools.islice(train_set, hparams.lora_gradient_steps)
+        for step, batch in enumerate(first, start=1):
+            batch = batch.to(self.device)
+            seed_step(hparams.seed, distributed.rank(), 1, step)
+            finite_B = batch.zero_nonfinite() & batch.counts_B
+            with self.training_ctx:
+                outputs = self.compute_forward(batch, Stage.TRAIN)
+                terms = self.compute_objectives(outputs, batch, Stage.TRAIN)
+            loss_BK = terms.loss_BK.float()
+            counts_BK = terms.scorable_BK & finite_B[:, None] & loss_BK.isfinite()
+            loss_K = torch.where(counts_BK, loss_BK, 0.0).sum(0)
+            (loss_K * loss_K.new_tensor(self.term_weights)).sum().backward()
+        gradients = {}
+        for name, weight in weights.items():
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            if distributed.is_distributed():
+                dist.all_reduce(gradient)
+            gradients[name] = gradient
+            weight.grad = None
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        return gradients
+
+    def _choose_by_gradient(self, gradients: dict[str, Tensor]) -> dict[str, int]:
+        """Ranks by `gradient_ranks`, kept in a file."""
+        hparams = self.hparams
+        limits = hparams.lora_min_rank, hparams.lora_max_rank
+        try:
+            ranks = gradient_ranks(gradients, hparams.lora_rank, *limits)
+        except LoraError as error:
+            raise HparamsError(str(error)) from error
+        path = self._ranks_file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.part")
+        text = json.dumps({"settings": self._settings(), "ranks": ranks}, indent=1)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+        return ranks
+
+    def _read_ranks(self) -> dict[str, int] | None:
+        """The ranks that an earlier start of this run chose, if there was one."""
+        if not self._ranks_file.is_file():
+            return None
+        found = json.loads(self._ranks_file.read_text(encoding="utf-8"))
+        for name, value in self._settings().items():
+            if found["settings"].get(name) != value:
+                raise HparamsError(
+                    f"{self._ranks_file}: was chosen with {name}="
+                    f"{found['settings'].get(name)}, not {value}: go on with that, or "
+                    "take another output_folder"
+                )
+        return found["ranks"]
+
+    @property
+    def _ranks_file(self) -> Path:
+        return Path(self.checkpointer.checkpoints_dir) / RANKS_FILE
+
+    def _settings(self) -> dict[str, object]:
+        """What the ranks depend on, in the types of JSON."""
+        hparams = self.hparams
+        return {
+            "lora_rank": hparams.lora_rank,
+            "lora_min_rank": hparams.lora_min_rank,
+            "lora_max_rank": hparams.lora_max_rank,
+            "lora_gradient_steps": hparams.lora_gradient_steps,
+            "layer_ranks": dict(hparams.layer_ranks or {}),
+            "train_fully": list(hparams.train_fully),
+        }
+
+
+class MusicLora(Adapting, MusicSeparation):
+    """Adapters of a music separator; the rate also warms up and decays by steps."""
+
+    def on_fit_batch_start(self, batch: Batch, should_step: bool) -> None:
+        """Set the learning rate of the next optimizer step."""
+        super().on_fit_batch_start(batch, should_step)
+        epochs = self.hparams.epoch_counter.limit
+        steps = self.train_sampler.steps_per_epoch / self.grad_accumulation_factor
+        # A function of the number of steps, which the checkpoints hold.
+        factor = self.hparams.rate_factor.at(
+            self.optimizer_step, epochs * math.ceil(steps)
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * self.hparams.lr_scheduler.rate(self.epoch)
+
+
+class SpeechLora(Adapting, SpeechSeparation):
+    """Adapters of a speech separator."""
+
+
+def trainable(given: Any) -> list:
+    """Parameters, or an optimizer's groups of them, without the frozen ones."""
+    return [
+        {**item, "params": trainable(item["params"])}
+        if isinstance(item, dict)
+        else item
+        for item in given
+        if isinstance(item, dict) or item.requires_grad
+    ]

@@ -1,0 +1,228 @@
+"""Training adapters as a user does: every mode, resume, new stems, refusals."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_model
+from torch import Tensor
+
+import train
+from modules.htdemucs import HTDemucs
+from modules.lora import merge
+from modules.lora_files import load_lora_weights
+from modules.lora_ranks import MODES
+from recipes.hparams import HparamsError
+from tests.e2e.test_ddp import torchrun
+from tests.e2e.test_music import Killed, epochs_of
+from tests.toy import make_songs, same_weights
+
+TOY = str(Path(__file__).parents[1] / "toy_lora.yaml")
+SIZE = {
+    "samplerate": 8000, "channels": 8, "depth": 2, "nfft": 256, "dconv_comp": 4,
+    "bottom_channels": 0, "t_layers": 1, "t_heads": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_songs(tmp_path_factory.mktemp("songs"))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(7)
+    folder = tmp_path_factory.mktemp("pretrained")
+    save_model(HTDemucs(["low", "high"], 0.5, **SIZE), folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def arguments(songs: Path, pretrained: Path, tmp_path: Path) -> Callable:
+    def make(*options: str, **overrides: object) -> list[str]:
+        settings = {
+            "data_folder": songs, "valid_tracks": 1, "output_folder": tmp_path / "run",
+            "pretrained": pretrained, "num_workers": 0, "tensorboard": False,
+            "device": "cpu", "n_audio_to_save": 0, "log_every": 1, **overrides,
+        }  # fmt: skip
+        return [TOY, *(f"--{key}={value}" for key, value in settings.items()), *options]
+
+    return make
+
+
+def plain(pretrained: Path, sources: tuple[str, ...] = ("low", "high")) -> HTDemucs:
+    model = HTDemucs(sources, 0.5, **SIZE).eval()
+    if len(sources) == 2:
+        model.load_state_dict(load_file(pretrained / "model.safetensors"))
+    return model
+
+
+def adapters_of(run: Path) -> dict[str, Tensor]:
+    return load_file(sorted((run / "save").glob("CKPT+*"))[-1] / "adapters.ckpt")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_trains_saves_and_loads_adapters_alone(
+    arguments, tmp_path, pretrained, mode
+):
+    train.main(arguments(lora_mode=mode))
+    run = tmp_path / "run"
+    newest = sorted((run / "save").glob("CKPT+*"))[-1]
+    assert not (newest / "separator.ckpt").exists()
+    state = load_file(newest / "adapters.ckpt")
+    assert all(".lora_" in name for name in state)
+    assert all(bool(t.any()) for name, t in state.items() if name.endswith(".up"))
+    optimizer = torch.load(newest / "optimizer.ckpt", weights_only=True)
+    assert len(optimizer["param_groups"][0]["params"]) == len(state)
+    # The file of the test goes on the plain model, whose weights nobody touched.
+    model, x = plain(pretrained), torch.randn(1, 2, 4000)
+    before = model(x)
+    config = load_lora_weights(model, run / "adapters.safetensors")
+    assert not torch.allclose(model(x), before, atol=1e-4)
+    after = model(x)
+    assert torch.equal(merge(model)(x), after)
+    assert (len(set(config.ranks.values())) == 1) == (mode == "uniform")
+    scores = (run / "test_results.csv").read_text()
+    train.main(arguments("--test_only", lora_mode=mode))
+    assert (run / "test_results.csv").read_text() == scores
+
+
+UNIFORM = {"lora_dropout": 0.2, "ema_decay": 0.9, "warmup_steps": 3}
+GRADIENT = {
+    "lora_mode": "gradient", "lr_decay": "cosine", "grad_accumulation_factor": 2
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "stop_after, options", [(2, UNIFORM), (5, UNIFORM), (0, GRADIENT), (6, GRADIENT)]
+)
+def test_a_killed_run_ends_with_the_same_bits(
+    arguments, tmp_path, monkeypatch, options, stop_after
+):
+    from recipes.lora import MusicLora
+
+    options = {"ckpt_interval_steps": 1, **options}
+    train.main(arguments(**options, output_folder=tmp_path / "whole"))
+    original, calls = MusicLora.fit_batch, []
+
+    def dies(self, batch):
+        if len(calls) == stop_after:
+            raise Killed
+        calls.append(batch.ids)
+        return original(self, batch)
+
+    monkeypatch.setattr(MusicLora, "fit_batch", dies)
+    with pytest.raises(Killed):
+        train.main(arguments(**options, output_folder=tmp_path / "killed"))
+    monkeypatch.setattr(MusicLora, "fit_batch", original)
+    if stop_after:  # the ranks are those of the first start, not chosen again
+        monkeypatch.setattr(MusicLora, "_gradients", None)
+    train.main(arguments(**options, output_folder=tmp_path / "killed"))
+    whole, killed = (adapters_of(tmp_path / name) for name in ("whole", "killed"))
+    assert same_weights(whole, killed)
+    texts = [
+        (tmp_path / run / "test_results.csv").read_text() for run in ("whole", "killed")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_new_stems_start_as_old_ones_and_their_layers_train(
+    arguments, tmp_path, monkeypatch
+):
+    torch.manual_seed(8)
+    old = HTDemucs(["noise", "music", "voice"], 0.25, **SIZE)
+    (tmp_path / "old").mkdir()
+    save_model(old, tmp_path / "old" / "model.safetensors")
+    options = {
+        "pretrained": tmp_path / "old",
+        "pretrained_sources": "[noise,music,voice]",
+        "pretrained_seconds": 0.25,
+        "source_map": "{low: music, high: music}",
+        "train_fully": "[decoder.1.conv_tr.*, tdecoder.1.conv_tr.*]",
+    }
+    train.main(arguments(**options))
+    state = load_file(tmp_path / "run" / "adapters.safetensors")
+    layers = [f"{b}.1.conv_tr" for b in ("decoder", "tdecoder")]
+    for name in (f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")):
+        dim = name.endswith("weight")
+        low, high = state[name].chunk(2, dim=int(dim))
+        start = old.state_dict()[name].chunk(3, dim=int(dim))[1]
+        assert low.shape == start.shape
+        assert not torch.equal(low, start) and not torch.equal(low, high)
+
+
+def test_the_rate_warms_up_and_decays_by_optimizer_steps(
+    arguments, tmp_path, monkeypatch
+):
+    from recipes.lora import MusicLora
+
+    rates, original = [], MusicLora.optimizers_step
+
+    def watched(self):
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        return original(self)
+
+    monkeypatch.setattr(MusicLora, "optimizers_step", watched)
+    train.main(arguments(warmup_steps=2, lr_decay="linear"))
+    assert rates[:3] == pytest.approx([0.005, 0.01, 0.01])
+    falls = [a - b for a, b in zip(rates[2:], rates[3:], strict=False)]
+    assert falls == pytest.approx([0.01 / (len(rates) - 2)] * len(falls))
+    assert len(epochs_of(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"pretrained": "null"}, "adapters need a trained model"),
+        ({"lora_mode": "best"}, "lora_mode=best: use one of uniform, heuristic"),
+        ({"layer_ranks": "{transformer.*: 3}"}, r"near are crosstransformer\.\*"),
+        (
+            {"layer_ranks": "{encoder.5.*: 3}", "lora_mode": "gradient"},
+            "'encoder.5.*' matches no weight",
+        ),
+        ({"train_fully": "[decoder.9.*]"}, "'decoder.9.*' matches no weight"),
+        ({"lora_mode": "gradient", "lora_min_rank": 3}, "must not fall"),
+        ({"average_last": 2, "keep_checkpoints": 2}, "use ema_decay"),
+        ({"lora_rank": 0}, "rank=0"),
+        ({"lr_decay": "fast"}, "lr_decay=fast: use none, linear or cosine"),
+    ],
+)
+def test_wrong_settings_are_refused_with_the_reason(arguments, options, message):
+    with pytest.raises(HparamsError, match=message):
+        train.main(arguments(**options))
+
+
+def test_going_on_with_other_settings_is_refused(arguments, tmp_path, pretrained):
+    train.main(arguments(lora_mode="gradient"))
+    with pytest.raises(HparamsError, match="chosen with lora_rank=2, not 3"):
+        train.main(arguments(lora_mode="gradient", lora_rank=3))
+    with pytest.raises(RuntimeError, match="'adapters' from .* tensors differ"):
+        train.main(arguments(lora_mode="uniform"))
+    other = tmp_path / "other"
+    other.mkdir()
+    save_model(HTDemucs(["low", "high"], 0.5, **SIZE), other / "model.safetensors")
+    with pytest.raises(RuntimeError, match="trained on other weights"):
+        train.main(arguments(lora_mode="gradient", pretrained=other))
+
+
+def test_a_pattern_comes_before_the_rule(arguments, tmp_path):
+    train.main(arguments(lora_mode="gradient", layer_ranks="{encoder.0.*: 3}"))
+    state = load_file(tmp_path / "run" / "adapters.safetensors")
+    assert state["encoder.0.conv.lora_weight.up"].shape[1] == 3
+    chosen = json.loads((tmp_path / "run" / "save" / "lora_ranks.json").read_text())
+    assert "encoder.0.conv.weight" not in chosen["ranks"]
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("mode", ["uniform", "gradient"])
+def test_two_ranks_train_the_adapters_of_one_process(arguments, tmp_path, mode):
+    options = {"lora_mode": mode, "valid_every": 2}
+    train.main(arguments(**options, output_folder=tmp_path / "one"))
+    two = arguments(**options, batch_size=2, output_folder=tmp_path / "two")
+    torchrun("train.py", *two)
+    one, two = (adapters_of(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, two[name], atol=1e-4), name
