@@ -1,0 +1,264 @@
+"""Write a trained run as a model folder: weights, configuration, card.
+
+    python -m modules.export RUN --out=FOLDER [--lora=merged|separate|none]
+
+The folder holds `model.safetensors`, `config.json` and `README.md`, with
+`--lora=separate` also `adapters.safetensors`. None of it is code, and neither writing
+nor loading runs any: of the run's `hyperparams.yaml` the nodes are read, no object is
+made of them, and `config.json` names one of the classes in `MODELS`.
+
+    from modules.export import load_exported
+    model = load_exported("FOLDER")
+
+`--pretrained=FOLDER` takes such a folder too, unless its adapters are separate.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from safetensors.torch import save_file
+from torch import nn
+
+from modules.checkpoints import AtomicCheckpointer, DamagedCheckpoint
+from modules.htdemucs import HTDemucs
+from modules.lora import LoraError, merge, plain_state_dict
+from modules.lora_files import load_lora_weights, save_lora
+from modules.mossformer2 import MossFormer2
+from modules.new_stems import load_for_sources
+from modules.pretrained import PretrainedError, load_pretrained
+from modules.sepformer import SepFormer
+
+MODELS = {kind.__name__: kind for kind in (HTDemucs, MossFormer2, SepFormer)}
+LORA = ("merged", "separate", "none")
+FORMAT = "sepbrain.model.1"
+WEIGHTS, ADAPTERS, CONFIG = "model.safetensors", "adapters.safetensors", "config.json"
+
+
+class ExportError(ValueError):
+    """A run or a folder that cannot be exported or loaded; says what to do."""
+
+
+def export(run: str | Path, out: str | Path, lora: str = "merged") -> nn.Module:
+    """Write the model that a run tested.
+
+    Arguments
+    ---------
+    run : str | Path
+        The run's folder, with `hyperparams.yaml` and a finished test.
+    out : str | Path
+        Made if it is not there; files of the same names are replaced.
+    lora : str
+        What becomes of adapters: `merged` into the weights, `separate` in a file of
+        their own, `none`: the weights that they were trained on.
+
+    Returns
+    -------
+    nn.Module
+        The model as it was written.
+
+    Raises
+    ------
+    ExportError
+        No run, no model of `MODELS`, no checkpoint, adapters asked of a run without.
+    LoraError, PretrainedError
+        Weights that do not belong together or cannot be read.
+    """
+    run, out = Path(run), Path(out)
+    settings = _settings(run / "hyperparams.yaml")
+    kind, arguments = _network(settings, run)
+    model = MODELS[kind](**arguments).eval()
+    has_adapters = "recipe" in settings and "recipes.lora." in settings["recipe"].tag
+    if lora not in LORA:
+        raise ExportError(f"--lora={lora}: use one of {', '.join(LORA)}")
+    if has_adapters:
+        _load_base(model, settings)
+        if lora != "none":
+            load_lora_weights(model, run / ADAPTERS)
+        if lora == "merged":
+            merge(model)
+    elif lora != "merged":
+        raise ExportError(f"--lora={lora}: {run} trained no adapters")
+    else:
+        _load_tested(model, settings, run)
+
+    out.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: t.contiguous().clone() for name, t in plain_state_dict(model).items()
+    }
+    save_file(state, out / WEIGHTS, {"format": "pt"})
+    separate = has_adapters and lora == "separate"
+    if separate:
+        save_lora(model, out / ADAPTERS)
+    else:
+        (out / ADAPTERS).unlink(missing_ok=True)
+    config = {
+        "format": FORMAT,
+        "model": kind,
+        "arguments": arguments,
+        "sample_rate": _value(settings.get("sample_rate")),
+        "adapters": ADAPTERS if separate else None,
+    }
+    text = json.dumps(config, indent=2) + "\n"
+    (out / CONFIG).write_text(text, encoding="utf-8")
+    (out / "README.md").write_text(_card(model, config, run, lora), encoding="utf-8")
+    return model
+
+
+def load_exported(folder: str | Path) -> nn.Module:
+    """The model in a folder of `export`, in evaluation mode; runs no code from it.
+
+    Raises
+    ------
+    ExportError
+        No configuration of ours, or arguments that its model does not take.
+    LoraError, PretrainedError
+        Weights that do not fit.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config["format"] != FORMAT or config["model"] not in MODELS:
+            raise ValueError(f"{config['format']!r}, {config['model']!r}")
+        model = MODELS[config["model"]](**config["arguments"]).eval()
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ExportError(
+            f"{path}: no configuration of an exported model ({error}); give a folder "
+            "that modules.export wrote"
+        ) from error
+    load_pretrained(model, Path(folder) / WEIGHTS)
+    if config.get("adapters"):
+        load_lora_weights(model, Path(folder) / ADAPTERS)
+    return model
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m modules.export", description="Write a run as a model folder."
+    )
+    parser.add_argument("run", help="folder of a run, with hyperparams.yaml")
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--lora", default="merged", choices=LORA)
+    given = parser.parse_args(arguments)
+    model = export(given.run, given.out, given.lora)
+    size = sum(path.stat().st_size for path in Path(given.out).glob("*.safetensors"))
+    print(f"{type(model).__name__}, {size / 1e6:.1f} MB of weights: {given.out}")
+
+
+# ---------------------------------------------------------------- the run
+
+
+def _settings(path: Path) -> dict[str, yaml.Node]:
+    """The nodes of a run's YAML, of which no object is made."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except (OSError, yaml.YAMLError) as error:
+        raise ExportError(
+            f"{path}: cannot be read ({' '.join(str(error).split())}); give the folder "
+            "of a run"
+        ) from error
+    if not isinstance(root, yaml.MappingNode):
+        raise ExportError(f"{path}: holds no settings of a run")
+    return {key.value: value for key, value in root.value}
+
+
+def _value(node: yaml.Node | None) -> object:
+    """Plain data of a node; of `!new:` and `!name:` only the arguments."""
+    loader = yaml.SafeLoader("")
+    if node is None:
+        return None
+    if node.tag.startswith("!") and isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    return loader.construct_object(node, deep=True)
+
+
+def _network(settings: Mapping[str, yaml.Node], run: Path) -> tuple[str, dict]:
+    """Class and arguments of the separator."""
+    node = settings.get("separator")
+    kind = "" if node is None else node.tag.rpartition(".")[2]
+    known = kind in MODELS and node.tag == f"!new:{MODELS[kind].__module__}.{kind}"
+    if not known:
+        raise ExportError(
+            f"{run}: its separator is {node.tag if node else 'not named'}; known are "
+            + ", ".join(MODELS)
+        )
+    try:
+        arguments = _value(node) if isinstance(node, yaml.MappingNode) else {}
+    except yaml.YAMLError as error:
+        raise ExportError(f"{run}: an argument of {kind} is no plain value") from error
+    arguments.pop("activation_checkpointing", None)  # of training only
+    return kind, arguments
+
+
+def _load_base(model: nn.Module, settings: Mapping[str, yaml.Node]) -> None:
+    """The weights that adapters were trained on, as the run loaded them."""
+    folder, own = _value(settings["pretrained"]), settings.get("load_pretrained")
+    if own is None:
+        load_pretrained(model, folder)
+    else:
+        load_for_sources(model, folder, **_value(own))
+
+
+def _load_tested(
+    model: nn.Module, settings: Mapping[str, yaml.Node], run: Path
+) -> None:
+    """The best checkpoint's weights, averaged ones where the run tested these."""
+    if number := _value(settings.get("average_last")):
+        raise ExportError(
+            f"{run}: tested the mean of {number} checkpoints, which is not exported; "
+            "test the best one first: --test_only --average_last=0"
+        )
+    checkpointer = AtomicCheckpointer(run / "save")
+    monitor = _value(settings.get("monitor")) or "si_snr"
+    found = checkpointer.find_checkpoint(max_key=monitor)
+    found = found or checkpointer.find_checkpoint()
+    if found is None:
+        raise ExportError(f"{run}/save: no checkpoint; train first")
+    load_pretrained(model, found.path)
+
+
+def _card(model: nn.Module, config: Mapping, run: Path, lora: str) -> str:
+    """The README of the folder."""
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    lines = [
+        f"# {config['model']}: {run.parent.name}/{run.name}",
+        "",
+        f"A separator trained with sepbrain, {count:.1f} M parameters, at "
+        f"{config['sample_rate']} Hz.",
+    ]
+    if sources := config["arguments"].get("sources"):
+        lines += ["", "Sources: " + ", ".join(sources) + "."]
+    if hasattr(model, "lora_config"):
+        lines += ["", f"Its adapters are in `{ADAPTERS}` and belong to these weights."]
+    elif lora == "none":
+        lines += ["", "The weights that adapters were trained on, without these."]
+    scores = run / "test_results.json"
+    if lora != "none" and scores.is_file():
+        metrics = json.loads(scores.read_text(encoding="utf-8"))["metrics"]
+        lines += ["", "| test | mean, dB |", "|---|---|"]
+        lines += [
+            f"| {name} | {entry['mean']:.2f} |"
+            for name, entry in metrics.items()
+            if entry["mean"] is not None
+        ]
+    lines += [
+        "",
+        "```python",
+        "from modules.export import load_exported",
+        "",
+        f'model = load_exported("{run.name}")  # this folder',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ExportError, LoraError, PretrainedError, DamagedCheckpoint) as error:
+        sys.exit(f"error: {error}")
