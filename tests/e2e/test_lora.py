@@ -11,13 +11,13 @@ from torch import Tensor
 
 import train
 from modules.htdemucs import HTDemucs
-from modules.lora import merge
+from modules.lora import add_lora, merge, trainable_share
 from modules.lora_files import load_lora_weights
 from modules.lora_ranks import MODES
-from recipes.hparams import HparamsError
+from recipes.hparams import HparamsError, load_hparams
 from tests.e2e.test_ddp import torchrun
 from tests.e2e.test_music import Killed, epochs_of
-from tests.toy import make_songs, same_weights
+from tests.toy import ToySeparator, make_songs, same_weights
 
 TOY = str(Path(__file__).parents[1] / "toy_lora.yaml")
 SIZE = {
@@ -213,6 +213,44 @@ def test_a_pattern_comes_before_the_rule(arguments, tmp_path):
     assert state["encoder.0.conv.lora_weight.up"].shape[1] == 3
     chosen = json.loads((tmp_path / "run" / "save" / "lora_ranks.json").read_text())
     assert "encoder.0.conv.weight" not in chosen["ranks"]
+
+
+def test_mixed_precision_and_clipping(arguments, tmp_path):
+    train.main(arguments(precision="bf16", max_grad_norm=0.5, lora_mode="gradient"))
+    state = adapters_of(tmp_path / "run")
+    assert all(tensor.dtype == torch.float32 for tensor in state.values())
+    assert all(bool(t.any()) for name, t in state.items() if name.endswith(".up"))
+
+
+@pytest.mark.parametrize("mode", ["uniform", "gradient"])
+def test_a_speech_separator_too(toy_arguments, tmp_path, mode):
+    model = ToySeparator()
+    folder = tmp_path / "base"
+    folder.mkdir()
+    save_model(model, folder / "model.safetensors")
+    recipe = Path(__file__).parents[2] / "hparams" / "mossformer2_lora.yaml"
+    keys = recipe.read_text().partition("experiment_name")[2].partition("\n")[2]
+    yaml = tmp_path / "speech_lora.yaml"
+    yaml.write_text(
+        f"extends: {Path(__file__).parents[1] / 'toy.yaml'}\n"
+        f"recipe: !name:recipes.lora.SpeechLora\n{keys}"
+    )
+    options = toy_arguments(pretrained=folder, lora_mode=mode, lora_rank=1)[1:]
+    train.main([str(yaml), *options])
+    load_lora_weights(model, tmp_path / "run" / "adapters.safetensors")
+    assert bool(model.conv.lora_weight.up.any())
+
+
+@pytest.mark.parametrize(
+    "recipe, share", [("htdemucs_lora", 0.0276), ("htdemucs_lora_5stem", 0.0278)]
+)
+def test_the_published_size(recipe, share, tmp_path):
+    path = Path(__file__).parents[2] / "hparams" / f"{recipe}.yaml"
+    with torch.device("meta"):
+        settings = {"data_folder": "/none", "output_folder": str(tmp_path)}
+        hparams, _ = load_hparams(path, settings)
+    add_lora(hparams["separator"], train_fully=hparams["train_fully"])
+    assert trainable_share(hparams["separator"]) == pytest.approx(share, abs=1e-4)
 
 
 @pytest.mark.ddp
