@@ -167,10 +167,11 @@ def choose_ranks(
 
 def attach(model: nn.Module, config: LoraConfig) -> None:
     """Freeze a model and add the adapters of a configuration, at their start."""
-    if not 0 <= config.dropout < 1:
+    if not (isinstance(config.dropout, int | float) and 0 <= config.dropout < 1):
         raise LoraError(f"dropout={config.dropout!r}: must be in [0, 1)")
-    if config.alpha is not None and not config.alpha > 0:
-        raise LoraError(f"alpha={config.alpha!r}: must be above 0, or null")
+    alpha = 1 if config.alpha is None else config.alpha
+    if not (isinstance(alpha, int | float) and alpha > 0):
+        raise LoraError(f"alpha={alpha!r}: must be a number above 0, or null")
     if hasattr(model, "lora_config"):
         raise LoraError("the model has adapters already: merge them first")
     if not config.ranks and not config.full:

@@ -167,6 +167,39 @@ def test_adapters_survive_copies_averages_autocast_and_checkpointing():
     assert torch.equal(model.eval()(x), twin.eval()(x))
 
 
+def test_adapters_alone_learn_what_another_model_does():
+    torch.manual_seed(0)
+    model, x = htdemucs(), torch.randn(4, 2, 2000)
+    target = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in target.parameters():
+            parameter *= 1 + 0.2 * torch.randn_like(parameter)
+    add_lora(model, rank=4)
+    optimizer = torch.optim.Adam(
+        [p for p in model.parameters() if p.requires_grad], lr=0.003
+    )
+    losses = []
+    for _ in range(30):
+        loss = (model(x) - target(x).detach()).abs().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_compiled_model_reads_the_adapted_weights():
+    torch.manual_seed(0)
+    model, x = sepformer(), torch.randn(1, 800)
+    add_lora(model, rank=2)
+    disturb(model)
+    compiled = torch.compile(copy.deepcopy(model), backend="eager")
+    out = compiled(x)
+    assert torch.allclose(out, model(x), atol=1e-6)
+    out.square().mean().backward()
+    assert all(p.grad is not None for p in compiled.parameters() if p.requires_grad)
+
+
 def test_dropout_acts_in_training_only():
     model, x = nn.Linear(64, 64), torch.ones(1, 64)
     add_lora(model, rank=4, dropout=0.5)
