@@ -21,6 +21,7 @@ from modules.checkpoints import (
     FolderInUse,
     RunLock,
 )
+from modules.lora import LoraError
 from modules.pretrained import PretrainedError, load_pretrained
 from modules.signals import EXIT_REQUEUE, StopRequest, StopRun
 from recipes.hparams import HparamsError, load_hparams, parse_command_line
@@ -35,6 +36,7 @@ EXPLAINED = (
     FileNotFoundError,
     FolderInUse,
     HparamsError,
+    LoraError,
     NonFiniteTraining,
     PretrainedError,
 )
