@@ -60,10 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scores["suspicion"] = read_scores(options.suspicion, "suspicion")
     if options.margins:
         scores["margins"] = read_scores(options.margins, "margin_db", sign=-1.0)
-    known = set().union(*scores.values()) & truth.keys()
+    # Judged is what training saw: a held-out track has no suspicion.
+    known = scores.get("suspicion", scores.get("margins", {})).keys() & truth.keys()
     if not known:
         sys.exit("error: no stem of the truth has a score; give --suspicion, --margins")
-    # Judged is what training saw: a held-out track has no suspicion.
     truth = {key: truth[key] for key in sorted(known)}
     if options.data_folder:
         scores["loudness"] = loudness_score(options.data_folder, truth)
