@@ -49,8 +49,9 @@ def main(arguments: list[str]) -> None:
     run_opts = distributed.init_process_group(run_opts, hparams["ddp_timeout"])
     output_folder = Path(hparams["output_folder"])
     with RunLock(output_folder), StopRequest() as stop_request:
-        sb.create_experiment_directory(output_folder)
-        distributed.run_on_main(save_text, output_folder / "hyperparams.yaml", resolved)
+        apart = run_opts.debug and not run_opts.debug_persistently
+        run_folder = output_folder / "debug" if apart else output_folder
+        sb.create_experiment_directory(run_folder)
         manifests = distributed.run_on_main(hparams["prepare"])
         if hparams["pretrained"]:
             own = "load_pretrained" in hparams
@@ -66,6 +67,8 @@ def main(arguments: list[str]) -> None:
         )
         brain.stop_request = stop_request
         train_set, valid_set, test_set = brain.make_loaders(manifests)
+        # Last, so that a command that is refused leaves an earlier run's file alone.
+        distributed.run_on_main(save_text, run_folder / "hyperparams.yaml", resolved)
         brain.fit(hparams["epoch_counter"], train_set, valid_set)
         brain.evaluate(test_set, max_key=brain.monitor)
         brain.report()

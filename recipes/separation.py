@@ -128,6 +128,7 @@ class Separation(sb.Brain):
         self.output_folder = Path(self.hparams.output_folder)
         if self.debug and not self.debug_persistently:
             self.output_folder = self.output_folder / "debug"
+            self.hparams.train_logger.save_file = self.output_folder / "train_log.txt"
         self.log: RunLog | None = None
         self.ema: EMA | None = None
         if self.hparams.ema_decay:

@@ -9,21 +9,30 @@ import pytest
 
 from tests.toy import make_corpus
 
+ROOT_LEVEL, EXCEPT_HOOK = logging.getLogger().level, sys.excepthook
 
-@pytest.fixture(autouse=True)
-def quiet_logging() -> Iterator[None]:
+
+def forget_logging() -> None:
     """Undo what `create_experiment_directory` does to the process's logging."""
-    root, hook = logging.getLogger(), sys.excepthook
-    level, before = root.level, set(root.handlers)
-    yield
-    root.setLevel(level)
-    sys.excepthook = hook
-    for handler in set(root.handlers) - before:
-        if type(handler).__module__.startswith("speechbrain") or isinstance(
-            handler, logging.FileHandler
+    root = logging.getLogger()
+    root.setLevel(ROOT_LEVEL)
+    sys.excepthook = EXCEPT_HOOK
+    for handler in list(root.handlers):
+        origin = type(handler).__module__
+        if origin.startswith("speechbrain") or (
+            isinstance(handler, logging.FileHandler)
+            and not origin.startswith("_pytest")
         ):
             root.removeHandler(handler)
             handler.close()
+
+
+@pytest.fixture(autouse=True)
+def quiet_logging() -> Iterator[None]:
+    """Start and leave every test with logging as pytest found it."""
+    forget_logging()  # a fixture of the module may have run an experiment
+    yield
+    forget_logging()
 
 
 @pytest.fixture(scope="session")

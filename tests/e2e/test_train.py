@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import train
+from data_prep.manifest import DataError
 from modules.signals import StopRun
 from recipes.hparams import HparamsError
 from recipes.separation import Separation
@@ -216,6 +217,21 @@ def test_debug_is_short_and_leaves_the_real_results_alone(toy_arguments, tmp_pat
     assert not (run / "test_results.csv").exists()
     rows = (run / "debug" / "test_results.csv").read_text().splitlines()
     assert len(rows) == 3
+
+
+def test_neither_debug_nor_a_refused_command_touches_an_earlier_run(
+    toy_arguments, tmp_path
+):
+    train.main(toy_arguments(N_epochs=1))
+    run = tmp_path / "run"
+    names = ("hyperparams.yaml", "train_log.txt", "test_results.csv")
+    before = {name: (run / name).read_bytes() for name in names}
+    train.main(toy_arguments(debug=None, lr=0.5))
+    assert {name: (run / name).read_bytes() for name in names} == before
+    assert "lr: 5.00e-01" in (run / "debug" / "train_log.txt").read_text()
+    with pytest.raises(DataError):
+        train.main(toy_arguments(data_folder="/none"))
+    assert (run / "hyperparams.yaml").read_bytes() == before["hyperparams.yaml"]
 
 
 @pytest.mark.parametrize("option", ["precision", "eval_precision"])
