@@ -23,7 +23,7 @@ from modules.apply import apply_model
 from modules.audit import Audit
 from modules.dataset import Batch
 from modules.metrics import score_song
-from modules.selection import dropped_of
+from modules.selection import KeepAll, dropped_of
 from modules.stems import StemDataset, measure_levels
 from recipes.hparams import HparamsError
 from recipes.separation import Separation, Terms
@@ -97,9 +97,11 @@ class MusicSeparation(Separation):
             # Each step of CCOM's recipe is a run of its own: weights go on, Adam's
             # moments begin anew.
             self.optimizer.state.clear()
+            dropping = step.quantile < 1 and not isinstance(self.hparams.select, KeepAll)
+            kept = f"the lowest {step.quantile:g} of" if dropping else "all"
             logger.info(
-                f"Step {step.number}: {step.epochs} epochs, lr {step.lr:g}, keeping "
-                f"the lowest {step.quantile:g} of the losses"
+                f"Step {step.number}: epochs {step.epochs}, lr {step.lr:g}, keeping "
+                f"{kept} losses"
             )
 
     def origin_numbers(self, batch: Batch, terms: int) -> Tensor:
