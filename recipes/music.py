@@ -97,8 +97,8 @@ class MusicSeparation(Separation):
             # Each step of CCOM's recipe is a run of its own: weights go on, Adam's
             # moments begin anew.
             self.optimizer.state.clear()
-            dropping = step.quantile < 1 and not isinstance(self.hparams.select, KeepAll)
-            kept = f"the lowest {step.quantile:g} of" if dropping else "all"
+            keeps_all = step.quantile == 1 or isinstance(self.hparams.select, KeepAll)
+            kept = "all" if keeps_all else f"the lowest {step.quantile:g} of"
             logger.info(
                 f"Step {step.number}: epochs {step.epochs}, lr {step.lr:g}, keeping "
                 f"{kept} losses"
