@@ -82,10 +82,14 @@ def save_text(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
+    status = 0
     try:
         main(sys.argv[1:])
-    except StopRun as stop:
+    except StopRun as stop:  # raised by all ranks together
         print(stop, file=sys.stderr)
-        sys.exit(EXIT_REQUEUE)
+        status = EXIT_REQUEUE
     except EXPLAINED as error:
         sys.exit(f"error: {error}")
+    # Here, where neither `main` nor a traceback holds the network any more.
+    distributed.leave_process_group()
+    sys.exit(status)

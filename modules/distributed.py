@@ -5,6 +5,7 @@ Legend: W ranks, B examples of this rank, K values per example.
 
 import dataclasses
 import datetime
+import gc
 import os
 from collections.abc import Callable
 from typing import Any
@@ -82,6 +83,21 @@ def init_process_group(run_opts: RunOptions, timeout_seconds: float) -> RunOptio
             timeout=timeout,
         )
     return run_opts
+
+
+def leave_process_group() -> None:
+    """Leave the group, if any, at the orderly end of a run.
+
+    Gloo's threads end with the last reference to the group, and networks wrapped in
+    DistributedDataParallel hold some: drop them first. Threads that are still at work
+    while the interpreter exits abort the process now and then ("terminate called
+    without an active exception"), after a run that did all its work.
+
+    After an error leave the group alone: one of its collectives might never end.
+    """
+    if is_distributed():
+        gc.collect()  # the wrappers are part of reference cycles
+        dist.destroy_process_group()
 
 
 def gather_examples(values_KB: Tensor, batch_size: int) -> Tensor:

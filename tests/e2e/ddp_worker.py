@@ -145,8 +145,8 @@ def main(out: Path) -> None:
         brain = make_brain(out / "run", BATCH, run_opts)
         results[fault.__name__] = train(brain, fault, distributed.rank(), 2)
     torch.save(results, out / f"rank{distributed.rank()}.pt")
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    distributed.leave_process_group()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from modules import distributed
 from modules.metrics import (
     METRICS,
     SDR_TAPS,
@@ -197,7 +198,7 @@ def _merge(rank: int, folder: str) -> None:
     table.merge_ranks()
     table.write_csv(f"{folder}/rank{rank}.csv")
     table.write_json(f"{folder}/rank{rank}.json")
-    torch.distributed.destroy_process_group()
+    distributed.leave_process_group()
 
 
 @pytest.mark.ddp
