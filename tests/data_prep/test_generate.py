@@ -57,7 +57,7 @@ def test_a_job_that_fails_is_named_and_leaves_no_half_file(tmp_path, workers):
 
 
 def test_wave_is_whole_or_absent(tmp_path):
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="complex"):
         write_wave(tmp_path / "bad.wav", np.zeros(3, dtype=complex), RATE)
     assert not list(tmp_path.iterdir())
 
