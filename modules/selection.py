@@ -81,7 +81,9 @@ class LossTruncation:
       rule: the mean still runs over the whole batch, dropped terms counting as 0.
       Among B losses it drops B - 1 - floor((B - 1) quantile), whatever they are: with
       4 a process, 1 at 0.7 (and at 0.9), 2 at 0.5 and 3 at 0.3.
-    - "world": the global batch of all processes.
+    - "world": the batch of all processes and, where `batches` of them are accumulated
+      for an optimizer step, the batches before it, as many in all (those that follow
+      are not known yet when the present one is trained on).
     - "window": the last `window` losses of all processes and accumulated batches, the
       present ones among them. Nothing is dropped before `window` losses were seen.
 
@@ -95,6 +97,8 @@ class LossTruncation:
         Number of losses per stem to remember, for "window".
     renormalise : bool
         True lets the mean run over the kept terms.
+    batches : int
+        How many batches "world" compares, 1 or more.
 
     Raises
     ------
@@ -114,6 +118,7 @@ class LossTruncation:
         pool: str = "rank",
         window: int = 1000,
         renormalise: bool = False,
+        batches: int = 1,
     ) -> None:
         if not 0 < quantile <= 1:
             raise ValueError(f"quantile={quantile} must be above 0 and at most 1")
@@ -123,6 +128,7 @@ class LossTruncation:
         self.pool = pool
         self.window = window
         self.renormalise = renormalise
+        self.batches = batches
         self.past_WK: Tensor | None = None
         self.threshold_K: Tensor | None = None
 
@@ -134,28 +140,30 @@ class LossTruncation:
         loss_NK : Tensor
             Losses of all ranks, one rank's after the other's.
         """
-        if self.pool == "window":
-            self._remember(loss_NK)
-            if len(self.past_WK) < self.window:
-                self.threshold_K = torch.full_like(loss_NK[0], torch.inf)
-            else:
-                self.threshold_K = self._quantile(self.past_WK)
-            return loss_NK <= self.threshold_K
-        ranks = world_size() if self.pool == "rank" else 1
-        loss_RBK = loss_NK.unflatten(0, (ranks, -1))
-        threshold_RK = torch.stack([self._quantile(loss_BK) for loss_BK in loss_RBK])
-        self.threshold_K = threshold_RK.nanmean(0)
-        return (loss_RBK <= threshold_RK[:, None]).flatten(0, 1)
+        if self.pool == "rank":
+            loss_RBK = loss_NK.unflatten(0, (world_size(), -1))
+            threshold_RK = torch.stack([self._quantile(part) for part in loss_RBK])
+            self.threshold_K = threshold_RK.nanmean(0)
+            return (loss_RBK <= threshold_RK[:, None]).flatten(0, 1)
+        if self.pool == "world":
+            self._remember(loss_NK, self.batches * len(loss_NK))
+        else:
+            self._remember(loss_NK[~loss_NK.isnan().all(1)], self.window)
+        if self.pool == "window" and len(self.past_WK) < self.window:
+            self.threshold_K = torch.full_like(loss_NK[0], torch.inf)
+        else:
+            self.threshold_K = self._quantile(self.past_WK)
+        return loss_NK <= self.threshold_K
 
     def _quantile(self, loss_NK: Tensor) -> Tensor:
         return torch.nanquantile(loss_NK.float(), self.quantile, dim=0)
 
-    def _remember(self, loss_NK: Tensor) -> None:
-        """Append the steps that hold a loss; forget the oldest beyond the window."""
-        seen_NK = loss_NK[~loss_NK.isnan().all(1)].detach().float()
+    def _remember(self, loss_NK: Tensor, window: int) -> None:
+        """Append the losses; forget the oldest beyond the window."""
+        seen_WK = loss_NK.detach().float()
         if self.past_WK is not None:
-            seen_NK = torch.cat([self.past_WK.to(seen_NK.device), seen_NK])
-        self.past_WK = seen_NK[-self.window :]
+            seen_WK = torch.cat([self.past_WK.to(seen_WK.device), seen_WK])
+        self.past_WK = seen_WK[-window:]
 
     def check(self, batch_size: int, world_size: int) -> None:
         """Refuse a comparison with too few losses to drop any.
@@ -167,7 +175,7 @@ class LossTruncation:
         """
         compared = {
             "rank": batch_size,
-            "world": batch_size * world_size,
+            "world": batch_size * world_size * self.batches,
             "window": self.window,
         }[self.pool]
         if self.quantile == 1 or dropped_of(compared, self.quantile):
@@ -181,12 +189,17 @@ class LossTruncation:
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The losses that the window remembers."""
-        return {} if self.past_WK is None else {"past_WK": self.past_WK.cpu()}
+        """The losses that are remembered; checkpoints hold no NaN, so these apart."""
+        if self.past_WK is None:
+            return {}
+        known_WK = ~self.past_WK.isnan()
+        return {"past_WK": self.past_WK.nan_to_num().cpu(), "known_WK": known_WK.cpu()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue with the losses of a checkpoint."""
-        self.past_WK = state.get("past_WK")
+        self.past_WK = None
+        if state:
+            self.past_WK = state["past_WK"].where(state["known_WK"], torch.nan)
 
 
 def dropped_of(count: int, quantile: float) -> int:
@@ -209,7 +222,8 @@ def truncation(
     ---------
     rule : str
         "none" keeps everything; "ccom" is team CCOM's rule exactly; "pooled" compares
-        over all processes, "running" over a window, and both average what they kept.
+        over all processes and accumulated batches, "running" over a window, and both
+        average what they kept.
     quantile : float
         Share to keep.
     window : int

@@ -51,6 +51,7 @@ class MusicSeparation(Separation):
         self.term_names, self.term_weights = self.stems, self.stem_weights
         self.target_names = self.stems
         select = self.hparams.select
+        select.batches = self.grad_accumulation_factor
         try:
             for step in self.hparams.lr_scheduler.steps:
                 select.quantile = step.quantile

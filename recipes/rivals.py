@@ -75,6 +75,16 @@ class RivalRules:
         for selector in self._dropping():
             selector.quantile = value
 
+    @property
+    def batches(self) -> int:
+        """How many batches the pooled rule compares."""
+        return next(s.batches for s in self._dropping())
+
+    @batches.setter
+    def batches(self, value: int) -> None:
+        for selector in self._dropping():
+            selector.batches = value
+
     def _dropping(self) -> list[LossTruncation]:
         return [s for s in self.selectors.values() if isinstance(s, LossTruncation)]
 

@@ -94,6 +94,25 @@ def test_ranks_are_compared_apart_by_ccom_and_together_when_pooled(monkeypatch):
     assert pooled.flatten().tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
 
 
+def test_pooled_compares_with_the_batches_accumulated_before():
+    pooled = truncation("pooled", 0.5)
+    pooled.batches = 2
+    assert pooled(torch.full((4, 1), 1.0)).all()
+    # All worse than the batch before: the middle of the eight losses divides them.
+    assert not pooled(torch.full((4, 1), 5.0)).any()
+    assert len(pooled.past_WK) == 8
+    pooled(torch.full((4, 1), 5.0))  # the first batch is forgotten
+    assert pooled(torch.full((4, 1), 5.0)).all()
+
+
+def test_accumulation_makes_small_batches_comparable():
+    pooled = truncation("pooled", 0.7)
+    with pytest.raises(ValueError, match="drops none of 1 losses"):
+        pooled.check(batch_size=1, world_size=1)
+    pooled.batches = 4
+    pooled.check(batch_size=1, world_size=1)
+
+
 def test_the_mean_runs_over_the_batch_for_ccom_and_over_the_kept_otherwise():
     assert not truncation("ccom", 0.5).renormalise
     assert truncation("pooled", 0.5).renormalise
@@ -119,12 +138,17 @@ def test_the_window_is_a_window():
 
 
 def test_a_window_continues_from_a_checkpoint():
-    one, other = (truncation("running", 0.6, window=16) for _ in range(2))
-    for seed in range(5):
-        one(losses(4, seed=seed))
-    other.load_state_dict(one.state_dict())
-    for seed in range(5, 9):
-        assert torch.equal(one(losses(4, seed=seed)), other(losses(4, seed=seed)))
+    for rule in ("running", "pooled"):
+        one, other = (truncation(rule, 0.6, window=16) for _ in range(2))
+        one.batches = other.batches = 3
+        for seed in range(5):
+            one(losses(4, seed=seed).index_fill(0, torch.tensor(seed % 4), torch.nan))
+        one(losses(4).masked_fill(torch.eye(4, dtype=torch.bool), torch.nan))
+        state = one.state_dict()
+        assert state["past_WK"].isfinite().all(), "or the checkpoint is refused"
+        other.load_state_dict(state)
+        for seed in range(5, 9):
+            assert torch.equal(one(losses(4, seed=seed)), other(losses(4, seed=seed)))
     assert truncation("running", 0.6).state_dict() == {}
 
 
