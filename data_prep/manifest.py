@@ -157,45 +157,92 @@ def read_manifest(
     DataError
         One line with the file, the row, what is wrong and what was expected.
     """
-    table = _read_table(path)
-    header, columns = _read_header(path, table, num_sources)
-    rows: list[Row] = []
-    places: list[str] = []
-    row_of_id: dict[str, int] = {}
-    for number, cells in enumerate(table, start=2):
-        if not cells:  # a blank line
-            continue
-        place = f"{path}, row {number}"
-        if len(cells) != len(header):
-            raise DataError(
-                f"{place}: has {len(cells)} fields, the header has {len(header)}; "
-                "quote a field that holds a comma"
-            )
-        row = _read_row(place, dict(zip(header, cells, strict=True)), columns)
-        if row.id in row_of_id:
-            raise DataError(
-                f"{place}: id {row.id!r} is already that of row {row_of_id[row.id]}"
-            )
-        if stems != (row.channels != 1):
-            wanted = "stereo stems" if stems else "mono files"
-            maker = "stems" if stems else "wsj0mix"
-            raise DataError(
-                f"{place}: channels is {row.channels}, expected {wanted}; make the "
-                f"manifest with data_prep.{maker}"
-            )
-        if sample_rate is not None and row.sample_rate != sample_rate:
-            raise DataError(
-                f"{place}: sample_rate is {row.sample_rate} Hz, expected "
-                f"{sample_rate} Hz; prepare the data at that rate or set --sample_rate"
-            )
-        row_of_id[row.id] = number
-        rows.append(row)
-        places.append(place)
-    if not rows:
-        raise DataError(f"{path}: holds no rows: the data set is empty")
+    rows, faults = list_manifest(path, num_sources, sample_rate, stems)
+    if faults:
+        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+        raise DataError(faults[0] + more)
     if check:
-        check_audio(rows, places)
-    return rows
+        check_audio(list(rows.values()), list(rows))
+    return list(rows.values())
+
+
+def list_manifest(
+    path: str | Path,
+    num_sources: int | None = None,
+    sample_rate: int | None = None,
+    stems: bool = False,
+) -> tuple[dict[str, Row], list[str]]:
+    """The rows of a manifest that can be read, and all that is wrong with the others.
+
+    Arguments
+    ---------
+    path, num_sources, sample_rate, stems
+        As in `read_manifest`; no audio file is opened.
+
+    Returns
+    -------
+    dict[str, Row]
+        By their place ("FILE, row NUMBER"), in the order of the file.
+    list[str]
+        Faults, a line each. There is one where no row can be read.
+    """
+    rows: dict[str, Row] = {}
+    faults: list[str] = []
+    row_of_id: dict[str, int] = {}
+    try:
+        table = _read_table(path)
+        header, columns = _read_header(path, table, num_sources)
+        for number, cells in enumerate(table, start=2):
+            if not cells:  # a blank line
+                continue
+            place = f"{path}, row {number}"
+            try:
+                row = _checked_row(place, header, columns, cells, sample_rate, stems)
+                if row.id in row_of_id:
+                    raise DataError(
+                        f"{place}: id {row.id!r} is already that of row "
+                        f"{row_of_id[row.id]}"
+                    )
+            except DataError as error:
+                faults.append(str(error))
+                continue
+            row_of_id[row.id] = number
+            rows[place] = row
+    except DataError as error:  # of the file as a whole, or it cannot be read on
+        faults.append(str(error))
+    if not rows and not faults:
+        faults.append(f"{path}: holds no rows: the data set is empty")
+    return rows, faults
+
+
+def _checked_row(
+    place: str,
+    header: list[str],
+    columns: list[str],
+    cells: list[str],
+    sample_rate: int | None,
+    stems: bool,
+) -> Row:
+    """A row that is what is asked for, or say what it is not."""
+    if len(cells) != len(header):
+        raise DataError(
+            f"{place}: has {len(cells)} fields, the header has {len(header)}; "
+            "quote a field that holds a comma"
+        )
+    row = _read_row(place, dict(zip(header, cells, strict=True)), columns)
+    if stems != (row.channels != 1):
+        wanted = "stereo stems" if stems else "mono files"
+        maker = "stems" if stems else "wsj0mix"
+        raise DataError(
+            f"{place}: channels is {row.channels}, expected {wanted}; make the "
+            f"manifest with data_prep.{maker}"
+        )
+    if sample_rate is not None and row.sample_rate != sample_rate:
+        raise DataError(
+            f"{place}: sample_rate is {row.sample_rate} Hz, expected "
+            f"{sample_rate} Hz; prepare the data at that rate or set --sample_rate"
+        )
+    return row
 
 
 def is_of_stems(path: str | Path) -> bool:
