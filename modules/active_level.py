@@ -50,10 +50,12 @@ def p56_power(wave_T: np.ndarray, sample_rate: int) -> float:
     0.49
     """
     wave_T = np.asarray(wave_T, dtype=np.float64)
-    energy = float(wave_T @ wave_T)
+    # No BLAS: its threads would change the last bits, and stand in each other's way.
+    energy = float(np.square(wave_T).sum())
     if energy == 0:
         return 0.0
-    thresholds_J, active_J = _activity(wave_T, sample_rate)
+    rms = math.sqrt(energy / len(wave_T))
+    thresholds_J, active_J = _activity(wave_T, sample_rate, rms)
     level_J = 10 * np.log10(energy / active_J)
     margin_J = level_J - 20 * np.log10(thresholds_J)
     # Thresholds fall, so margins rise; the last is above the margin by construction.
@@ -66,7 +68,9 @@ def p56_power(wave_T: np.ndarray, sample_rate: int) -> float:
     return float(10 ** (level_db / 10))
 
 
-def _activity(wave_T: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+def _activity(
+    wave_T: np.ndarray, sample_rate: int, rms: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Thresholds [J], falling by factors of 2, and the active samples at each [J]."""
     decay = math.exp(-1 / (TIME_CONSTANT * sample_rate))
     envelope_T = lfilter([(1 - decay) ** 2], [1, -2 * decay, decay**2], np.abs(wave_T))
@@ -79,9 +83,8 @@ def _activity(wave_T: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndar
     # held = m * 2^e with 0.5 <= m < 1: it reaches 2^(e-1) and all that lie below.
     exponent_T = np.frexp(held_T[held_T > 0])[1]
     top = int(exponent_T.max())
-    rms_exponent = np.frexp(math.sqrt(wave_T @ wave_T / len(wave_T)))[1]
     # Far enough down for the margin, however short the active part is.
-    count = max(top - int(rms_exponent), 0) + math.ceil(MARGIN_DB / 6) + 3
+    count = max(top - math.frexp(rms)[1], 0) + math.ceil(MARGIN_DB / 6) + 3
     steps_T = np.minimum(top - exponent_T, count)
     active_J = np.cumsum(np.bincount(steps_T, minlength=count + 1)[:count])
     return 2.0 ** (top - 1 - np.arange(count)), active_J
