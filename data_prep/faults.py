@@ -169,8 +169,7 @@ def _sample_faults(
     heard = {path: _Heard() for path in files}
     unreadable: dict[str, str] = {}
     difference = 0.0
-    parts = [path for path in row.files if path != row.mixture]
-    summed = row.mixture in files and all(path in files for path in parts)
+    summed = row.mixture in files and all(path in files for path in row.summands)
     rate = max((file.samplerate for file in files.values()), default=0)
     longest = max((file.frames for file in files.values()), default=0)
     for _ in range(0, longest, BLOCK_SECONDS * rate or 1):
@@ -188,7 +187,7 @@ def _sample_faults(
             observe(waves)
         if summed and len({wave.shape for wave in waves.values()}) == 1:
             error_TC = waves[row.mixture].copy()
-            for path in parts:
+            for path in row.summands:
                 error_TC -= waves[path]
             difference = max(difference, -float(error_TC.min()), float(error_TC.max()))
     faults = []
@@ -201,6 +200,7 @@ def _sample_faults(
     # Another fault says more than that the sum, then, is wrong as well.
     if not (is_faulty or faults) and difference > SUM_TOLERANCE:
         whole = "sources" if row.channels == 1 else "stems"
+        whole = "images" if row.images else whole
         noise = " and the noise" if row.noise else ""
         text = (
             f"is not the sum of its {whole}{noise} (off by {difference:.2g} of full "

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data_prep.faults import Fault, row_faults
 from data_prep.generate import as_command
-from data_prep.layouts import LAYOUTS, find_rows
+from data_prep.layouts import NAMES, STEMS, find_rows
 from data_prep.manifest import THREADS, DataError, Row, is_of_stems, list_manifest
 from data_prep.verify_stems import Requirements, StemsReport
 
@@ -86,14 +86,14 @@ def verify_folder(
     """List the faults of a data set's folder; returns how many."""
     sources = [name for name in requirements.sources.split(",") if name]
     layout, rows = find_rows(Path(folder).absolute(), layout, sources)
-    report = StemsReport(requirements) if layout == "stems" else None
+    report = StemsReport(requirements) if layout == STEMS else None
     if report is None:
         rows = _with_rates(rows)
     named = {row.id: row for row in rows}
     found = verify_rows(
         named, workers, Path(folder).name, report.check if report else row_faults
     )
-    count = _print_faults(found)
+    count = _print_faults(found, once=True)
     if report is not None:
         count += report.print_table(rows)
     unit = "tracks" if report else "mixtures"
@@ -101,10 +101,16 @@ def verify_folder(
     return count
 
 
-def _print_faults(found: Iterator[tuple[str, Fault]]) -> int:
-    """Print faults above the progress bar; returns how many."""
-    count = 0
+def _print_faults(found: Iterator[tuple[str, Fault]], once: bool = False) -> int:
+    """Print faults above the progress bar; returns how many.
+
+    `once`: a fault of a file that belongs to several mixtures is that of the first.
+    """
+    count, known = 0, set()
     for place, fault in found:
+        if once and fault.text in known:
+            continue
+        known.add(fault.text)
         tqdm.write(f"{place}: {fault.text}", file=sys.stdout)
         count += 1
     return count
@@ -139,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH", help="a folder or a manifest")
-    add("--layout", choices=LAYOUTS, help="of folders; found by looking if not given")
+    add("--layout", choices=NAMES, help="of folders; found by looking if not given")
     add("--workers", type=int, help="threads that read")
     Requirements.add_arguments(parser)
     options = parser.parse_args(arguments)

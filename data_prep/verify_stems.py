@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 
 from data_prep.faults import SUM_TOLERANCE, Fault, Waves, row_faults
-from data_prep.manifest import Row
+from data_prep.manifest import DataError, Row
 from data_prep.stems import MIXTURE, SUFFIXES
 from modules.levels import active_level_db
 
@@ -69,7 +69,7 @@ class Requirements:
 
 
 def list_rows(folder: Path, sources: Sequence[str] = ()) -> list[Row]:
-    """A row for each track; see `data_prep.layouts`.
+    """A row for each track, whatever of it is missing.
 
     Arguments
     ---------
@@ -139,7 +139,9 @@ class StemsReport:
 
     def __init__(self, wanted: Requirements) -> None:
         self.wanted = wanted
-        self.rates = sorted(int(rate) for rate in wanted.rates.split(","))
+        self.rates = wanted.rates.split(",")
+        if not all(rate.isdecimal() for rate in self.rates):
+            raise DataError(f"--rates={wanted.rates}: expected Hz, such as 44100,48000")
         self.figures: dict[str, Figures] = {}
         self.faults: dict[str, list[Fault]] = {}
 
@@ -185,7 +187,7 @@ class StemsReport:
                 f"{wanted.min_seconds:g} to {wanted.max_seconds:g} s"
             )
             faults.append(Fault("duration", text))
-        if len(figures.rates) > 1 or not figures.rates <= set(self.rates):
+        if len(figures.rates) > 1 or not figures.rates <= set(map(int, self.rates)):
             rates = " and ".join(map(str, sorted(figures.rates)))
             text = f"{folder} is at {rates} Hz, wanted one of {wanted.rates} Hz"
             faults.append(Fault("rate", text))

@@ -29,7 +29,6 @@ from typing import NoReturn
 import soundfile
 
 from data_prep.generate import as_command
-from data_prep.layouts import SUFFIXES, tree_rows, versions
 from data_prep.manifest import (
     THREADS,
     DataError,
@@ -42,6 +41,7 @@ from data_prep.manifest import (
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
+SUFFIXES = (".wav", ".flac")
 # Part of the fingerprint: raise it when the same files would give other manifests.
 FORMAT = 1
 
@@ -68,14 +68,6 @@ class Layout:
         parts = [self.mixture, *(f"{self.source}{k + 1}" for k in range(num_spks))]
         prefix = f"{self.pattern}/" if self.pattern else ""
         return f"{prefix}{{{','.join(self.splits)}}}/{{{','.join(parts)}}}"
-
-
-OTHER_LAYOUTS = (
-    Layout("", ("train", "valid", "test"), "mixture", "source"),
-    Layout("", ("train", "val", "test"), "mix", "s"),
-)
-# Lists for 2 to 5 speakers are public.
-MOST_SOURCES = 5
 
 
 def prepare(
@@ -136,30 +128,6 @@ def prepare(
     return {split: str(path) for split, path in paths.items()}
 
 
-def list_rows(folder: Path) -> list[Row]:
-    """Every mixture of every version in a folder; see `data_prep.layouts`."""
-    rows = []
-    for root in (folder, *(folder / f"{count}speakers" for count in (2, 3))):
-        places = [(*place, "mix", "s") for place in versions(root, ("tr", "cv", "tt"))]
-        for layout in OTHER_LAYOUTS:
-            splits = [root / split for split in layout.splits]
-            if all(split.is_dir() for split in splits):
-                places += [(s, 0, layout.mixture, layout.source) for s in splits]
-        places = [place for place in places if (place[0] / place[2]).is_dir()]
-        # A split may lack a folder that others have: then its files are missing.
-        numbers = [
-            number
-            for number in range(1, MOST_SOURCES + 1)
-            if any(
-                (place / f"{source}{number}").is_dir() for place, _, _, source in places
-            )
-        ]
-        for place, rate, mixture, source in places:
-            sources = [f"{source}{number}" for number in numbers]
-            rows += tree_rows(folder, place, mixture, sources, sample_rate=rate)
-    return rows
-
-
 def find_folders(
     data_folder: Path, num_spks: int, sample_rate: int, mode: str
 ) -> dict[str, list[Path]]:
@@ -183,7 +151,11 @@ def find_folders(
         None or more than one layout fits.
     """
     original = f"wav{sample_rate // 1000}k/{mode}"
-    layouts = [Layout(original, ("tr", "cv", "tt"), "mix", "s"), *OTHER_LAYOUTS]
+    layouts = [
+        Layout(original, ("tr", "cv", "tt"), "mix", "s"),
+        Layout("", ("train", "valid", "test"), "mixture", "source"),
+        Layout("", ("train", "val", "test"), "mix", "s"),
+    ]
     if not data_folder.is_dir():
         raise DataError(f"data_folder {data_folder} does not exist or is no folder")
     complete, incomplete = [], []

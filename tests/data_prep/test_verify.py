@@ -3,13 +3,14 @@
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from data_prep.manifest import Row, write_manifest
+from data_prep.manifest import Row, read_manifest, write_manifest
 from data_prep.verify import main
 from tests.toy import make_corpus
 
@@ -81,6 +82,20 @@ def test_good_manifest_passes_and_the_noise_belongs_to_the_sum(manifest, capsys)
     assert "one_mix.wav is not the sum of its sources and the noise" in (
         capsys.readouterr().out
     )
+
+
+def test_images_are_what_is_summed_where_targets_are_others(manifest, capsys):
+    (row, _), folder = read_manifest(manifest), manifest.parent
+    images = []
+    for path in row.sources:
+        images.append(path.replace("one_", "image_"))
+        os.rename(path, images[-1])
+        soundfile.write(path, 0.1 * np.ones(900), RATE, subtype="FLOAT")
+    write_manifest(manifest, [replace(row, images=tuple(images))])
+    assert main([str(manifest)]) == 0
+    change(lambda wave: wave * 0.9)(folder / "image_s1.wav")
+    assert main([str(manifest)]) == 1
+    assert "is not the sum of its images and the noise" in capsys.readouterr().out
 
 
 def test_rounding_to_16_bit_is_no_fault(manifest):
