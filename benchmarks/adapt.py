@@ -40,6 +40,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data_prep.manifest import write_text
 from modules.export import export
 from modules.lora_files import read_lora
 
@@ -109,9 +110,7 @@ def run(arm: str, options: argparse.Namespace, further: list[str]) -> dict:
         "seconds": seconds_per_step(folder / "curves.csv", options.batch_size),
         **trained(folder),
     }
-    partial = done.with_suffix(".part")
-    partial.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    partial.replace(done)
+    write_text(done, json.dumps(figures, indent=1))
     return figures
 
 
@@ -153,12 +152,13 @@ def scores_of(folder: Path) -> dict[str, dict[str, float]]:
     }
 
 
-def mean_and_error(values: Sequence[float]) -> str:
+def mean_and_error(values: Sequence[float], places: int = 2) -> str:
     """`mean ± standard error of the mean`; of one value there is no error."""
     mean = statistics.fmean(values)
     if len(values) < 2:
-        return f"{mean:.2f}"
-    return f"{mean:.2f} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
+        return f"{mean:.{places}f}"
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.{places}f} ± {error:.{places}f}"
 
 
 def table(
@@ -254,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         *table(figures, scores),
     ]
     text = "\n".join(lines) + "\n"
-    (options.out / "table.md").write_text(text, encoding="utf-8")
+    write_text(options.out / "table.md", text)
     print(text)
 
 
