@@ -10,7 +10,10 @@ import logging
 import math
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # slow to import, and only needed for a picture
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +105,11 @@ def draw_curves(points: list[Point], path: Path) -> Path:
             axis.legend(fontsize="small")
     for axis in axes:
         axis.set_axis_off()
+    return save_figure(figure, path)
+
+
+def save_figure(figure: "Figure", path: Path) -> Path:
+    """Write a figure of matplotlib as a PNG, atomically."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         figure.savefig(partial, format="png", dpi=100)

@@ -1,6 +1,6 @@
 """Write a trained run as a model folder: weights, configuration, card.
 
-    python -m modules.export RUN --out=FOLDER [--lora=merged|separate|none]
+    python -m modules.export RUN --out=FOLDER [--lora=merged|separate|none] [--int8]
 
 The folder holds `model.safetensors`, `config.json` and `README.md`, with
 `--lora=separate` also `adapters.safetensors`. None of it is code, and neither writing
@@ -10,11 +10,13 @@ made of them, and `config.json` names one of the classes in `MODELS`.
     from modules.export import load_exported
     model = load_exported("FOLDER")
 
-`--pretrained=FOLDER` takes such a folder too, unless its adapters are separate.
+`--pretrained=FOLDER` takes such a folder too, unless its adapters are separate or its
+weights are int8 (`modules/quantization.py`), which are for inference.
 """
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +25,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
+from data_prep.manifest import write_text
 from modules.checkpoints import AtomicCheckpointer, DamagedCheckpoint
 from modules.htdemucs import HTDemucs
 from modules.lora import LoraError, merge, plain_state_dict
@@ -30,10 +33,12 @@ from modules.lora_files import load_lora_weights, save_lora
 from modules.mossformer2 import MossFormer2
 from modules.new_stems import load_for_sources
 from modules.pretrained import PretrainedError, load_pretrained
+from modules.quantization import dequantized, load_int8, quantized_state_dict
 from modules.sepformer import SepFormer
 
 MODELS = {kind.__name__: kind for kind in (HTDemucs, MossFormer2, SepFormer)}
 LORA = ("merged", "separate", "none")
+LOADERS = {"float": load_pretrained, "int8": load_int8}
 FORMAT = "sepbrain.model.1"
 WEIGHTS, ADAPTERS, CONFIG = "model.safetensors", "adapters.safetensors", "config.json"
 
@@ -42,7 +47,9 @@ class ExportError(ValueError):
     """A run or a folder that cannot be exported or loaded; says what to do."""
 
 
-def export(run: str | Path, out: str | Path, lora: str = "merged") -> nn.Module:
+def export(
+    run: str | Path, out: str | Path, lora: str = "merged", int8: bool = False
+) -> nn.Module:
     """Write the model that a run tested.
 
     Arguments
@@ -54,11 +61,13 @@ def export(run: str | Path, out: str | Path, lora: str = "merged") -> nn.Module:
     lora : str
         What becomes of adapters: `merged` into the weights, `separate` in a file of
         their own, `none`: the weights that they were trained on.
+    int8 : bool
+        Round the weights to eight bits, for a file of a quarter of the size.
 
     Returns
     -------
     nn.Module
-        The model as it was written.
+        The model as it was written, in evaluation mode.
 
     Raises
     ------
@@ -74,6 +83,11 @@ def export(run: str | Path, out: str | Path, lora: str = "merged") -> nn.Module:
     has_adapters = "recipe" in settings and "recipes.lora." in settings["recipe"].tag
     if lora not in LORA:
         raise ExportError(f"--lora={lora}: use one of {', '.join(LORA)}")
+    if int8 and lora == "separate":
+        raise ExportError(
+            "--int8 --lora=separate: adapters belong to the very weights that they "
+            "were trained on, not to rounded ones; use --lora=merged"
+        )
     if has_adapters:
         _load_base(model, settings)
         if lora != "none":
@@ -85,11 +99,12 @@ def export(run: str | Path, out: str | Path, lora: str = "merged") -> nn.Module:
     else:
         _load_tested(model, settings, run)
 
+    state = quantized_state_dict(model) if int8 else plain_state_dict(model)
     out.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: t.contiguous().clone() for name, t in plain_state_dict(model).items()
-    }
-    save_file(state, out / WEIGHTS, {"format": "pt"})
+    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    save_file(tensors, out / WEIGHTS, {"format": "pt"})
+    if int8:
+        model.load_state_dict(dequantized(state, out / WEIGHTS))
     separate = has_adapters and lora == "separate"
     if separate:
         save_lora(model, out / ADAPTERS)
@@ -100,11 +115,13 @@ def export(run: str | Path, out: str | Path, lora: str = "merged") -> nn.Module:
         "model": kind,
         "arguments": arguments,
         "sample_rate": _value(settings.get("sample_rate")),
+        "weights": "int8" if int8 else "float",
         "adapters": ADAPTERS if separate else None,
     }
-    text = json.dumps(config, indent=2) + "\n"
-    (out / CONFIG).write_text(text, encoding="utf-8")
-    (out / "README.md").write_text(_card(model, config, run, lora), encoding="utf-8")
+    write_text(out / CONFIG, json.dumps(config, indent=2) + "\n")
+    write_text(out / "README.md", _card(model, config, run, lora))
+    for path in out.glob("*.safetensors"):  # written for nobody but their owner
+        shutil.copymode(out / CONFIG, path)
     return model
 
 
@@ -121,15 +138,17 @@ def load_exported(folder: str | Path) -> nn.Module:
     path = Path(folder) / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        if config["format"] != FORMAT or config["model"] not in MODELS:
-            raise ValueError(f"{config['format']!r}, {config['model']!r}")
+        weights = config.get("weights", "float")
+        kind = config["format"], config["model"], weights
+        if kind[0] != FORMAT or kind[1] not in MODELS or weights not in LOADERS:
+            raise ValueError(", ".join(map(repr, kind)))
         model = MODELS[config["model"]](**config["arguments"]).eval()
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ExportError(
             f"{path}: no configuration of an exported model ({error}); give a folder "
             "that modules.export wrote"
         ) from error
-    load_pretrained(model, Path(folder) / WEIGHTS)
+    LOADERS[weights](model, Path(folder) / WEIGHTS)
     if config.get("adapters"):
         load_lora_weights(model, Path(folder) / ADAPTERS)
     return model
@@ -143,8 +162,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("run", help="folder of a run, with hyperparams.yaml")
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--lora", default="merged", choices=LORA)
+    parser.add_argument("--int8", action="store_true", help="a quarter of the size")
     given = parser.parse_args(arguments)
-    model = export(given.run, given.out, given.lora)
+    model = export(given.run, given.out, given.lora, given.int8)
     size = sum(path.stat().st_size for path in Path(given.out).glob("*.safetensors"))
     print(f"{type(model).__name__}, {size / 1e6:.1f} MB of weights: {given.out}")
 
@@ -232,6 +252,12 @@ def _card(model: nn.Module, config: Mapping, run: Path, lora: str) -> str:
     ]
     if sources := config["arguments"].get("sources"):
         lines += ["", "Sources: " + ", ".join(sources) + "."]
+    if config["weights"] == "int8":
+        lines += [
+            "",
+            "Weights in int8 with a scale per output channel, read as floats. The "
+            "scores are those of the weights before rounding.",
+        ]
     if hasattr(model, "lora_config"):
         lines += ["", f"Its adapters are in `{ADAPTERS}` and belong to these weights."]
     elif lora == "none":

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from modules.lora import (
     attach,
     base_weight,
     config_of,
+    is_adapter,
     lora_state_dict,
     matrix_shape,
 )
@@ -44,7 +45,7 @@ def save_lora(model: nn.Module, path: str | Path) -> None:
         "format": FORMAT,
         "model": type(model).__name__,
         "config": json.dumps(asdict(config_of(model))),
-        "base": base_digest(model),
+        "base": base_digest(model, config_of(model)),
     }
     save_file(tensors, path, metadata)
 
@@ -88,7 +89,7 @@ def load_lora_weights(
     >>> load_lora_weights(plain, file).ranks
     {'weight': 2}
     """
-    config, metadata, state = _read(Path(path))
+    config, metadata, state = read_lora(Path(path))
     name = type(model).__name__
     present = getattr(model, "lora_config", None)
     if present is not None and (present.ranks, present.full) != (
@@ -97,7 +98,7 @@ def load_lora_weights(
     ):
         raise LoraError(f"{path}: {_difference(config, present)}")
     _check_fit(model, config, state, f"{path} does not fit this {name}")
-    if check_base and base_digest(model, config.ranks) != metadata.get("base"):
+    if check_base and base_digest(model, config) != metadata.get("base"):
         raise LoraError(
             f"{path}: the adapters were trained on other weights than this {name} has: "
             "load the base that they belong to first"
@@ -110,16 +111,21 @@ def load_lora_weights(
     return config
 
 
-def base_digest(model: nn.Module, names: Sequence[str] | None = None) -> str:
-    """SHA-256 of the frozen weights under adapters, or of those with these names."""
+def base_digest(model: nn.Module, config: LoraConfig) -> str:
+    """SHA-256 of the frozen weights under adapters; of all frozen ones without any."""
+    names = config.ranks or [
+        name
+        for name, _ in model.named_parameters()
+        if name not in config.full and not is_adapter(name)
+    ]
     digest = hashlib.sha256()
-    for name in sorted(config_of(model).ranks if names is None else names):
+    for name in sorted(names):
         weight = base_weight(model, name).detach().cpu().contiguous()
         digest.update(name.encode() + weight.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def _read(path: Path) -> tuple[LoraConfig, dict[str, str], dict[str, Tensor]]:
+def read_lora(path: Path) -> tuple[LoraConfig, dict[str, str], dict[str, Tensor]]:
     """Configuration, metadata and tensors of a file of adapters."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:

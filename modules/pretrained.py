@@ -144,10 +144,20 @@ def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
         state = _adapted(model, weights)
     except (ValueError, KeyError) as error:
         raise PretrainedError(f"pretrained: {folder}: {error}") from error
-    _check_fit(model, state, folder)
-    model.load_state_dict(state, strict=True)
+    load_state(model, state, folder)
     logger.info("Weights loaded from %s", ", ".join(map(str, files)))
     return files
+
+
+def load_state(model: nn.Module, state: State, where: str | Path) -> None:
+    """Load a state_dict that fits exactly and is finite; else a PretrainedError."""
+    _check_fit(model, state, where)
+    model.load_state_dict(state, strict=True)
+
+
+def read_safetensors(path: Path) -> State:
+    """The tensors of one file; a PretrainedError where it cannot be read."""
+    return _safetensors(path)[0]
 
 
 def _adapted(model: nn.Module, weights: State | Package) -> State:
@@ -215,12 +225,7 @@ def _read_safetensors(folder: Path) -> tuple[State | Package, list[Path]] | None
 
 def _open_safetensors(path: Path) -> State | Package:
     """Tensors, and what demucs 4.1 writes into the file's metadata as JSON."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except Exception as error:  # the library raises its own, and OSError
-        raise _unreadable(path, error) from error
+    state, metadata = _safetensors(path)
     if "klass" not in metadata:
         return state
     if "structure" in metadata:
@@ -232,6 +237,16 @@ def _open_safetensors(path: Path) -> State | Package:
             f"pretrained: {path} has no arguments of a model in its metadata ({error})"
         ) from error
     return _package(metadata["klass"], args, kwargs, state, path)
+
+
+def _safetensors(path: Path) -> tuple[State, dict[str, str]]:
+    """Tensors and metadata."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+    except Exception as error:  # the library raises its own, and OSError
+        raise _unreadable(path, error) from error
 
 
 def _package(
@@ -405,9 +420,15 @@ def _is_plain(key: object, value: object) -> bool:
     )
 
 
-def _check_fit(model: nn.Module, state: State, folder: Path) -> None:
+def _check_fit(model: nn.Module, state: State, folder: str | Path) -> None:
     """Refuse weights that are not exactly those of the model, or not finite."""
     mine = model.state_dict()
+    int8 = (key for key in mine if key in state and state[key].dtype == torch.int8)
+    if any(mine[key].is_floating_point() for key in int8):
+        raise PretrainedError(
+            f"pretrained: {folder} holds int8 weights, which are for inference "
+            "(modules.export.load_exported); to train, export without --int8"
+        )
     differ = {
         "missing": sorted(mine.keys() - state.keys()),
         "unexpected": sorted(state.keys() - mine.keys()),

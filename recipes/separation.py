@@ -47,6 +47,7 @@ from modules.dataset import (
 )
 from modules.ema import EMA
 from modules.logs import RunLog
+from modules.memory import MemoryProfile
 from modules.metrics import ResultTable
 from modules.overlap_add import separate_in_chunks
 from modules.randomness import seed_step
@@ -130,6 +131,7 @@ class Separation(sb.Brain):
             self.output_folder = self.output_folder / "debug"
             self.hparams.train_logger.save_file = self.output_folder / "train_log.txt"
         self.log: RunLog | None = None
+        self.memory: Any = nullcontext()
         self.ema: EMA | None = None
         if self.hparams.ema_decay:
             self.ema = EMA(decay=self.hparams.ema_decay)
@@ -324,6 +326,9 @@ class Separation(sb.Brain):
         super().on_fit_start()
         # A mid-epoch checkpoint holds step > 0 of the epoch that is about to start.
         done = self.hparams.epoch_counter.current
+        if self.hparams.profile_memory and sb.utils.distributed.if_main_process():
+            network = distributed.unwrap(self.modules["separator"])
+            self.memory = MemoryProfile(network, self.optimizer, self.output_folder)
         self._open_log(done * self.train_sampler.steps_per_epoch + self.step, done)
         if self.checkpointer.find_checkpoint() is not None:
             logger.info(f"Resuming after epoch {done}, step {self.step} of the next")
@@ -352,7 +357,8 @@ class Separation(sb.Brain):
                     break
                 self.step += 1
                 closes_window = self._closes_window()
-                self.fit_batch(batch)
+                with self.memory:
+                    self.fit_batch(batch)
                 bar.set_postfix(
                     loss=f"{self.stats.loss:.2f}", kept=f"{self.stats.kept_share:.2f}"
                 )

@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file, save_model
 
 import train
+from benchmarks import int8
 from modules import export
 from modules.export import ExportError, load_exported
 from modules.htdemucs import HTDemucs
 from modules.lora_files import load_lora_weights
-from modules.pretrained import load_pretrained
+from modules.pretrained import PretrainedError, load_pretrained
 from tests.e2e.test_lora import SIZE, TOY, plain
 from tests.toy import make_songs
 
@@ -69,6 +70,48 @@ def test_a_run_without_adapters(folders, tmp_path):
         export.export(folders / "full", tmp_path / "out", lora="separate")
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("run, lora", [("full", "merged"), ("lora", "none")])
+def test_int8_is_smaller_and_sounds_the_same(folders, tmp_path, capsys, run, lora):
+    x = torch.randn(1, 2, 4000)
+    expected = export.export(folders / run, tmp_path / "float", lora)(x)
+    out = tmp_path / "int8"
+    export.main([str(folders / run), f"--out={out}", f"--lora={lora}", "--int8"])
+    model = load_exported(out)
+    noise = model(x) - expected
+    assert 10 * torch.log10(expected.square().sum() / noise.square().sum()) > 30
+    again = export.export(folders / run, out, lora, int8=True)
+    assert torch.equal(again(x), model(x))
+    sizes = [
+        (f / "model.safetensors").stat().st_size for f in (out, tmp_path / "float")
+    ]
+    assert sizes[0] < 0.7 * sizes[1]  # a toy: names and biases weigh much
+    assert "int8" in (out / "README.md").read_text()
+    modes = {path.stat().st_mode for path in out.iterdir()}
+    assert len(modes) == 1  # what one may read, one may read whole
+    with pytest.raises(PretrainedError, match="export without --int8"):
+        load_pretrained(model, out)
+
+
+def test_the_table_of_what_int8_loses(folders, capsys):
+    int8.main([str(folders / "full"), f"--tracks={folders / 'songs'}"])
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert "; 4 tracks" in head
+    found = {row.split("|")[1].strip(): row.split("|")[2:-1] for row in rows[2:]}
+    assert list(found)[:3] == ["nsdr", "nsdr_low", "nsdr_high"]
+    before, after, lost = found["nsdr"]
+    mean, _, error = lost.split()
+    # Rounding changes the score, but hardly: the output is 30 dB above the difference.
+    assert 0 < abs(float(mean)) + float(error) < 0.2
+    assert float(before) - float(after) == pytest.approx(float(mean), abs=2e-3)
+
+
+def test_int8_and_separate_adapters_exclude_each_other(folders, tmp_path):
+    with pytest.raises(ExportError, match="use --lora=merged"):
+        export.export(folders / "lora", tmp_path / "out", "separate", int8=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_no_run_or_no_exported_model_is_refused(folders, tmp_path):
     with pytest.raises(ExportError, match="give the folder of a run"):
         export.export(tmp_path, tmp_path / "out")
@@ -81,3 +124,7 @@ def test_what_is_no_run_or_no_exported_model_is_refused(folders, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ExportError, match="'os.system'"):
         load_exported(tmp_path)
+    for config in ({"format": export.FORMAT, "model": "HTDemucs", "weights": "x"}, []):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ExportError, match="give a folder that modules.export"):
+            load_exported(tmp_path)

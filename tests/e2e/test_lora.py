@@ -11,7 +11,7 @@ from torch import Tensor
 
 import train
 from modules.htdemucs import HTDemucs
-from modules.lora import add_lora, merge, trainable_share
+from modules.lora import LoraError, add_lora, merge, trainable_share
 from modules.lora_files import load_lora_weights
 from modules.lora_ranks import MODES
 from recipes.hparams import HparamsError, load_hparams
@@ -209,6 +209,37 @@ def test_going_on_with_other_settings_is_refused(arguments, tmp_path, pretrained
     save_model(HTDemucs(["low", "high"], 0.5, **SIZE), other / "model.safetensors")
     with pytest.raises(RuntimeError, match="trained on other weights"):
         train.main(arguments(lora_mode="gradient", pretrained=other))
+
+
+LAYERS = ["decoder.1.conv_tr", "tdecoder.1.conv_tr"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train_fully": "['*']"},
+        {"train_fully": [f"{n}.*" for n in LAYERS], "layer_ranks": "{'*': 0}"},
+    ],
+)
+def test_without_adapters_all_of_it_or_the_output_layers_train(
+    arguments, tmp_path, pretrained, options
+):
+    train.main(arguments(**options))
+    state = load_file(tmp_path / "run" / "adapters.safetensors")
+    model = plain(pretrained)
+    base = dict(model.named_parameters())
+    if "layer_ranks" in options:
+        expected = {f"{layer}.{n}" for layer in LAYERS for n in ("weight", "bias")}
+    else:
+        expected = base.keys()
+    assert state.keys() == expected
+    assert all(not torch.equal(state[name], base[name]) for name in state)
+    config = load_lora_weights(model, tmp_path / "run" / "adapters.safetensors")
+    assert not config.ranks and len(config.full) == len(expected)
+    if "layer_ranks" in options:
+        other = HTDemucs(["low", "high"], 0.5, **SIZE)
+        with pytest.raises(LoraError, match="trained on other weights"):
+            load_lora_weights(other, tmp_path / "run" / "adapters.safetensors")
 
 
 def test_a_pattern_comes_before_the_rule(arguments, tmp_path):
