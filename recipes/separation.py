@@ -543,7 +543,7 @@ class Separation(sb.Brain):
         Returns
         -------
         Tensor
-            Mean of the negated example metric over the batch.
+            Mean of the negated example metric over the batch; NaN if it has none.
         """
         if stage == Stage.TEST and self.stop_request.received is not None:
             raise StopRun("stopped during the test; --test_only runs it again")
@@ -560,7 +560,8 @@ class Separation(sb.Brain):
             self.nonfinite_outputs += int(not torch.isfinite(est_ST).all())
             scores = self.score(est_ST, target_ST, mix_T, stage)
             self.table.add(batch.ids[index], **scores)
-            values.append(-scores[self.example_metric])
+            if (value := scores[self.example_metric]) is not None:
+                values.append(-value)
             self._keep_audio(batch.ids[index], mix_T, est_ST, target_ST, stage)
         return torch.tensor(values).mean()
 
