@@ -666,22 +666,30 @@ class Separation(sb.Brain):
             Per rank.
         training : bool
             Shuffled crops of one length; else whole files in order.
+
+        Raises
+        ------
+        HparamsError
+            `batch_size` or `num_workers` is out of range.
         """
-        sampler = EpochSampler(
-            len(dataset),
-            batch_size,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            shuffle=training,
-            seed=self.hparams.seed,
-        )
-        return make_loader(
-            dataset,
-            sampler,
-            collate=collate_crops if training else collate_whole,
-            num_workers=self.hparams.num_workers,
-            pin_memory=self.device_type == "cuda",
-        )
+        try:
+            sampler = EpochSampler(
+                len(dataset),
+                batch_size,
+                rank=distributed.rank(),
+                world_size=distributed.world_size(),
+                shuffle=training,
+                seed=self.hparams.seed,
+            )
+            return make_loader(
+                dataset,
+                sampler,
+                collate=collate_crops if training else collate_whole,
+                num_workers=self.hparams.num_workers,
+                pin_memory=self.device_type == "cuda",
+            )
+        except ValueError as error:
+            raise HparamsError(str(error)) from error
 
     # ------------------------------------------------------------------ logs, state
 
