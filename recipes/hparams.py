@@ -168,7 +168,7 @@ def load_tree(
     param_file: str | Path, overrides: Mapping[str, Any] | None = None
 ) -> Any:
     """The file's YAML tree, over that of the file that it extends, with new values."""
-    trees = _load_trees(param_file)
+    trees = load_trees(param_file)
     tree = copy.deepcopy(trees[0])
     for variant in copy.deepcopy(trees[1:]):
         for key, value in variant.items():
@@ -178,7 +178,7 @@ def load_tree(
     return tree
 
 
-def _load_trees(param_file: str | Path) -> list[Any]:
+def load_trees(param_file: str | Path) -> list[Any]:
     """The trees of the files that it extends and of the file itself, which is last."""
     path = Path(param_file)
     if not path.is_file():
@@ -191,7 +191,7 @@ def _load_trees(param_file: str | Path) -> list[Any]:
         raise HparamsError(f"{path}: must be a mapping of keys to values")
     if "extends" not in tree:
         return [tree]
-    return [*_load_trees(path.parent / tree.pop("extends")), tree]
+    return [*load_trees(path.parent / tree.pop("extends")), tree]
 
 
 def _unknown_option(name: str, tree: Mapping[str, Any], options: set[str]) -> str:

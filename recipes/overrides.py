@@ -152,12 +152,12 @@ def _typed(path: str, value: Any, defaults: Sequence[Any]) -> Any:
             names[list] += f" (each item {_any_of(item_kinds, names)})"
         wanted = _any_of(kinds, names)
         shown = [default for default in defaults if default not in (None, ..., {})]
-        hint = f", as its default {_written(shown[-1])}" if shown else ""
+        hint = f", as its default {written(shown[-1])}" if shown else ""
         raise HparamsError(
-            f"{path}={_written(value)}: expected {wanted}{hint}"
+            f"{path}={written(value)}: expected {wanted}{hint}"
         ) from None
     if path in _POSITIVE and value is not None and not value > 0:
-        raise HparamsError(f"{path}={_written(value)}: must be above 0")
+        raise HparamsError(f"{path}={written(value)}: must be above 0")
     return value
 
 
@@ -171,7 +171,7 @@ def _fitting(value: Any, kinds: set[type | None]) -> Any:
     if kind in kinds or (kind is int and float in kinds):
         return value
     if str in kinds and kind not in (NoneType, list, dict):
-        return _written(value)
+        return written(value)
     raise TypeError
 
 
@@ -201,10 +201,10 @@ def _plain(node: Any, tree: Mapping) -> Any:
     return [_plain(item, tree) for item in node] if isinstance(node, list) else node
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """A value as YAML has it, on one line."""
     if isinstance(value, list):
-        return f"[{', '.join(_written(item) for item in value)}]"
+        return f"[{', '.join(written(item) for item in value)}]"
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "null" if value is None else str(value)
     text = io.StringIO()  # ruamel remembers how a number was written
