@@ -17,6 +17,7 @@ from data_prep.manifest import DataError
 from modules import distributed
 from modules.audio import AudioError
 from modules.checkpoints import (
+    CheckpointMismatch,
     CheckpointSaveError,
     DamagedCheckpoint,
     FolderInUse,
@@ -32,6 +33,7 @@ from recipes.usage import usage
 #: Errors whose message says all that a user needs; any other shows its traceback.
 EXPLAINED = (
     AudioError,
+    CheckpointMismatch,
     CheckpointSaveError,
     DamagedCheckpoint,
     DataError,

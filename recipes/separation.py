@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from modules import distributed
 from modules.audio import named_waves, safe_name, write_audio
+from modules.checkpoint_files import check_fit
 from modules.checkpoints import recency
 from modules.dataset import (
     Batch,
@@ -519,7 +520,9 @@ class Separation(sb.Brain):
             )
         paths = [ckpt.paramfiles["separator"] for ckpt in found]
         state = mean_state(torch.load(p, "cpu", weights_only=True) for p in paths)
-        distributed.unwrap(self.modules["separator"]).load_state_dict(state)
+        separator = distributed.unwrap(self.modules["separator"])
+        check_fit(separator, state)
+        separator.load_state_dict(state)
         logger.info(f"Evaluating the mean of {', '.join(c.path.name for c in found)}")
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
