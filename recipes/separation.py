@@ -52,7 +52,7 @@ from modules.metrics import ResultTable
 from modules.overlap_add import separate_in_chunks
 from modules.randomness import seed_step
 from modules.signals import StopRequest, StopRun
-from recipes.bookkeeping import TrainStats, Window, print_report
+from recipes.bookkeeping import TrainStats, Window, print_report, short_line
 from recipes.hparams import HparamsError
 from recipes.schedule import update_learning_rate
 
@@ -127,7 +127,8 @@ class Separation(sb.Brain):
         self.stop_request = StopRequest()
         self._stop_agreed = False
         self.output_folder = Path(self.hparams.output_folder)
-        if self.debug and not self.debug_persistently:
+        self.is_trial = self.debug and not self.debug_persistently
+        if self.is_trial:
             self.output_folder = self.output_folder / "debug"
             self.hparams.train_logger.save_file = self.output_folder / "train_log.txt"
         self.log: RunLog | None = None
@@ -326,7 +327,11 @@ class Separation(sb.Brain):
         # A mid-epoch checkpoint holds step > 0 of the epoch that is about to start.
         done = self.hparams.epoch_counter.current
         self._open_log(done * self.train_sampler.steps_per_epoch + self.step, done)
-        if self.checkpointer.find_checkpoint() is not None:
+        if self.checkpointer.find_checkpoint() is None:
+            return
+        if done >= self.hparams.epoch_counter.limit:
+            logger.info(f"already trained for all {done} epochs: testing only")
+        else:
             logger.info(f"Resuming after epoch {done}, step {self.step} of the next")
 
     def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
@@ -377,7 +382,7 @@ class Separation(sb.Brain):
         metrics: dict[str, float] = {}
         if valid_set is not None and self._validates(epoch):
             with self._ema_weights():
-                super()._fit_valid(valid_set, epoch, enable)
+                self._evaluate_all(valid_set, Stage.VALID, epoch, enable)
             metrics = self.table_summary
         self.on_epoch_end(epoch, metrics)
         any_stop = distributed.gather_objects(self.stop_request.received is not None)
@@ -419,8 +424,13 @@ class Separation(sb.Brain):
         self.stats = TrainStats()
         # On all ranks: SpeechBrain's logger broadcasts, and writes on the main one.
         self.hparams.train_logger.log_stats(
-            {"epoch": epoch, "lr": lr}, train_stats=train, valid_stats=metrics
+            {"epoch": epoch, "lr": lr},
+            train_stats=train,
+            valid_stats=metrics,
+            verbose=False,
         )
+        stages = {"train": train, "valid": metrics}
+        logger.info(short_line(f"epoch {epoch}, lr {lr:.3g}", stages, self.term_names))
         if self.log is not None:
             self.log.epoch(epoch, {"train": train | {"lr": lr}, "valid": metrics})
             self.log.curves()
@@ -480,14 +490,37 @@ class Separation(sb.Brain):
             With `--test_only` when there is no checkpoint to evaluate.
         """
         self._load_for_evaluation(max_key)
+        enable = not self.noprogressbar and sb.utils.distributed.if_main_process()
         with self._ema_weights():
-            super().evaluate(test_set)
+            self._evaluate_all(test_set, Stage.TEST, None, enable)
         return self.table_summary
 
-    def on_evaluate_start(
-        self, max_key: str | None = None, min_key: str | None = None
+    @torch.no_grad()
+    def _evaluate_all(
+        self, loader: DataLoader, stage: Stage, epoch: int | None, enable: bool
     ) -> None:
-        """Nothing: `evaluate` has loaded the weights before it swapped in the EMA."""
+        """Validation or test: SpeechBrain's loops, with a name on the bar."""
+        self.on_stage_start(stage, epoch)
+        self.modules.eval()
+        name = stage.name.lower()
+        bar = tqdm(
+            loader,
+            desc=name,
+            dynamic_ncols=True,
+            disable=not enable,
+            colour=self.tqdm_barcolor[name] or None,
+        )
+        total, count, mean = 0.0, 0, math.nan
+        with bar:
+            for number, batch in enumerate(bar, start=1):
+                loss = float(self.evaluate_batch(batch, stage))
+                if math.isfinite(loss):
+                    total, count = total + loss, count + 1
+                    mean = total / count
+                    bar.set_postfix({self.example_metric: f"{-mean:.2f}"})
+                if self.debug and number == self.debug_batches:
+                    break
+        self.on_stage_end(stage, mean, epoch)
 
     def _load_for_evaluation(self, max_key: str | None) -> None:
         """Load the best checkpoint, or the newest where none was validated."""
@@ -603,10 +636,12 @@ class Separation(sb.Brain):
         if sb.utils.distributed.if_main_process():
             self.table.write_csv(self.output_folder / "test_results.csv")
             self.table.write_json(self.output_folder / "test_results.json")
+        loaded = self.hparams.epoch_counter.current
         self.hparams.train_logger.log_stats(
-            {"epoch loaded": self.hparams.epoch_counter.current},
-            test_stats=self.table_summary,
+            {"epoch loaded": loaded}, test_stats=self.table_summary, verbose=False
         )
+        stages = {"test": self.table_summary}
+        logger.info(short_line(f"epoch {loaded} loaded", stages, self.term_names))
 
     def set_scores(self, stage: Stage) -> dict[str, float]:
         """Scores of the whole set that are not means over its examples; here none."""
@@ -621,9 +656,10 @@ class Separation(sb.Brain):
             "scores": folder / "test_results.csv",
             "audio": folder / "audio",
             "curves": folder / "curves.png",
-            "checkpoints": Path(self.checkpointer.checkpoints_dir),
             "suspicion": folder / "suspicion.csv",
         }
+        if not self.is_trial:  # those of a trial are gone when it ends
+            places["checkpoints"] = Path(self.checkpointer.checkpoints_dir)
         print_report(self.reported(), self.metric_names, places)
 
     def reported(self) -> dict:

@@ -73,7 +73,12 @@ def test_a_run_goes_through_its_steps_and_leaves_what_a_user_expects(
             *("mixture", "estimate_low", "estimate_high", "target_low", "target_high"),
         )
     }
-    assert "suspicion" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "suspicion" in printed and "improvement" not in printed
+    log = (run / "log.txt").read_text()
+    assert "keeping the lowest 0.7 of losses" in log
+    assert "train: loss " in log and "valid: nsdr " in log
+    assert "low_kept" in one and "low_kept" not in log, "too long for the console"
 
 
 class Killed(Exception):
@@ -134,6 +139,8 @@ def test_a_stem_of_weight_0_is_not_trained(arguments, tmp_path):
     train.main(arguments(weights="[0,1]"))
     text = epochs_of(tmp_path / "run")[0]
     assert "high_kept: 1.00" in text and "low_kept: nan" in text
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "keeping all losses" in log and "lowest" not in log
 
 
 def test_a_batch_too_small_for_truncation_is_refused_with_the_reason(arguments):
