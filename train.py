@@ -4,7 +4,8 @@
     torchrun --standalone --nproc_per_node=2 train.py hparams/mossformer2.yaml ...
 
 The same command again resumes. `--test_only` scores the best checkpoint,
-`--key=value` overrides any key of the YAML, and every SpeechBrain run option works.
+`--key=value` overrides any key of the YAML, and every SpeechBrain run option works;
+`--help`, before or after the YAML, lists them.
 """
 
 import sys
@@ -16,6 +17,7 @@ from data_prep.manifest import DataError
 from modules import distributed
 from modules.audio import AudioError
 from modules.checkpoints import (
+    CheckpointMismatch,
     CheckpointSaveError,
     DamagedCheckpoint,
     FolderInUse,
@@ -26,10 +28,12 @@ from modules.pretrained import PretrainedError, load_pretrained
 from modules.signals import EXIT_REQUEUE, StopRequest, StopRun
 from recipes.hparams import HparamsError, load_hparams, parse_command_line
 from recipes.separation import NonFiniteTraining
+from recipes.usage import usage
 
 #: Errors whose message says all that a user needs; any other shows its traceback.
 EXPLAINED = (
     AudioError,
+    CheckpointMismatch,
     CheckpointSaveError,
     DamagedCheckpoint,
     DataError,
@@ -44,6 +48,9 @@ EXPLAINED = (
 
 def main(arguments: list[str]) -> None:
     """Run one experiment from its command line."""
+    if {"-h", "--help"} & set(arguments):
+        print(usage(arguments, Path(__file__).parent / "hparams"))
+        return
     param_file, run_opts, overrides = parse_command_line(arguments)
     hparams, resolved = load_hparams(param_file, overrides)
     run_opts = distributed.init_process_group(run_opts, hparams["ddp_timeout"])

@@ -21,8 +21,9 @@ import argparse
 import csv
 import io
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import soundfile
@@ -36,10 +37,12 @@ from modules.apply import apply_model
 from modules.audio import AudioError, read_stereo, resample
 from modules.pitch import change_pitch_and_tempo
 from modules.pretrained import PretrainedError, load_pretrained
-from recipes.hparams import HparamsError, load_hparams
+from recipes.hparams import HparamsError, check_device, load_hparams
 
 SILENCE_DB = -80.0  # of the mean absolute sample; a stem below has nothing to judge
 CLEAN, MIXED, SILENT = "clean", "mixed", "silent"
+MOST_BINS = 30  # of a histogram
+INTERRUPTED = 130  # the exit status that shells give to Ctrl-C
 
 
 def loudness_db(wave_SCT: Tensor) -> Tensor:
@@ -140,7 +143,6 @@ class Margins:
         self.folder = folder
         self.sources = list(sources)
         self.columns = ["track", "stem", "status", "margin_db", *self.sources]
-        self.rows: list[dict[str, str]] = []
         folder.mkdir(parents=True, exist_ok=True)
         known = folder / "settings.json"
         if known.is_file():
@@ -156,10 +158,7 @@ class Margins:
                     "give another --out, or remove it"
                 )
         write_text(known, json.dumps(settings, indent=2) + "\n")
-        table = folder / "margins.csv"
-        if table.is_file():
-            with open(table, newline="", encoding="utf-8") as file:
-                self.rows = list(csv.DictReader(file))
+        self.rows = read_rows(folder)
 
     def known(self) -> set[tuple[str, str]]:
         """(track, stem) of the rows there are."""
@@ -206,22 +205,67 @@ class Margins:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(3 * len(self.sources), 2.6), layout="constrained")
-        for axes, name in zip(
-            figure.subplots(1, len(self.sources), sharex=True, squeeze=False)[0],
-            self.sources,
-            strict=True,
-        ):
-            values = [
-                float(row["margin_db"])
-                for row in self.rows
-                if row["stem"] == name and row["margin_db"] != "nan"
-            ]
-            axes.hist(values, bins=30)
+        panels = figure.subplots(1, len(self.sources), sharex=True, squeeze=False)[0]
+        edges = bin_edges([margin for margin, *_ in judged(self.rows)], threshold_db)
+        for axes, name in zip(panels, self.sources, strict=True):
+            values = [margin for margin, _, stem in judged(self.rows) if stem == name]
+            axes.hist(values, bins=edges, edgecolor="white", linewidth=0.5)
             axes.axvline(threshold_db, color="black", linestyle="--")
             axes.set(title=name, xlabel="margin, dB")
         path = self.folder / "margins.png"
         figure.savefig(path, dpi=120)
         return path
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    """Rows of the `margins.csv` in a folder; none without it."""
+    table = folder / "margins.csv"
+    if not table.is_file():
+        return []
+    with open(table, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def judged(rows: Sequence[Mapping[str, str]]) -> list[tuple[float, str, str]]:
+    """Margin in dB, track and stem of every row but the silent."""
+    return [
+        (float(row["margin_db"]), row["track"], row["stem"])
+        for row in rows
+        if row["margin_db"] != "nan"
+    ]
+
+
+def hint(rows: Sequence[Mapping[str, str]], threshold_db: float) -> str:
+    """What to do where no stem is clean."""
+    known = judged(rows)
+    if not known:
+        return "every stem is silent: there was nothing to judge"
+    margin, track, stem = max(known)
+    return (
+        f"no stem reaches {threshold_db:g} dB; the largest margin is {margin:.1f} dB "
+        f"({stem} of {track}). The model separates too badly for this margin: train it "
+        "longer, or lower --threshold (the margins are kept)"
+    )
+
+
+def bin_edges(margins: Sequence[float], threshold_db: float) -> list[float]:
+    """Edges of equal bins, of a round width, for all histograms; one at the threshold.
+
+    Example
+    -------
+    >>> bin_edges([-3.0, 21.5], threshold_db=20.0)[:3]
+    [-3.0, -2.0, -1.0]
+    >>> bin_edges([-40.0, 60.0], threshold_db=20.0)[:3]
+    [-40.0, -35.0, -30.0]
+    """
+    low = min([*margins, threshold_db])
+    high = max([*margins, threshold_db])
+    decades = (10.0**power for power in range(9))
+    widths = (digit * decade for decade in decades for digit in (1, 2, 5))
+    width = next(width for width in widths if high - low <= MOST_BINS * width)
+    first = math.floor((low - threshold_db) / width)
+    last = math.floor((high - threshold_db) / width) + 1
+    return [threshold_db + number * width for number in range(first, last + 1)]
 
 
 def clean_stems(
@@ -312,6 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--device", default="cpu")
     options = parser.parse_args(arguments)
     try:
+        check_device(options.device)
         model = load_model(options.checkpoint, options.hparams).to(options.device)
         clean = clean_stems(
             options.data_folder,
@@ -324,8 +369,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except (AudioError, DataError, HparamsError, PretrainedError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     for name, tracks in clean.items():
         print(f"{name:<10} {len(tracks)} clean")
+    if not any(clean.values()):
+        print(hint(read_rows(Path(options.out)), options.threshold))
     print(f"{options.out}/clean.json, margins.csv, margins.png")
 
 

@@ -35,6 +35,33 @@ class DamagedCheckpoint(RuntimeError):
     """A checkpoint is not as it was saved; the message says what differs."""
 
 
+class CheckpointMismatch(RuntimeError):
+    """A checkpoint was saved with other settings; the message says what to do."""
+
+
+def check_fit(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Compare the names and shapes of saved tensors with those of a network.
+
+    Raises
+    ------
+    CheckpointMismatch
+        How many differ, and one of them.
+    """
+    here = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    there = {name: list(tensor.shape) for name, tensor in state.items()}
+    names = [*here, *(name for name in there if name not in here)]
+    differ = [name for name in names if here.get(name) != there.get(name)]
+    if not differ:
+        return
+    # One of another shape says more than one that is absent.
+    first = next((n for n in differ if n in here and n in there), differ[0])
+    saved, wanted = (shapes.get(first, "absent") for shapes in (there, here))
+    raise CheckpointMismatch(
+        f"{len(differ)} of {len(names)} tensors differ, for instance {first}: {saved} "
+        f"there, {wanted} here; give the same sizes as before, or another output_folder"
+    )
+
+
 def seal(folder: Path, meta: dict) -> None:
     """Write CKPT.yaml, the last file of a checkpoint, and flush everything to disk.
 

@@ -32,8 +32,10 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.distributed import MainProcessContext
 
 from modules.checkpoint_files import (
+    CheckpointMismatch,
     DamagedCheckpoint,
     NonFiniteWeights,
+    check_fit,
     fsync,
     named_tensors,
     plain,
@@ -47,6 +49,7 @@ from modules.run_lock import FolderInUse, RunLock
 
 __all__ = [
     "AtomicCheckpointer",
+    "CheckpointMismatch",
     "CheckpointSaveError",
     "DamagedCheckpoint",
     "FolderInUse",
@@ -282,8 +285,10 @@ class AtomicCheckpointer(Checkpointer):
         ------
         DamagedCheckpoint
             There are checkpoints, but none that can be loaded is whole.
-        RuntimeError
+        CheckpointMismatch
             The checkpoint does not fit the recoverables; the message names which.
+        RuntimeError
+            A recoverable refused its file.
         """
         ckpt = run_on_main(self._choose, criteria)
         if ckpt is None:
@@ -316,8 +321,9 @@ class AtomicCheckpointer(Checkpointer):
             message = f"checkpoint {checkpoint.path} holds no '{name}'"
             if not optional and not name.startswith("dataloader"):
                 held = ", ".join(sorted(checkpoint.paramfiles))
-                raise RuntimeError(
-                    f"{message}, only {held}: it was saved with other settings"
+                raise CheckpointMismatch(
+                    f"{message}, only {held}: it was saved with other settings; give "
+                    "the same as before, or another output_folder"
                 )
             logger.warning("%s; it keeps its present state", message)
         failure, name = None, ""
@@ -327,7 +333,8 @@ class AtomicCheckpointer(Checkpointer):
                     if path := checkpoint.paramfiles.get(name):
                         self._load_one(name, path, checkpoint.meta["end-of-epoch"])
         except Exception as error:
-            failure = RuntimeError(
+            fits = not isinstance(error, CheckpointMismatch)
+            failure = (RuntimeError if fits else CheckpointMismatch)(
                 f"cannot load '{name}' from checkpoint {checkpoint.path}: {error}"
             )
             failure.__cause__ = error
@@ -348,6 +355,7 @@ class AtomicCheckpointer(Checkpointer):
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(obj, torch.nn.Module):
+            check_fit(obj, state)
             obj.load_state_dict(state, strict=True)
         else:
             obj.load_state_dict(state)

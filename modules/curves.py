@@ -18,6 +18,12 @@ if TYPE_CHECKING:  # slow to import, and only needed for a picture
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("kind", "step", "name", "value")
+# Panels whose name needs words.
+TITLES = {
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "skipped": "steps skipped",
+}
 # Most points of a line in the picture; beyond that it shows means over blocks.
 MAX_POINTS = 1000
 
@@ -99,7 +105,8 @@ def draw_curves(points: list[Point], path: Path) -> Path:
         for name, values in panels[key].items():
             marker = "." if len(values) < 60 else None
             axis.plot(*_thinned(values), label=name, marker=marker)
-        axis.set(xlabel=key[0], title=key[1])
+        axis.set(xlabel=key[0], title=f"{key[1]}, by {key[0]}")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         if len(panels[key]) > 1:
             axis.legend(fontsize="small")
@@ -139,4 +146,8 @@ def _topic(name: str) -> str:
     name = name.rsplit("/", 1)[-1]
     if "loss" in name:
         return "loss"
-    return "SI-SNR, SDR (dB)" if "snr" in name or "sdr" in name else name
+    if "kept" in name:
+        return "share kept"
+    if "snr" in name or "sdr" in name:
+        return "SI-SNR, SDR (dB)"
+    return TITLES.get(name, name.replace("_", " "))

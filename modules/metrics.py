@@ -15,6 +15,10 @@ Music has two scores that are both called SDR, of the target as it is, with no f
   only into ISR, SIR and SAR, so the 20 lines below agree with it to the last digit, in
   a hundredth of the time and without its dependencies (pandas, musdb, ffmpeg).
 
+A stem that is silent throughout a song has neither, and the song's other stems are
+scored without it. (The challenge's formula would give about -90 dB, and museval no
+score for the whole song: either would be all there is to see in a mean.)
+
 Shapes: S source, C channel, T sample.
 """
 
@@ -32,13 +36,13 @@ from torch import Tensor
 
 from data_prep.manifest import write_text
 from modules.distributed import gather_objects
-from modules.losses import pit_neg_si_snr, reorder
+from modules.losses import SILENCE, pit_neg_si_snr, reorder
 
 METRICS = ("si_snr", "si_snr_i", "sdr", "sdr_i")
 SDR_TAPS = 512
 # The same bound that SI-SNR has; without it a perfect estimate scores infinity.
 SDR_RANGE_DB = 100.0
-# The challenge adds it to both energies: a silent target has a finite score.
+# The challenge adds it to both energies: a perfect estimate has a finite score.
 NSDR_EPS = 1e-7
 # how many ids of non-finite rows the summary lists
 MAX_LISTED = 20
@@ -164,8 +168,9 @@ def score_song(
     Returns
     -------
     scores : dict[str, float | None]
-        In dB: `nsdr`, the mean over the stems, and `nsdr_<source>` of each; likewise
-        `sdr` and `sdr_<source>`. An `sdr` is None where no frame can be scored (see
+        In dB: `nsdr`, the mean over the stems that have one, and `nsdr_<source>` of
+        each; likewise `sdr` and `sdr_<source>`. None for a stem whose target is silent
+        by the rule of `modules.losses`; an `sdr` also where no frame can be scored (see
         `framewise_sdr`). All NaN if a sample is not finite.
 
     Raises
@@ -194,17 +199,20 @@ def score_song(
     if sample_rate <= 0:
         raise ValueError(f"the sample rate must be positive, got {sample_rate}")
     est_SCT, target_SCT = est_SCT.detach().double(), target_SCT.detach().double()
+    silent_S = target_SCT.square().mean((1, 2)) <= SILENCE
+    silent_S &= est_SCT.isfinite().all(2).all(1)  # NaN must show in the score
+    est_SCT, target_SCT = est_SCT[~silent_S], target_SCT[~silent_S]
     scores = {"nsdr": nsdr(est_SCT, target_SCT).tolist()}
     if with_bsseval:
         scores["sdr"] = _medians(est_SCT, target_SCT, sample_rate)
-    return {
-        name: value
-        for metric, values in scores.items()
-        for name, value in [
-            (metric, None if None in values else math.fsum(values) / len(values)),
-            *((f"{metric}_{k}", v) for k, v in zip(sources, values, strict=True)),
-        ]
-    }
+    named = {}
+    for metric, values in scores.items():
+        found = [value for value in values if value is not None]
+        named[metric] = math.fsum(found) / len(found) if found else None
+        left = iter(values)
+        for source, is_silent in zip(sources, silent_S.tolist(), strict=True):
+            named[f"{metric}_{source}"] = None if is_silent else next(left)
+    return named
 
 
 def _medians(
@@ -214,7 +222,7 @@ def _medians(
     if not (est_SCT.isfinite().all() and target_SCT.isfinite().all()):
         return [math.nan] * len(est_SCT)
     sdr_SL = framewise_sdr(est_SCT, target_SCT, sample_rate)
-    sdr_SL = sdr_SL[:, ~sdr_SL[0].isnan()]  # a frame has scores for all or for none
+    sdr_SL = sdr_SL[:, ~sdr_SL.isnan().any(0)]  # a frame scores all stems or none
     if not sdr_SL.shape[1]:
         return [None] * len(est_SCT)
     return [statistics.median(sdr_L) for sdr_L in sdr_SL.tolist()]

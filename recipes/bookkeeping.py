@@ -85,6 +85,42 @@ class Window:
     suspects: list[str] = field(default_factory=list)
 
 
+def short_line(
+    head: str, stages: Mapping[str, Mapping[str, float]], hidden: Sequence[str] = ()
+) -> str:
+    """The statistics of an epoch on one line, for people; train_log.txt has them all.
+
+    Arguments
+    ---------
+    head : str
+        What the line begins with.
+    stages : Mapping
+        Values of each stage, by name.
+    hidden : Sequence[str]
+        Loss terms: values that carry their names are left out, as are counts of 0.
+
+    Example
+    -------
+    >>> train = {"loss": 0.71, "kept_share": 0.75, "nonfinite": 0, "drums_kept": 0.5}
+    >>> valid = {"nsdr": 1.234, "nsdr_drums": 2.0}
+    >>> short_line("epoch 1", {"train": train, "valid": valid}, ["drums"])
+    'epoch 1 | train: loss 0.71, kept_share 0.75 | valid: nsdr 1.23'
+    """
+    parts = [head]
+    for stage, values in stages.items():
+        shown = [
+            f"{name} {value:.3g}"
+            for name, value in values.items()
+            if not any(
+                name.startswith(f"{t}_") or name.endswith(f"_{t}") for t in hidden
+            )
+            and not (isinstance(value, int) and value == 0)
+        ]
+        if shown:
+            parts.append(f"{stage}: {', '.join(shown)}")
+    return " | ".join(parts)
+
+
 def print_report(
     summary: Mapping, metric_names: Mapping[str, str], places: Mapping[str, Path]
 ) -> None:
@@ -99,19 +135,23 @@ def print_report(
     places : Mapping[str, Path]
         Files and folders by what they hold; those that do not exist are left out.
     """
+    shown = [metric_names.get(name, name) for name in summary["metrics"]]
     print(
         f"\n{'metric':<14} {'mean':>8} {'std. error':>11} {'median':>8} {'examples':>9}"
     )
-    for name, entry in summary["metrics"].items():
+    for name, entry in zip(shown, summary["metrics"].values(), strict=True):
         mean, error, median = (
             "-" if entry[key] is None else f"{entry[key]:.2f}"
             for key in ("mean", "standard_error", "median")
         )
-        shown = metric_names.get(name, name)
-        print(f"{shown:<14} {mean:>8} {error:>11} {median:>8} {entry['count']:>9}")
+        print(f"{name:<14} {mean:>8} {error:>11} {median:>8} {entry['count']:>9}")
     if summary["non_finite"]:
         print(f"{summary['non_finite']} examples had no finite score")
-    print("\nall values in dB; an 'i' is the improvement over the mixture\n")
+    has_improvement = any(
+        metric_names.get(n, "").endswith("i") for n in summary["metrics"]
+    )
+    note = "; an 'i' is the improvement over the mixture" if has_improvement else ""
+    print(f"\nall values in dB{note}\n")
     for what, where in places.items():
         if where.exists():
             print(f"{what:<12} {where}")

@@ -8,29 +8,29 @@ differs::
 
 The result is ordinary HyperPyYAML, written whole into the run's `hyperparams.yaml`.
 Every override from the command line must name a key that exists, nested ones too: a
-misspelt key stops the run and is told the nearest valid one.
+misspelt key stops the run and is told the nearest valid one, a value of the wrong
+type which one is expected (`recipes/overrides.py`).
 """
 
 import argparse
+import copy
 import dataclasses
-import difflib
 import io
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ruamel.yaml
 import speechbrain as sb
+import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.utils.run_opts import RunOptions
 
+from recipes.overrides import HparamsError, nearest, override
+
 # Options that SpeechBrain declares with a default of None, hence without a type.
 _UNTYPED_OPTIONS = {"optimizer_step_limit": int}
-
-
-class HparamsError(ValueError):
-    """A wrong key, value or file; the message is one line and names it."""
 
 
 def parse_command_line(
@@ -56,18 +56,19 @@ def parse_command_line(
     ------
     HparamsError
         An option that is neither a run option nor a key of the YAML file; a value
-        that is missing or is not valid YAML.
+        that is missing or is not valid YAML; a device that is not there.
     """
     if not arguments or arguments[0].startswith("-"):
         raise HparamsError(
             "the first argument must be a YAML file, for example "
-            "`python train.py hparams/mossformer2.yaml --data_folder=...`"
+            "`python train.py hparams/mossformer2.yaml --data_folder=...` (--help "
+            "says more)"
         )
     options = {field.name for field in dataclasses.fields(RunOptions)}
     options -= {"param_file", "overridden_args", "data_parallel_count"}
     param_file = arguments[0]
     known, overrides = [param_file], {}
-    keys = set(_load_tree(param_file))
+    tree = load_tree(param_file)
     tokens = list(arguments[1:])
     while tokens:
         token = tokens.pop(0)
@@ -79,13 +80,40 @@ def parse_command_line(
             following.append(tokens.pop(0))
         if name in options:
             known += [token, *following]
-        elif name in keys:
+        elif name in tree:
             if not equals and len(following) != 1:
                 raise HparamsError(f"--{name} needs one value: --{name}=VALUE")
             overrides[name] = _parse_value(name, value if equals else following[0])
         else:
-            raise HparamsError(_unknown_key(f"--{name}", name, keys | options))
-    return param_file, _typed_run_options(known), overrides
+            raise HparamsError(_unknown_option(name, tree, options))
+    run_opts = _typed_run_options(known)
+    if run_opts.device is not None:
+        check_device(run_opts.device)
+    return param_file, run_opts, overrides
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises
+    ------
+    HparamsError
+        The message says which there are.
+    """
+    try:
+        device = torch.device(name)
+        module = torch.get_device_module(device)
+        count = module.device_count() if module.is_available() else 0
+    except RuntimeError:
+        raise HparamsError(
+            f"--device={name}: no such device; expected cpu, cuda or cuda:NUMBER"
+        ) from None
+    if (device.index or 0) >= count:
+        there = f"only {count}" if count else "none"
+        raise HparamsError(
+            f"--device={name}: this machine has {there} of type {device.type}; leave "
+            "--device out to take the best there is"
+        )
 
 
 def load_hparams(
@@ -110,12 +138,10 @@ def load_hparams(
     Raises
     ------
     HparamsError
-        Unknown key, missing file, a `!PLACEHOLDER` that nothing replaces, or a value
-        that the object it configures refuses.
+        Unknown key, missing file, a `!PLACEHOLDER` that nothing replaces, a value of
+        the wrong type, or one that the object it configures refuses.
     """
-    tree = _load_tree(param_file)
-    for key, value in (overrides or {}).items():
-        tree[key] = _merge(tree, key, value, path=key)
+    tree = load_tree(param_file, overrides)
     for key, value in tree.items():
         if getattr(getattr(value, "tag", None), "value", None) == "!PLACEHOLDER":
             raise HparamsError(f"{param_file}: give a value for {key}: --{key}=...")
@@ -138,8 +164,22 @@ class _NamedStream(io.StringIO):
         self.name = name
 
 
-def _load_tree(param_file: str | Path) -> Any:
-    """The file's YAML tree laid over the tree of the file that it extends."""
+def load_tree(
+    param_file: str | Path, overrides: Mapping[str, Any] | None = None
+) -> Any:
+    """The file's YAML tree, over that of the file that it extends, with new values."""
+    trees = load_trees(param_file)
+    tree = copy.deepcopy(trees[0])
+    for variant in copy.deepcopy(trees[1:]):
+        for key, value in variant.items():
+            tree[key] = value
+    for key, value in (overrides or {}).items():
+        override(tree, trees, key, value)
+    return tree
+
+
+def load_trees(param_file: str | Path) -> list[Any]:
+    """The trees of the files that it extends and of the file itself, which is last."""
     path = Path(param_file)
     if not path.is_file():
         raise HparamsError(f"{path}: no such YAML file")
@@ -150,30 +190,17 @@ def _load_tree(param_file: str | Path) -> Any:
     if not isinstance(tree, dict):
         raise HparamsError(f"{path}: must be a mapping of keys to values")
     if "extends" not in tree:
-        return tree
-    base = _load_tree(path.parent / tree.pop("extends"))
-    for key, value in tree.items():
-        base[key] = value
-    return base
+        return [tree]
+    return [*load_trees(path.parent / tree.pop("extends")), tree]
 
 
-def _merge(tree: Mapping[str, Any], key: str, value: Any, path: str) -> Any:
-    """`tree[key]` with `value` laid over it; both mappings are merged key by key."""
-    if key not in tree:
-        raise HparamsError(_unknown_key(path, key, tree))
-    old = tree[key]
-    if not isinstance(value, Mapping) or not isinstance(old, dict):
-        return value
-    for inner, inner_value in value.items():
-        old[inner] = _merge(old, inner, inner_value, f"{path}[{inner}]")
-    return old
-
-
-def _unknown_key(shown: str, key: str, valid: Iterable[str]) -> str:
-    names = sorted(str(name) for name in valid)
-    near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(names)}"
-    return f"unknown key {shown}: {hint}"
+def _unknown_option(name: str, tree: Mapping[str, Any], options: set[str]) -> str:
+    """What to say of an option that neither the file nor SpeechBrain has."""
+    holders = [key for key, value in tree.items() if isinstance(value, dict)]
+    for holder in holders:
+        if name in tree[holder]:
+            return f"unknown key --{name}: did you mean --{holder}='{{{name}: ...}}'?"
+    return f"unknown key --{name}: {nearest(name, [*tree, *options])}"
 
 
 def _parse_value(name: str, text: str) -> Any:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from modules import distributed
+from modules.checkpoint_files import CheckpointMismatch
 from modules.dataset import Batch
 from modules.lora import (
     LoraError,
@@ -68,7 +69,12 @@ class AdapterFile:
     @mark_as_loader
     def load(self, path: Path, end_of_epoch: bool) -> None:
         """Read it; another base or other ranks are an error."""
-        load_lora_weights(self.model, path)
+        try:
+            load_lora_weights(self.model, path)
+        except LoraError as error:
+            raise CheckpointMismatch(
+                f"{error}; give the same settings as before, or another output_folder"
+            ) from error
 
 
 class Adapting:

@@ -50,6 +50,7 @@ class MusicSeparation(Separation):
             )
         self.term_names, self.term_weights = self.stems, self.stem_weights
         self.target_names = self.stems
+        self._silence_said: set[Stage] = set()
         select = self.hparams.select
         select.batches = self.grad_accumulation_factor
         try:
@@ -133,7 +134,7 @@ class MusicSeparation(Separation):
 
     def score(
         self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         """nSDR of the challenge per stem; at the test BSSEval's SDR as well."""
         return score_song(
             est_ST,
@@ -151,18 +152,37 @@ class MusicSeparation(Separation):
         badly however good the model is. The same share is left out that training
         leaves out, per stem, and at least the worst one.
         """
+        self._say_silent(stage)
         if stage != Stage.VALID:
             return {}
         quantile = self.hparams.lr_scheduler.at(self.epoch or 1).quantile
         means = []
         for name, weight in zip(self.term_names, self.term_weights, strict=True):
-            scores = sorted(row[f"nsdr_{name}"] for row in self.table.rows)
-            finite = [value for value in scores if math.isfinite(value)]
+            values = [row[f"nsdr_{name}"] for row in self.table.rows]
+            finite = sorted(v for v in values if v is not None and math.isfinite(v))
             best = finite[dropped_of(len(finite), quantile) if finite else 0 :]
             if weight and best:
                 means.append(math.fsum(best) / len(best))
         mean = math.fsum(means) / len(means) if means else math.nan
         return {"nsdr_truncated": mean}
+
+    def _say_silent(self, stage: Stage) -> None:
+        """Name, once for each set, the stems that have no score."""
+        if stage in self._silence_said or not if_main_process():
+            return
+        self._silence_said.add(stage)
+        # Of rivals, whose targets are the same, the first one's.
+        pairs = list(zip(self.stems, self.term_names, strict=False))
+        silent = [
+            f"{stem} of {row['id']}"
+            for row in self.table.rows
+            for stem, term in pairs
+            if row[f"nsdr_{term}"] is None
+        ]
+        if silent:
+            logger.warning(
+                f"{stage.name.lower()}: silent stems have no score: {', '.join(silent)}"
+            )
 
     def report(self) -> None:
         """The table of scores, and the suspicion scores in a CSV."""

@@ -144,9 +144,9 @@ class RivalSeparation(MusicSeparation):
 
     def score(
         self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         """Scores of every rival, prefixed by its rule; and their mean."""
-        scores: dict[str, float] = {}
+        scores: dict[str, float | None] = {}
         means = []
         for rule, est_SCT in zip(
             self.rules, est_ST.chunk(len(self.rules)), strict=True
@@ -157,7 +157,9 @@ class RivalSeparation(MusicSeparation):
             for name, value in own.items():
                 metric, _, stem = name.partition("_")
                 scores["_".join(filter(None, (metric, rule, stem)))] = value
-        return {"nsdr": math.fsum(means) / len(means)} | scores
+        # A song of silence has no score, whoever separated it.
+        found = [mean for mean in means if mean is not None]
+        return {"nsdr": math.fsum(found) / len(found) if found else None} | scores
 
     def reported(self) -> dict:
         """Only the mean over the stems, of each rule."""

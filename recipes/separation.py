@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from modules import distributed
 from modules.audio import named_waves, safe_name, write_audio
+from modules.checkpoint_files import check_fit
 from modules.checkpoints import recency
 from modules.dataset import (
     Batch,
@@ -52,7 +53,7 @@ from modules.metrics import ResultTable
 from modules.overlap_add import separate_in_chunks
 from modules.randomness import seed_step
 from modules.signals import StopRequest, StopRun
-from recipes.bookkeeping import TrainStats, Window, print_report
+from recipes.bookkeeping import TrainStats, Window, print_report, short_line
 from recipes.hparams import HparamsError
 from recipes.schedule import update_learning_rate
 
@@ -127,7 +128,8 @@ class Separation(sb.Brain):
         self.stop_request = StopRequest()
         self._stop_agreed = False
         self.output_folder = Path(self.hparams.output_folder)
-        if self.debug and not self.debug_persistently:
+        self.is_trial = self.debug and not self.debug_persistently
+        if self.is_trial:
             self.output_folder = self.output_folder / "debug"
             self.hparams.train_logger.save_file = self.output_folder / "train_log.txt"
         self.log: RunLog | None = None
@@ -330,7 +332,11 @@ class Separation(sb.Brain):
             network = distributed.unwrap(self.modules["separator"])
             self.memory = MemoryProfile(network, self.optimizer, self.output_folder)
         self._open_log(done * self.train_sampler.steps_per_epoch + self.step, done)
-        if self.checkpointer.find_checkpoint() is not None:
+        if self.checkpointer.find_checkpoint() is None:
+            return
+        if done >= self.hparams.epoch_counter.limit:
+            logger.info(f"already trained for all {done} epochs: testing only")
+        else:
             logger.info(f"Resuming after epoch {done}, step {self.step} of the next")
 
     def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
@@ -382,7 +388,7 @@ class Separation(sb.Brain):
         metrics: dict[str, float] = {}
         if valid_set is not None and self._validates(epoch):
             with self._ema_weights():
-                super()._fit_valid(valid_set, epoch, enable)
+                self._evaluate_all(valid_set, Stage.VALID, epoch, enable)
             metrics = self.table_summary
         self.on_epoch_end(epoch, metrics)
         any_stop = distributed.gather_objects(self.stop_request.received is not None)
@@ -424,8 +430,13 @@ class Separation(sb.Brain):
         self.stats = TrainStats()
         # On all ranks: SpeechBrain's logger broadcasts, and writes on the main one.
         self.hparams.train_logger.log_stats(
-            {"epoch": epoch, "lr": lr}, train_stats=train, valid_stats=metrics
+            {"epoch": epoch, "lr": lr},
+            train_stats=train,
+            valid_stats=metrics,
+            verbose=False,
         )
+        stages = {"train": train, "valid": metrics}
+        logger.info(short_line(f"epoch {epoch}, lr {lr:.3g}", stages, self.term_names))
         if self.log is not None:
             self.log.epoch(epoch, {"train": train | {"lr": lr}, "valid": metrics})
             self.log.curves()
@@ -485,14 +496,37 @@ class Separation(sb.Brain):
             With `--test_only` when there is no checkpoint to evaluate.
         """
         self._load_for_evaluation(max_key)
+        enable = not self.noprogressbar and sb.utils.distributed.if_main_process()
         with self._ema_weights():
-            super().evaluate(test_set)
+            self._evaluate_all(test_set, Stage.TEST, None, enable)
         return self.table_summary
 
-    def on_evaluate_start(
-        self, max_key: str | None = None, min_key: str | None = None
+    @torch.no_grad()
+    def _evaluate_all(
+        self, loader: DataLoader, stage: Stage, epoch: int | None, enable: bool
     ) -> None:
-        """Nothing: `evaluate` has loaded the weights before it swapped in the EMA."""
+        """Validation or test: SpeechBrain's loops, with a name on the bar."""
+        self.on_stage_start(stage, epoch)
+        self.modules.eval()
+        name = stage.name.lower()
+        bar = tqdm(
+            loader,
+            desc=name,
+            dynamic_ncols=True,
+            disable=not enable,
+            colour=self.tqdm_barcolor[name] or None,
+        )
+        total, count, mean = 0.0, 0, math.nan
+        with bar:
+            for number, batch in enumerate(bar, start=1):
+                loss = float(self.evaluate_batch(batch, stage))
+                if math.isfinite(loss):
+                    total, count = total + loss, count + 1
+                    mean = total / count
+                    bar.set_postfix({self.example_metric: f"{-mean:.2f}"})
+                if self.debug and number == self.debug_batches:
+                    break
+        self.on_stage_end(stage, mean, epoch)
 
     def _load_for_evaluation(self, max_key: str | None) -> None:
         """Load the best checkpoint, or the newest where none was validated."""
@@ -525,7 +559,9 @@ class Separation(sb.Brain):
             )
         paths = [ckpt.paramfiles["separator"] for ckpt in found]
         state = mean_state(torch.load(p, "cpu", weights_only=True) for p in paths)
-        distributed.unwrap(self.modules["separator"]).load_state_dict(state)
+        separator = distributed.unwrap(self.modules["separator"])
+        check_fit(separator, state)
+        separator.load_state_dict(state)
         logger.info(f"Evaluating the mean of {', '.join(c.path.name for c in found)}")
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
@@ -549,7 +585,7 @@ class Separation(sb.Brain):
         Returns
         -------
         Tensor
-            Mean of the negated example metric over the batch.
+            Mean of the negated example metric over the batch; NaN if it has none.
         """
         if stage == Stage.TEST and self.stop_request.received is not None:
             raise StopRun("stopped during the test; --test_only runs it again")
@@ -566,7 +602,8 @@ class Separation(sb.Brain):
             self.nonfinite_outputs += int(not torch.isfinite(est_ST).all())
             scores = self.score(est_ST, target_ST, mix_T, stage)
             self.table.add(batch.ids[index], **scores)
-            values.append(-scores[self.example_metric])
+            if (value := scores[self.example_metric]) is not None:
+                values.append(-value)
             self._keep_audio(batch.ids[index], mix_T, est_ST, target_ST, stage)
         return torch.tensor(values).mean()
 
@@ -605,10 +642,12 @@ class Separation(sb.Brain):
         if sb.utils.distributed.if_main_process():
             self.table.write_csv(self.output_folder / "test_results.csv")
             self.table.write_json(self.output_folder / "test_results.json")
+        loaded = self.hparams.epoch_counter.current
         self.hparams.train_logger.log_stats(
-            {"epoch loaded": self.hparams.epoch_counter.current},
-            test_stats=self.table_summary,
+            {"epoch loaded": loaded}, test_stats=self.table_summary, verbose=False
         )
+        stages = {"test": self.table_summary}
+        logger.info(short_line(f"epoch {loaded} loaded", stages, self.term_names))
 
     def set_scores(self, stage: Stage) -> dict[str, float]:
         """Scores of the whole set that are not means over its examples; here none."""
@@ -623,9 +662,10 @@ class Separation(sb.Brain):
             "scores": folder / "test_results.csv",
             "audio": folder / "audio",
             "curves": folder / "curves.png",
-            "checkpoints": Path(self.checkpointer.checkpoints_dir),
             "suspicion": folder / "suspicion.csv",
         }
+        if not self.is_trial:  # those of a trial are gone when it ends
+            places["checkpoints"] = Path(self.checkpointer.checkpoints_dir)
         print_report(self.reported(), self.metric_names, places)
 
     def reported(self) -> dict:
@@ -671,22 +711,30 @@ class Separation(sb.Brain):
             Per rank.
         training : bool
             Shuffled crops of one length; else whole files in order.
+
+        Raises
+        ------
+        HparamsError
+            `batch_size` or `num_workers` is out of range.
         """
-        sampler = EpochSampler(
-            len(dataset),
-            batch_size,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            shuffle=training,
-            seed=self.hparams.seed,
-        )
-        return make_loader(
-            dataset,
-            sampler,
-            collate=collate_crops if training else collate_whole,
-            num_workers=self.hparams.num_workers,
-            pin_memory=self.device_type == "cuda",
-        )
+        try:
+            sampler = EpochSampler(
+                len(dataset),
+                batch_size,
+                rank=distributed.rank(),
+                world_size=distributed.world_size(),
+                shuffle=training,
+                seed=self.hparams.seed,
+            )
+            return make_loader(
+                dataset,
+                sampler,
+                collate=collate_crops if training else collate_whole,
+                num_workers=self.hparams.num_workers,
+                pin_memory=self.device_type == "cuda",
+            )
+        except ValueError as error:
+            raise HparamsError(str(error)) from error
 
     # ------------------------------------------------------------------ logs, state
 

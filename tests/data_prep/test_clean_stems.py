@@ -116,6 +116,51 @@ def test_an_interrupted_run_continues(data_folder, tmp_path, monkeypatch):
     assert rows_of(out) == rows_of(whole)
 
 
+@pytest.fixture
+def command(data_folder, tmp_path, monkeypatch) -> list[str]:
+    """Arguments of the program, which finds an ideal separator."""
+    monkeypatch.setattr(clean_stems, "load_model", lambda *_: ByFrequency())
+    out = tmp_path / "out"
+    return [f"--data_folder={data_folder}", "--checkpoint=x", f"--out={out}"]
+
+
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(command, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(clean_stems, "judge", interrupt)
+        clean_stems.main(command)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "stopped; the same command continues"
+    )
+    clean_stems.main(command)
+    assert "low        2 clean" in capsys.readouterr().out
+
+
+def test_where_nothing_is_clean_the_largest_margin_is_shown(command, tmp_path, capsys):
+    clean_stems.main([*command, "--threshold=200"])
+    text = capsys.readouterr().out
+    best = max(
+        (float(row["margin_db"]), stem, track)
+        for (track, stem), row in rows_of(tmp_path / "out").items()
+        if row["status"] != "silent"
+    )
+    assert "high       0 clean" in text and "no stem reaches 200 dB" in text
+    assert f"{best[0]:.1f} dB ({best[1]} of {best[2]})" in text
+    clean_stems.main(command)  # judges nothing anew
+    assert "no stem reaches" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("margins", [[], [3.2], [-90.0, 80.0], [19.99, 20.0, 20.01]])
+def test_bins_cover_all_margins_and_meet_at_the_threshold(margins):
+    edges = clean_stems.bin_edges(margins, 20.0)
+    assert 20.0 in edges and 2 <= len(edges) <= 33
+    assert all(edges[0] <= margin < edges[-1] for margin in margins)
+    assert len({round(b - a, 6) for a, b in zip(edges, edges[1:], strict=False)}) == 1
+
+
 def test_margins_of_other_settings_are_not_mixed(tmp_path):
     Margins(tmp_path, ["low"], {"tempo": 2.0})
     Margins(tmp_path, ["low"], {"tempo": 2.0})

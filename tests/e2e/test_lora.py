@@ -186,10 +186,11 @@ def test_the_rate_warms_up_and_decays_by_optimizer_steps(
         ({"lora_mode": "gradient", "lora_min_rank": 3}, "must not fall"),
         ({"average_last": 2, "keep_checkpoints": 2}, "use ema_decay"),
         ({"lora_rank": 0}, "rank=0"),
-        ({"lora_alpha": "much"}, "alpha='much': must be a number above 0"),
+        ({"lora_alpha": "much"}, "lora_alpha=much: expected a number or null"),
+        ({"lora_alpha": -1}, "alpha=-1: must be a number above 0"),
         ({"lora_gradient_steps": 0}, "lora_gradient_steps=0: must be an integer, 1"),
         ({"layer_ranks": "[encoder.*]"}, "give patterns and their ranks"),
-        ({"train_fully": "decoder.*"}, "give a list of patterns"),
+        ({"train_fully": "decoder.*"}, "expected a list"),
         ({"lr_decay": "fast"}, "lr_decay=fast: use none, linear or cosine"),
     ],
 )

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 import train
 from recipes.hparams import HparamsError
 from tests.e2e.test_ddp import torchrun
-from tests.toy import make_songs, same_weights, weights_of
+from tests.toy import RATE, make_songs, same_weights, weights_of
 
 TOY = str(Path(__file__).parents[1] / "toy_music.yaml")
 
@@ -72,7 +73,12 @@ def test_a_run_goes_through_its_steps_and_leaves_what_a_user_expects(
             *("mixture", "estimate_low", "estimate_high", "target_low", "target_high"),
         )
     }
-    assert "suspicion" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "suspicion" in printed and "improvement" not in printed
+    log = (run / "log.txt").read_text()
+    assert "keeping the lowest 0.7 of losses" in log
+    assert "train: loss " in log and "valid: nsdr " in log
+    assert "low_kept" in one and "low_kept" not in log, "too long for the console"
 
 
 class Killed(Exception):
@@ -141,6 +147,29 @@ def test_a_batch_too_small_for_truncation_is_refused_with_the_reason(arguments):
         train.main(arguments(truncation="ccom", batch_size=1))
 
 
+def test_a_silent_stem_is_named_once_and_has_no_part_in_any_mean(arguments, tmp_path):
+    songs = make_songs(tmp_path / "songs")
+    for stem, track in (("low", 0), ("low", 1), ("high", 1)):
+        path = songs / f"track{track}" / f"{stem}.wav"
+        soundfile.write(path, 0 * soundfile.read(path)[0], RATE, subtype="FLOAT")
+    train.main(arguments(data_folder=songs, valid_tracks=2))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    listed = "low of track0, low of track1, high of track1\n"
+    assert log.count("silent stems") == 2
+    for stage in ("valid", "test"):
+        assert f"{stage}: silent stems have no score: {listed}" in log
+    with open(tmp_path / "run" / "test_results.csv") as file:
+        one, two = csv.DictReader(file)
+    assert one["nsdr_low"] == one["sdr_low"] == "" and float(one["sdr_high"]) > -50
+    assert set(two.values()) == {"track1", ""}
+    metrics = json.loads((tmp_path / "run" / "test_results.json").read_text())
+    assert metrics["metrics"]["nsdr"]["mean"] == float(one["nsdr_high"])
+    assert metrics["metrics"]["nsdr_low"]["mean"] is None
+    last = epochs_of(tmp_path / "run")[-1]
+    for name in ("nsdr", "nsdr_high", "nsdr_truncated"):
+        assert float(last.split(f"valid {name}: ")[1].split(",")[0]) > -50
+
+
 def test_wrong_weights_are_refused(arguments):
     with pytest.raises(HparamsError, match="one number, 0 or more, for each of low"):
         train.main(arguments(weights="[1]"))
@@ -165,6 +194,8 @@ def test_stems_of_other_songs_and_a_list_of_clean_ones(arguments, tmp_path):
 
 def test_the_mean_of_the_last_epochs_is_tested(arguments, tmp_path):
     train.main(arguments(average_last=2, keep_checkpoints=2))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "keeping all losses" in log and "lowest" not in log
     states = [
         torch.load(path, weights_only=True)
         for path in sorted((tmp_path / "run" / "save").glob("CKPT+*/separator.ckpt"))

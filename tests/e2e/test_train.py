@@ -54,7 +54,10 @@ def test_a_run_leaves_what_a_user_expects(toy_arguments, tmp_path, capsys):
     difference = waves["mixture"] - waves["target_1"] - waves["target_2"]
     assert abs(difference).max() < 1e-6, "written at their true level"
 
-    printed = capsys.readouterr().out
+    printed, bars = capsys.readouterr()
+    assert "improvement over the mixture" in printed
+    for name in ("epoch 1:", "valid:", "test:"):
+        assert f"{name} 100%" in bars
     assert "SI-SNRi" in printed and "SDRi" in printed
     assert str(run / "audio") in printed and str(run / "curves.png") in printed
 
@@ -210,8 +213,12 @@ def test_test_only_without_checkpoint_is_one_line_on_the_command_line(
     assert "Traceback" not in output
 
 
-def test_debug_is_short_and_leaves_the_real_results_alone(toy_arguments, tmp_path):
+def test_debug_is_short_and_leaves_the_real_results_alone(
+    toy_arguments, tmp_path, capsys
+):
     train.main(toy_arguments(debug=None))
+    shown = capsys.readouterr().out.split("all values in dB")[1]
+    assert "scores" in shown and "checkpoints" not in shown, "they are gone"
     run = tmp_path / "run"
     assert not list((run / "save").glob("CKPT+*"))
     assert not (run / "test_results.csv").exists()
@@ -385,6 +392,28 @@ def test_a_finished_run_is_only_tested_again(toy_arguments, tmp_path):
     before = weights_of(tmp_path / "run")
     train.main(toy_arguments())
     assert same_weights(before, weights_of(tmp_path / "run"))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "already trained for all 2 epochs: testing only" in log
+    assert "Resuming" not in log
+    train.main(toy_arguments(N_epochs=3))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "Resuming after epoch 2, step 0 of the next" in log
+
+
+def test_going_on_with_another_network_is_explained(toy_arguments, tmp_path):
+    train.main(toy_arguments(N_epochs=1))
+    before = sorted((tmp_path / "run" / "save").glob("CKPT+*/*"))
+    _, *options = toy_arguments()
+    larger = tmp_path / "larger.yaml"
+    larger.write_text(
+        f"extends: {ROOT / 'tests' / 'toy.yaml'}\n"
+        "separator: !new:tests.toy.ToySeparator\n    num_sources: 5\n"
+    )
+    with pytest.raises(train.EXPLAINED) as error:
+        train.main([str(larger), *options])
+    assert "conv.weight: [2, 1, 9] there, [5, 1, 9] here" in str(error.value)
+    assert "another output_folder" in str(error.value)
+    assert sorted((tmp_path / "run" / "save").glob("CKPT+*/*")) == before
 
 
 def test_a_stop_asked_for_during_validation_keeps_the_epoch(

@@ -26,8 +26,10 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from torch import nn
 
 from modules import checkpoint_files
+from modules.checkpoint_files import check_fit
 from modules.checkpoints import (
     AtomicCheckpointer,
+    CheckpointMismatch,
     CheckpointSaveError,
     DamagedCheckpoint,
     NonFiniteWeights,
@@ -379,10 +381,23 @@ def test_absent_recoverable_is_named_and_nothing_is_loaded(tmp_path):
 
 def test_other_network_is_an_error_that_names_it_and_no_fallback(tmp_path):
     Job(tmp_path, width=4).save(1)
-    with pytest.raises(
-        RuntimeError, match="cannot load 'model' from checkpoint .*CKPT"
-    ):
+    with pytest.raises(CheckpointMismatch) as error:
         Job(tmp_path, width=5).checkpointer.recover_if_possible()
+    message = str(error.value)
+    assert message.startswith("cannot load 'model' from checkpoint ")
+    assert f"{tmp_path}/CKPT+" in message and len(message) < 400
+    assert "differ, for instance weight: [4, 4] there, [5, 5] here; give the" in message
+
+
+def test_a_network_with_more_or_fewer_tensors_is_said_so():
+    one, two = nn.Linear(2, 2), nn.Linear(2, 2, bias=False)
+    with pytest.raises(
+        CheckpointMismatch, match=r"1 of 2 .* bias: absent there, \[2\]"
+    ):
+        check_fit(one, two.state_dict())
+    with pytest.raises(CheckpointMismatch, match=r"bias: \[2\] there, absent here"):
+        check_fit(two, one.state_dict())
+    check_fit(one, nn.Linear(2, 2).state_dict())
 
 
 def test_ema_is_saved_and_loaded_without_hooks(tmp_path):

@@ -190,6 +190,24 @@ def test_curves_are_drawn_for_every_state_of_a_run(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.csv", "curves.png"]
 
 
+def test_every_panel_has_a_title_in_words(tmp_path, monkeypatch):
+    titles = []
+
+    def look(figure, *args, **kwargs):
+        titles.extend(a.get_title() for a in figure.axes if a.axison)
+        Path(args[0]).touch()
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", look)
+    log = RunLog(tmp_path, tensorboard=False)
+    log.scalars(1, loss=1, lr=1, kept_share=1, drums_kept=1, drums_loss_kept=1)
+    log.epoch(1, {"train": {"loss": 1, "steps_skipped": 0}, "valid": {"nsdr": 1}})
+    log.curves()
+    assert titles == [
+        *("loss, by step", "learning rate, by step", "share kept, by step"),
+        *("loss, by epoch", "steps skipped, by epoch", "SI-SNR, SDR (dB), by epoch"),
+    ]
+
+
 def test_long_curves_are_thinned_to_their_means():
     from modules.curves import MAX_POINTS, _thinned
 

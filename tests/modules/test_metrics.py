@@ -226,22 +226,37 @@ def test_nsdr_is_one_ratio_over_channels_and_time():
     assert scores["nsdr"] == pytest.approx((scores["nsdr_a"] + scores["nsdr_b"]) / 2)
 
 
-def test_a_silent_target_has_an_nsdr_and_no_sdr_and_its_row_counts():
-    target_SCT = noise(2, 2, 3000)
-    target_SCT[1] = 0
-    est_SCT = target_SCT + 0.01 * noise(2, 2, 3000, seed=1)
-    scores = score_song(est_SCT, target_SCT, target_SCT.sum(0), 1000, ["a", "b"])
-    assert -60 < scores["nsdr_b"] < 0 < scores["nsdr_a"]
-    assert scores["sdr"] is scores["sdr_a"] is scores["sdr_b"] is None
-    perfect = score_song(target_SCT, target_SCT, target_SCT.sum(0), 1000, ["a", "b"])
-    assert perfect["nsdr_b"] == 0 and perfect["nsdr_a"] > 80
+@pytest.mark.parametrize("level", [0.0, 1e-6])
+def test_a_silent_target_has_no_score_and_leaves_those_of_the_others(level):
+    target_SCT = noise(3, 2, 3000)
+    target_SCT[1] *= level
+    est_SCT = target_SCT + 0.01 * noise(3, 2, 3000, seed=1)
+    mix_CT = target_SCT.sum(0)
+    scores = score_song(est_SCT, target_SCT, mix_CT, 1000, ["a", "b", "c"])
+    assert scores["nsdr_b"] is scores["sdr_b"] is None
+    sounding = [0, 2]
+    alone = score_song(
+        est_SCT[sounding], target_SCT[sounding], mix_CT, 1000, ["a", "c"]
+    )
+    assert {name: scores[name] for name in alone} == alone
+    assert scores["nsdr"] == pytest.approx(40, abs=1)
     table = ResultTable()
     table.add("silent", **scores)
     table.add("usual", **{name: 5.0 for name in scores})
     summary = table.summary()
     assert (summary["count"], summary["non_finite"]) == (2, 0)
-    assert summary["metrics"]["sdr"]["count"] == 1
+    assert summary["metrics"]["sdr_b"]["count"] == 1
+    assert summary["metrics"]["nsdr_b"]["mean"] == 5
     assert summary["metrics"]["nsdr_a"]["count"] == 2
+
+
+def test_a_song_of_silence_has_no_score_unless_the_estimate_is_not_finite():
+    silence_SCT = torch.zeros(2, 2, 3000)
+    mix_CT, names = silence_SCT[0], ["a", "b"]
+    scores = score_song(noise(2, 2, 3000), silence_SCT, mix_CT, 1000, names)
+    assert set(scores.values()) == {None} and len(scores) == 6
+    scores = score_song(silence_SCT / 0, silence_SCT, mix_CT, 1000, names)
+    assert all(math.isnan(value) for value in scores.values())
 
 
 def test_sdr_is_the_median_of_whole_seconds_that_sound():

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from speechbrain.utils.run_opts import RunOptions
 
-from recipes.hparams import HparamsError, load_hparams, parse_command_line
+from recipes.hparams import HparamsError, load_hparams, load_tree, parse_command_line
 
 ROOT = Path(__file__).parents[2]
 # Extended by others, not run themselves.
@@ -88,10 +89,120 @@ def test_a_wrong_argument_is_one_clear_line(arguments, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_misspelt_nested_key_names_its_neighbour():
-    _, _, overrides = parse_command_line([TOY, "--lr_scheduler={patiense: 3}"])
-    with pytest.raises(HparamsError, match=r"lr_scheduler\[patiense\].*patience"):
-        load_hparams(TOY, overrides)
+def load(*arguments: str, file: str | Path = TOY) -> dict:
+    _, _, overrides = parse_command_line([str(file), "--data_folder=/x", *arguments])
+    return load_hparams(file, overrides)[0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--lr_scheduler={patiense: 3}", "lr_scheduler[patiense]: did you mean patien"),
+        ("--lr_scheduler={PATIENCE: 3}", "did you mean patience? (there are: dont_ha"),
+        ("--lr_scheduler={q: 3}", "lr_scheduler[q]: the nearest is "),
+        ("--patience=3", "did you mean --lr_scheduler='{patience: ...}'?"),
+        ("--zzz=3", "unknown key --zzz: the nearest is "),
+        ("--separator={layers: 3}", "separator[layers]: "),
+    ],
+)
+def test_a_misspelt_key_names_its_neighbour_nested_or_not(argument, message):
+    with pytest.raises(HparamsError) as error:
+        load(argument)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--batch_size=two", "batch_size=two: expected an integer, as its default 1"),
+        ("--batch_size=True", "batch_size=True: expected an integer"),
+        ("--batch_size=0", "batch_size=0: must be above 0"),
+        ("--batch_size=null", "batch_size=null: expected an integer"),
+        ("--N_epochs=1.5", "N_epochs=1.5: expected an integer, as its default 200"),
+        ("--lr=abc", "lr=abc: expected a number, as its default 0.00015"),
+        ("--lr=[1]", "lr=[1]: expected a number"),
+        ("--dynamic_mixing=no", "dynamic_mixing=no: expected True or False"),
+        ("--segment_seconds=x", "segment_seconds=x: expected a number or null"),
+        ("--speed_changes=[95, x]", "[95, x]: expected a list (each item an integer)"),
+        ("--select={threshold: a}", "select[threshold]=a: expected a number, as its"),
+        ("--optimizer=5", "optimizer=5: expected keys and values"),
+        ("--mode=[1]", "mode=[1]: expected text, as its default min"),
+    ],
+)
+def test_a_value_of_the_wrong_type_says_what_is_expected(argument, expected):
+    with pytest.raises(HparamsError) as error:
+        load(argument)
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "key", "value"),
+    [
+        ("--lr=1", "lr", 1),
+        ("--lr=1e-4", "lr", 1e-4),
+        ("--clip_grad_norm=0.5", "clip_grad_norm", 0.5),
+        ("--threshold=-20", "threshold", -20),
+        ("--segment_seconds=null", "segment_seconds", None),
+        ("--speed_changes=null", "speed_changes", None),
+        ("--examples_per_epoch=7", "examples_per_epoch", 7),
+        ("--experiment_name=007", "experiment_name", "007"),
+        ("--base_folder_dm=5", "base_folder_dm", "5"),
+        ("--lr_scheduler=null", "lr_scheduler", None),
+    ],
+)
+def test_a_value_of_the_right_type_arrives(argument, key, value):
+    loaded = load(argument)[key]
+    assert loaded == value and type(loaded) is type(value)
+
+
+def test_types_come_from_every_file_that_is_extended(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: {TOY}\nlr: 1\nmine: null\nseparator: !new:a.B\n")
+    assert load_hparams(TOY, {"data_folder": "x", "lr": 0.5})[0]["lr"] == 0.5
+    for value in ("null", "3", "text"):  # null says nothing of its type
+        with pytest.raises(ImportError):  # a.B: the value itself was taken
+            load(f"--mine={value}", "--lr=0.5", file=path)
+    with pytest.raises(HparamsError, match="mine.yaml|gives separator no keys"):
+        load("--separator={size: 3}", file=path)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_what_a_recipe_says_of_null_is_true(path):
+    """A key whose comment explains null takes it."""
+    lines = [
+        line for parent in (ROOT / "hparams").glob("*.yaml")
+        for line in parent.read_text().splitlines() if "null:" in line
+    ]  # fmt: skip
+    names = {line.split(":")[0] for line in lines if line[0].isalpha()}
+    assert {"segment_seconds", "speed_changes", "examples_per_epoch"} <= names
+    known = names & load_tree(path).keys()
+    tree = load_tree(path, dict.fromkeys(known))
+    assert {tree[name] for name in known} == {None}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_number_with_a_fraction_by_nature_takes_one(path):
+    names = {
+        *("lr", "clip_grad_norm", "ema_decay", "loss_upper_lim", "threshold"),
+        *("train_seconds", "stride_seconds", "segment_seconds", "eval_chunk_seconds"),
+        *("lora_alpha", "lora_dropout", "overlap", "pretrained_seconds"),
+    }
+    known = names & load_tree(path).keys()
+    tree = load_tree(path, dict.fromkeys(known, 0.5))
+    assert {tree[name] for name in known} == {0.5}
+
+
+def test_a_device_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(HparamsError, match="--device=cuda: this machine has none of"):
+        parse_command_line([TOY, "--device=cuda"])
+    with pytest.raises(HparamsError, match="--device=gpu: no such device; expected"):
+        parse_command_line([TOY, "--device=gpu"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert parse_command_line([TOY, "--device=cuda:0"])[1].device == "cuda:0"
+    with pytest.raises(HparamsError, match="cuda:3: this machine has only 1 of"):
+        parse_command_line([TOY, "--device=cuda:3"])
 
 
 def test_a_nested_override_leaves_its_neighbours(tmp_path):
