@@ -17,14 +17,16 @@ first talker and the noise.
 """
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
+from data_prep import librimix_draw, librimix_generate
 from data_prep.folders import Parts, write_manifests
 from data_prep.generate import as_command
 from data_prep.manifest import DataError
 
-TASKS = ("mix_clean", "mix_both", "mix_single")
+TASKS = librimix_generate.TYPES
 TRAIN_SETS = ("train-100", "train-360")
 
 
@@ -165,7 +167,11 @@ def _prepare_command(arguments: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Prepare, generate or draw; returns the exit status."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
     arguments = sys.argv[1:] if arguments is None else arguments
+    commands = {"generate": librimix_generate.command, "draw": librimix_draw.command}
+    if arguments and arguments[0] in commands:
+        return as_command(lambda: commands[arguments[0]](arguments[1:]))
     return as_command(lambda: _prepare_command(arguments))
 
 
