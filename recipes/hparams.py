@@ -6,9 +6,11 @@ differs::
     extends: mossformer2.yaml
     channels: 384
 
-The result is ordinary HyperPyYAML, written whole into the run's `hyperparams.yaml`.
-Every override from the command line must name a key that exists, nested ones too: a
-misspelt key stops the run and is told the nearest valid one.
+A file may also leave a part of itself to a choice: after
+`extended_by: datasets/<dataset>.yaml` the file that the key `dataset` names is laid
+over it, before any variant. The result is ordinary HyperPyYAML, written whole into the
+run's `hyperparams.yaml`. Every override from the command line must name a key that
+exists, nested ones too: a misspelt key stops the run and is told the nearest valid one.
 """
 
 import argparse
@@ -67,8 +69,8 @@ def parse_command_line(
     options -= {"param_file", "overridden_args", "data_parallel_count"}
     param_file = arguments[0]
     known, overrides = [param_file], {}
-    keys = set(_load_tree(param_file))
     tokens = list(arguments[1:])
+    keys = set(_load_tree(param_file, _given(tokens)))
     while tokens:
         token = tokens.pop(0)
         if not token.startswith("--"):
@@ -113,7 +115,7 @@ def load_hparams(
         Unknown key, missing file, a `!PLACEHOLDER` that nothing replaces, or a value
         that the object it configures refuses.
     """
-    tree = _load_tree(param_file)
+    tree = _load_tree(param_file, overrides or {})
     for key, value in (overrides or {}).items():
         tree[key] = _merge(tree, key, value, path=key)
     for key, value in tree.items():
@@ -138,9 +140,29 @@ class _NamedStream(io.StringIO):
         self.name = name
 
 
-def _load_tree(param_file: str | Path) -> Any:
-    """The file's YAML tree laid over the tree of the file that it extends."""
+def _load_tree(param_file: str | Path, overrides: Mapping[str, Any]) -> Any:
+    """The file's YAML tree laid over the trees of the files that it builds on.
+
+    Of the overrides only those count that choose another file.
+    """
     path = Path(param_file)
+    chain = [(path, _read_tree(path))]
+    while "extends" in chain[-1][1]:
+        path = path.parent / chain[-1][1].pop("extends")
+        chain.append((path, _read_tree(path)))
+    values = {k: v for _, tree in reversed(chain) for k, v in tree.items()}
+    values |= overrides
+    whole = None
+    for path, tree in reversed(chain):
+        choice = tree.pop("extended_by", None)
+        whole = tree if whole is None else _lay_over(whole, tree)
+        if choice is not None:
+            _lay_over(whole, _read_choice(path, choice, values))
+    return whole
+
+
+def _read_tree(path: Path) -> Any:
+    """The YAML tree of one file."""
     if not path.is_file():
         raise HparamsError(f"{path}: no such YAML file")
     try:
@@ -149,12 +171,26 @@ def _load_tree(param_file: str | Path) -> Any:
         raise HparamsError(f"{path}: not valid YAML ({_one_line(error)})") from error
     if not isinstance(tree, dict):
         raise HparamsError(f"{path}: must be a mapping of keys to values")
-    if "extends" not in tree:
-        return tree
-    base = _load_tree(path.parent / tree.pop("extends"))
+    return tree
+
+
+def _lay_over(base: Any, tree: Mapping[str, Any]) -> Any:
+    """`base`, changed: the keys of `tree` replace its own."""
     for key, value in tree.items():
         base[key] = value
     return base
+
+
+def _read_choice(path: Path, choice: str, values: Mapping[str, Any]) -> Any:
+    """The tree of the file that `FOLDER/<key>.yaml` in `path` stands for."""
+    folder, _, key = choice.removesuffix(">.yaml").partition("/<")
+    folder = path.parent / folder
+    valid = sorted(file.stem for file in folder.glob("*.yaml"))
+    if values[key] not in valid:
+        raise HparamsError(
+            f"{key} is {values[key]!r}, expected one of {', '.join(valid)} ({folder}/)"
+        )
+    return _read_tree(folder / f"{values[key]}.yaml")
 
 
 def _merge(tree: Mapping[str, Any], key: str, value: Any, path: str) -> Any:
@@ -174,6 +210,16 @@ def _unknown_key(shown: str, key: str, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(names)}"
     return f"unknown key {shown}: {hint}"
+
+
+def _given(tokens: list[str]) -> dict[str, str]:
+    """`--key=value` and `--key value` as they stand; what is valid is not known yet."""
+    given = {}
+    for token, following in zip(tokens, [*tokens[1:], ""], strict=False):
+        name, equals, value = token.removeprefix("--").partition("=")
+        if token.startswith("--"):
+            given[name] = value if equals else following
+    return given
 
 
 def _parse_value(name: str, text: str) -> Any:
