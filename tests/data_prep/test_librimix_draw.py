@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep.check import check_row
 from data_prep.librimix import main, prepare
 from data_prep.librimix_audio import RATE, read_parts
 from data_prep.librimix_draw import (
@@ -26,6 +25,7 @@ from data_prep.librimix_generate import generate
 from data_prep.librimix_metadata import read_metadata
 from data_prep.manifest import DataError, read_manifest
 from modules.loudness import loudness_db
+from tests.data_prep.sums import assert_sums
 
 SHARED = Path(
     os.environ.get("SEPARATION_SHARED", Path(__file__).resolve().parents[3] / "shared")
@@ -240,7 +240,7 @@ def test_drawn_metadata_generates_and_prepares(corpus, tmp_path):
     )
     for path in prepare(root, tmp_path / "manifests", task="mix_both").values():
         rows = read_manifest(path, 2, 8000)
-        assert [fault for row in rows for fault in check_row(row)] == []
+        assert_sums(rows)
 
 
 def test_workers_and_restarts_change_nothing(corpus, tmp_path, monkeypatch, caplog):
