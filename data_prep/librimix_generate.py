@@ -294,18 +294,26 @@ def _write_tables(plan: Plan, set_name: str, jobs: Sequence[Job]) -> None:
             write_table(plan.table("metrics", *version), header, snrs)
 
 
-def command(arguments: list[str]) -> None:
-    """`generate` from the command line."""
+def command_line(name: str, doc: str) -> argparse.ArgumentParser:
+    """The options that `generate` and `draw` share."""
     parser = argparse.ArgumentParser(
-        prog="data_prep.librimix generate",
-        description=__doc__,
+        prog=f"data_prep.librimix {name}",
+        description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--librispeech", required=True)
     parser.add_argument("--wham_noise")
-    parser.add_argument("--metadata", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--num_spks", type=int, choices=(2, 3), default=2)
+    parser.add_argument("--sets", nargs="+", help="such as train-clean-100 dev-clean")
+    parser.add_argument("--workers", type=int)
+    return parser
+
+
+def command(arguments: list[str]) -> None:
+    """`generate` from the command line."""
+    parser = command_line("generate", __doc__)
+    parser.add_argument("--metadata", required=True)
     for name, kind, choices in (
         ("sample_rates", int, (8000, 16000)),
         ("modes", str, ("min", "max")),
@@ -314,6 +322,4 @@ def command(arguments: list[str]) -> None:
         parser.add_argument(
             f"--{name}", nargs="+", type=kind, choices=choices, default=choices
         )
-    parser.add_argument("--sets", nargs="+", help="such as train-clean-100 dev-clean")
-    parser.add_argument("--workers", type=int)
     print(generate(**vars(parser.parse_args(arguments))))

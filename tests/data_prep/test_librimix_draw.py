@@ -14,14 +14,13 @@ from data_prep.librimix_audio import RATE, read_parts
 from data_prep.librimix_draw import (
     NOISE_LUFS,
     TALKER_LUFS,
-    Noise,
-    Talk,
     draw,
     draw_groups,
     draw_set,
     gains_for,
 )
 from data_prep.librimix_generate import generate
+from data_prep.librimix_lists import Noise, Talk
 from data_prep.librimix_metadata import read_metadata
 from data_prep.manifest import DataError, read_manifest
 from modules.loudness import loudness_db
