@@ -8,6 +8,10 @@ The recipe is that of SpeechBrain for WSJ0-mix (`datasets.md`, A1):
 - sources are cut at random to the shortest of them and to the segment;
 - everything is scaled so that the highest peak is 0.9.
 
+Where the training set has noise, a crop of it is added by WHAM!'s rule: the first
+source is U(-3, 6) dB louder than the noise, both by BS.1770 and as cropped. The noise
+of an example is the very one in its mixture.
+
 Two things differ. A level is the active-speech level of the whole utterance, measured
 once, and not the mean amplitude of the file. And every draw is a function of (seed,
 epoch, index), so a mixture is the same for any number of workers, ranks or resumes.
@@ -27,6 +31,7 @@ from torch.utils.data import Dataset
 from data_prep.manifest import DataError
 from modules.audio import AudioError, read_audio, resample
 from modules.dataset import Example, ExampleKey
+from modules.loudness import loudness_db
 from modules.randomness import numpy_rng
 from modules.utterances import Utterance, UtterancePool
 
@@ -124,11 +129,18 @@ class DynamicMixing(Dataset):
     first_level_db, level_change_db : tuple[float, float]
         Mean and standard deviation of the first source's level, and of what the
         level of each other one is above it, in dB.
+    noises : Sequence[tuple[str, int]]
+        Files of noise at `sample_rate`, with their lengths in samples; one is drawn
+        for each mixture, which is no longer than it. None: mixtures without noise.
+    noise_snr_db : tuple[float, float]
+        Between which the loudness of the first source above the noise is drawn.
 
     Raises
     ------
     DataError
         The pool has fewer speakers than a mixture needs.
+    ValueError
+        `speed_changes` or `noise_snr_db` is no such thing.
     """
 
     def __init__(
@@ -142,6 +154,8 @@ class DynamicMixing(Dataset):
         speed_changes: Sequence[int] | None = (95, 100, 105),
         first_level_db: tuple[float, float] = (-27.43, 2.57),
         level_change_db: tuple[float, float] = (-2.51, 2.66),
+        noises: Sequence[tuple[str, int]] = (),
+        noise_snr_db: tuple[float, float] = (-3.0, 6.0),
     ) -> None:
         if len(pool.speakers) < num_spks:
             raise DataError(
@@ -154,6 +168,8 @@ class DynamicMixing(Dataset):
             raise ValueError(
                 f"speed_changes are whole percentages above 0, not {speed_changes}"
             )
+        if len(noise_snr_db) != 2 or noise_snr_db[0] > noise_snr_db[1]:
+            raise ValueError(f"noise_snr_db is [least, most] in dB, not {noise_snr_db}")
         self.pool = pool
         self.num_spks = num_spks
         self.sample_rate = sample_rate
@@ -163,6 +179,8 @@ class DynamicMixing(Dataset):
         self.speed_changes = tuple(speed_changes or (100,))
         self.first_level_db = first_level_db
         self.level_change_db = level_change_db
+        self.noises = tuple(noises)
+        self.noise_snr_db = noise_snr_db
         counts = np.array([len(utterances) for utterances in pool.by_speaker])
         self.probabilities = counts / counts.sum()
 
@@ -175,7 +193,8 @@ class DynamicMixing(Dataset):
         Returns
         -------
         Example
-            The id names the utterances; peak 0.9; no source is silent.
+            The id names the utterances; peak 0.9; no source is silent; the mixture is
+            exactly the sum of sources and noise.
         """
         epoch, index = (
             (key.epoch, key.index) if isinstance(key, ExampleKey) else (0, key)
@@ -189,7 +208,8 @@ class DynamicMixing(Dataset):
                 return example
         raise DataError(
             f"dynamic mixing: {MAX_DRAWS} draws for example {index} of epoch {epoch} "
-            f"all hit pauses; are these nearly silent: {self.pool}?"
+            f"all hit pauses; are these nearly silent: {self.pool}"
+            f"{' or the noises' * bool(self.noises)}?"
         )
 
     def _draw(self, rng: np.random.Generator) -> Example | None:
@@ -204,12 +224,15 @@ class DynamicMixing(Dataset):
             frames_at(utterance, self.sample_rate, speed)
             for utterance, speed in zip(utterances, speeds, strict=True)
         ]
+        noise_file, noise_frames = self._pick_noise(rng)
+        if noise_file:
+            available.append(noise_frames)
         length = min([*available, *([self.segment] if self.segment else [])])
         starts = [int(rng.integers(frames - length + 1)) for frames in available]
 
         src_ST = torch.empty(self.num_spks, length)
         for source_T, utterance, start, speed, level_db in zip(
-            src_ST, utterances, starts, speeds, levels_db, strict=True
+            src_ST, utterances, starts[: self.num_spks], speeds, levels_db, strict=True
         ):
             wave_T = read_crop(utterance, start, length, self.sample_rate, speed)
             power = float(torch.linalg.vector_norm(wave_T)) ** 2 / length
@@ -222,10 +245,40 @@ class DynamicMixing(Dataset):
             torch.mul(
                 wave_T, 10 ** ((level_db - utterance.level_db) / 20), out=source_T
             )
-        extremes = (*torch.aminmax(_sum(src_ST)), *torch.aminmax(src_ST))
-        src_ST *= PEAK / max(abs(float(extreme)) for extreme in extremes)
+        noise_T = None
+        if noise_file:
+            snr_db = rng.uniform(*self.noise_snr_db)
+            noise_T = self._noise(noise_file, starts[-1], src_ST[0], snr_db)
+            if noise_T is None:
+                return None
+        waves = [_sum(src_ST, noise_T), src_ST, *([noise_T] if noise_file else [])]
+        extremes = [extreme for wave in waves for extreme in torch.aminmax(wave)]
+        gain = PEAK / max(abs(float(extreme)) for extreme in extremes)
+        src_ST *= gain
+        noise_T = noise_T * gain if noise_file else None
         name = "+".join(utterance.name for utterance in utterances)
-        return Example(name, _sum(src_ST), src_ST)
+        return Example(name, _sum(src_ST, noise_T), src_ST, noise_T)
+
+    def _pick_noise(self, rng: np.random.Generator) -> tuple[str, int]:
+        """One of the noises; nothing is drawn where there are none."""
+        if not self.noises:
+            return "", 0
+        return self.noises[int(rng.integers(len(self.noises)))]
+
+    def _noise(
+        self, path: str, start: int, first_T: Tensor, snr_db: float
+    ) -> Tensor | None:
+        """A crop of noise, `snr_db` less loud than the first source; None: silent."""
+        noise_T = read_audio(path, start, len(first_T), self.sample_rate)
+        if not torch.isfinite(noise_T).all():
+            raise AudioError(f"{path}: holds NaN or Inf; repair or remove it")
+        speech_db, noise_db = (
+            loudness_db(wave_T.numpy(), self.sample_rate)
+            for wave_T in (first_T, noise_T)
+        )
+        if not (np.isfinite(speech_db) and np.isfinite(noise_db)):
+            return None
+        return noise_T * 10 ** ((speech_db - snr_db - noise_db) / 20)
 
     def _pick(self, rng: np.random.Generator, speaker: int) -> Utterance:
         """One of a speaker's utterances."""
@@ -237,3 +290,8 @@ class DynamicMixing(Dataset):
         first = np.clip(rng.normal(*self.first_level_db), *LEVEL_RANGE_DB)
         others = first + rng.normal(*self.level_change_db, size=self.num_spks - 1)
         return np.clip([first, *others], *LEVEL_RANGE_DB)
+
+
+def _sum(src_ST: Tensor, noise_T: Tensor | None) -> Tensor:
+    """The mixture, [T]."""
+    return src_ST.sum(0) if noise_T is None else src_ST.sum(0) + noise_T

@@ -163,8 +163,9 @@ class UtterancePool:
         """The sources of mixtures whose names tell the utterances they are made of.
 
         WSJ0-mix (`40na010x_1.9857_01xo031a_-1.9857`) and LibriMix
-        (`3536-8226-0026_1673-143397-0009`) names do. Of an utterance that occurs in
-        several mixtures the longest cut is taken.
+        (`3536-8226-0026_1673-143397-0009`) names do; one talker in noise is the
+        first that is named. Of an utterance that occurs in several mixtures
+        the longest cut is taken.
 
         Arguments
         ---------
@@ -277,13 +278,17 @@ def _is_librispeech(path: Path) -> bool:
 
 
 def _utterances_of(row: Row) -> list[str]:
-    """The utterances that a mixture's id names."""
+    """The utterances of a mixture's sources, by its id."""
     parts = row.id.split("_")
-    if len(parts) == len(row.sources) and all(map(LIBRISPEECH_NAME.fullmatch, parts)):
-        return parts
-    levels = "_".join(parts[1::2])
-    if len(parts) == 2 * len(row.sources) and re.fullmatch(r"[-+.e\d_]+", levels):
-        return parts[::2]
+    named = parts
+    if not all(map(LIBRISPEECH_NAME.fullmatch, parts)):
+        levels = "_".join(parts[1::2])
+        is_wsj0 = len(parts) % 2 == 0 and re.fullmatch(r"[-+.e\d_]+", levels)
+        named = parts[::2] if is_wsj0 else []
+    if len(named) == len(row.sources):
+        return named
+    if named and row.noise and len(row.sources) == 1:  # mix_single
+        return named[:1]
     raise DataError(
         f"mixture {row.id!r}: its name does not tell who speaks, as the names of "
         "WSJ0-mix and LibriMix do; for dynamic mixing set --base_folder_dm to a "

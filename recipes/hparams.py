@@ -6,10 +6,12 @@ differs::
     extends: mossformer2.yaml
     channels: 384
 
-The result is ordinary HyperPyYAML, written whole into the run's `hyperparams.yaml`.
-Every override from the command line must name a key that exists, nested ones too: a
-misspelt key stops the run and is told the nearest valid one, a value of the wrong
-type which one is expected (`recipes/overrides.py`).
+A file may also leave a part of itself to a choice: after
+`extended_by: datasets/<dataset>.yaml` the file that the key `dataset` names is laid
+over it, before any variant. The result is ordinary HyperPyYAML, written whole into the
+run's `hyperparams.yaml`. Every override from the command line must name a key that
+exists, nested ones too: a misspelt key stops the run and is told the nearest valid one,
+a value of the wrong type which one is expected (`recipes/overrides.py`).
 """
 
 import argparse
@@ -17,7 +19,7 @@ import copy
 import dataclasses
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +70,8 @@ def parse_command_line(
     options -= {"param_file", "overridden_args", "data_parallel_count"}
     param_file = arguments[0]
     known, overrides = [param_file], {}
-    tree = load_tree(param_file)
     tokens = list(arguments[1:])
+    tree = _whole(load_trees(param_file, _given(tokens)))
     while tokens:
         token = tokens.pop(0)
         if not token.startswith("--"):
@@ -167,20 +169,39 @@ class _NamedStream(io.StringIO):
 def load_tree(
     param_file: str | Path, overrides: Mapping[str, Any] | None = None
 ) -> Any:
-    """The file's YAML tree, over that of the file that it extends, with new values."""
-    trees = load_trees(param_file)
-    tree = copy.deepcopy(trees[0])
-    for variant in copy.deepcopy(trees[1:]):
-        for key, value in variant.items():
-            tree[key] = value
+    """The file's YAML tree, over those of the files it builds on, with new values."""
+    trees = load_trees(param_file, overrides)
+    tree = _whole(trees)
     for key, value in (overrides or {}).items():
         override(tree, trees, key, value)
     return tree
 
 
-def load_trees(param_file: str | Path) -> list[Any]:
-    """The trees of the files that it extends and of the file itself, which is last."""
+def load_trees(
+    param_file: str | Path, overrides: Mapping[str, Any] | None = None
+) -> list[Any]:
+    """The trees of the files that it builds on and of the file itself, which is last.
+
+    Of the overrides only those count that choose another file.
+    """
     path = Path(param_file)
+    chain = [(path, _read_tree(path))]
+    while "extends" in chain[-1][1]:
+        path = path.parent / chain[-1][1].pop("extends")
+        chain.append((path, _read_tree(path)))
+    values = {k: v for _, tree in reversed(chain) for k, v in tree.items()}
+    values |= overrides or {}
+    trees = []
+    for path, tree in reversed(chain):
+        choice = tree.pop("extended_by", None)
+        trees.append(tree)
+        if choice is not None:
+            trees.append(_read_choice(path, choice, values))
+    return trees
+
+
+def _read_tree(path: Path) -> Any:
+    """The YAML tree of one file."""
     if not path.is_file():
         raise HparamsError(f"{path}: no such YAML file")
     try:
@@ -189,9 +210,28 @@ def load_trees(param_file: str | Path) -> list[Any]:
         raise HparamsError(f"{path}: not valid YAML ({_one_line(error)})") from error
     if not isinstance(tree, dict):
         raise HparamsError(f"{path}: must be a mapping of keys to values")
-    if "extends" not in tree:
-        return [tree]
-    return [*load_trees(path.parent / tree.pop("extends")), tree]
+    return tree
+
+
+def _whole(trees: Sequence[Any]) -> Any:
+    """The trees laid one over the other: the keys of a later one replace its own."""
+    whole, *variants = copy.deepcopy(list(trees))
+    for variant in variants:
+        for key, value in variant.items():
+            whole[key] = value
+    return whole
+
+
+def _read_choice(path: Path, choice: str, values: Mapping[str, Any]) -> Any:
+    """The tree of the file that `FOLDER/<key>.yaml` in `path` stands for."""
+    folder, _, key = choice.removesuffix(">.yaml").partition("/<")
+    folder = path.parent / folder
+    valid = sorted(file.stem for file in folder.glob("*.yaml"))
+    if values[key] not in valid:
+        raise HparamsError(
+            f"{key} is {values[key]!r}, expected one of {', '.join(valid)} ({folder}/)"
+        )
+    return _read_tree(folder / f"{values[key]}.yaml")
 
 
 def _unknown_option(name: str, tree: Mapping[str, Any], options: set[str]) -> str:
@@ -201,6 +241,16 @@ def _unknown_option(name: str, tree: Mapping[str, Any], options: set[str]) -> st
         if name in tree[holder]:
             return f"unknown key --{name}: did you mean --{holder}='{{{name}: ...}}'?"
     return f"unknown key --{name}: {nearest(name, [*tree, *options])}"
+
+
+def _given(tokens: list[str]) -> dict[str, str]:
+    """`--key=value` and `--key value` as they stand; what is valid is not known yet."""
+    given = {}
+    for token, following in zip(tokens, [*tokens[1:], ""], strict=False):
+        name, equals, value = token.removeprefix("--").partition("=")
+        if token.startswith("--"):
+            given[name] = value if equals else following
+    return given
 
 
 def _parse_value(name: str, text: str) -> Any:

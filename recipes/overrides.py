@@ -30,6 +30,7 @@ _TYPES: dict[str, Any] = {
     "stems": str | None,
     "step": int | None,
     "test_folder": str | None,
+    "train_set": str | None,
     "truth": str | None,
 }
 # Numbers that nothing works without.

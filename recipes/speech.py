@@ -104,6 +104,8 @@ class SpeechSeparation(Separation):
             self._utterances(rows),
             num_spks=self.hparams.num_spks,
             examples_per_epoch=self.hparams.examples_per_epoch or len(rows),
+            noises=sorted({(row.noise, row.frames) for row in rows if row.noise}),
+            noise_snr_db=self.hparams.noise_snr_db,
             **settings,
         )
 

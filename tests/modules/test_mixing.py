@@ -12,6 +12,7 @@ from data_prep.manifest import DataError
 from modules import mixing
 from modules.audio import AudioError
 from modules.dataset import EpochSampler, ExampleKey, collate_crops, make_loader
+from modules.loudness import loudness_db
 from modules.mixing import DynamicMixing, UtterancePool, frames_at, read_crop
 from modules.utterances import Utterance
 
@@ -251,12 +252,93 @@ def test_file_that_went_bad_after_the_scan_is_named(tmp_path):
         dataset[0]
 
 
+@pytest.fixture(scope="module")
+def noises(tmp_path_factory):
+    """Three noises of 1, 2 and 3 s."""
+    folder = tmp_path_factory.mktemp("noises")
+    rng = np.random.default_rng(5)
+    found = []
+    for number, frames in enumerate((8000, 16000, 24000)):
+        path = folder / f"{number}.wav"
+        soundfile.write(path, 0.1 * rng.standard_normal(frames), RATE, subtype="FLOAT")
+        found.append((str(path), frames))
+    return found
+
+
+@pytest.mark.parametrize("num_spks", [1, 2])
+def test_noise_of_an_example_is_exactly_that_in_its_mixture(pool, noises, num_spks):
+    dataset = DynamicMixing(pool, num_spks, segment_seconds=0.5, noises=noises)
+    files = [soundfile.read(path, dtype="float32")[0] for path, _ in noises]
+    heard = set()
+    for index in range(len(dataset)):
+        example = dataset[index]
+        assert torch.equal(example.mix, example.src.sum(0) + example.noise)
+        waves = (example.mix, example.src, example.noise)
+        assert abs(max(wave.abs().max() for wave in waves) - 0.9) < 1e-5
+        # It is a crop of a file, times a factor.
+        for number, file in enumerate(files):
+            windows = np.lib.stride_tricks.sliding_window_view(file, 4000)
+            match = windows[:, :8] @ example.noise.numpy()[:8]
+            match /= np.linalg.norm(windows[:, :8], axis=1)
+            start = int(match.argmax())
+            ratio = example.noise.numpy() / windows[start]
+            if np.ptp(ratio) < 1e-4 * ratio.mean():
+                heard.add(number)
+                break
+        else:
+            pytest.fail(f"example {index}: its noise is no crop of a file")
+    assert heard == {0, 1, 2}
+
+
+def test_first_source_is_above_the_noise_by_whams_rule(pool, noises):
+    def snrs_db(**settings):
+        dataset = DynamicMixing(pool, segment_seconds=0.5, noises=noises, **settings)
+        for epoch in range(60):
+            example = dataset[ExampleKey(epoch, 3)]
+            first_db = loudness_db(example.src[0].numpy(), RATE)
+            yield first_db - loudness_db(example.noise.numpy(), RATE)
+
+    found = np.array(list(snrs_db()))
+    assert -3 <= found.min() < -2 and 5 < found.max() <= 6.001
+    assert abs(found.mean() - 1.5) < 4 * 9 / np.sqrt(12 * len(found))
+    assert np.allclose(list(snrs_db(noise_snr_db=(10, 10))), 10, atol=1e-3)
+
+
+def test_noise_is_drawn_by_counter_and_bounds_the_length(pool, noises):
+    dataset = DynamicMixing(pool, segment_seconds=None, noises=noises[:1])
+    copy = pickle.loads(pickle.dumps(dataset))
+    for index in range(6):
+        example, again = dataset[index], copy[ExampleKey(0, index)]
+        assert same(example, again) and torch.equal(example.noise, again.noise)
+        assert len(example.mix) == len(example.noise) == noises[0][1]
+    other = dataset[ExampleKey(1, 0)]
+    assert not torch.equal(other.noise, dataset[0].noise)
+
+
+def test_silent_and_spoilt_noise_is_not_mixed(pool, noises, tmp_path):
+    path = tmp_path / "silent.wav"
+    soundfile.write(path, np.zeros(8000), RATE, subtype="FLOAT")
+    both = DynamicMixing(
+        pool, segment_seconds=0.5, noises=[(str(path), 8000), *noises[:1]]
+    )
+    assert all(both[index].noise.any() for index in range(10))
+    alone = DynamicMixing(pool, segment_seconds=0.5, noises=[(str(path), 8000)])
+    with pytest.raises(DataError, match="all hit pauses.* or the noises"):
+        alone[0]
+    soundfile.write(path, np.full(8000, np.nan), RATE, subtype="FLOAT")
+    with pytest.raises(AudioError, match="silent.wav: holds NaN or Inf"):
+        alone[0]
+
+
 def test_wrong_use_is_refused(pool):
     with pytest.raises(DataError, match="7 speakers needs as many, .* 6 speakers"):
         DynamicMixing(pool, num_spks=7)
     for speeds in ((95.5,), (0, 100)):
         with pytest.raises(ValueError, match="whole percentages above 0"):
             DynamicMixing(pool, speed_changes=speeds)
+    for snr_db in ((6, -3), (1,)):
+        with pytest.raises(ValueError, match="noise_snr_db is .least, most. in dB"):
+            DynamicMixing(pool, noise_snr_db=snr_db)
     dataset = DynamicMixing(pool)
     assert len(dataset) == 21
     with pytest.raises(IndexError):

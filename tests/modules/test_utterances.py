@@ -1,6 +1,7 @@
 """Who speaks where, which files are left out, and that levels are measured once."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -207,6 +208,12 @@ def test_sources_of_a_manifest_are_utterances(tmp_path):
         [row("19-198-0001_26-495-0000_19-7-0002", 1, 3)]
     )
     assert counts(libri) == {"19": 2, "26": 1}
+    for name in ("19-198-0001_26-495-0000", "19ka0101_0.1_26xa0101_-0.1"):
+        single = replace(row(name, 1, 1), noise="/noise.wav")
+        (speaker,) = UtterancePool.from_manifest([single]).speakers
+        assert speaker in ("19", "19k")
+        with pytest.raises(DataError, match="does not tell who speaks"):
+            UtterancePool.from_manifest([row(name, 1, 1)])
     for name in ("song", "40na0101_x_01xa0101_y", "a_1_b_2_c_3"):
         with pytest.raises(DataError, match="does not tell who speaks.*base_folder_dm"):
             UtterancePool.from_manifest([row(name, 1)])

@@ -1,5 +1,7 @@
 """YAML files, their variants and overrides."""
 
+import importlib.util
+import inspect
 from pathlib import Path
 
 import pytest
@@ -7,12 +9,17 @@ import torch
 import yaml
 from speechbrain.utils.run_opts import RunOptions
 
+from data_prep.manifest import DataError
 from recipes.hparams import HparamsError, load_hparams, load_tree, parse_command_line
 
 ROOT = Path(__file__).parents[2]
 # Extended by others, not run themselves.
 BASES = {"base.yaml", "speech.yaml", "music.yaml"}
+DATASETS = sorted((ROOT / "hparams" / "datasets").glob("*.yaml"))
 RECIPES = sorted(p for p in (ROOT / "hparams").glob("*.yaml") if p.name not in BASES)
+SPEECH = [
+    ROOT / "hparams" / f"{name}_tiny.yaml" for name in ("mossformer2", "sepformer")
+]
 TOY = str(ROOT / "tests" / "toy.yaml")
 
 
@@ -42,6 +49,88 @@ def test_every_recipe_names_only_keys_that_something_reads(path, tmp_path):
 def test_every_recipe_says_its_published_score(path):
     header = path.read_text().split("extends")[0]
     assert "Published" in header or "measured" in header.lower() or "demo" in header
+
+
+@pytest.mark.parametrize("path", DATASETS, ids=lambda path: path.stem)
+def test_every_data_set_says_its_published_score(path):
+    header = path.read_text().split("prepare")[0]
+    assert "Published" in header or "Not a published" in header
+    assert "measured" in header.lower()
+
+
+@pytest.mark.parametrize("path", DATASETS, ids=lambda path: path.stem)
+def test_every_data_set_can_be_chosen_for_both_models(path, tmp_path):
+    """Its keys can be overridden, all are read, and its `prepare` takes them."""
+    module = f"data_prep.{path.stem}"
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not there yet")
+    for recipe in SPEECH:
+        arguments = [str(recipe), f"--dataset={path.stem}", "--data_folder=/none"]
+        _, _, overrides = parse_command_line([*arguments, "--sample_rate=16000"])
+        hparams, resolved = load_hparams(recipe, overrides)
+        prepare = hparams["prepare"]
+        assert prepare.func.__module__ == module
+        inspect.signature(prepare.func).bind(**prepare.keywords)
+        assert prepare.keywords["sample_rate"] == 16000
+        if path.stem != "synthetic":  # that one makes what is not there
+            with pytest.raises(DataError, match="/none"):
+                prepare(save_folder=tmp_path)
+        written = tmp_path / "hyperparams.yaml"
+        written.write_text(resolved)
+        again, _ = load_hparams(written)
+        assert again["prepare"].keywords == prepare.keywords
+    text = path.read_text()
+    for key in yaml.compose(text).value:
+        name = key[0].value
+        speech = (ROOT / "hparams" / "speech.yaml").read_text()
+        base = (ROOT / "hparams" / "base.yaml").read_text()
+        known = f"\n{name}:" in speech + base or f"<{name}>" in text
+        assert known or name == "prepare", f"{path.name}: nothing reads {name}"
+
+
+def test_a_data_set_brings_its_settings_and_a_folder_of_its_own(tmp_path):
+    def load(recipe, *arguments):
+        path = str(ROOT / "hparams" / f"{recipe}.yaml")
+        _, _, overrides = parse_command_line([path, "--data_folder=/none", *arguments])
+        return load_hparams(path, overrides)[0]
+
+    plain = load("mossformer2_tiny")
+    assert (
+        plain["dynamic_mixing"]
+        and plain["output_folder"] == "results/mossformer2_tiny/1234"
+    )
+    libri = load("mossformer2_tiny", "--dataset", "librimix", "--task=mix_both")
+    assert (
+        not libri["dynamic_mixing"] and libri["prepare"].keywords["task"] == "mix_both"
+    )
+    assert libri["output_folder"] == "results/mossformer2_tiny_librimix/1234"
+    mixed = load("sepformer_tiny", "--dynamic_mixing=True", "--dataset=librimix")
+    assert mixed["dynamic_mixing"]
+    assert mixed["segment_seconds"] == 2  # a variant comes after the data set
+    demo = load("demo")
+    assert demo["base_folder_dm"] == "/none/wsj0/si_tr_s"
+    assert load("demo", "--dataset=librimix")["base_folder_dm"] is None
+
+
+def test_a_variant_may_choose_the_data_set(tmp_path):
+    variant = tmp_path / "mine.yaml"
+    variant.write_text(f"extends: {SPEECH[1]}\ndataset: librimix\ntask: mix_both\n")
+    hparams, _ = load_hparams(variant, {"data_folder": "/none"})
+    assert hparams["prepare"].keywords["task"] == "mix_both"
+    other, _ = load_hparams(variant, {"data_folder": "/none", "dataset": "wsj0mix"})
+    assert other["prepare"].func.__module__ == "data_prep.wsj0mix"
+
+
+def test_a_wrong_data_set_lists_those_that_there_are():
+    for arguments in (["--dataset=libri"], ["--dataset"], ["--dataset", "../speech"]):
+        with pytest.raises(HparamsError) as error:
+            parse_command_line([str(SPEECH[0]), *arguments])
+        message = str(error.value)
+        assert "expected one of librimix, synthetic, wham, whamr, wsj0mix" in message
+    with pytest.raises(HparamsError, match="unknown key --task: did you mean"):
+        parse_command_line([TOY, "--task=mix_both"])  # not a key of WSJ0-mix
+    with pytest.raises(HparamsError, match="unknown key --dataset"):
+        parse_command_line([str(ROOT / "hparams" / "htdemucs.yaml"), "--dataset=wham"])
 
 
 def test_resolved_text_gives_the_same_run(tmp_path):

@@ -1,0 +1,71 @@
+"""What the speech recipe trains on: crops of a set's mixtures, or new ones."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from data_prep.manifest import Row
+from modules.dataset import ManifestDataset
+from modules.mixing import DynamicMixing
+from modules.utterances import UtterancePool
+from recipes.speech import SpeechSeparation
+
+RATE = 8000
+NAMES = ("19-1-0001_26-1-0001", "27-1-0001_32-1-0001")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Two mixtures of two talkers in noise, exact sums in float."""
+    folder = tmp_path_factory.mktemp("set")
+    rng = np.random.default_rng(0)
+    rows = []
+    for name in NAMES:
+        parts_PT = 0.1 * rng.standard_normal((3, RATE)).astype(np.float32)
+        waves = [parts_PT.sum(0), *parts_PT]
+        paths = []
+        for part, wave_T in zip(("mix", "s1", "s2", "noise"), waves, strict=True):
+            paths.append(str(folder / part / f"{name}.wav"))
+            (folder / part).mkdir(exist_ok=True)
+            soundfile.write(paths[-1], wave_T, RATE, subtype="FLOAT")
+        mixture, *sources, noise = paths
+        rows.append(Row(name, 1.0, RATE, mixture, tuple(sources), noise))
+    return rows
+
+
+def training_set(rows, **changes):
+    hparams = {
+        "sample_rate": RATE,
+        "segment_seconds": 0.5,
+        "speed_changes": None,
+        "seed": 1,
+        "num_spks": 2,
+        "examples_per_epoch": 6,
+        "dynamic_mixing": True,
+        "noise_snr_db": [-3, 6],
+    }
+    brain = SimpleNamespace(
+        hparams=SimpleNamespace(**hparams | changes),
+        _utterances=UtterancePool.from_manifest,
+    )
+    return SpeechSeparation._training_set(brain, rows)
+
+
+@pytest.mark.parametrize("dynamic_mixing", [True, False])
+def test_training_has_the_noise_of_its_set(rows, dynamic_mixing):
+    dataset = training_set(rows, dynamic_mixing=dynamic_mixing)
+    assert type(dataset) is (DynamicMixing if dynamic_mixing else ManifestDataset)
+    for index in range(len(dataset)):
+        example = dataset[index]
+        assert example.noise.abs().max() > 0.01
+        rest_T = example.mix - example.src.sum(0) - example.noise
+        assert rest_T.abs().max() < 1e-6
+
+
+def test_sets_without_noise_get_none(rows):
+    clean = [Row(r.id, r.duration, RATE, r.mixture, r.sources) for r in rows]
+    example = training_set(clean)[0]
+    assert example.noise is None and torch.equal(example.mix, example.src.sum(0))
