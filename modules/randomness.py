@@ -11,11 +11,11 @@ list of integers, whose trailing zeros are not told from padding, `(3,)` and `(3
 then give unrelated streams.
 """
 
+import hashlib
 import operator
 import random
 
 import numpy as np
-import torch
 
 _STEP_STREAM = 0x5EED  # keeps seed_step apart from every numpy_rng(seed, ...)
 _LIMIT = 2**32  # one word of a SeedSequence; two words would collide with two counters
@@ -68,6 +68,21 @@ def numpy_rng(seed: int, *counters: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(key)))
 
 
+def named_rng(seed: int, name: str, *counters: int) -> np.random.Generator:
+    """`numpy_rng` for what has a name instead of a number, such as an utterance.
+
+    Example
+    -------
+    >>> named_rng(1, "tr/a").random() == named_rng(1, "tr/a").random()
+    True
+    >>> named_rng(1, "tr/a").random() == named_rng(1, "tr/b").random()
+    False
+    """
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    words = np.frombuffer(digest, dtype="<u4").tolist()
+    return numpy_rng(seed, *words, *counters)
+
+
 def seed_step(seed: int, rank: int, epoch: int, step: int) -> None:
     """Reseed all global generators from the position in the run (about 0.1 ms).
 
@@ -89,12 +104,15 @@ def seed_step(seed: int, rank: int, epoch: int, step: int) -> None:
 
     Example
     -------
+    >>> import torch
     >>> seed_step(seed=1, rank=0, epoch=3, step=20)
     >>> first = torch.rand(2)
     >>> seed_step(seed=1, rank=0, epoch=3, step=20)
     >>> torch.equal(first, torch.rand(2))
     True
     """
+    import torch  # here: workers that generate data need not load it
+
     seed, *key = _words(seed=seed, rank=rank, epoch=epoch, step=step)
     sequence = np.random.SeedSequence([seed, _STEP_STREAM], spawn_key=tuple(key))
     # torch's CPU generator reads 32 bits of its seed, so one word each is enough.
