@@ -129,6 +129,14 @@ def generate(
     DataError
         A list, utterance or level that is missing or cannot be used, by its name.
     """
+    for name, values, known in (
+        ("num_spks", [num_spks], (2, 3)),
+        ("sample_rates", sample_rates, (8000, 16000)),
+        ("modes", modes, ("min", "max")),
+    ):
+        unknown = [value for value in values if value not in known]
+        if unknown or not values:
+            raise DataError(f"{name}: {list(values)}, expected some of {known}")
     listed = [
         mixture
         for split in SPLITS
@@ -337,9 +345,9 @@ def main(arguments: Sequence[str]) -> int:
     add("--wsj0", required=True)
     add("--lists", required=True)
     add("--out", required=True)
-    add("--num_spks", type=int, default=2, choices=(2, 3))
+    add("--num_spks", type=int, default=2)
     add("--sample_rates", type=int, nargs="+", default=(8000, 16000))
-    add("--modes", nargs="+", default=("min", "max"), choices=("min", "max"))
+    add("--modes", nargs="+", default=("min", "max"))
     add("--levels")
     add("--workers", type=int)
     options = vars(parser.parse_args(arguments))

@@ -211,6 +211,15 @@ def test_a_bad_list_is_named_by_its_line(wsj0, text, message):
     assert not (wsj0 / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "options", [{"num_spks": 4}, {"sample_rates": [44100]}, {"modes": []}]
+)
+def test_only_versions_of_the_set_are_made(wsj0, options):
+    with pytest.raises(DataError, match=f"{next(iter(options))}: .* expected some of"):
+        run(wsj0, **options)
+    assert not (wsj0 / "out").exists()
+
+
 @pytest.mark.parametrize("text", ["01ta0101\n", "01ta0101 x\n", "01ta0101 -1\n"])
 def test_a_bad_level_is_named_by_its_line(wsj0, text):
     (wsj0 / "levels.txt").write_text(text)
