@@ -1,4 +1,4 @@
-"""Exponential moving average of a network's weights, kept for evaluation.
+"""Averages of weights, for evaluation: over the steps (EMA), or of some checkpoints.
 
 After optimizer step t:  shadow <- d * shadow + (1 - d) * weight,  in float32 or wider,
 with d = min(decay, (1 + t) / (10 + t)) while warming up, so that the first weights are
@@ -7,7 +7,7 @@ TensorFlow's ExponentialMovingAverage).
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -170,3 +170,22 @@ class EMA:
 def _wide(dtype: torch.dtype) -> torch.dtype:
     """At least float32: in bfloat16 an update of 1e-3 of a weight rounds to nothing."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def mean_state(states: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of state dicts, entry by entry, in float64.
+
+    (SpeechBrain's `average_state_dicts` adds in place, so entries that share their
+    memory, as MossFormer2's rotary frequencies do, are added several times.)
+
+    Example
+    -------
+    >>> mean_state([{"weight": torch.tensor([1.0])}, {"weight": torch.tensor([2.0])}])
+    {'weight': tensor([1.5000])}
+    """
+    totals: dict[str, Tensor] = {}
+    count = 0
+    for count, state in enumerate(states, start=1):  # noqa: B007
+        for name, tensor in state.items():
+            totals[name] = totals.get(name, 0) + tensor.double()
+    return {name: (total / count).to(state[name]) for name, total in totals.items()}

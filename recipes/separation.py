@@ -20,7 +20,7 @@ N = W*B examples of a global batch.
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -46,7 +46,7 @@ from modules.dataset import (
     collate_whole,
     make_loader,
 )
-from modules.ema import EMA
+from modules.ema import EMA, mean_state
 from modules.logs import RunLog
 from modules.memory import MemoryProfile
 from modules.metrics import ResultTable
@@ -62,20 +62,6 @@ logger = logging.getLogger(__name__)
 
 class NonFiniteTraining(RuntimeError):
     """Too many consecutive optimizer steps were not finite."""
-
-
-def mean_state(states: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of state dicts, entry by entry, in float64.
-
-    (SpeechBrain's `average_state_dicts` adds in place, so entries that share their
-    memory, as MossFormer2's rotary frequencies do, are added several times.)
-    """
-    totals: dict[str, Tensor] = {}
-    count = 0
-    for count, state in enumerate(states, start=1):  # noqa: B007
-        for name, tensor in state.items():
-            totals[name] = totals.get(name, 0) + tensor.double()
-    return {name: (total / count).to(state[name]) for name, total in totals.items()}
 
 
 class Terms(NamedTuple):
