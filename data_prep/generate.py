@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -29,6 +30,8 @@ from data_prep.manifest import DataError, write_text
 Job = TypeVar("Job")
 
 SETTINGS = "generated.json"
+# Held by a worker while it works on a job.
+BUSY = threading.Lock()
 
 
 def write_wave(
@@ -155,7 +158,7 @@ def make_all(
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(workers, context, initializer=_ignore_ctrl_c)
         try:
-            for done in as_completed([pool.submit(make, job) for job in todo]):
+            for done in as_completed([pool.submit(_do, make, job) for job in todo]):
                 done.result()
                 bar.update()
         except BrokenProcessPool:
@@ -179,6 +182,20 @@ def _is_there(path: Path) -> bool:
 def _ignore_ctrl_c() -> None:
     """Workers finish their job; the parent alone decides to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed stops no workers: they would wait for it for ever."""
+    multiprocessing.parent_process().join()
+    BUSY.acquire()  # after the job under way
+    os._exit(1)
+
+
+def _do(make: Callable[[Job], None], job: Job) -> None:
+    """One job of a worker."""
+    with BUSY:
+        make(job)
 
 
 def as_command(command: Callable[[], object]) -> int:

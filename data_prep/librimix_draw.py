@@ -23,7 +23,6 @@ repeated, and a line says so.
 import bisect
 import functools
 import hashlib
-import json
 import logging
 import math
 import random
@@ -42,10 +41,12 @@ from data_prep.librimix_metadata import (
     Mixture,
     Part,
     read_metadata,
+    read_note,
     write_metadata,
+    write_note,
     write_table,
 )
-from data_prep.manifest import DataError, write_text
+from data_prep.manifest import DataError
 from modules.loudness import loudness_db
 
 logger = logging.getLogger(__name__)
@@ -283,7 +284,7 @@ def _measure(
         workers,
         name,
     )
-    return [json.loads((notes / f"{d.name}.json").read_text()) for d in drafts]
+    return [read_note(notes / f"{d.name}.json") for d in drafts]
 
 
 def _note_gains(
@@ -300,7 +301,7 @@ def _note_gains(
         gains = gains_for(waves, draft.levels)
     except ValueError as error:
         raise DataError(f"{librispeech}, mixture {draft.name}: {error}") from None
-    write_text(notes / f"{draft.name}.json", json.dumps(gains))
+    write_note(notes / f"{draft.name}.json", gains)
 
 
 def gains_for(waves: Sequence[np.ndarray], levels: Sequence[float]) -> list[float]:

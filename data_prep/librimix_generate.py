@@ -22,7 +22,6 @@ import argparse
 import contextlib
 import functools
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -39,9 +38,11 @@ from data_prep.librimix_metadata import (
     Mixture,
     find_metadata,
     read_metadata,
+    read_note,
+    write_note,
     write_table,
 )
-from data_prep.manifest import DataError, write_text
+from data_prep.manifest import DataError
 
 TYPES = ("mix_clean", "mix_both", "mix_single")
 
@@ -251,7 +252,7 @@ def _make(plan: Plan, job: Job) -> None:
                     "length": length,
                     "snr": [_snr_db(wave_T, mixed_T) for wave_T in used],
                 }
-    write_text(plan.note(job), json.dumps(note))
+    write_note(plan.note(job), note)
 
 
 def _fit(wave_T: np.ndarray, length: int) -> np.ndarray:
@@ -274,7 +275,7 @@ def _snr_db(part_T: np.ndarray, mixture_T: np.ndarray) -> float:
 
 def _write_tables(plan: Plan, set_name: str, jobs: Sequence[Job]) -> None:
     """The original's CSVs: where the files of a mixture are, and how loud its parts."""
-    notes = [json.loads(plan.note(job).read_text()) for job in jobs]
+    notes = [read_note(plan.note(job)) for job in jobs]
     count = len(jobs[0].mixture.sources)
     for rate, mode in plan.versions:
         for type_ in plan.types:

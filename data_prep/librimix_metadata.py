@@ -7,7 +7,9 @@ folder; gains are what the files are multiplied by.
 
 import csv
 import io
+import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -129,3 +131,28 @@ def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> 
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     write_text(path, text.getvalue())
+
+
+def write_note(path: Path, value: object) -> None:
+    """A small JSON file, whole or not at all, as one of tens of thousands.
+
+    Not synced to the disk, unlike `write_text`: what a power cut takes is made again.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial.write_text(json.dumps(value))
+    os.replace(partial, path)
+
+
+def read_note(path: Path) -> object:
+    """The reverse of `write_note`.
+
+    Raises
+    ------
+    DataError
+        A power cut has spoilt it.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise DataError(f"{path}: is damaged; remove it and start again") from None

@@ -2,6 +2,10 @@
 
 import functools
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ from data_prep.generate import SETTINGS, as_command, claim_folder, make_all, wri
 from data_prep.manifest import DataError
 
 RATE = 8000
+ROOT = Path(__file__).parents[2]
 
 
 def make_noise(folder: Path, seed: int) -> None:
@@ -54,6 +59,49 @@ def test_a_job_that_fails_is_named_and_leaves_no_half_file(tmp_path, workers):
     with pytest.raises(DataError, match="job -1: cannot be made"):
         make_set(tmp_path, [0, -1, 1], workers)
     assert not list(tmp_path.glob(".*"))
+
+
+def note_worker(folder: Path, seed: int) -> None:
+    make_noise(folder, seed)
+    (folder / f"{os.getpid()}.pid").touch()
+    time.sleep(0.1)
+
+
+def make_slow_set(folder: Path) -> None:
+    note = functools.partial(note_worker, folder)
+    make_all(note, range(200), lambda seed: [folder / f"{seed}.wav"], workers=2)
+
+
+def is_alive(pid: int) -> bool:
+    status = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
+    )
+    # In a container nobody may collect an orphan that has ended: a zombie.
+    return status.stdout.strip()[:1] not in ("", "Z")
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    code = (
+        "from pathlib import Path; from tests.data_prep.test_generate import "
+        f"make_slow_set; make_slow_set(Path({str(tmp_path)!r}))"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+    parent.kill()
+    parent.wait()
+    workers = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    wait_for(lambda: not any(map(is_alive, workers)))
+    assert len(list(tmp_path.glob("*.wav"))) < 200
+    assert not list(tmp_path.glob(".*"))  # the job under way was finished
 
 
 def test_wave_is_whole_or_absent(tmp_path):
