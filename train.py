@@ -16,6 +16,7 @@ from data_prep.manifest import DataError
 from modules import distributed
 from modules.audio import AudioError
 from modules.checkpoints import (
+    CheckpointLoadError,
     CheckpointSaveError,
     DamagedCheckpoint,
     FolderInUse,
@@ -30,6 +31,7 @@ from recipes.separation import NonFiniteTraining
 #: Errors whose message says all that a user needs; any other shows its traceback.
 EXPLAINED = (
     AudioError,
+    CheckpointLoadError,
     CheckpointSaveError,
     DamagedCheckpoint,
     DataError,

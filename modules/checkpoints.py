@@ -59,6 +59,10 @@ COUNTER = "save_counter"
 logger = logging.getLogger(__name__)
 
 
+class CheckpointLoadError(RuntimeError):
+    """A whole checkpoint that does not belong to the run; the message says why."""
+
+
 class CheckpointSaveError(RuntimeError):
     """Nothing was saved (disk full, read-only); what was there before is intact."""
 
@@ -316,7 +320,7 @@ class AtomicCheckpointer(Checkpointer):
             message = f"checkpoint {checkpoint.path} holds no '{name}'"
             if not optional and not name.startswith("dataloader"):
                 held = ", ".join(sorted(checkpoint.paramfiles))
-                raise RuntimeError(
+                raise CheckpointLoadError(
                     f"{message}, only {held}: it was saved with other settings"
                 )
             logger.warning("%s; it keeps its present state", message)
@@ -327,8 +331,10 @@ class AtomicCheckpointer(Checkpointer):
                     if path := checkpoint.paramfiles.get(name):
                         self._load_one(name, path, checkpoint.meta["end-of-epoch"])
         except Exception as error:
-            failure = RuntimeError(
-                f"cannot load '{name}' from checkpoint {checkpoint.path}: {error}"
+            failure = CheckpointLoadError(
+                f"cannot load '{name}' from checkpoint {checkpoint.path}: {error}; go "
+                "on with the settings that it was saved with, or take another "
+                "output_folder"
             )
             failure.__cause__ = error
         failures = gather_objects(None if failure is None else str(failure))
@@ -336,7 +342,7 @@ class AtomicCheckpointer(Checkpointer):
             raise failure
         for rank, message in enumerate(failures):
             if message is not None:
-                raise RuntimeError(f"rank {rank}: {message}")
+                raise CheckpointLoadError(f"rank {rank}: {message}")
         logger.info("loaded checkpoint %s", checkpoint.path)
 
     def _load_one(self, name: str, path: Path, end_of_epoch: bool) -> None:
