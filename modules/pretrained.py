@@ -174,6 +174,12 @@ def _adapted(model: nn.Module, weights: State | Package) -> State:
 
 def _read(folder: Path) -> tuple[State | Package, list[Path]]:
     """The weights of a folder with prefixed keys, and the files they came from."""
+    if (folder / "adapters.safetensors").is_file():
+        raise PretrainedError(
+            f"pretrained: {folder} holds adapters in a file of their own, which would "
+            "be left out; merge them first: python -m modules.export RUN --out=FOLDER, "
+            "and give that folder"
+        )
     for read in (_read_safetensors, _read_checkpoint, _read_pointer, _read_parts):
         if found := read(folder):
             return found

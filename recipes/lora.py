@@ -12,7 +12,6 @@ so that a resume and `--test_only` find them.
 import itertools
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from torch.utils.data import DataLoader
 
 from modules import distributed
 from modules.checkpoint_files import CheckpointMismatch
-from modules.dataset import Batch
 from modules.lora import (
     LoraError,
     adaptable,
@@ -262,19 +260,7 @@ class Adapting:
 
 
 class MusicLora(Adapting, MusicSeparation):
-    """Adapters of a music separator; the rate also warms up and decays by steps."""
-
-    def on_fit_batch_start(self, batch: Batch, should_step: bool) -> None:
-        """Set the learning rate of the next optimizer step."""
-        super().on_fit_batch_start(batch, should_step)
-        epochs = self.hparams.epoch_counter.limit
-        steps = self.train_sampler.steps_per_epoch / self.grad_accumulation_factor
-        # A function of the number of steps, which the checkpoints hold.
-        factor = self.hparams.rate_factor.at(
-            self.optimizer_step, epochs * math.ceil(steps)
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = factor * self.hparams.lr_scheduler.rate(self.epoch)
+    """Adapters of a music separator."""
 
 
 class SpeechLora(Adapting, SpeechSeparation):

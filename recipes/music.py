@@ -106,6 +106,18 @@ class MusicSeparation(Separation):
                 f"{kept} losses"
             )
 
+    def on_fit_batch_start(self, batch: Batch, should_step: bool) -> None:
+        """Set the learning rate of the next optimizer step: warm-up and decay."""
+        super().on_fit_batch_start(batch, should_step)
+        epochs = self.hparams.epoch_counter.limit
+        steps = self.train_sampler.steps_per_epoch / self.grad_accumulation_factor
+        # A function of the number of steps, which the checkpoints hold.
+        factor = self.hparams.rate_factor.at(
+            self.optimizer_step, epochs * math.ceil(steps)
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * self.hparams.lr_scheduler.rate(self.epoch)
+
     def origin_numbers(self, batch: Batch, terms: int) -> Tensor:
         """Number of the track that each stem was cut from, [B, S]."""
         numbers = self.audit.numbers

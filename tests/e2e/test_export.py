@@ -56,6 +56,9 @@ def test_adapters_merged_separate_or_left_out(folders, tmp_path):
         assert names == HTDemucs(["low", "high"], 0.5, **SIZE).state_dict().keys()
         assert ("nsdr" in (out / "README.md").read_text()) == (lora != "none")
     model = HTDemucs(["low", "high"], 0.5, **SIZE).eval()
+    for folder in (tmp_path / "separate", folders / "lora"):
+        with pytest.raises(PretrainedError, match="merge them first"):
+            load_pretrained(model, folder)
     load_pretrained(model, tmp_path / "merged")
     assert torch.equal(model(x), tested)
 

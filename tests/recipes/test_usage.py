@@ -20,7 +20,8 @@ def test_every_option_that_is_listed_can_be_typed(name):
     options = [line.split()[0] for line in keys if line.startswith("  --")]
     assert len(options) > 20 and any(o.startswith("--batch_size=") for o in options)
     names = [option.split("=")[0] for option in options]
-    parse_command_line([path, *(f"{n}=1" for n in names if n != "--precision")])
+    choices = ("--precision", "--dataset")
+    parse_command_line([path, *(f"{n}=1" for n in names if n not in choices)])
     assert max(map(len, keys)) < 120
 
 
