@@ -212,6 +212,7 @@ class Margins:
             axes.hist(values, bins=edges, edgecolor="white", linewidth=0.5)
             axes.axvline(threshold_db, color="black", linestyle="--")
             axes.set(title=name, xlabel="margin, dB")
+            axes.yaxis.get_major_locator().set_params(integer=True)
         path = self.folder / "margins.png"
         figure.savefig(path, dpi=120)
         return path

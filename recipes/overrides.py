@@ -163,6 +163,8 @@ def _typed(path: str, value: Any, defaults: Sequence[Any]) -> Any:
 
 
 def _any_of(kinds: set[type], names: Mapping[type, str]) -> str:
+    if float in kinds:
+        kinds = kinds - {int}  # an integer is a number
     return " or ".join(name for kind, name in names.items() if kind in kinds)
 
 

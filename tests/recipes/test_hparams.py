@@ -210,6 +210,10 @@ def test_a_misspelt_key_names_its_neighbour_nested_or_not(argument, message):
         ("--N_epochs=1.5", "N_epochs=1.5: expected an integer, as its default 200"),
         ("--lr=abc", "lr=abc: expected a number, as its default 0.00015"),
         ("--lr=[1]", "lr=[1]: expected a number"),
+        (
+            "--segment_seconds=True",
+            "=True: expected a number or null, as its default 4",
+        ),
         ("--dynamic_mixing=no", "dynamic_mixing=no: expected True or False"),
         ("--segment_seconds=x", "segment_seconds=x: expected a number or null"),
         ("--speed_changes=[95, x]", "[95, x]: expected a list (each item an integer)"),
