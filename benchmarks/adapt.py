@@ -1,11 +1,12 @@
 """Ways to adapt a trained HTDemucs to other stems, side by side.
 
-A base on four stems (10 minutes on two cores), and the arms (20 minutes):
+A base on four stems (960 steps, about 10 minutes on two cores), and the arms (about
+20 minutes):
 
     OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node=2 train.py \
         hparams/htdemucs_tiny.yaml --data_folder=musdb18hq \
         --output_folder=results/base --sample_rate=22050 --channels=8 --seed=1 \
-        --valid_tracks=1 --valid_every=2 --examples_per_epoch=1600 --n_audio_to_save=0 \
+        --valid_tracks=1 --valid_every=2 --examples_per_epoch=1280 --n_audio_to_save=0 \
         --lr_scheduler="{epochs: [4, 2], lr: [0.002, 0.0005], quantile: [1, 1]}"
     OMP_NUM_THREADS=2 python -m benchmarks.adapt --base=results/base \
         --data_folder=fivestem --out=results/adapt --steps=400 --seed=1 \

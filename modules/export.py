@@ -120,8 +120,9 @@ def export(
     }
     write_text(out / CONFIG, json.dumps(config, indent=2) + "\n")
     write_text(out / "README.md", _card(model, config, run, lora))
-    for path in out.glob("*.safetensors"):  # written for nobody but their owner
-        shutil.copymode(out / CONFIG, path)
+    for name in (WEIGHTS, ADAPTERS) if separate else (WEIGHTS,):
+        # safetensors writes for nobody but the owner.
+        shutil.copymode(out / CONFIG, out / name)
     return model
 
 
