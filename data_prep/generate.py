@@ -21,6 +21,7 @@ from typing import TypeVar
 
 import numpy as np
 import soundfile
+from scipy.io import wavfile
 from tqdm import tqdm
 
 from data_prep.manifest import DataError, write_text
@@ -53,7 +54,14 @@ def write_wave(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        soundfile.write(partial, wave_T, sample_rate, subtype=subtype, format="WAV")
+        if subtype == "FLOAT":
+            # libsndfile would note the time of day in the file (its PEAK chunk).
+            wave_T = np.asarray(wave_T)
+            if not np.issubdtype(wave_T.dtype, np.floating):
+                raise TypeError(f"{path}: {wave_T.dtype} samples cannot be FLOAT")
+            wavfile.write(partial, sample_rate, wave_T.astype(np.float32))
+        else:
+            soundfile.write(partial, wave_T, sample_rate, subtype=subtype, format="WAV")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
