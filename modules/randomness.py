@@ -11,6 +11,7 @@ list of integers, whose trailing zeros are not told from padding, `(3,)` and `(3
 then give unrelated streams.
 """
 
+import hashlib
 import operator
 import random
 
@@ -66,6 +67,21 @@ def numpy_rng(seed: int, *counters: int) -> np.random.Generator:
     (seed,) = _words(seed=seed)
     key = _words(**{f"counter {i}": c for i, c in enumerate(counters)})
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(key)))
+
+
+def named_rng(seed: int, name: str, *counters: int) -> np.random.Generator:
+    """`numpy_rng` for what has a name instead of a number, such as an utterance.
+
+    Example
+    -------
+    >>> named_rng(1, "tr/a").random() == named_rng(1, "tr/a").random()
+    True
+    >>> named_rng(1, "tr/a").random() == named_rng(1, "tr/b").random()
+    False
+    """
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    words = np.frombuffer(digest, dtype="<u4").tolist()
+    return numpy_rng(seed, *words, *counters)
 
 
 def seed_step(seed: int, rank: int, epoch: int, step: int) -> None:
