@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import resample_poly
 
+from data_prep.folders import Parts, write_manifests
 from data_prep.generate import as_command, claim_folder, make_all, write_wave
 from data_prep.manifest import DataError, write_text
 from data_prep.versions import (
@@ -52,8 +53,7 @@ from data_prep.wham_noise import (
     table_of,
 )
 from data_prep.wham_scales import Scales, read_scales
-from data_prep.wsj0mix import SPLITS, write_manifests
-from modules.loudness import loudness
+from modules.loudness import loudness_db
 
 TASKS = {"mix_clean": 2, "mix_single": 1, "mix_both": 2}  # with their speakers
 PARTS = (*TASKS, "s1", "s2", "noise")
@@ -238,7 +238,7 @@ def level_ratio(
     wanted: tuple[Path, np.ndarray], given: tuple[Path, np.ndarray], sample_rate: int
 ) -> float:
     """The gain that makes the second wave as loud as the first."""
-    levels = [loudness(wave_T, sample_rate) for _, wave_T in (wanted, given)]
+    levels = [loudness_db(wave_T, sample_rate) for _, wave_T in (wanted, given)]
     for level, (path, _) in zip(levels, (wanted, given), strict=True):
         if not math.isfinite(level):
             raise DataError(f"{path}: is silent where it is to be mixed; remove it")
@@ -280,46 +280,46 @@ def prepare(
         A wrong argument; a folder or file is missing, unreadable or of another rate
         or length than its mixture; the message names it.
     """
-    return prepare_parts(
-        *(data_folder, save_folder, num_spks, sample_rate, mode, task),
-        mixture=task,
-        source="s{}",
-    )
+    check_task(task, num_spks)
+    sources = [f"s{number + 1}" for number in range(num_spks)]
+    splits = find_parts(data_folder, sample_rate, mode, task, sources)
+    return write_manifests(splits, save_folder, sample_rate, "wham")
 
 
-def prepare_parts(
-    data_folder: str | Path,
-    save_folder: str | Path,
-    num_spks: int,
-    sample_rate: int,
-    mode: str,
-    task: str,
-    mixture: str,
-    source: str,
-) -> dict[str, str]:
-    """`prepare`, with the names of the folders of mixtures and (numbered) sources."""
+def check_task(task: str, num_spks: int) -> None:
+    """A task that there is, with as many speakers as it has."""
     if task not in TASKS:
         raise DataError(f"task is {task!r}, expected one of {', '.join(TASKS)}")
-    check_versions([sample_rate], [mode])
     if num_spks != TASKS[task]:
         raise DataError(
             f"{task} has {TASKS[task]} speakers; set --num_spks={TASKS[task]}"
         )
-    parts = [mixture, *(source.format(k + 1) for k in range(num_spks))]
-    noise = task != "mix_clean"
+
+
+def find_parts(
+    data_folder: str | Path,
+    sample_rate: int,
+    mode: str,
+    mixture: str,
+    sources: Sequence[str],
+) -> dict[str, Parts]:
+    """Train, valid and test of a version, by the names of their folders."""
+    check_versions([sample_rate], [mode])
     root = Path(data_folder).absolute() / folder_of(sample_rate, mode)
-    folders = {
-        split: [root / name / part for part in [*parts, *(["noise"] if noise else [])]]
-        for split, name in zip(SPLITS, SETS, strict=True)
-    }
-    for folder in (folder for paths in folders.values() for folder in paths):
-        if not folder.is_dir():
-            raise DataError(
-                f"{folder}: does not exist; data_folder is to hold "
-                f"wav{{8k,16k}}/{{min,max}}/{{{','.join(SETS)}}}/{{{','.join(parts)},"
-                "...}"
-            )
-    return write_manifests(folders, save_folder, sample_rate, noise)
+    splits = {}
+    for split, name in zip(("train", "valid", "test"), SETS, strict=True):
+        parts = splits[split] = Parts(
+            root / name / mixture,
+            tuple(root / name / source for source in sources),
+            None if mixture.startswith("mix_clean") else root / name / "noise",
+        )
+        for folder in parts.folders:
+            if not folder.is_dir():
+                raise DataError(
+                    f"{folder}: does not exist; generate it, or choose another "
+                    "--data_folder, --sample_rate or --mode"
+                )
+    return splits
 
 
 def add_versions(parser: argparse.ArgumentParser) -> None:

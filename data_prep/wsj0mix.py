@@ -104,52 +104,17 @@ def prepare(
     """
     if mode not in ("min", "max"):
         raise DataError(f"mode is {mode!r}, expected 'min' or 'max'")
-    data_folder = Path(data_folder).absolute()
+    data_folder, save_folder = Path(data_folder).absolute(), Path(save_folder)
     folders = find_folders(data_folder, num_spks, sample_rate, mode)
-    return write_manifests(folders, save_folder, sample_rate)
-
-
-def write_manifests(
-    folders: dict[str, list[Path]],
-    save_folder: str | Path,
-    sample_rate: int,
-    noise: bool = False,
-) -> dict[str, str]:
-    """Write a manifest for each split, unless they are there and nothing changed.
-
-    Arguments
-    ---------
-    folders : dict[str, list[Path]]
-        For each split the folder of the mixtures, then those of the sources, then
-        that of the noise if there is one. A mixture's files share their name.
-    save_folder : str | Path
-        Where `SPLIT.csv` goes.
-    sample_rate : int
-        In Hz; every file must have it.
-    noise : bool
-        The last folder of each split is that of the noise.
-
-    Returns
-    -------
-    dict[str, str]
-        Paths of the manifests by split.
-
-    Raises
-    ------
-    DataError
-        As in `prepare`.
-    """
-    save_folder = Path(save_folder)
     listing = {path: _list_audio(path) for paths in folders.values() for path in paths}
-    paths = {split: save_folder / f"{split}.csv" for split in folders}
-    state_file = save_folder / "manifests.json"
-    num_spks = len(folders["train"]) - 1 - noise
+    paths = {split: save_folder / f"{split}.csv" for split in SPLITS}
+    state_file = save_folder / "wsj0mix.json"
     files = _fingerprint(listing, num_spks, sample_rate)
     if _is_current(state_file, files, list(paths.values())):
         logger.info("%s: manifests are up to date", save_folder)
     else:
         rows = {
-            split: _make_rows(split_folders, listing, sample_rate, noise)
+            split: _make_rows(split_folders, listing, sample_rate)
             for split, split_folders in folders.items()
         }
         state_file.unlink(missing_ok=True)
@@ -283,13 +248,12 @@ def _make_rows(
     folders: Sequence[Path],
     listing: dict[Path, dict[str, os.DirEntry]],
     sample_rate: int,
-    noise: bool,
 ) -> list[Row]:
     """The rows of one split, with every header checked."""
-    mixtures, *parts = (listing[folder] for folder in folders)
+    mixtures, *sources = (listing[folder] for folder in folders)
     if not mixtures:
         raise DataError(f"{folders[0]}: holds no {' or '.join(SUFFIXES)} file")
-    for folder, entries in zip(folders[1:], parts, strict=True):
+    for folder, entries in zip(folders[1:], sources, strict=True):
         absent = sorted(mixtures.keys() - entries.keys())
         if absent:
             example = folder / mixtures[absent[0]].name
@@ -305,7 +269,6 @@ def _make_rows(
     with ThreadPoolExecutor(THREADS) as threads:
         paths = [mixtures[stem].path for stem in stems]
         frames = threads.map(lambda path: _count_frames(path, sample_rate), paths)
-        sources = parts[: len(parts) - noise]
         rows = [
             Row(
                 id=stem,
@@ -313,7 +276,6 @@ def _make_rows(
                 sample_rate=sample_rate,
                 mixture=mixtures[stem].path,
                 sources=tuple(entries[stem].path for entries in sources),
-                noise=parts[-1][stem].path if noise else "",
             )
             for stem, count in zip(stems, frames, strict=True)
         ]

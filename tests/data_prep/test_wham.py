@@ -12,7 +12,7 @@ from scipy.signal import resample_poly
 from data_prep import wham
 from data_prep.manifest import DataError, read_manifest
 from data_prep.wham_noise import extend
-from modules.loudness import loudness
+from modules.loudness import loudness_db
 from tests.data_prep.wham_audio import NAMES, make_noise, make_wsj0mix
 
 VERSIONS = [(8000, "min"), (16000, "min"), (8000, "max"), (16000, "max")]
@@ -77,7 +77,7 @@ def test_first_speaker_has_the_drawn_snr(folders, made, rate, mode):
         speech = slice(start, start + len(read_pcm(folders[0], rate, mode, "s1", name)))
         source_T = read(made, rate, mode, "s1", name=name)[speech]
         noise_T = read(made, rate, mode, "noise", name=name)[speech]
-        snr_db = loudness(source_T, rate) - loudness(noise_T, rate)
+        snr_db = loudness_db(source_T, rate) - loudness_db(noise_T, rate)
         assert snr_db == pytest.approx(float(row["snr_db"]), abs=1e-3)
         assert -3 <= float(row["snr_db"]) <= 6
 
