@@ -52,7 +52,7 @@ def sample_faults(row: Row) -> list[str]:
         One line for each fault; empty when there is none.
     """
     faults = []
-    waves = []
+    waves: dict[str, np.ndarray] = {}
     for path in row.files:
         try:
             wave_T, _ = soundfile.read(path, dtype="float32")
@@ -62,10 +62,11 @@ def sample_faults(row: Row) -> list[str]:
             faults.append(f"{path} holds NaN or Inf")
         elif not wave_T.any():
             faults.append(f"{path} is silent")
-        waves.append(wave_T)
-    if len({len(wave_T) for wave_T in waves}) > 1:
+        waves[path] = wave_T
+    if len({len(wave_T) for wave_T in waves.values()}) > 1:
         return [*faults, f"{row.mixture} and its parts differ in length"]
-    difference = np.abs(waves[0] - sum(waves[1:])).max()
+    total_T = sum(waves[path] for path in row.summands)
+    difference = np.abs(waves[row.mixture] - total_T).max()
     if not faults and difference > SUM_TOLERANCE:
         faults.append(
             f"{row.mixture} is not the sum of its sources (off by {difference:.2g} of "

@@ -37,11 +37,13 @@ class Parts(NamedTuple):
     mixture: Path
     sources: tuple[Path, ...]
     noise: Path | None = None
+    images: tuple[Path, ...] = ()
 
     @property
     def folders(self) -> list[Path]:
-        """All of them: mixture, sources, noise."""
-        return [self.mixture, *self.sources, *([self.noise] if self.noise else [])]
+        """All of them: mixture, sources, noise, images."""
+        noise = [self.noise] if self.noise else []
+        return [self.mixture, *self.sources, *noise, *self.images]
 
 
 def write_manifests(
@@ -175,6 +177,7 @@ def _make_rows(
                 mixture=mixtures[stem].path,
                 sources=tuple(listing[folder][stem].path for folder in parts.sources),
                 noise=listing[parts.noise][stem].path if parts.noise else "",
+                images=tuple(listing[folder][stem].path for folder in parts.images),
             )
             for stem, count in zip(stems, frames, strict=True)
         ]

@@ -4,6 +4,10 @@ Columns: `id,duration,sample_rate,mixture,noise,source_1,...,source_S`. Paths ar
 absolute, `noise` may be empty, `duration` is in seconds and true: times the rate it
 gives the number of samples of every file in the row.
 
+Where a target is not what is in the mixture (an anechoic target of a reverberant
+mixture), columns `image_1,...,image_S` at the end name what is: mixture = images +
+noise. Without them the sources are their own images.
+
 Stems of music need a little more and get two columns at the end. `channels` is 2:
 the files are stereo, and `mixture` may be empty, which stands for the sum of the
 sources. `unused` holds the numbers of the sources that belong to the mixture but are
@@ -47,6 +51,7 @@ class Row:
     noise: str = ""
     channels: int = 1
     unused: tuple[int, ...] = ()
+    images: tuple[str, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -55,8 +60,15 @@ class Row:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Mixture, sources and noise, those that there are."""
-        return tuple(path for path in (self.mixture, *self.sources, self.noise) if path)
+        """Mixture, sources, noise and images, those that there are."""
+        named = (self.mixture, *self.sources, self.noise, *self.images)
+        return tuple(path for path in named if path)
+
+    @property
+    def summands(self) -> tuple[str, ...]:
+        """The files whose sum the mixture is: images, or else sources, and noise."""
+        noise = (self.noise,) if self.noise else ()
+        return (*(self.images or self.sources), *noise)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -106,15 +118,22 @@ def write_manifest(path: str | Path, rows: Sequence[Row]) -> Path:
                 f"{path}: {before.id!r} has {len(before.sources)} sources but "
                 f"{row.id!r} has {len(row.sources)}"
             )
+    for row in rows:
+        if len(row.images) != (len(row.sources) if rows[0].images else 0):
+            raise DataError(
+                f"{path}: {row.id!r} has {len(row.sources)} sources but "
+                f"{len(row.images)} images; {rows[0].id!r} has {len(rows[0].images)}"
+            )
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     names = [f"source_{k + 1}" for k in range(len(rows[0].sources))]
+    images = [_image_of(name) for name in names] if rows[0].images else []
     stems = any(row.channels != 1 for row in rows)
-    table.writerow([*FIXED_COLUMNS, *names, *(STEM_COLUMNS if stems else ())])
+    table.writerow([*FIXED_COLUMNS, *names, *images, *(STEM_COLUMNS if stems else ())])
     for row in rows:
         cells = [row.id, repr(row.duration), row.sample_rate, row.mixture, row.noise]
         last = [row.channels, " ".join(map(str, row.unused))] if stems else []
-        table.writerow([*cells, *row.sources, *last])
+        table.writerow([*cells, *row.sources, *row.images, *last])
     try:
         return write_text(path, text.getvalue())
     except UnicodeEncodeError as error:
@@ -203,6 +222,11 @@ def is_of_stems(path: str | Path) -> bool:
     return STEM_COLUMNS[0] in [name.strip() for name in next(_read_table(path), [])]
 
 
+def _image_of(source: str) -> str:
+    """Name of the column that belongs to a source's."""
+    return source.replace("source_", "image_")
+
+
 def _read_table(path: str | Path) -> Iterator[list[str]]:
     """The cells of each row of a CSV, blank lines as empty lists."""
     try:
@@ -260,12 +284,17 @@ def _read_header(
                 f"{path}, row 1: column {name!r} is {fault}; the header must be "
                 f"{expected} and is {','.join(header)!r}"
             )
-    unknown = [name for name in header if name not in (*names, *STEM_COLUMNS)]
+    images = [_image_of(name) for name in sources]
+    known = (*names, *images, *STEM_COLUMNS)
+    unknown = [name for name in header if name not in known]
     if unknown:
         raise DataError(
             f"{path}, row 1: unknown column {unknown[0]!r}; the header must be "
             f"{expected}"
         )
+    if 0 < sum(name in header for name in images) < len(images):
+        missing = next(name for name in images if name not in header)
+        raise DataError(f"{path}, row 1: has images, but no column {missing!r}")
     if num_sources is not None and len(sources) != num_sources:
         raise DataError(
             f"{path}, row 1: has {len(sources)} source columns, expected "
@@ -303,7 +332,8 @@ def _read_row(place: str, cells: dict[str, str], sources: list[str]) -> Row:
             f"to {len(sources)}"
         )
     optional = ["noise", *(["mixture"] if channels == "2" else [])]
-    for name in ("mixture", "noise", *sources):
+    images = [name for name in map(_image_of, sources) if name in cells]
+    for name in ("mixture", "noise", *sources, *images):
         if name in optional and not cells[name]:
             continue
         if not os.path.isabs(cells[name]):
@@ -319,6 +349,7 @@ def _read_row(place: str, cells: dict[str, str], sources: list[str]) -> Row:
         noise=cells["noise"],
         channels=int(channels),
         unused=tuple(int(number) for number in unused),
+        images=tuple(cells[name] for name in images),
     )
 
 

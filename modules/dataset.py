@@ -39,6 +39,7 @@ class ExampleKey(NamedTuple):
 class Example(NamedTuple):
     """One mixture and its parts, all of length T: mix = sum of sources (+ noise).
 
+    Sources that are not in the mixture as they are (anechoic targets) do not add up.
     `mix` is [T] or [C, T], `src` [S, T] or [S, C, T], `noise` like `mix`. `origins`
     says for each source what it was cut from, where that can differ from `id`.
     """
@@ -107,7 +108,8 @@ class ManifestDataset(Dataset):
         whole.
     speed_changes : Sequence[int] | None
         Percentages, one drawn per source; the mixture is then the sum of the
-        changed sources (and the noise). None leaves the files as they are.
+        changed sources, or their images, and the noise. None leaves the files as
+        they are.
     seed : int
         Together with (epoch, index) it decides every draw.
     """
@@ -150,12 +152,15 @@ class ManifestDataset(Dataset):
             wave_T = read_audio(path, first, frames, self.sample_rate)
             return change_speed(wave_T, percent)[:length]
 
-        src_ST = torch.stack(
-            [read(path, speed) for path, speed in zip(row.sources, speeds, strict=True)]
-        )
+        def read_all(paths: Sequence[str]) -> Tensor:
+            pairs = zip(paths, speeds, strict=True)
+            return torch.stack([read(path, speed) for path, speed in pairs])
+
+        src_ST = read_all(row.sources)
         noise_T = read(row.noise) if row.noise else None
         if self.speed_changes:
-            mix_T = src_ST.sum(0) if noise_T is None else src_ST.sum(0) + noise_T
+            mix_T = (read_all(row.images) if row.images else src_ST).sum(0)
+            mix_T = mix_T if noise_T is None else mix_T + noise_T
         else:
             mix_T = read(row.mixture)
         return Example(row.id, mix_T, src_ST, noise_T)

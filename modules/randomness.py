@@ -16,7 +16,6 @@ import operator
 import random
 
 import numpy as np
-import torch
 
 _STEP_STREAM = 0x5EED  # keeps seed_step apart from every numpy_rng(seed, ...)
 _LIMIT = 2**32  # one word of a SeedSequence; two words would collide with two counters
@@ -105,12 +104,15 @@ def seed_step(seed: int, rank: int, epoch: int, step: int) -> None:
 
     Example
     -------
+    >>> import torch
     >>> seed_step(seed=1, rank=0, epoch=3, step=20)
     >>> first = torch.rand(2)
     >>> seed_step(seed=1, rank=0, epoch=3, step=20)
     >>> torch.equal(first, torch.rand(2))
     True
     """
+    import torch  # here: workers that generate data need not load it
+
     seed, *key = _words(seed=seed, rank=rank, epoch=epoch, step=step)
     sequence = np.random.SeedSequence([seed, _STEP_STREAM], spawn_key=tuple(key))
     # torch's CPU generator reads 32 bits of its seed, so one word each is enough.
