@@ -24,7 +24,6 @@ Legend: S source, T sample.
 import argparse
 import functools
 import hashlib
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,10 +53,9 @@ from data_prep.wham import (
     print_manifests,
     read_sources,
 )
+from data_prep.whamr_pool import make_pool
 from data_prep.whamr_rooms import Placed, draw_room, read_rooms, table_of
 from modules.rooms import impulse_responses
-
-logger = logging.getLogger(__name__)
 
 KINDS = ("anechoic", "reverb")
 SPOKEN = (*TASKS, "s1", "s2")
@@ -291,7 +289,7 @@ def prepare(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Generate, or prepare manifests, from the command line."""
+    """Generate, prepare manifests or make a pool, from the command line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     if arguments[:1] == ["generate"]:
@@ -301,6 +299,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         add_versions(parser)
         options = vars(parser.parse_args(arguments[1:]))
         return as_command(functools.partial(generate, **options))
+    if arguments[:1] == ["pool"]:
+        parser.add_argument("--out", required=True)
+        parser.add_argument("--rooms", type=int, required=True)
+        parser.add_argument("--sample_rate", type=int, default=8000)
+        parser.add_argument("--seed", type=int, default=0)
+        parser.add_argument("--workers", type=int)
+        options = vars(parser.parse_args(arguments[1:]))
+        return as_command(functools.partial(make_pool, **options))
     add_prepare(parser)
     parser.add_argument("--mixture", default="reverb")
     parser.add_argument("--targets", default="anechoic")

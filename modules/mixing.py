@@ -12,6 +12,10 @@ Where the training set has noise, a crop of it is added by WHAM!'s rule: the fir
 source is U(-3, 6) dB louder than the noise, both by BS.1770 and as cropped. The noise
 of an example is the very one in its mixture.
 
+With a pool of rooms every mixture is heard in one of them, as in WHAMR!: levels and
+noise are those of the dry sources, whose energy the anechoic ones keep. A crop begins
+in silence: what was said before it does not reverberate in it.
+
 Two things differ. A level is the active-speech level of the whole utterance, measured
 once, and not the mean amplitude of the file. And every draw is a function of (seed,
 epoch, index), so a mixture is the same for any number of workers, ranks or resumes.
@@ -32,6 +36,7 @@ from modules.audio import AudioError, read_audio, resample
 from modules.dataset import Example, ExampleKey
 from modules.loudness import loudness_db
 from modules.randomness import numpy_rng
+from modules.rooms import RoomPool
 from modules.utterances import Utterance, UtterancePool
 
 __all__ = ["DynamicMixing", "UtterancePool", "read_crop"]
@@ -128,13 +133,18 @@ class DynamicMixing(Dataset):
         for each mixture, which is no longer than it. None: mixtures without noise.
     noise_snr_db : tuple[float, float]
         Between which the loudness of the first source above the noise is drawn.
+    rooms : RoomPool | None
+        Rooms of which one is drawn for each mixture; None: dry mixtures.
+    targets : str
+        What the sources of an example in a room are: "anechoic", which do not add up
+        to the mixture, or "reverb".
 
     Raises
     ------
     DataError
-        The pool has fewer speakers than a mixture needs.
+        The pool has fewer speakers than a mixture needs, or rooms fewer places.
     ValueError
-        `speed_changes` or `noise_snr_db` is no such thing.
+        `speed_changes`, `noise_snr_db` or `targets` is no such thing.
     """
 
     def __init__(
@@ -150,6 +160,8 @@ class DynamicMixing(Dataset):
         level_change_db: tuple[float, float] = (-2.51, 2.66),
         noises: Sequence[tuple[str, int]] = (),
         noise_snr_db: tuple[float, float] = (-3.0, 6.0),
+        rooms: RoomPool | None = None,
+        targets: str = "anechoic",
     ) -> None:
         if len(pool.speakers) < num_spks:
             raise DataError(
@@ -164,6 +176,16 @@ class DynamicMixing(Dataset):
             )
         if len(noise_snr_db) != 2 or noise_snr_db[0] > noise_snr_db[1]:
             raise ValueError(f"noise_snr_db is [least, most] in dB, not {noise_snr_db}")
+        if targets not in ("anechoic", "reverb"):
+            raise ValueError(f"targets is {targets!r}, expected 'anechoic' or 'reverb'")
+        if rooms is not None and rooms.num_sources < num_spks:
+            raise DataError(
+                f"the rooms have places for {rooms.num_sources} talkers, not {num_spks}"
+            )
+        if rooms is not None and rooms.sample_rate != sample_rate:
+            raise DataError(
+                f"the rooms are at {rooms.sample_rate} Hz, mixtures at {sample_rate} Hz"
+            )
         self.pool = pool
         self.num_spks = num_spks
         self.sample_rate = sample_rate
@@ -175,6 +197,8 @@ class DynamicMixing(Dataset):
         self.level_change_db = level_change_db
         self.noises = tuple(noises)
         self.noise_snr_db = noise_snr_db
+        self.rooms = rooms
+        self.targets = targets
         counts = np.array([len(utterances) for utterances in pool.by_speaker])
         self.probabilities = counts / counts.sum()
 
@@ -188,7 +212,7 @@ class DynamicMixing(Dataset):
         -------
         Example
             The id names the utterances; peak 0.9; no source is silent; the mixture is
-            exactly the sum of sources and noise.
+            exactly the sum of sources (in rooms: of reverberant ones) and noise.
         """
         epoch, index = (
             (key.epoch, key.index) if isinstance(key, ExampleKey) else (0, key)
@@ -245,12 +269,19 @@ class DynamicMixing(Dataset):
             noise_T = self._noise(noise_file, starts[-1], src_ST[0], snr_db)
             if noise_T is None:
                 return None
-        waves = [_sum(src_ST, noise_T), src_ST, *([noise_T] if noise_file else [])]
+        image_ST = src_ST
+        if self.rooms is not None:
+            number = int(rng.integers(len(self.rooms)))
+            heard = self.rooms.in_room(src_ST.numpy(), number)
+            src_ST, image_ST = map(torch.from_numpy, heard)
+            src_ST = image_ST if self.targets == "reverb" else src_ST
+        waves = [_sum(image_ST, noise_T), src_ST, *([noise_T] if noise_file else [])]
         gain = PEAK / max(float(wave.abs().max()) for wave in waves)
-        src_ST *= gain
+        mixed_ST = image_ST * gain
+        src_ST = mixed_ST if src_ST is image_ST else src_ST * gain
         noise_T = noise_T * gain if noise_file else None
         name = "+".join(utterance.name for utterance in utterances)
-        return Example(name, _sum(src_ST, noise_T), src_ST, noise_T)
+        return Example(name, _sum(mixed_ST, noise_T), src_ST, noise_T)
 
     def _pick_noise(self, rng: np.random.Generator) -> tuple[str, int]:
         """One of the noises; nothing is drawn where there are none."""

@@ -18,21 +18,31 @@ so that it takes a small part of the time (`benchmarks/RESULTS.md`):
    gathered first, by whole sample and table step, and each step's 81 taps are applied
    to all of them at once, by FFT.
 
+`RoomPool` is what dynamic mixing draws rooms from: responses made once, by
+`python -m data_prep.whamr pool`.
+
 Legend: S source, T sample, G step of the table.
 """
 
 import math
+import os
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import scipy.fft
+import scipy.signal
+
+from data_prep.manifest import DataError
 
 SPEED_OF_SOUND = 343.0
 TAPS = 81
 STEPS = 20
 # Images are worked on so many at a time: what fits into a processor's cache.
-CHUNK = 2**16
+CHUNK = 2**15
 
 Point = tuple[float, float, float]
 
@@ -169,9 +179,7 @@ def _response(
 
 
 def _gather(grid: np.ndarray, delay: np.ndarray, gain: np.ndarray) -> None:
-    """Add images to the grid [T, G], flat; `delay` holds squares and is overwritten."""
-    if not len(delay):
-        return
+    """Add images to the grid [T, G], flat; `delay` holds squares."""
     np.sqrt(delay, out=delay)
     np.divide(gain, delay, out=gain)
     whole = delay.astype(np.int64)
@@ -180,12 +188,11 @@ def _gather(grid: np.ndarray, delay: np.ndarray, gain: np.ndarray) -> None:
     np.multiply(delay, STEPS, out=delay)
     step = delay.astype(np.int64)
     np.subtract(delay, step, out=delay)
-    place = whole * (STEPS + 2) + step
     next_gain = delay * gain
-    sums = np.bincount(place, gain - next_gain)
-    grid[: len(sums)] += sums
-    sums = np.bincount(place, next_gain)
-    grid[1 : len(sums) + 1] += sums
+    gain -= next_gain
+    place = whole * (STEPS + 2) + step
+    np.add.at(grid, place, gain)
+    np.add.at(grid, place + 1, next_gain)
 
 
 @cache
@@ -195,3 +202,105 @@ def _table() -> np.ndarray:
     window = 0.5 - 0.5 * np.cos(2 * np.pi * taps / (TAPS - 1))
     steps = np.arange(STEPS + 1)[:, None]
     return window * np.sinc(taps - (TAPS + 1) / 2 + steps / STEPS)
+
+
+class RoomPool:
+    """Responses of many rooms, to put the talkers of a mixture into one of them.
+
+    Arguments
+    ---------
+    sample_rate : int
+        Of the responses, in Hz.
+    direct, reverberant : Sequence[np.ndarray]
+        For each room float32 [S, T]: the direct path alone, and all of it.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int,
+        direct: Sequence[np.ndarray],
+        reverberant: Sequence[np.ndarray],
+    ) -> None:
+        self.sample_rate = sample_rate
+        self.direct = list(direct)
+        self.reverberant = list(reverberant)
+        self.num_sources = len(direct[0])
+
+    def __len__(self) -> int:
+        return len(self.direct)
+
+    def in_room(self, src_ST: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sources as heard in a room, by WHAMR!'s rule for their gain.
+
+        Arguments
+        ---------
+        src_ST : np.ndarray
+            Dry sources at the pool's rate, shape [S, T]; at most as many as a room has.
+        number : int
+            Of the room.
+
+        Returns
+        -------
+        tuple[np.ndarray, np.ndarray]
+            Anechoic and reverberant sources, float32 [S, T]. An anechoic source has the
+            energy of the dry one, its reverberant twin the same gain.
+        """
+        anechoic_ST, reverb_ST = (
+            scipy.signal.oaconvolve(src_ST, response_ST[: len(src_ST)], axes=1)
+            for response_ST in (self.direct[number], self.reverberant[number])
+        )
+        frames = src_ST.shape[1]
+        anechoic_ST, reverb_ST = anechoic_ST[:, :frames], reverb_ST[:, :frames]
+        energy_S = np.square(anechoic_ST).sum(1, keepdims=True)
+        gain_S = np.sqrt(np.square(src_ST).sum(1, keepdims=True) / energy_S)
+        return (
+            np.asarray(gain_S * anechoic_ST, np.float32),
+            np.asarray(gain_S * reverb_ST, np.float32),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write one file, which appears only when it is whole."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        arrays = {"sample_rate": self.sample_rate, "num_sources": self.num_sources}
+        for name in ("direct", "reverberant"):
+            responses = getattr(self, name)
+            arrays[name] = np.concatenate([r.ravel() for r in responses])
+            arrays[f"{name}_frames"] = [r.shape[1] for r in responses]
+        try:
+            with open(partial, "wb") as file:
+                np.savez(file, **arrays)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path, sample_rate: int | None = None) -> "RoomPool":
+        """Read a file that `save` wrote.
+
+        Raises
+        ------
+        DataError
+            It cannot be read, is no pool, or is at another rate than wanted.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                rate, sources = int(arrays["sample_rate"]), int(arrays["num_sources"])
+                pools = []
+                for name in ("direct", "reverberant"):
+                    sizes = arrays[f"{name}_frames"] * sources
+                    parts = np.split(arrays[name], np.cumsum(sizes)[:-1])
+                    pools.append([part.reshape(sources, -1) for part in parts])
+        except FileNotFoundError:
+            raise DataError(
+                f"{path}: no such file; make it by python -m data_prep.whamr pool"
+            ) from None
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path}: is not a pool of rooms ({error})") from None
+        if sample_rate not in (None, rate):
+            raise DataError(
+                f"{path}: its rooms are at {rate} Hz, expected {sample_rate} Hz; make "
+                f"a pool with --sample_rate={sample_rate}"
+            )
+        return cls(rate, *pools)

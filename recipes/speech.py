@@ -12,12 +12,13 @@ from speechbrain import Stage
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data_prep.manifest import Row, read_manifest
+from data_prep.manifest import DataError, Row, read_manifest
 from modules import distributed
 from modules.dataset import Batch, ManifestDataset
 from modules.losses import pit_neg_si_snr
 from modules.metrics import score_example
 from modules.mixing import DynamicMixing, UtterancePool
+from modules.rooms import RoomPool
 from recipes.separation import Separation, Terms
 
 logger = logging.getLogger(__name__)
@@ -100,14 +101,37 @@ class SpeechSeparation(Separation):
         }
         if not self.hparams.dynamic_mixing:
             return ManifestDataset(rows, **settings)
+        rooms = self._rooms(rows)
         return DynamicMixing(
             self._utterances(rows),
             num_spks=self.hparams.num_spks,
             examples_per_epoch=self.hparams.examples_per_epoch or len(rows),
             noises=sorted({(row.noise, row.frames) for row in rows if row.noise}),
             noise_snr_db=self.hparams.noise_snr_db,
+            rooms=rooms,
+            targets=self.hparams.targets,
             **settings,
         )
+
+    def _rooms(self, rows: list[Row]) -> RoomPool | None:
+        """Rooms for dynamic mixing, which must be as reverberant as the data set."""
+        path = self.hparams.room_pool
+        if not path and any(row.images for row in rows):
+            raise DataError(
+                "the data set's mixtures are reverberant, dynamic mixing's would be "
+                "dry: set --room_pool (made by python -m data_prep.whamr pool) or "
+                "--dynamic_mixing=False"
+            )
+        if not path:
+            return None
+        if not self.hparams.base_folder_dm and self.hparams.targets != "anechoic":
+            raise DataError(
+                "dynamic mixing in rooms would put the data set's reverberant sources "
+                "into rooms again: set --base_folder_dm to a folder of dry utterances"
+            )
+        rooms = RoomPool.load(path, self.hparams.sample_rate)
+        logger.info(f"Dynamic mixing in {len(rooms)} rooms of {path}")
+        return rooms
 
     def _utterances(self, rows: list[Row]) -> UtterancePool:
         """Single talkers for dynamic mixing: a folder of them, or the set's sources."""

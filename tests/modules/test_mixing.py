@@ -14,6 +14,7 @@ from modules.audio import AudioError
 from modules.dataset import EpochSampler, ExampleKey, collate_crops, make_loader
 from modules.loudness import loudness_db
 from modules.mixing import DynamicMixing, UtterancePool, frames_at, read_crop
+from modules.rooms import Room, RoomPool, impulse_responses
 from modules.utterances import Utterance
 
 RATE = 8000
@@ -343,6 +344,72 @@ def test_wrong_use_is_refused(pool):
     assert len(dataset) == 21
     with pytest.raises(IndexError):
         dataset[21]
+
+
+@pytest.fixture(scope="module")
+def rooms():
+    """Three rooms for two talkers, short so that they are made at once."""
+    places = ((3.0, 2.0, 1.0), (2.0, 3.0, 1.5))
+    boxes = [Room((5.0, 4.0, 3.0), (2, 2, 1 + k / 9), places, 0.2) for k in range(3)]
+    kinds = [
+        [impulse_responses(box, RATE, order).astype(np.float32) for box in boxes]
+        for order in (0, None)
+    ]
+    return RoomPool(RATE, *kinds)
+
+
+@pytest.mark.parametrize("with_noise", [False, True])
+def test_mixtures_in_rooms(pool, rooms, tmp_path, with_noise):
+    """One mixture, whatever is wanted of it; the targets are what is named."""
+    noises = []
+    if with_noise:
+        wave_T = 0.1 * np.random.default_rng(7).standard_normal(9000)
+        soundfile.write(tmp_path / "n.wav", wave_T, RATE, subtype="FLOAT")
+        noises = [(str(tmp_path / "n.wav"), 9000)]
+    settings = {"segment_seconds": 0.5, "seed": 5, "noises": noises}
+    dry = DynamicMixing(pool, **settings)
+    sets = {
+        targets: DynamicMixing(pool, **settings, rooms=rooms, targets=targets)
+        for targets in ("anechoic", "reverb")
+    }
+    for index in range(8):
+        plain = dry[index]
+        wet = {targets: dataset[index] for targets, dataset in sets.items()}
+        heard, wanted = wet["reverb"], wet["anechoic"]
+        assert heard.id == wanted.id == plain.id  # the same talkers as without rooms
+        zero_T = torch.zeros(4000)
+        noise_T = heard.noise if with_noise else zero_T
+        assert (heard.mix - heard.src.sum(0) - noise_T).abs().max() < 1e-6
+        peak = max(w.abs().max() for w in (heard.mix, heard.src, noise_T))
+        assert abs(peak - 0.9) < 1e-5
+        # Scaled apart, by what peaks highest; but one mixture, and one room.
+        scale = float(wanted.mix.norm() / heard.mix.norm())
+        assert (wanted.mix - scale * heard.mix).abs().max() < 1e-4
+        fits = [
+            rooms.in_room(plain.src.numpy(), number)[0] for number in range(len(rooms))
+        ]
+        gain = float(wanted.src.norm() / plain.src.norm())
+        errors = [np.abs(gain * fit - wanted.src.numpy()).max() for fit in fits]
+        assert min(errors) < 1e-4 < sorted(errors)[1]
+        if with_noise:
+            assert (wanted.noise - gain * plain.noise).abs().max() < 1e-4
+
+
+def test_rooms_are_drawn_by_seed_epoch_and_index(pool, rooms):
+    dataset = DynamicMixing(pool, segment_seconds=0.25, rooms=rooms, seed=2)
+    again = pickle.loads(pickle.dumps(dataset))
+    for key in (ExampleKey(0, 3), ExampleKey(2, 3), ExampleKey(2, 4)):
+        assert same(dataset[key], again[key])
+    assert not same(dataset[ExampleKey(0, 3)], dataset[ExampleKey(2, 3)])
+
+
+def test_rooms_that_do_not_fit_are_refused(pool, rooms):
+    with pytest.raises(DataError, match="places for 2 talkers, not 3"):
+        DynamicMixing(pool, num_spks=3, rooms=rooms)
+    with pytest.raises(DataError, match="at 8000 Hz, mixtures at 16000 Hz"):
+        DynamicMixing(pool, sample_rate=16000, rooms=rooms)
+    with pytest.raises(ValueError, match="targets is 'dry', expected 'anechoic' or"):
+        DynamicMixing(pool, rooms=rooms, targets="dry")
 
 
 def test_streams_do_not_collide():

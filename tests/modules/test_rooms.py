@@ -7,7 +7,8 @@ import pyroomacoustics
 import pytest
 from pyroomacoustics.experimental import measure_rt60
 
-from modules.rooms import Room, impulse_responses
+from data_prep.manifest import DataError
+from modules.rooms import Room, RoomPool, impulse_responses
 
 RATE = 16000
 
@@ -138,3 +139,51 @@ def test_impossible_rooms_are_refused(change, message):
     assert Room(**good).fault() == ""
     with pytest.raises(ValueError, match=message):
         impulse_responses(Room(**(good | change)))
+
+
+@pytest.fixture
+def pool():
+    rooms = [draw(seed, rt60=0.2) for seed in range(2)]
+    responses = [
+        [impulse_responses(room, 8000, order).astype(np.float32) for room in rooms]
+        for order in (0, None)
+    ]
+    return RoomPool(8000, *responses)
+
+
+def test_talkers_in_a_room(pool):
+    """Each through its own response, at the energy that it has when dry."""
+    dry_ST = np.random.default_rng(0).standard_normal((2, 4000)).astype(np.float32)
+    dry_ST[1] *= 0.01
+    anechoic_ST, reverb_ST = pool.in_room(dry_ST, 1)
+    assert anechoic_ST.dtype == reverb_ST.dtype == np.float32
+    assert anechoic_ST.shape == reverb_ST.shape == dry_ST.shape
+    for number in range(2):
+        parts = []
+        for responses in (pool.direct, pool.reverberant):
+            parts.append(np.convolve(dry_ST[number], responses[1][number])[:4000])
+        gain = np.linalg.norm(dry_ST[number]) / np.linalg.norm(parts[0])
+        size = np.abs(dry_ST[number]).max()
+        assert np.abs(anechoic_ST[number] - gain * parts[0]).max() < 1e-5 * size
+        assert np.abs(reverb_ST[number] - gain * parts[1]).max() < 1e-5 * size
+    alone_ST, _ = pool.in_room(dry_ST[:1], 1)
+    assert np.abs(alone_ST - anechoic_ST[:1]).max() < 1e-5
+
+
+def test_pool_file_round_trip_and_faults(pool, tmp_path):
+    path = tmp_path / "rooms.npz"
+    pool.save(path)
+    again = RoomPool.load(path, 8000)
+    for name in ("direct", "reverberant"):
+        for one, other in zip(getattr(pool, name), getattr(again, name), strict=True):
+            assert np.array_equal(one, other)
+    with pytest.raises(DataError, match="are at 8000 Hz, expected 16000 Hz; make"):
+        RoomPool.load(path, 16000)
+    with pytest.raises(DataError, match="no such file; make it by python -m data_prep"):
+        RoomPool.load(tmp_path / "none.npz")
+    np.savez(tmp_path / "other.npz", a=1)
+    path.write_bytes(path.read_bytes()[:-100])
+    for name in ("rooms.npz", "other.npz"):
+        with pytest.raises(DataError, match=f"{name}: is not a pool of rooms"):
+            RoomPool.load(tmp_path / name)
+    assert len(list(tmp_path.iterdir())) == 2

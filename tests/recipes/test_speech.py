@@ -1,5 +1,7 @@
 """What the speech recipe trains on: crops of a set's mixtures, or new ones."""
 
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,9 +9,10 @@ import pytest
 import soundfile
 import torch
 
-from data_prep.manifest import Row
+from data_prep.manifest import DataError, Row
 from modules.dataset import ManifestDataset
 from modules.mixing import DynamicMixing
+from modules.rooms import Room, RoomPool, impulse_responses
 from modules.utterances import UtterancePool
 from recipes.speech import SpeechSeparation
 
@@ -46,11 +49,15 @@ def training_set(rows, **changes):
         "examples_per_epoch": 6,
         "dynamic_mixing": True,
         "noise_snr_db": [-3, 6],
+        "room_pool": None,
+        "base_folder_dm": None,
+        "targets": "anechoic",
     }
     brain = SimpleNamespace(
         hparams=SimpleNamespace(**hparams | changes),
         _utterances=UtterancePool.from_manifest,
     )
+    brain._rooms = partial(SpeechSeparation._rooms, brain)
     return SpeechSeparation._training_set(brain, rows)
 
 
@@ -69,3 +76,22 @@ def test_sets_without_noise_get_none(rows):
     clean = [Row(r.id, r.duration, RATE, r.mixture, r.sources) for r in rows]
     example = training_set(clean)[0]
     assert example.noise is None and torch.equal(example.mix, example.src.sum(0))
+
+
+def test_reverberant_sets_are_mixed_in_rooms_or_not_at_all(rows, tmp_path):
+    wet = [replace(row, images=row.sources) for row in rows]
+    with pytest.raises(DataError, match="would be dry: set --room_pool"):
+        training_set(wet)
+    assert isinstance(training_set(wet, dynamic_mixing=False), ManifestDataset)
+    places = ((3.0, 2.0, 1.0), (2.0, 3.0, 1.5))
+    room = Room((5.0, 4.0, 3.0), (2.0, 2.0, 1.0), places, 0.2)
+    path = tmp_path / "rooms.npz"
+    RoomPool(
+        RATE, *([impulse_responses(room, RATE, order)] for order in (0, None))
+    ).save(path)
+    example = training_set(wet, room_pool=str(path))[0]
+    assert (example.mix - example.src.sum(0) - example.noise).abs().max() > 0.01
+    with pytest.raises(DataError, match="into rooms again: set --base_folder_dm"):
+        training_set(rows, room_pool=str(path), targets="reverb")
+    with pytest.raises(DataError, match="8000 Hz, expected 16000 Hz"):
+        training_set(wet, room_pool=str(path), sample_rate=16000)
