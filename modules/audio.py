@@ -22,7 +22,11 @@ from modules.wav import OpenFile
 
 # What `resample` holds of the windows it makes, in samples of a channel.
 LARGEST_PART = 2**22
-FEWEST_COLUMNS = 16
+# A product with this many columns (or a multiple) and rows has the same bits on any
+# number of threads, as the test sees: a worker has one, the main process may have more.
+# (To set that number around the product breaks MKL's batched solvers, torch 2.14.)
+COLUMNS = 16
+FEWEST_ROWS = 64
 
 
 class AudioError(ValueError):
@@ -187,44 +191,43 @@ def resample(wave_T: Tensor, from_rate: int, to_rate: int) -> Tensor:
         return wave_T
     divisor = math.gcd(from_rate, to_rate)
     step, phases = from_rate // divisor, to_rate // divisor
-    filters_KP, width = _sinc_filters(step, phases, wave_T.dtype, wave_T.device)
-    stride = step * filters_KP.shape[1] // phases
-    padded_T = torch.nn.functional.pad(wave_T, (width, width + stride))
+    filters_KP, columns, width = _sinc_filters(
+        step, phases, wave_T.dtype, wave_T.device
+    )
+    stride = step * columns // phases
+    missing = max(0, FEWEST_ROWS - wave_T.shape[-1] // stride) * stride
+    padded_T = torch.nn.functional.pad(wave_T, (width, width + stride + missing))
     window_LK = padded_T.unfold(-1, len(filters_KP), stride)
     # In parts: windows overlap, so that all of a song's would take many times its size.
     parts = window_LK.split(max(1, LARGEST_PART // len(filters_KP)), dim=-2)
-    # On one thread: the last bits of a product depend on the number of threads, and a
-    # data set must give the same in the main process as in a worker, which has one.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        out_LP = torch.cat([part_LK @ filters_KP for part_LK in parts], dim=-2)
-    finally:
-        torch.set_num_threads(threads)
+    out_LP = torch.cat([(part_LK @ filters_KP)[..., :columns] for part_LK in parts], -2)
     return out_LP.flatten(-2)[..., : -(-phases * wave_T.shape[-1] // step)]
 
 
 @functools.lru_cache(maxsize=64)
 def _sinc_filters(
     step: int, phases: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, int]:
-    """torchaudio's filters, [K, P], and how far they reach back.
+) -> tuple[Tensor, int, int]:
+    """torchaudio's filters as columns [K, P], how many are used, how far they reach.
 
-    P is the number of phases, or a multiple: filters of several steps side by side, so
-    that the product has enough columns to be quick.
+    Used are those of all phases, or of several steps side by side, so that the product
+    has enough columns to be quick. Zeros fill up to a multiple of `COLUMNS`.
     """
     made = torchaudio.transforms.Resample(
         step, phases, dtype=dtype if dtype == torch.float64 else None
     )
     one_step_KP = made.kernel[:, 0].T
-    copies = -(-FEWEST_COLUMNS // phases)
+    copies = -(-COLUMNS // phases)
+    columns = phases * copies
     filters_KP = torch.zeros(
-        len(one_step_KP) + step * (copies - 1), phases * copies, dtype=one_step_KP.dtype
+        len(one_step_KP) + step * (copies - 1),
+        COLUMNS * -(-columns // COLUMNS),
+        dtype=one_step_KP.dtype,
     )
     for copy in range(copies):
         rows = slice(step * copy, step * copy + len(one_step_KP))
         filters_KP[rows, phases * copy : phases * (copy + 1)] = one_step_KP
-    return filters_KP.to(device=device, dtype=dtype), made.width
+    return filters_KP.to(device=device, dtype=dtype), columns, made.width
 
 
 def frames_before_speed(num_frames: int, percent: int) -> int:

@@ -43,13 +43,11 @@ def test_speechbrains_way_gives_sums_at_its_peak(folder, level):
         assert abs(max(mix_T.abs().max(), src_ST.abs().max()) - 0.9) < 1e-5
 
 
-def test_the_table_has_every_variant_and_ratio(folder, tmp_path, capsys):
+def test_the_table_has_every_variant_and_ratio(folder, tmp_path, capsys, monkeypatch):
+    # It breaks MKL's batched solvers for the rest of the process (torch 2.14).
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     copy = tmp_path / "copy"
-    threads = torch.get_num_threads()
-    try:
-        main([f"--folder={folder}", f"--copy={copy}", "--mixtures=2", "--repeats=1"])
-    finally:
-        torch.set_num_threads(threads)
+    main([f"--folder={folder}", f"--copy={copy}", "--mixtures=2", "--repeats=1"])
     assert len(list(copy.rglob("*.wav"))) == 6
     assert soundfile.info(copy / "ann" / "0.wav").samplerate == 8000
     lines = capsys.readouterr().out.splitlines()
