@@ -106,11 +106,6 @@ def read_crop(
     return wave_T
 
 
-def _sum(src_ST: Tensor) -> Tensor:
-    """The mixture [T]; one addition after the other is quicker than `sum`."""
-    return functools.reduce(torch.add, src_ST)
-
-
 class DynamicMixing(Dataset):
     """Mixtures drawn from a pool of utterances by (seed, epoch, index).
 
@@ -324,5 +319,6 @@ class DynamicMixing(Dataset):
 
 
 def _sum(src_ST: Tensor, noise_T: Tensor | None) -> Tensor:
-    """The mixture, [T]."""
-    return src_ST.sum(0) if noise_T is None else src_ST.sum(0) + noise_T
+    """The mixture [T]; one addition after the other is quicker than `sum`."""
+    waves = [*src_ST] if noise_T is None else [*src_ST, noise_T]
+    return functools.reduce(torch.add, waves)
