@@ -19,6 +19,7 @@ from modules.checkpoints import (
     CheckpointSaveError,
     DamagedCheckpoint,
     FolderInUse,
+    NonFiniteWeights,
     RunLock,
 )
 from modules.lora import LoraError
@@ -39,6 +40,7 @@ EXPLAINED = (
     HparamsError,
     LoraError,
     NonFiniteTraining,
+    NonFiniteWeights,
     PretrainedError,
 )
 

@@ -11,15 +11,16 @@ import ruamel.yaml
 
 #: Places, speed, logs, evaluation, and for how long to train.
 FREE = frozenset(
-    """
-    experiment_name output_folder save_folder data_folder base_folder_dm test_folder
-    pretrained load_pretrained prepare ddp_timeout num_workers activation_checkpointing
-    allow_changes
-    N_epochs epoch_counter nonfinite_patience
-    valid_every eval_batch_size eval_chunk_seconds shifts overlap eval_chunks
-    n_audio_to_save log_every tensorboard train_logger truth
-    keep_checkpoints average_last checkpointer modules recipe __set_seed
-    """.split()
+    [
+        *("experiment_name", "output_folder", "save_folder", "data_folder"),
+        *("base_folder_dm", "test_folder", "pretrained", "load_pretrained", "prepare"),
+        *("ddp_timeout", "num_workers", "activation_checkpointing", "allow_changes"),
+        *("N_epochs", "epoch_counter", "nonfinite_patience", "valid_every"),
+        *("eval_batch_size", "eval_chunk_seconds", "shifts", "overlap", "eval_chunks"),
+        *("n_audio_to_save", "log_every", "tensorboard", "train_logger", "truth"),
+        *("keep_checkpoints", "average_last", "checkpointer", "modules", "recipe"),
+        "__set_seed",
+    ]
 )
 
 Settings = dict[str, object]

@@ -16,7 +16,7 @@ import runpy
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -132,6 +132,11 @@ def _hits(spec: dict, brain: Separation) -> bool:
     ) and (brain.step >= spec.get("from_step", 0))
 
 
+def _ahead(clock: Callable[[], float], seconds: float) -> Callable[[], float]:
+    """A clock that is so much ahead of another."""
+    return lambda: clock() + seconds
+
+
 def inject(specs: list[dict]) -> None:
     """Make `fit_batch` suffer the faults; a few act on the whole process at once."""
     in_step = [spec for spec in specs if spec["fault"] in IN_STEP]
@@ -140,8 +145,7 @@ def inject(specs: list[dict]) -> None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (spec["bytes"],) * 2)
         elif spec["fault"] == "clock":
-            clock, ahead = time.time, spec["seconds"]
-            time.time = lambda: clock() + ahead
+            time.time = _ahead(time.time, spec["seconds"])
     fit_batch = Separation.fit_batch
 
     def suffer(self: Separation, batch: Batch) -> torch.Tensor:
