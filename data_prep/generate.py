@@ -7,6 +7,7 @@ decides the content of the files is noted in the folder: another command cannot
 continue it by mistake.
 """
 
+import io
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from typing import TypeVar
 
 import numpy as np
 import soundfile
+from scipy.io import wavfile
 from tqdm import tqdm
 
 from data_prep.manifest import DataError, write_text
@@ -33,6 +35,9 @@ def write_wave(
     path: str | Path, wave_T: np.ndarray, sample_rate: int, subtype: str = "PCM_16"
 ) -> None:
     """Write a WAV that appears only when it is whole.
+
+    It is made in memory: soundfile syncs every file it closes to the disk, which takes
+    longer than mixing what is in it.
 
     Arguments
     ---------
@@ -49,8 +54,17 @@ def write_wave(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    encoded = io.BytesIO()
+    if subtype == "FLOAT":
+        # libsndfile would note the time of day in the file (its PEAK chunk).
+        wave_T = np.asarray(wave_T)
+        if not np.issubdtype(wave_T.dtype, np.floating):
+            raise TypeError(f"{path}: {wave_T.dtype} samples cannot be FLOAT")
+        wavfile.write(encoded, sample_rate, wave_T.astype(np.float32))
+    else:
+        soundfile.write(encoded, wave_T, sample_rate, subtype=subtype, format="WAV")
     try:
-        soundfile.write(partial, wave_T, sample_rate, subtype=subtype, format="WAV")
+        partial.write_bytes(encoded.getbuffer())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -128,7 +142,7 @@ def make_all(
     DataError
         From the first job that failed; the jobs under way are finished first.
     """
-    todo = [job for job in jobs if not all(path.exists() for path in outputs(job))]
+    todo = [job for job in jobs if not all(map(_is_there, outputs(job)))]
     workers = min(os.cpu_count() or 1 if workers is None else workers, len(todo))
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc=desc, smoothing=0)
     with bar:
@@ -152,6 +166,14 @@ def make_all(
         finally:
             pool.shutdown(cancel_futures=True)
     return len(todo)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file exists and holds something: a power cut can leave empty ones."""
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _ignore_ctrl_c() -> None:

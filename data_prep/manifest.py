@@ -4,6 +4,10 @@ Columns: `id,duration,sample_rate,mixture,noise,source_1,...,source_S`. Paths ar
 absolute, `noise` may be empty, `duration` is in seconds and true: times the rate it
 gives the number of samples of every file in the row.
 
+Where a target is not what is in the mixture (an anechoic target of a reverberant
+mixture), columns `image_1,...,image_S` at the end name what is: mixture = images +
+noise. Without them the sources are their own images.
+
 Stems of music need a little more and get two columns at the end. `channels` is 2:
 the files are stereo, and `mixture` may be empty, which stands for the sum of the
 sources. `unused` holds the numbers of the sources that belong to the mixture but are
@@ -47,6 +51,7 @@ class Row:
     noise: str = ""
     channels: int = 1
     unused: tuple[int, ...] = ()
+    images: tuple[str, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -55,8 +60,15 @@ class Row:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Mixture, sources and noise, those that there are."""
-        return tuple(path for path in (self.mixture, *self.sources, self.noise) if path)
+        """Mixture, sources, noise and images, those that there are."""
+        named = (self.mixture, *self.sources, self.noise, *self.images)
+        return tuple(path for path in named if path)
+
+    @property
+    def summands(self) -> tuple[str, ...]:
+        """The files whose sum the mixture is: images, or else sources, and noise."""
+        noise = (self.noise,) if self.noise else ()
+        return (*(self.images or self.sources), *noise)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -106,15 +118,22 @@ def write_manifest(path: str | Path, rows: Sequence[Row]) -> Path:
                 f"{path}: {before.id!r} has {len(before.sources)} sources but "
                 f"{row.id!r} has {len(row.sources)}"
             )
+    for row in rows:
+        if len(row.images) != (len(row.sources) if rows[0].images else 0):
+            raise DataError(
+                f"{path}: {row.id!r} has {len(row.sources)} sources but "
+                f"{len(row.images)} images; {rows[0].id!r} has {len(rows[0].images)}"
+            )
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     names = [f"source_{k + 1}" for k in range(len(rows[0].sources))]
+    images = [_image_of(name) for name in names] if rows[0].images else []
     stems = any(row.channels != 1 for row in rows)
-    table.writerow([*FIXED_COLUMNS, *names, *(STEM_COLUMNS if stems else ())])
+    table.writerow([*FIXED_COLUMNS, *names, *images, *(STEM_COLUMNS if stems else ())])
     for row in rows:
         cells = [row.id, repr(row.duration), row.sample_rate, row.mixture, row.noise]
         last = [row.channels, " ".join(map(str, row.unused))] if stems else []
-        table.writerow([*cells, *row.sources, *last])
+        table.writerow([*cells, *row.sources, *row.images, *last])
     try:
         return write_text(path, text.getvalue())
     except UnicodeEncodeError as error:
@@ -157,50 +176,102 @@ def read_manifest(
     DataError
         One line with the file, the row, what is wrong and what was expected.
     """
-    table = _read_table(path)
-    header, columns = _read_header(path, table, num_sources)
-    rows: list[Row] = []
-    places: list[str] = []
-    row_of_id: dict[str, int] = {}
-    for number, cells in enumerate(table, start=2):
-        if not cells:  # a blank line
-            continue
-        place = f"{path}, row {number}"
-        if len(cells) != len(header):
-            raise DataError(
-                f"{place}: has {len(cells)} fields, the header has {len(header)}; "
-                "quote a field that holds a comma"
-            )
-        row = _read_row(place, dict(zip(header, cells, strict=True)), columns)
-        if row.id in row_of_id:
-            raise DataError(
-                f"{place}: id {row.id!r} is already that of row {row_of_id[row.id]}"
-            )
-        if stems != (row.channels != 1):
-            wanted = "stereo stems" if stems else "mono files"
-            maker = "stems" if stems else "wsj0mix"
-            raise DataError(
-                f"{place}: channels is {row.channels}, expected {wanted}; make the "
-                f"manifest with data_prep.{maker}"
-            )
-        if sample_rate is not None and row.sample_rate != sample_rate:
-            raise DataError(
-                f"{place}: sample_rate is {row.sample_rate} Hz, expected "
-                f"{sample_rate} Hz; prepare the data at that rate or set --sample_rate"
-            )
-        row_of_id[row.id] = number
-        rows.append(row)
-        places.append(place)
-    if not rows:
-        raise DataError(f"{path}: holds no rows: the data set is empty")
+    rows, faults = list_manifest(path, num_sources, sample_rate, stems)
+    if faults:
+        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+        raise DataError(faults[0] + more)
     if check:
-        check_audio(rows, places)
-    return rows
+        check_audio(list(rows.values()), list(rows))
+    return list(rows.values())
+
+
+def list_manifest(
+    path: str | Path,
+    num_sources: int | None = None,
+    sample_rate: int | None = None,
+    stems: bool = False,
+) -> tuple[dict[str, Row], list[str]]:
+    """The rows of a manifest that can be read, and all that is wrong with the others.
+
+    Arguments
+    ---------
+    path, num_sources, sample_rate, stems
+        As in `read_manifest`; no audio file is opened.
+
+    Returns
+    -------
+    dict[str, Row]
+        By their place ("FILE, row NUMBER"), in the order of the file.
+    list[str]
+        Faults, a line each. There is one where no row can be read.
+    """
+    rows: dict[str, Row] = {}
+    faults: list[str] = []
+    row_of_id: dict[str, int] = {}
+    try:
+        table = _read_table(path)
+        header, columns = _read_header(path, table, num_sources)
+        for number, cells in enumerate(table, start=2):
+            if not cells:  # a blank line
+                continue
+            place = f"{path}, row {number}"
+            try:
+                row = _checked_row(place, header, columns, cells, sample_rate, stems)
+                if row.id in row_of_id:
+                    raise DataError(
+                        f"{place}: id {row.id!r} is already that of row "
+                        f"{row_of_id[row.id]}"
+                    )
+            except DataError as error:
+                faults.append(str(error))
+                continue
+            row_of_id[row.id] = number
+            rows[place] = row
+    except DataError as error:  # of the file as a whole, or it cannot be read on
+        faults.append(str(error))
+    if not rows and not faults:
+        faults.append(f"{path}: holds no rows: the data set is empty")
+    return rows, faults
+
+
+def _checked_row(
+    place: str,
+    header: list[str],
+    columns: list[str],
+    cells: list[str],
+    sample_rate: int | None,
+    stems: bool,
+) -> Row:
+    """A row that is what is asked for, or say what it is not."""
+    if len(cells) != len(header):
+        raise DataError(
+            f"{place}: has {len(cells)} fields, the header has {len(header)}; "
+            "quote a field that holds a comma"
+        )
+    row = _read_row(place, dict(zip(header, cells, strict=True)), columns)
+    if stems != (row.channels != 1):
+        wanted = "stereo stems" if stems else "mono files"
+        maker = "stems" if stems else "wsj0mix"
+        raise DataError(
+            f"{place}: channels is {row.channels}, expected {wanted}; make the "
+            f"manifest with data_prep.{maker}"
+        )
+    if sample_rate is not None and row.sample_rate != sample_rate:
+        raise DataError(
+            f"{place}: sample_rate is {row.sample_rate} Hz, expected "
+            f"{sample_rate} Hz; prepare the data at that rate or set --sample_rate"
+        )
+    return row
 
 
 def is_of_stems(path: str | Path) -> bool:
     """Whether a manifest describes stereo stems, by its header."""
     return STEM_COLUMNS[0] in [name.strip() for name in next(_read_table(path), [])]
+
+
+def _image_of(source: str) -> str:
+    """Name of the column that belongs to a source's."""
+    return source.replace("source_", "image_")
 
 
 def _read_table(path: str | Path) -> Iterator[list[str]]:
@@ -260,12 +331,17 @@ def _read_header(
                 f"{path}, row 1: column {name!r} is {fault}; the header must be "
                 f"{expected} and is {','.join(header)!r}"
             )
-    unknown = [name for name in header if name not in (*names, *STEM_COLUMNS)]
+    images = [_image_of(name) for name in sources]
+    known = (*names, *images, *STEM_COLUMNS)
+    unknown = [name for name in header if name not in known]
     if unknown:
         raise DataError(
             f"{path}, row 1: unknown column {unknown[0]!r}; the header must be "
             f"{expected}"
         )
+    if 0 < sum(name in header for name in images) < len(images):
+        missing = next(name for name in images if name not in header)
+        raise DataError(f"{path}, row 1: has images, but no column {missing!r}")
     if num_sources is not None and len(sources) != num_sources:
         raise DataError(
             f"{path}, row 1: has {len(sources)} source columns, expected "
@@ -303,7 +379,8 @@ def _read_row(place: str, cells: dict[str, str], sources: list[str]) -> Row:
             f"to {len(sources)}"
         )
     optional = ["noise", *(["mixture"] if channels == "2" else [])]
-    for name in ("mixture", "noise", *sources):
+    images = [name for name in map(_image_of, sources) if name in cells]
+    for name in ("mixture", "noise", *sources, *images):
         if name in optional and not cells[name]:
             continue
         if not os.path.isabs(cells[name]):
@@ -319,6 +396,7 @@ def _read_row(place: str, cells: dict[str, str], sources: list[str]) -> Row:
         noise=cells["noise"],
         channels=int(channels),
         unused=tuple(int(number) for number in unused),
+        images=tuple(cells[name] for name in images),
     )
 
 

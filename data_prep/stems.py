@@ -294,7 +294,7 @@ def _make_rows(
         logger.warning("%s", warning)
     if len(warnings) > MAX_LISTED:
         logger.warning(
-            "and %d more tracks with such faults: data_prep.check lists all",
+            "and %d more tracks with such faults: data_prep.verify lists all",
             len(warnings) - MAX_LISTED,
         )
     return rows

@@ -2,6 +2,7 @@
 
     python -m data_prep.wsj0mix --data_folder=/data/wsj0-mix/2speakers \
         --save_folder=results/manifests [--num_spks=2] [--sample_rate=8000] [--mode=min]
+    python -m data_prep.wsj0mix generate --help     makes them, from WSJ0 and the lists
 
 Three layouts are in use; which one a folder has is found by looking into it, never
 from its name:
@@ -27,6 +28,7 @@ from typing import NoReturn
 
 import soundfile
 
+from data_prep.generate import as_command
 from data_prep.manifest import (
     THREADS,
     DataError,
@@ -301,21 +303,27 @@ def _count_frames(path: str, sample_rate: int) -> int:
 
 
 def main() -> int:
-    """Prepare manifests from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Prepare manifests from the command line; or generate, in a file of its own."""
+    command, arguments = sys.argv[1:2], sys.argv[2:]
+    if command == ["generate"]:
+        from data_prep.wsj0mix_generate import main as generate
+
+        return generate(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.wsj0mix", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--data_folder", required=True)
     parser.add_argument("--save_folder", required=True)
     parser.add_argument("--num_spks", type=int, default=2)
     parser.add_argument("--sample_rate", type=int, default=8000)
     parser.add_argument("--mode", default="min")
-    args = parser.parse_args()
-    try:
+    args = parser.parse_args(arguments if command == ["prepare"] else sys.argv[1:])
+
+    def run() -> None:
         for split, path in prepare(**vars(args)).items():
             print(f"{split}: {path}")
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return as_command(run)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ relative gate, as in ITU-R BS.1770, instead of P.56's search over envelopes:
 2. gate = mean power of all blocks, less 15.9 dB;
 3. level = mean power of the blocks at or above the gate.
 
+It serves where levels are drawn at random anyway, as in dynamic mixing, and is quick;
+P.56 itself, for data sets whose published levels it set, is in `modules.active_level`.
+
 Legend: T sample, L block.
 """
 

@@ -15,6 +15,7 @@ epoch, index), so a mixture is the same for any number of workers, ranks or resu
 Legend: S source, T sample.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -93,6 +94,11 @@ def read_crop(
             f"{utterance.path}: a crop of {len(wave_T)} samples instead of {frames}"
         )
     return wave_T
+
+
+def _sum(src_ST: Tensor) -> Tensor:
+    """The mixture [T]; one addition after the other is quicker than `sum`."""
+    return functools.reduce(torch.add, src_ST)
 
 
 class DynamicMixing(Dataset):
@@ -206,7 +212,7 @@ class DynamicMixing(Dataset):
             src_ST, utterances, starts, speeds, levels_db, strict=True
         ):
             wave_T = read_crop(utterance, start, length, self.sample_rate, speed)
-            power = float(wave_T.square().mean())
+            power = float(torch.linalg.vector_norm(wave_T)) ** 2 / length
             if not np.isfinite(power):
                 raise AudioError(
                     f"{utterance.path}: holds NaN or Inf; repair or remove it"
@@ -216,10 +222,10 @@ class DynamicMixing(Dataset):
             torch.mul(
                 wave_T, 10 ** ((level_db - utterance.level_db) / 20), out=source_T
             )
-        peak = max(float(src_ST.sum(0).abs().max()), float(src_ST.abs().max()))
-        src_ST *= PEAK / peak
+        extremes = (*torch.aminmax(_sum(src_ST)), *torch.aminmax(src_ST))
+        src_ST *= PEAK / max(abs(float(extreme)) for extreme in extremes)
         name = "+".join(utterance.name for utterance in utterances)
-        return Example(name, src_ST.sum(0), src_ST)
+        return Example(name, _sum(src_ST), src_ST)
 
     def _pick(self, rng: np.random.Generator, speaker: int) -> Utterance:
         """One of a speaker's utterances."""

@@ -125,7 +125,7 @@ def measure(row: Row) -> Level:
                     if not np.isfinite(part_T).all():
                         raise DataError(
                             f"{path}: holds NaN or Inf; repair or remove the track "
-                            "(python -m data_prep.check lists all such files)"
+                            "(python -m data_prep.verify lists all such files)"
                         )
                     mono_T += part_T
                 total += math.fsum(mono_T)

@@ -69,6 +69,11 @@ def test_int16_is_written_as_it_is_and_float_at_true_level(tmp_path):
     loud_T = np.array([-1.5, 0.25], dtype=np.float32)
     write_wave(tmp_path / "float.wav", loud_T, RATE, subtype="FLOAT")
     assert (soundfile.read(tmp_path / "float.wav", dtype="float32")[0] == loud_T).all()
+    assert soundfile.info(tmp_path / "float.wav").subtype == "FLOAT"
+    # libsndfile's PEAK chunk holds the time: two files would never be equal.
+    assert b"PEAK" not in (tmp_path / "float.wav").read_bytes()
+    with pytest.raises(TypeError, match="complex128 samples cannot be FLOAT"):
+        write_wave(tmp_path / "bad.wav", loud_T.astype(complex), RATE, subtype="FLOAT")
 
 
 def test_folder_keeps_its_settings(tmp_path):

@@ -52,6 +52,33 @@ def test_duration_gives_back_the_number_of_samples():
             assert Row("a", frames / rate, rate, "/m", ("/s",)).frames == frames
 
 
+def test_image_columns_survive(tmp_path, rows):
+    """Where the targets are not what is in the mixture, images say what is."""
+    wet = [replace(row, images=row.sources[::-1], noise=row.mixture) for row in rows]
+    path = write_manifest(tmp_path / "wet.csv", wet)
+    read = read_manifest(path)
+    assert [row.images for row in read] == [row.sources[::-1] for row in read]
+    assert read[0].summands == (*read[0].images, read[0].noise)
+    assert rows[0].summands == rows[0].sources
+    assert len(read[0].files) == 6
+    with pytest.raises(DataError, match="has 2 sources but 1 images"):
+        write_manifest(path, [replace(row, images=row.sources[:1]) for row in rows])
+    with pytest.raises(DataError, match="'b' has 2 sources but 2 images; 'a' has 0"):
+        write_manifest(path, [wet[0], rows[1], rows[2]])
+    text = path.read_text()
+    path.write_text(text.replace("image_2", "image_9"))
+    with pytest.raises(DataError, match="row 1: unknown column 'image_9'"):
+        read_manifest(path)
+    header, *lines = text.splitlines()
+    cut = [line.rpartition(",")[0] for line in (header, *lines)]
+    path.write_text("\n".join(cut))
+    with pytest.raises(DataError, match="row 1: has images, but no column 'image_2'"):
+        read_manifest(path)
+    path.write_text("\n".join([header, f"{cut[1]},s2.wav", *lines[1:]]))
+    with pytest.raises(DataError, match="row 2: image_2 is 's2.wav', expected an abs"):
+        read_manifest(path)
+
+
 def test_noise_column_survives(tmp_path, rows):
     noisy = [replace(row, noise=row.sources[0]) for row in rows]
     read = read_manifest(write_manifest(tmp_path / "noisy.csv", noisy))

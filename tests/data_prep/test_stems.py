@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep.check import main as check
 from data_prep.manifest import DataError, read_manifest
 from data_prep.stems import MUSDB_VALID_TRACKS, SOURCES, prepare
+from data_prep.verify import main as check
 
 RATE = 8000
 FRAMES = 4000
@@ -241,7 +241,7 @@ def test_check_names_every_fault_of_stems(tmp_path, capsys, spoil, messages):
     *lines, last = capsys.readouterr().out.splitlines()
     assert last == f"{manifest}: 1 rows, {len(messages)} faults"
     for line, message in zip(lines, messages, strict=True):
-        assert line.startswith(f"{manifest}, b: ") and message in line
+        assert line.startswith(f"{manifest}, row 2 (b): ") and message in line
 
 
 def test_a_manifest_of_stems_is_none_of_speech_and_the_reverse(flat, tmp_path):

@@ -8,9 +8,9 @@ import pytest
 import soundfile
 
 from data_prep import synthetic
-from data_prep.check import main as check
 from data_prep.manifest import DataError, read_manifest
 from data_prep.synthetic import MARKER, Parameters, generate, prepare, split_voices
+from data_prep.verify import main as check
 from data_prep.voices import make_voices, speak
 
 SMALL = {

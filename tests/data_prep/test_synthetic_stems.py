@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep.check import main as check
 from data_prep.manifest import DataError, read_manifest
 from data_prep.stems import SOURCES
 from data_prep.synthetic_stems import TRUTH_COLUMNS, generate, prepare
+from data_prep.verify import main as check
 
 SETTINGS = {
     "sample_rate": 8000,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torchaudio
 
 from modules.audio import (
     AudioError,
@@ -127,3 +128,37 @@ def test_enough_is_read_before_a_speed_change(percent, wanted):
     # One sample of input more than needed, at most.
     most = wanted + math.ceil(100 / percent)
     assert wanted <= len(change_speed(torch.zeros(frames), percent)) <= most
+
+
+@pytest.mark.parametrize(
+    ("from_rate", "to_rate"),
+    [(105, 100), (95, 100), (16000, 8000), (8000, 16000), (44100, 16000), (3, 3)],
+)
+@pytest.mark.parametrize("frames", [1, 20, 999, 40000])
+def test_resample_is_torchaudios(from_rate, to_rate, frames):
+    wave_CT = torch.rand(2, frames, generator=torch.Generator().manual_seed(frames))
+    expected_CT = torchaudio.functional.resample(wave_CT, from_rate, to_rate)
+    resampled_CT = resample(wave_CT, from_rate, to_rate)
+    assert resampled_CT.shape == expected_CT.shape
+    assert torch.allclose(resampled_CT, expected_CT, rtol=0, atol=1e-5)
+    double_CT = resample(wave_CT.double(), from_rate, to_rate)
+    assert (double_CT - expected_CT).abs().max() < 1e-5
+
+
+def test_resample_gives_the_same_bits_on_any_number_of_threads_and_in_parts(
+    monkeypatch,
+):
+    wave_T = torch.rand(70001, generator=torch.Generator().manual_seed(1))
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3, 8):
+            torch.set_num_threads(count)
+            results += [resample(wave_T, 105, 100), resample(wave_T, 16000, 8000)]
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], other) for other in results[2::2])
+    assert all(torch.equal(results[1], other) for other in results[3::2])
+    monkeypatch.setattr("modules.audio.LARGEST_PART", 5000)
+    assert torch.allclose(resample(wave_T, 105, 100), results[0], rtol=0, atol=1e-6)
