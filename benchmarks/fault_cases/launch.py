@@ -25,6 +25,7 @@ from benchmarks.fault_cases import mutations
 from modules import distributed
 from modules.dataset import Batch
 from recipes.separation import Separation, Terms
+from recipes.speech import SpeechSeparation
 
 ROOT = Path(__file__).parents[2]
 FAULTS, MUTATION = "FAULTS", "FAULTS_MUTATION"
@@ -137,6 +138,16 @@ def _ahead(clock: Callable[[], float], seconds: float) -> Callable[[], float]:
     return lambda: clock() + seconds
 
 
+def _exchange_manifest(split: str, path: str) -> None:
+    """Give the recipe another manifest than the preparation wrote."""
+    make_loaders = SpeechSeparation.make_loaders
+
+    def make(self: SpeechSeparation, manifests: dict[str, str]) -> tuple:
+        return make_loaders(self, manifests | {split: path})
+
+    SpeechSeparation.make_loaders = make
+
+
 def inject(specs: list[dict]) -> None:
     """Make `fit_batch` suffer the faults; a few act on the whole process at once."""
     in_step = [spec for spec in specs if spec["fault"] in IN_STEP]
@@ -146,6 +157,8 @@ def inject(specs: list[dict]) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (spec["bytes"],) * 2)
         elif spec["fault"] == "clock":
             time.time = _ahead(time.time, spec["seconds"])
+        elif spec["fault"] == "manifest":  # prepared by other hands
+            _exchange_manifest(spec["split"], spec["path"])
     fit_batch = Separation.fit_batch
 
     def suffer(self: Separation, batch: Batch) -> torch.Tensor:
