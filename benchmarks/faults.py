@@ -1,14 +1,16 @@
 """The fault bench: what a run survives, target by target.
 
     python -m benchmarks.faults [R1 R2 ...] [--nightly | --brief]
-    python -m benchmarks.faults --mutations
+    python -m benchmarks.faults --long
 
 Each row is a target of reliability: what must be true, the figure reached, beside it
 what stock software was measured to do, and whether the target is met. The exit status
 is 1 when one falls short. Jobs are train.py on toy data; kills are triggered by
 progress, and results are compared with those of an uninterrupted job of the same call.
-`--nightly` does 100 kills and 20 kills of a rank. `--mutations` disables one safeguard
-after the other and shows that its row then fails.
+`--nightly` does 100 kills and 20 kills of a rank, `--brief` as few as show anything.
+`--long[=STEPS]` runs both recipes for 2 000 steps and looks for leaks.
+`python -m benchmarks.mutations` disables one safeguard after the other and shows that
+its row then fails.
 """
 
 import argparse
@@ -24,7 +26,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import fault_cases
-from benchmarks.fault_cases import TARGETS, Bench, Outcome, Target, launch
+from benchmarks.fault_cases import TARGETS, Bench, Outcome, Target, launch, long_runs
+
+LONG = "L1"
 
 
 def load_cases() -> None:
@@ -61,7 +65,14 @@ def main(arguments: list[str] | None = None) -> int:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--nightly", action="store_true", help="100 kills")
     length.add_argument("--brief", action="store_true", help="as few as show anything")
-    parser.add_argument("--mutations", action="store_true", help="disable safeguards")
+    parser.add_argument(
+        "--long",
+        type=int,
+        nargs="?",
+        const=2000,
+        metavar="STEPS",
+        help="look for leaks",
+    )
     parser.add_argument("--folder", type=Path, help="keep what the jobs write here")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # jobs are forked: no thread may be lost
@@ -70,10 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(
             f"no target {unknown[0]}; there are {', '.join(in_order(TARGETS))}"
         )
-    if options.mutations:
-        from benchmarks.mutations import run_mutations
-
-        return run_mutations(options.targets)
+    if options.long:
+        add_long_runs(options.long)
+        options.targets = options.targets or [LONG]
     names = in_order(options.targets or list(TARGETS))
     folder = options.folder or Path(tempfile.mkdtemp(prefix="faults"))
     try:
@@ -81,6 +91,13 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         if options.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def add_long_runs(steps: int) -> None:
+    """Register the long runs as a row of their own."""
+    statement = f"{steps} steps of each toy recipe: flat memory, nothing left behind"
+    register = fault_cases.target(LONG, statement, "not measured")
+    register(lambda bench: long_runs.long_runs(bench, steps))
 
 
 def run_bench(names: list[str], folder: Path, nightly: bool, brief: bool) -> int:
