@@ -5,10 +5,12 @@
 `FAULTS` (JSON) in the environment says what goes wrong when; `FAULTS_MUTATION` names a
 safeguard to disable; into the folder `FAULTS_DUMP` each rank writes what it holds after
 every epoch; to the file `FAULTS_STEPS` rank 0 appends a line for every step, the number
-of torchrun's attempt. Nothing but this file reads these variables.
+of torchrun's attempt. `curves.png`, most of a toy job's time, is drawn only with
+`FAULTS_DRAW`. Nothing but this file reads these variables.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import resource
@@ -24,12 +26,13 @@ import torch
 from benchmarks.fault_cases import mutations
 from modules import distributed
 from modules.dataset import Batch
+from modules.logs import RunLog
 from recipes.separation import Separation, Terms
 from recipes.speech import SpeechSeparation
 
 ROOT = Path(__file__).parents[2]
 FAULTS, MUTATION = "FAULTS", "FAULTS_MUTATION"
-DUMP, STEPS = "FAULTS_DUMP", "FAULTS_STEPS"
+DUMP, STEPS, DRAW = "FAULTS_DUMP", "FAULTS_STEPS", "FAULTS_DRAW"
 
 # --------------------------------------------------------- faults in a training step
 
@@ -215,10 +218,19 @@ def disable_safeguard() -> None:
 def prepare_process() -> None:
     """Do to this process what the environment asks for."""
     inject(json.loads(os.environ.get(FAULTS, "[]")))
+    if DRAW not in os.environ:
+        RunLog.curves = lambda self: None
     if path := os.environ.get(STEPS):
         report_steps(path)
     if folder := os.environ.get(DUMP):
         dump_epochs(Path(folder))
+
+
+def warm_up() -> None:
+    """Import what jobs forked from this process would each import late."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    torch.optim.Adam([parameter])  # torch._dynamo
+    importlib.import_module("matplotlib.figure")
 
 
 def run_train(arguments: list[str]) -> None:

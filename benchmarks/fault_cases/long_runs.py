@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.fault_cases import Bench, Outcome
 from benchmarks.fault_cases.jobs import Job, Recipe, children, music, speech
+from benchmarks.fault_cases.launch import DRAW
 
 #: Growth that a leak of one small batch a step would exceed by far, MB per 1000 steps.
 LARGEST_SLOPE = 5.0
@@ -48,7 +49,7 @@ def slope_of(samples: list[Sample]) -> float:
 
 def watch(name: str, recipe: Recipe, steps: int, folder: Path, outcome: Outcome) -> str:
     """Run a recipe for so many steps and look at it all the while; returns figures."""
-    job, samples = Job(recipe.arguments(folder)), []
+    job, samples = Job(recipe.arguments(folder), env={DRAW: "1"}), []
     while job.poll() is None and len(job.steps) < steps:
         sample = look(job)
         due = samples[-1].step + steps // 100 if samples else WARM_UP * steps

@@ -33,14 +33,13 @@ def no_fsync() -> None:
 
 def no_rename() -> None:
     """Publish file by file into the final folder."""
-    rename = os.rename
 
     def move(source: Path, folder: Path) -> None:
         if "CKPT+" not in os.fspath(folder):
-            return rename(source, folder)
+            return os.rename(source, folder)
         os.makedirs(folder)
         for path in sorted(Path(source).iterdir()):
-            rename(path, Path(folder) / path.name)
+            os.rename(path, Path(folder) / path.name)
         return shutil.rmtree(source)
 
     checkpoints.os = _With(os, rename=move)

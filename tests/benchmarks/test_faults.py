@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from benchmarks import faults, mutations
-from benchmarks.fault_cases import TARGETS, Bench, Outcome, Target, long_runs
-from benchmarks.fault_cases.launch import MUTATION
+from benchmarks.fault_cases import TARGETS, Bench, Outcome, Target, launch, long_runs
 
 
 @pytest.fixture(autouse=True)
@@ -13,6 +12,7 @@ def one_thread():
     """Jobs are forked from this process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    launch.warm_up()
     yield
     torch.set_num_threads(threads)
 
@@ -64,7 +64,7 @@ def test_unknown_targets_and_mutations_are_refused(capsys):
 
 @pytest.mark.slow
 def test_a_missing_safeguard_is_seen(capsys, monkeypatch):
-    monkeypatch.delenv(MUTATION, raising=False)
+    monkeypatch.delenv(launch.MUTATION, raising=False)
     assert mutations.run_mutations(["fsync"]) == 0
     assert "| fsync | files are not flushed | R1 |" in capsys.readouterr().out
 
