@@ -45,6 +45,7 @@ def in_order(names: list[str]) -> list[str]:
 def run_target(target: Target, bench: Bench) -> tuple[Outcome, float]:
     """The outcome of a case and its seconds; an error is a failure, not the end."""
     started = time.monotonic()
+    shutil.rmtree(bench.folder, ignore_errors=True)  # of an earlier call
     bench.folder.mkdir(parents=True, exist_ok=True)
     try:
         outcome = target.run(bench)

@@ -43,8 +43,9 @@ def compare_ranks(folder: Path, what: str, outcome: Outcome) -> list[dict]:
 def largest_difference(a: dict, b: dict) -> float:
     """Of two state dicts."""
     return max(
-        (float((a[name].double() - b[name].double()).abs().max()) for name in a),
-        default=0.0,
+        float((a[name].double() - b[name].double()).abs().max())
+        for name in a
+        if a[name].numel()
     )
 
 
