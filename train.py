@@ -21,6 +21,7 @@ from modules.checkpoints import (
     CheckpointSaveError,
     DamagedCheckpoint,
     FolderInUse,
+    NonFiniteWeights,
     RunLock,
 )
 from modules.lora import LoraError
@@ -28,6 +29,7 @@ from modules.pretrained import PretrainedError, load_pretrained
 from modules.signals import EXIT_REQUEUE, StopRequest, StopRun
 from recipes.hparams import HparamsError, load_hparams, parse_command_line
 from recipes.separation import NonFiniteTraining
+from recipes.settings import settings_of
 from recipes.usage import usage
 
 #: Errors whose message says all that a user needs; any other shows its traceback.
@@ -42,6 +44,7 @@ EXPLAINED = (
     HparamsError,
     LoraError,
     NonFiniteTraining,
+    NonFiniteWeights,
     PretrainedError,
 )
 
@@ -73,6 +76,7 @@ def main(arguments: list[str]) -> None:
             checkpointer=hparams["checkpointer"],
         )
         brain.stop_request = stop_request
+        brain.settings = settings_of(resolved)
         train_set, valid_set, test_set = brain.make_loaders(manifests)
         # Last, so that a command that is refused leaves an earlier run's file alone.
         distributed.run_on_main(save_text, run_folder / "hyperparams.yaml", resolved)

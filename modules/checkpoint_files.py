@@ -158,7 +158,10 @@ def refuse_nonfinite(states: dict[str, object]) -> None:
     ]
     if bad:
         more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
-        raise NonFiniteWeights(f"not saved: NaN or Inf in '{bad[0]}'{more}")
+        raise NonFiniteWeights(
+            f"not saved: NaN or Inf in '{bad[0]}'{more}; the checkpoints saved before "
+            "are intact, lower lr before going on from them"
+        )
 
 
 def plain(value: object, name: str = "meta") -> object:

@@ -56,6 +56,7 @@ from modules.signals import StopRequest, StopRun
 from recipes.bookkeeping import TrainStats, Window, print_report, short_line
 from recipes.hparams import HparamsError
 from recipes.schedule import update_learning_rate
+from recipes.settings import Settings, refuse_changes
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ class Separation(sb.Brain):
         self.nonfinite_count = 0
         self.grad_norm = float("nan")
         self.stop_request = StopRequest()
+        self.settings: Settings = {}
         self._stop_agreed = False
         self.output_folder = Path(self.hparams.output_folder)
         self.is_trial = self.debug and not self.debug_persistently
@@ -283,16 +285,23 @@ class Separation(sb.Brain):
         # While a GradScaler can still lower its scale, overflow is its normal work.
         searching = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         lost_all = self.window.kept == 0 and self.window.nonfinite > 0
-        if not lost_all and (is_finite or searching):
-            if is_finite and self.window.kept:
-                self.nonfinite_count = 0
+        is_bad = lost_all or not (is_finite or searching)
+        if is_finite and self.window.kept:
+            self.nonfinite_count = 0
+        if not is_bad and self.window.nonfinite == 0:
             return
-        self.nonfinite_count += 1
-        mine = self.window.suspects or self.window.ids
+        mine = self.window.suspects
+        if is_bad and self.window.nonfinite == 0:  # found in the gradient only
+            mine = self.window.ids
         everyone = distributed.gather_objects(mine)
         names = sorted({name for ids in everyone for name in ids})
+        where = f"epoch {self.epoch}, step {self.step}"
+        if not is_bad:
+            logger.warning(f"{where}: left out, not finite: {', '.join(names)}")
+            return
+        self.nonfinite_count += 1
         message = (
-            f"epoch {self.epoch}, step {self.step}: nothing finite to train on "
+            f"{where}: nothing finite to train on "
             f"({self.nonfinite_count} in a row); examples: {', '.join(names)}"
         )
         logger.warning(message)
@@ -311,19 +320,48 @@ class Separation(sb.Brain):
 
     def on_fit_start(self) -> None:
         """Wrap, make the optimizer, resume; then say where the run stands."""
+        found = self.checkpointer.find_checkpoint()
+        allowed = self.hparams.allow_changes
+        changed = refuse_changes(found, self._all_settings(), allowed)
         super().on_fit_start()
+        self._take_over(changed)
         # A mid-epoch checkpoint holds step > 0 of the epoch that is about to start.
         done = self.hparams.epoch_counter.current
         if self.hparams.profile_memory and sb.utils.distributed.if_main_process():
             network = distributed.unwrap(self.modules["separator"])
             self.memory = MemoryProfile(network, self.optimizer, self.output_folder)
         self._open_log(done * self.train_sampler.steps_per_epoch + self.step, done)
-        if self.checkpointer.find_checkpoint() is None:
+        if found is None:
             return
         if done >= self.hparams.epoch_counter.limit:
             logger.info(f"already trained for all {done} epochs: testing only")
         else:
             logger.info(f"Resuming after epoch {done}, step {self.step} of the next")
+
+    def _all_settings(self) -> Settings:
+        """The settings of the YAML, and those that have another origin."""
+        return {
+            **self.settings,
+            "precision": self.precision,
+            "grad_accumulation_factor": self.grad_accumulation_factor,
+            "max_grad_norm": self.max_grad_norm,
+            "processes (torchrun)": distributed.world_size(),
+            "training examples": self.train_sampler.num_examples,
+        }
+
+    def _take_over(self, changed: dict[str, tuple[object, object]]) -> None:
+        """Give settings that a resumed state has overwritten their new values."""
+        if "training examples" in changed and self.step:
+            # Another data set has another order: the epoch begins anew.
+            self.step, self.stats = 0, TrainStats()
+        for name in ("batch_size", "processes (torchrun)"):
+            old, new = changed.get(name, (1, 1))
+            # Nothing of the epoch is left out; a part of a batch may come twice.
+            self.step = self.step * old // new
+        for name, value in self.optimizer.defaults.items():
+            if f"optimizer.{name}" in changed:
+                for group in self.optimizer.param_groups:
+                    group[name] = value
 
     def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
         self.epoch = epoch
@@ -382,8 +420,9 @@ class Separation(sb.Brain):
             raise StopRun(f"stopped after epoch {epoch}; its checkpoint is saved")
 
     def _validates(self, epoch: int) -> bool:
+        every = self.hparams.valid_every
         last = epoch >= self.hparams.epoch_counter.limit
-        return last or epoch % self.hparams.valid_every == 0
+        return every > 0 and (last or epoch % every == 0)
 
     def on_epoch_end(self, epoch: int, metrics: dict[str, float]) -> None:
         """Schedule, log and publish the end-of-epoch checkpoint on every rank.
@@ -427,7 +466,11 @@ class Separation(sb.Brain):
             self.log.epoch(epoch, {"train": train | {"lr": lr}, "valid": metrics})
             self.log.curves()
         self.checkpointer.save_and_keep_only(
-            meta={"epoch": epoch, "global_step": self._global_step(epoch)}
+            meta={
+                "epoch": epoch,
+                "global_step": self._global_step(epoch),
+                "settings": self._all_settings(),
+            }
             | ({self.monitor: value} if is_ranked else {}),
             num_to_keep=self.hparams.keep_checkpoints,
             max_keys=[self.monitor],
@@ -437,7 +480,11 @@ class Separation(sb.Brain):
     def _save_intra_epoch_ckpt(self) -> None:
         flag = sb.core.INTRA_EPOCH_CKPT_FLAG
         self.checkpointer.save_and_keep_only(
-            meta={flag: True, "global_step": self._global_step(self.epoch - 1)},
+            meta={
+                flag: True,
+                "global_step": self._global_step(self.epoch - 1),
+                "settings": self._all_settings(),
+            },
             end_of_epoch=False,
             num_to_keep=1,
             importance_keys=[],

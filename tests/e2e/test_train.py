@@ -416,6 +416,53 @@ def test_going_on_with_another_network_is_explained(toy_arguments, tmp_path):
     assert sorted((tmp_path / "run" / "save").glob("CKPT+*/*")) == before
 
 
+def test_a_resume_with_other_settings_is_refused_unless_accepted(
+    toy_arguments, tmp_path
+):
+    train.main(toy_arguments(N_epochs=1))
+    before = weights_of(tmp_path / "run")
+    changed = {"lr": 0.5, "batch_size": 2, "precision": "bf16"}
+    with pytest.raises(HparamsError) as caught:
+        train.main(toy_arguments(**changed))
+    message = str(caught.value)
+    for part in ("lr: 0.00015 -> 0.5", "batch_size: 1 -> 2", "precision: fp32 -> bf16"):
+        assert part in message
+    assert "--allow_changes=True" in message and "\n" not in message
+    assert same_weights(before, weights_of(tmp_path / "run"))
+
+    train.main(toy_arguments(**changed, allow_changes=True))
+    log = (tmp_path / "run" / "train_log.txt").read_text().splitlines()
+    assert "epoch: 2, lr: 5.00e-01" in log[2]
+    # The run is now one with these settings.
+    train.main(toy_arguments(**changed, N_epochs=3, num_workers=2, log_every=2))
+
+
+def test_an_accepted_batch_size_leaves_out_nothing_of_the_epoch(
+    toy_arguments, tmp_path, monkeypatch
+):
+    """Stopped after 5 of 7 single examples; goes on with batches of 2 at the fifth."""
+    fit_batch, seen = Separation.fit_batch, []
+
+    def stop(self, batch):
+        seen.append(batch.ids)
+        if len(seen) == 5:
+            self.stop_request.received = "SIGTERM"
+        return fit_batch(self, batch)
+
+    monkeypatch.setattr(Separation, "fit_batch", stop)
+    settings = {"examples_per_epoch": 7, "N_epochs": 1}
+    with pytest.raises(StopRun):
+        train.main(toy_arguments(**settings))
+    train.main(toy_arguments(**settings, batch_size=2, allow_changes=True))
+    assert [len(ids) for ids in seen] == [1] * 5 + [2, 1]
+
+
+def test_never_validated_the_newest_is_tested(toy_arguments, tmp_path):
+    train.main(toy_arguments(valid_every=0))
+    log = (tmp_path / "run" / "train_log.txt").read_text()
+    assert "valid" not in log and "epoch loaded: 2 - test si_snr" in log
+
+
 def test_a_stop_asked_for_during_validation_keeps_the_epoch(
     toy_arguments, tmp_path, monkeypatch
 ):

@@ -8,11 +8,9 @@ import logging
 import os
 import pickle
 import resource
-import shutil
 import signal
 import statistics
 import time
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -22,9 +20,22 @@ import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.nnet.schedulers import NewBobScheduler
-from speechbrain.utils.epoch_loop import EpochCounter
 from torch import nn
 
+from benchmarks.fault_cases.crash import (
+    DAMAGES,
+    FILES,
+    Job,
+    before_call,
+    exit_status,
+    flip_a_bit,
+    in_child,
+    kill_at_every_call,
+    leftovers,
+    restarted,
+    start_child,
+)
+from benchmarks.fault_cases.hostile import Canary
 from modules import checkpoint_files
 from modules.checkpoint_files import check_fit
 from modules.checkpoints import (
@@ -36,144 +47,6 @@ from modules.checkpoints import (
 )
 from modules.ema import EMA
 from modules.run_lock import FolderInUse, RunLock
-
-KILLED = 77  # exit status of a child that was stopped on purpose
-
-
-class Job:
-    """A model, its optimizer and an epoch counter, all put to one number."""
-
-    def __init__(self, folder: Path, value: float = 0.0, width: int = 4) -> None:
-        self.model = nn.Linear(width, width)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.0)
-        self.epochs = EpochCounter(1000)
-        self.checkpointer = AtomicCheckpointer(
-            folder,
-            {"model": self.model, "epochs": self.epochs, "optimizer": self.optimizer},
-        )
-        self.put(value)
-
-    def put(self, value: float) -> None:
-        for parameter in self.model.parameters():
-            nn.init.constant_(parameter, value)
-            parameter.grad = torch.zeros_like(parameter)
-        self.optimizer.step()  # moves nothing at lr 0, but makes a state
-        for state in self.optimizer.state.values():
-            state["exp_avg"].fill_(value)
-        self.epochs.current = int(value)
-
-    def values(self) -> set[float]:
-        """All distinct numbers held; one number unless two checkpoints were mixed."""
-        tensors = [*self.model.parameters()]
-        tensors += [state["exp_avg"] for state in self.optimizer.state.values()]
-        return {float(self.epochs.current)}.union(
-            *(t.unique().tolist() for t in tensors)
-        )
-
-    def save(self, value: float, **kwargs: object) -> None:
-        self.put(value)
-        self.checkpointer.save_checkpoint(**kwargs)
-
-
-def restarted(folder: Path, **criteria: object) -> set[float]:
-    """The state that a new process recovers."""
-    job = Job(folder, value=-1)
-    job.checkpointer.recover_if_possible(**criteria)
-    return job.values()
-
-
-def leftovers(folder: Path) -> list[str]:
-    return [p.name for p in folder.iterdir() if not p.name.startswith("CKPT+")]
-
-
-def start_child(function: Callable[[], None]) -> int:
-    """Fork; the child runs the function, leaves with 0 or 1 and dies after 60 s."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        signal.alarm(60)
-        torch.set_num_threads(1)  # the parent's threads do not exist here
-        function()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
-def exit_status(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def in_child(function: Callable[[], None]) -> int:
-    """Exit status of a forked child that runs the function; 0 when it returns."""
-    return exit_status(start_child(function))
-
-
-MUTATING = [
-    (os, "makedirs"),
-    (os, "mkdir"),
-    (os, "rename"),
-    (os, "fsync"),
-    (os, "unlink"),
-    (os, "rmdir"),
-    (torch, "save"),
-    (checkpoint_files.yaml, "safe_dump"),
-]
-
-
-def before_call(
-    number: int, act: Callable[[], None], patch: pytest.MonkeyPatch
-) -> None:
-    """Make the n-th mutating call from now on run `act` first."""
-    count = 0
-
-    def wrap(original: Callable) -> Callable:
-        def wrapped(*args: object, **kwargs: object) -> object:
-            nonlocal count
-            count += 1
-            if count == number:
-                if original is torch_save:  # die in the middle of the file
-                    with open(args[1], "wb") as file:
-                        file.write(b"half")
-                act()
-            return original(*args, **kwargs)
-
-        return wrapped
-
-    torch_save = torch.save
-    for owner, name in MUTATING:
-        patch.setattr(owner, name, wrap(getattr(owner, name)))
-
-
-def kill_at_every_call(
-    folder: Path, prepare: Callable[[Path], None], action: Callable[[Path], None]
-) -> list[set[float]]:
-    """What each restart recovers after a kill before call 1, 2, 3, ... of an action."""
-    outcomes = []
-    for number in range(1, 100):
-        shutil.rmtree(folder, ignore_errors=True)
-        prepare(folder)
-
-        def run(number: int = number) -> None:
-            with pytest.MonkeyPatch.context() as patch:
-                before_call(number, lambda: os._exit(KILLED), patch)
-                action(folder)
-
-        status = in_child(run)
-        assert status in (0, KILLED)
-        outcomes.append(restarted(folder))
-        assert leftovers(folder) == []
-        for ckpt in AtomicCheckpointer(folder).list_checkpoints():
-            checkpoint_files.read_checkpoint(ckpt.path, check_digests=True)
-        Job(folder).save(9)
-        assert restarted(folder) == {9}
-        if status == 0:
-            return outcomes
-    raise AssertionError("the action never ended")
-
 
 # ------------------------------------------------------------------------ kills
 
@@ -248,7 +121,7 @@ def test_exception_at_every_call_of_a_save_cleans_up_itself(tmp_path, error):
             def fail() -> None:
                 raise error
 
-            before_call(number, fail, patch)
+            before_call(number, fail, patch.setattr)
             try:
                 job.save(2)
             except (KeyboardInterrupt, CheckpointSaveError) as caught:
@@ -289,24 +162,6 @@ def test_disk_full_is_one_clear_line_and_saving_works_again_with_space(tmp_path)
 
 
 # ----------------------------------------------------------------------- damage
-
-
-def flip_a_bit(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def empty(path: Path) -> None:
-    os.truncate(path, 0)
-
-
-DAMAGES = [flip_a_bit, truncate, empty, os.unlink]
-FILES = ["model.ckpt", "optimizer.ckpt", "epochs.ckpt", "CKPT.yaml"]
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -564,16 +419,6 @@ def test_meta_is_plain_python_and_survives_the_round_trip(tmp_path):
 
 
 # --------------------------------------------------------------------- hostile
-
-
-class Canary:
-    """Unpickling this creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f"touch {self.path}",)
 
 
 def hostile_checkpoint(folder: Path, name: str, content: object) -> None:

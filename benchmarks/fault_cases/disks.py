@@ -1,0 +1,140 @@
+"""R9: a full disk, a quota, a folder that turns read-only."""
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.fault_cases import Bench, Outcome, target
+from benchmarks.fault_cases.jobs import (
+    Job,
+    differences,
+    quiet,
+    run,
+    saved_step,
+    speech,
+)
+
+BALLAST = 1_000_000  # 4 MB a checkpoint
+ROOM = 10  # MB of the small disk: two checkpoints fit, a third does not
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, *options: str) -> Iterator[bool]:
+    """Mount something at a folder; yields whether that was allowed (it needs root)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    allowed = quiet(["mount", *options, str(folder)]).returncode == 0
+    try:
+        yield allowed
+    finally:
+        if allowed:
+            quiet(["umount", "--lazy", str(folder)])
+
+
+def small_disk(straight: Path, recipe, folder: Path, outcome: Outcome) -> str:
+    """Run on a disk that becomes full, enlarge it, run again."""
+    with mounted(folder, "-t", "tmpfs", "-o", f"size={ROOM}m", "tmpfs") as allowed:
+        if not allowed:
+            return "full disk not tried (mount needs root)"
+        job = run(recipe.arguments(folder / "run"))
+        check_refusal(job, folder, "disk full", outcome)
+        before = saved_step(folder / "run")
+        outcome.expect(before > 0, "disk full: no earlier checkpoint is left")
+        quiet(["mount", "-o", "remount,size=200m", str(folder)])
+        job = run(recipe.arguments(folder / "run"))
+        if outcome.expect(job.status == 0, f"space freed: {job.last_line}"):
+            odd = differences(straight, folder / "run")
+            outcome.expect(not odd, f"space freed: differs in {odd}")
+    return "full disk"
+
+
+def check_refusal(job: Job, folder: Path, what: str, outcome: Outcome) -> None:
+    """One line with the path and the bytes; nothing half-written stays."""
+    outcome.expect(job.status == 1, f"{what}: exit {job.status} ({job.last_line})")
+    line = job.last_line
+    outcome.expect(
+        line.startswith("error: cannot save") and str(folder) in line,
+        f"{what}: the last line is {line!r}",
+    )
+    outcome.expect(
+        re.search(r"\d+ bytes needed", line), f"{what}: does not say the bytes needed"
+    )
+    left = [p.name for p in (folder / "run" / "save").glob(".tmp-*")]
+    outcome.expect(not left, f"{what}: {left} stays")
+
+
+def quota(straight: Path, recipe, folder: Path, outcome: Outcome) -> str:
+    """A limit on the size of files stands for a quota: writes really fail."""
+    spec = {"fault": "die", "epoch": 2, "step": 4}
+    run(recipe.arguments(folder / "run"), faults=[spec])
+    before = saved_step(folder / "run")
+    limit = {"fault": "file_size", "bytes": 2_000_000}
+    job = run(recipe.arguments(folder / "run"), faults=[limit])
+    check_refusal(job, folder, "quota", outcome)
+    outcome.expect(saved_step(folder / "run") == before, "quota: checkpoint is lost")
+    job = run(recipe.arguments(folder / "run"))
+    if outcome.expect(job.status == 0, f"quota lifted: {job.last_line}"):
+        odd = differences(straight, folder / "run")
+        outcome.expect(not odd, f"quota lifted: differs in {odd}")
+    return "quota"
+
+
+def read_only(straight: Path, recipe, folder: Path, outcome: Outcome) -> str:
+    """The checkpoints' folder turns read-only while the run trains."""
+    save = folder / "run" / "save"
+    save.mkdir(parents=True)
+    if quiet(["mount", "--bind", str(save), str(save)]).returncode:
+        return "read-only not tried (mount needs root)"
+    try:
+        job = Job(recipe.arguments(folder / "run", examples_per_epoch=60))
+        job.until(lambda: len(job.steps) >= 5)
+        quiet(["mount", "-o", "remount,ro,bind", str(save)])
+        job.wait()
+        check_refusal(job, folder, "read-only", outcome)
+        quiet(["mount", "-o", "remount,rw,bind", str(save)])
+        outcome.expect(saved_step(folder / "run") > 0, "read-only: checkpoint is lost")
+        job = run(recipe.arguments(folder / "run", examples_per_epoch=60))
+        outcome.expect(job.status == 0, f"writable again: {job.last_line}")
+    finally:
+        quiet(["umount", "--lazy", str(save)])
+    # From the start it is an error before anything is trained.
+    locked = folder / "locked"
+    locked.mkdir()
+    if quiet(["mount", "--bind", str(locked), str(locked)]).returncode == 0:
+        try:
+            quiet(["mount", "-o", "remount,ro,bind", str(locked)])
+            job = run(recipe.arguments(locked / "run"))
+            outcome.expect(
+                job.status == 1 and str(locked) in job.last_line,
+                f"read-only at the start: {job.status}, {job.last_line}",
+            )
+        finally:
+            quiet(["umount", "--lazy", str(locked)])
+    return "read-only"
+
+
+@target(
+    "R9",
+    "disk full, quota, read-only: the checkpoint before is intact, one line names path "
+    "and bytes, the same command goes on once there is space",
+    "poisoned for good",
+)
+def no_space(bench: Bench) -> Outcome:
+    """Small disks are tmpfs mounts, read-only folders bind mounts (as root)."""
+    outcome = Outcome()
+    recipe = speech(bench.folder, ballast=BALLAST)
+    straight = bench.folder / "straight"
+    run(recipe.arguments(straight))
+    tried = []
+    for fault in (small_disk, quota, read_only):
+        if bench.brief and fault is not quota:
+            continue
+        folder = bench.folder / fault.__name__
+        tried.append(fault(straight, recipe, folder, outcome))
+        shutil.rmtree(folder, ignore_errors=True)
+    if os.geteuid() == 0 and not bench.brief:
+        outcome.expect(not any("not tried" in t for t in tried), ", ".join(tried))
+    outcome.figure = ", ".join(tried) + (": intact" if outcome.passed else "")
+    return outcome

@@ -1,0 +1,403 @@
+"""Starting train.py under faults, waiting for its progress, comparing two runs.
+
+A job is train.py's own `__main__` with its command line, exit status and signals, in a
+process group of its own. It is forked from the bench, where the libraries are loaded
+already (a fresh interpreter needs four seconds for that); `fresh=True` starts a new
+interpreter, and ranks under torchrun are always new ones.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from benchmarks.fault_cases import launch
+from tests.toy import make_corpus, make_songs
+
+ROOT = launch.ROOT
+HERE = Path(__file__).parent
+#: Nothing here takes this long, even on a busy machine: it has hung.
+PATIENCE = 240.0
+
+
+class Hung(RuntimeError):
+    """A job that should have ended, or moved, has not."""
+
+
+@dataclass
+class Recipe:
+    """One of the toy recipes and the settings that make a run of it short."""
+
+    yaml: Path
+    settings: dict[str, object]
+
+    def arguments(self, folder: Path, **overrides: object) -> list[str]:
+        """Command line of train.py; a value of None stands for a bare flag."""
+        settings = self.settings | {"output_folder": folder} | overrides
+        return [
+            str(self.yaml),
+            *(
+                f"--{name}" if value is None else f"--{name}={value}"
+                for name, value in settings.items()
+            ),
+        ]
+
+
+COMMON = {
+    "tensorboard": False,
+    "device": "cpu",
+    "num_workers": 0,
+    "n_audio_to_save": 0,
+    "log_every": 1,
+    "ckpt_interval_steps": 2,
+    "noprogressbar": None,
+}
+
+
+def speech(folder: Path, **settings: object) -> Recipe:
+    """Dynamic mixing with speed changes, on a corpus made in the folder."""
+    corpus = folder / "2speakers"
+    if not corpus.exists():
+        make_corpus(folder)
+    defaults = {"data_folder": corpus, "segment_seconds": 0.25, "N_epochs": 2}
+    defaults |= {"examples_per_epoch": 7, "batch_size": 1}
+    return Recipe(HERE / "speech.yaml", COMMON | defaults | settings)
+
+
+def music(folder: Path, **settings: object) -> Recipe:
+    """Remixed stems with truncation by a running quantile, two steps of one epoch."""
+    songs = folder / "songs"
+    if not songs.exists():
+        make_songs(songs)
+    defaults = {"data_folder": songs, "valid_tracks": 1}
+    defaults |= {"truncation": "running", "window": 6}
+    return Recipe(HERE / "music.yaml", COMMON | defaults | settings)
+
+
+# ------------------------------------------------------------------------ processes
+
+
+class Job:
+    """A running train.py.
+
+    Arguments
+    ---------
+    arguments : Sequence[str]
+        Its command line.
+    faults : Sequence[Mapping]
+        For `launch.inject`.
+    env : Mapping[str, str]
+        Added to the environment.
+    dump : Path | None
+        Where ranks write what they hold after an epoch.
+    fresh : bool
+        A new interpreter in the place of a fork.
+    torchrun : Sequence[str] | None
+        Options of torchrun; None runs one process without it.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        faults: Sequence[Mapping] = (),
+        env: Mapping[str, str] | None = None,
+        dump: Path | None = None,
+        fresh: bool = False,
+        torchrun: Sequence[str] | None = None,
+    ) -> None:
+        self.env = {"OMP_NUM_THREADS": "1", **(env or {})}
+        if faults:
+            self.env[launch.FAULTS] = json.dumps(list(faults))
+        if dump is not None:
+            dump.mkdir(parents=True, exist_ok=True)
+            self.env[launch.DUMP] = str(dump)
+        self._steps = os.memfd_create("steps", 0)
+        self.env[launch.STEPS] = f"/proc/{os.getpid()}/fd/{self._steps}"
+        self.status: int | None = None
+        self.seconds = 0.0
+        self._started = time.monotonic()
+        self._output = os.memfd_create("output")
+        module = ["-m", launch.__name__, *arguments]
+        if torchrun is not None:
+            run = ["-m", "torch.distributed.run", "--nproc_per_node=2", *torchrun]
+            self.pid = self._spawn([sys.executable, *run, *module])
+        elif fresh:
+            self.pid = self._spawn([sys.executable, *module])
+        else:
+            self.pid = self._fork(list(arguments))
+
+    def _spawn(self, command: list[str]) -> int:
+        # Popen would warn of a child that is waited for elsewhere.
+        return os.posix_spawnp(
+            command[0],
+            command,
+            os.environ | self.env | {"PYTHONPATH": str(ROOT)},
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, self._output, 1),
+                (os.POSIX_SPAWN_DUP2, self._output, 2),
+            ],
+            setpgroup=0,
+        )
+
+    def _fork(self, arguments: list[str]) -> int:
+        pid = os.fork()
+        if pid:
+            return pid
+        status = 1
+        try:
+            os.setpgid(0, 0)
+            os.dup2(self._output, 1)
+            os.dup2(self._output, 2)
+            sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+            sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+            os.chdir(ROOT)
+            os.environ.update(self.env)
+            torch.set_num_threads(1)
+            signal.alarm(int(PATIENCE))
+            launch.run_train(arguments)
+            status = 0
+        except SystemExit as stop:  # what the interpreter does with it
+            if isinstance(stop.code, int) or stop.code is None:
+                status = stop.code or 0
+            else:
+                print(stop.code, file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(status)
+
+    @property
+    def output(self) -> str:
+        """Both streams so far."""
+        size = os.fstat(self._output).st_size
+        return os.pread(self._output, size, 0).decode(errors="replace")
+
+    @property
+    def steps(self) -> list[int]:
+        """Number of torchrun's attempt for every training step so far."""
+        size = os.fstat(self._steps).st_size
+        return [int(word) for word in os.pread(self._steps, size, 0).split()]
+
+    @property
+    def last_line(self) -> str:
+        """The last line printed, which for an explained error is all of it."""
+        lines = self.output.strip().splitlines()
+        return lines[-1] if lines else ""
+
+    def poll(self) -> int | None:
+        """Exit status, negative for a signal; None while it runs."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+                self.seconds = time.monotonic() - self._started
+        return self.status
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """Exit status; a job that takes longer is killed and called `Hung`."""
+        self.until(lambda: False, seconds)
+        if self.status is None:
+            self.signal(signal.SIGKILL, group=True)
+            os.waitpid(self.pid, 0)
+            self.status = -signal.SIGKILL
+            raise Hung(f"no end after {seconds:g} s: {self.last_line}")
+        return self.status
+
+    def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> bool:
+        """Wait for a condition, or for the job's end; whether the condition holds."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if condition():
+                return True
+            if self.poll() is not None:
+                return condition()
+            time.sleep(0.01)
+        return condition()
+
+    def signal(self, number: int, group: bool = False) -> None:
+        """Send a signal to the job, or to it and all its children."""
+        with contextlib.suppress(ProcessLookupError):
+            (os.killpg if group else os.kill)(self.pid, number)
+
+    def __del__(self) -> None:
+        for descriptor in (self._output, self._steps):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+def run(arguments: Sequence[str], **options: object) -> Job:
+    """A job, run to its end."""
+    job = Job(arguments, **options)
+    job.wait()
+    return job
+
+
+def run_ranks(arguments: Sequence[str], dump: Path, **options: object) -> list[Job]:
+    """Two ranks with the environment that torchrun sets, forked as other jobs are."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(2):
+        env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks.append(Job(arguments, env=env, dump=dump, **options))
+    try:
+        for job in ranks:
+            job.wait()
+    except Hung:
+        for job in ranks:
+            job.signal(signal.SIGKILL, group=True)
+            with contextlib.suppress(Hung):
+                job.wait(10)
+        raise
+    return ranks
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in text.split()]
+
+
+# ----------------------------------------------------------------- what a run left
+
+
+def logged_steps(run_folder: Path) -> int:
+    """The last training step in the curves; 0 before the first."""
+    try:
+        lines = (run_folder / "curves.csv").read_text().splitlines()
+    except OSError:
+        return 0
+    steps = [line.split(",")[1] for line in lines if line.startswith("step,")]
+    return max((int(step) for step in steps if step.isdecimal()), default=0)
+
+
+def newest(run_folder: Path) -> Path:
+    """The checkpoint saved last."""
+    return max(
+        (run_folder / "save").glob("CKPT+*"), key=lambda p: p.name.rsplit("+", 1)[1]
+    )
+
+
+def saved_step(run_folder: Path) -> int:
+    """Training steps done when the newest checkpoint was saved; 0 without one."""
+    if not list((run_folder / "save").glob("CKPT+*")):
+        return 0
+    text = (newest(run_folder) / "CKPT.yaml").read_text()
+    return yaml.safe_load(text)["global_step"]
+
+
+def held(run_folder: Path) -> dict[str, object]:
+    """All that the newest checkpoint holds, by file."""
+    contents: dict[str, object] = {}
+    for path in sorted(newest(run_folder).glob("*.ckpt")):
+        try:
+            contents[path.name] = torch.load(path, "cpu", weights_only=True)
+        except Exception:
+            contents[path.name] = path.read_bytes()
+    return contents
+
+
+def same(a: object, b: object) -> bool:
+    """Whether two nested containers hold the same bits."""
+    if isinstance(a, torch.Tensor):
+        return (
+            isinstance(b, torch.Tensor)
+            and a.dtype == b.dtype
+            and (torch.equal(a, b) or torch.equal(a.view(-1), b.view(-1)))
+        )
+    if isinstance(a, Mapping):
+        return (
+            isinstance(b, Mapping)
+            and a.keys() == b.keys()
+            and all(same(a[key], b[key]) for key in a)
+        )
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)  # NaN is NaN
+
+
+def differences(straight: Path, other: Path) -> list[str]:
+    """What tells two finished runs apart: state, curves, logs, suspicion scores."""
+    found = []
+    one, two = held(straight), held(other)
+    if one.keys() != two.keys():
+        return [f"checkpoints hold {sorted(one.keys() ^ two.keys())} once only"]
+    found += [name for name in one if not same(one[name], two[name])]
+    for name in ("curves.csv", "train_log.txt", "test_results.csv", "suspicion.csv"):
+        lines = []
+        for folder in (straight, other):
+            path = folder / name
+            text = path.read_text() if path.exists() else ""
+            lines.append(
+                [x for x in text.splitlines() if "examples_per_second" not in x]
+            )
+        if name == "train_log.txt":  # a kill between a line and its checkpoint
+            lines = [list(dict.fromkeys(part)) for part in lines]
+        if lines[0] != lines[1]:
+            found.append(name)
+    return found
+
+
+def in_parallel(work: Sequence[Callable[[], object]], processes: int = 2) -> list:
+    """Results of functions, each called in a forked process, a few at a time.
+
+    What a function raises comes back as text, in a `RuntimeError`.
+    """
+    results: list = [None] * len(work)
+    waiting, running = list(range(len(work))), {}
+    while waiting or running:
+        while waiting and len(running) < processes:
+            number = waiting.pop(0)
+            running[number] = _start_call(work[number])
+        for number, (pid, reader) in list(running.items()):
+            done, _ = os.waitpid(pid, os.WNOHANG)
+            if done:
+                with os.fdopen(reader) as file:
+                    file.seek(0)
+                    results[number] = json.loads(file.read() or '{"error": "died"}')
+                del running[number]
+        time.sleep(0.01)
+    errors = [r["error"] for r in results if r.get("error")]
+    if errors:
+        raise RuntimeError(errors[0])
+    return [r["result"] for r in results]
+
+
+def _start_call(function: Callable[[], object]) -> tuple[int, int]:
+    """Fork; the child writes what the function returns into a file in memory."""
+    result = os.memfd_create("result")
+    pid = os.fork()
+    if pid:
+        return pid, result
+    try:
+        try:
+            answer = {"result": function()}
+        except BaseException as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        os.write(result, json.dumps(answer).encode())
+    finally:
+        os._exit(0)
+
+
+def quiet(command: Sequence[str], **options: object) -> subprocess.CompletedProcess:
+    """Run a system command and keep what it says."""
+    return subprocess.run(command, capture_output=True, text=True, **options)

@@ -1,0 +1,245 @@
+"""What the bench starts in the place of train.py: the fault, then train.py unchanged.
+
+    python -m benchmarks.fault_cases.launch FILE.yaml --key=value ...
+
+`FAULTS` (JSON) in the environment says what goes wrong when; `FAULTS_MUTATION` names a
+safeguard to disable; into the folder `FAULTS_DUMP` each rank writes what it holds after
+every epoch; to the file `FAULTS_STEPS` rank 0 appends a line for every step, the number
+of torchrun's attempt. `curves.png`, most of a toy job's time, is drawn only with
+`FAULTS_DRAW`. Nothing but this file reads these variables.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import resource
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.fault_cases import mutations
+from modules import distributed
+from modules.dataset import Batch
+from modules.logs import RunLog
+from recipes.separation import Separation, Terms
+from recipes.speech import SpeechSeparation
+
+ROOT = Path(__file__).parents[2]
+FAULTS, MUTATION = "FAULTS", "FAULTS_MUTATION"
+DUMP, STEPS, DRAW = "FAULTS_DUMP", "FAULTS_STEPS", "FAULTS_DRAW"
+
+# --------------------------------------------------------- faults in a training step
+
+
+@contextlib.contextmanager
+def die(brain: Separation, batch: Batch) -> Iterator[None]:
+    """SIGKILL before the step."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield
+
+
+@contextlib.contextmanager
+def nan_item(brain: Separation, batch: Batch) -> Iterator[None]:
+    """One NaN sample in one example."""
+    batch.mix[0, ..., 5] = float("nan")
+    yield
+
+
+@contextlib.contextmanager
+def inf_batch(brain: Separation, batch: Batch) -> Iterator[None]:
+    """Inf in all targets."""
+    batch.src[:] = float("inf")
+    yield
+
+
+@contextlib.contextmanager
+def silent(brain: Separation, batch: Batch) -> Iterator[None]:
+    """Silent targets: nothing there can be scored."""
+    batch.src[:] = 0
+    yield
+
+
+@contextlib.contextmanager
+def easy(brain: Separation, batch: Batch) -> Iterator[None]:
+    """Every example is separated better than the threshold asks."""
+    original = brain.compute_objectives
+
+    def perfect(*args: object) -> Terms:
+        terms = original(*args)
+        return terms._replace(loss_BK=0 * terms.loss_BK - 99)
+
+    brain.compute_objectives = perfect
+    yield
+    del brain.compute_objectives
+
+
+@contextlib.contextmanager
+def nan_inside(brain: Separation, batch: Batch) -> Iterator[None]:
+    """The network gives NaN for finite input."""
+    separator = distributed.unwrap(brain.modules["separator"])
+    hook = separator.register_forward_hook(lambda *args: args[2] * float("nan"))
+    yield
+    hook.remove()
+
+
+@contextlib.contextmanager
+def nan_gradient(brain: Separation, batch: Batch) -> Iterator[None]:
+    """One NaN in one gradient."""
+    first = next(brain.modules.parameters())
+
+    def spoil(grad: torch.Tensor) -> torch.Tensor:
+        return grad.index_fill(0, torch.tensor([0]), float("nan"))
+
+    hook = first.register_hook(spoil)
+    yield
+    hook.remove()
+
+
+@contextlib.contextmanager
+def nan_weights(brain: Separation, batch: Batch) -> Iterator[None]:
+    """A weight turns into NaN for good."""
+    with torch.no_grad():
+        next(brain.modules.parameters())[0] = float("nan")
+    yield
+
+
+IN_STEP = {
+    fault.__name__: fault
+    for fault in (
+        *(die, nan_item, inf_batch, silent, easy),
+        *(nan_inside, nan_gradient, nan_weights),
+    )
+}
+
+
+def _attempt() -> int:
+    """How often torchrun has started the ranks again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _hits(spec: dict, brain: Separation) -> bool:
+    """Whether a fault is for this rank, attempt, epoch and step."""
+    here = {
+        "rank": distributed.rank(),
+        "attempt": _attempt(),
+        "epoch": brain.epoch,
+        "step": brain.step,
+    }
+    return all(
+        spec[name] == value for name, value in here.items() if name in spec
+    ) and (brain.step >= spec.get("from_step", 0))
+
+
+def _ahead(clock: Callable[[], float], seconds: float) -> Callable[[], float]:
+    """A clock that is so much ahead of another."""
+    return lambda: clock() + seconds
+
+
+def _exchange_manifest(split: str, path: str) -> None:
+    """Give the recipe another manifest than the preparation wrote."""
+    make_loaders = SpeechSeparation.make_loaders
+
+    def make(self: SpeechSeparation, manifests: dict[str, str]) -> tuple:
+        return make_loaders(self, manifests | {split: path})
+
+    SpeechSeparation.make_loaders = make
+
+
+def inject(specs: list[dict]) -> None:
+    """Make `fit_batch` suffer the faults; a few act on the whole process at once."""
+    in_step = [spec for spec in specs if spec["fault"] in IN_STEP]
+    for spec in specs:
+        if spec["fault"] == "file_size":  # a quota: writes beyond it fail
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (spec["bytes"],) * 2)
+        elif spec["fault"] == "clock":
+            time.time = _ahead(time.time, spec["seconds"])
+        elif spec["fault"] == "manifest":  # prepared by other hands
+            _exchange_manifest(spec["split"], spec["path"])
+    fit_batch = Separation.fit_batch
+
+    def suffer(self: Separation, batch: Batch) -> torch.Tensor:
+        with contextlib.ExitStack() as stack:
+            for spec in in_step:
+                if _hits(spec, self):
+                    stack.enter_context(IN_STEP[spec["fault"]](self, batch))
+            return fit_batch(self, batch)
+
+    if in_step:
+        Separation.fit_batch = suffer
+
+
+def dump_epochs(folder: Path) -> None:
+    """Write weights, optimizer, rate and counts of this rank after every epoch."""
+    on_epoch_end = Separation.on_epoch_end
+
+    def dump(self: Separation, epoch: int, metrics: dict[str, float]) -> None:
+        stats = self.stats
+        on_epoch_end(self, epoch, metrics)
+        separator = distributed.unwrap(self.modules["separator"])
+        held = {
+            "weights": separator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "optimizer_steps": self.optimizer_step,
+            "stats": vars(stats),
+        }
+        torch.save(held, folder / f"epoch{epoch}_rank{distributed.rank()}.pt")
+
+    Separation.on_epoch_end = dump
+
+
+def report_steps(path: str) -> None:
+    """Append a line to a file after every step of rank 0."""
+    fit_batch = Separation.fit_batch
+
+    def report(self: Separation, batch: Batch) -> torch.Tensor:
+        loss = fit_batch(self, batch)
+        if distributed.rank() == 0:
+            with open(path, "a") as file:
+                file.write(f"{_attempt()}\n")
+        return loss
+
+    Separation.fit_batch = report
+
+
+def disable_safeguard() -> None:
+    """Once in a process: the bench's own, or a new interpreter of it."""
+    if name := os.environ.get(MUTATION):
+        mutations.apply(name)
+
+
+def prepare_process() -> None:
+    """Do to this process what the environment asks for."""
+    inject(json.loads(os.environ.get(FAULTS, "[]")))
+    if DRAW not in os.environ:
+        RunLog.curves = lambda self: None
+    if path := os.environ.get(STEPS):
+        report_steps(path)
+    if folder := os.environ.get(DUMP):
+        dump_epochs(Path(folder))
+
+
+def warm_up() -> None:
+    """Import what jobs forked from this process would each import late."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    torch.optim.Adam([parameter])  # torch._dynamo
+    importlib.import_module("matplotlib.figure")
+
+
+def run_train(arguments: list[str]) -> None:
+    """train.py as `python train.py ARGUMENTS` runs it, in this process."""
+    prepare_process()
+    sys.argv = [str(ROOT / "train.py"), *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    disable_safeguard()
+    run_train(sys.argv[1:])

@@ -1,0 +1,122 @@
+"""Long runs: flat memory, no process and no descriptor left behind."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.fault_cases import Bench, Outcome
+from benchmarks.fault_cases.jobs import Job, Recipe, children, music, speech
+from benchmarks.fault_cases.launch import DRAW
+
+#: Growth that a leak of one small batch a step would exceed by far, MB per 1000 steps.
+LARGEST_SLOPE = 5.0
+WARM_UP = 0.3  # of the run: allocators and caches fill up
+
+
+@dataclass
+class Sample:
+    """What a process held after so many steps."""
+
+    step: int
+    megabytes: float
+    descriptors: int
+    processes: int
+
+
+def look(job: Job) -> Sample | None:
+    """Resident memory, descriptors and children of a job; None when it has ended."""
+    place = Path(f"/proc/{job.pid}")
+    try:
+        pages = int((place / "statm").read_text().split()[1])
+        descriptors = len(os.listdir(place / "fd"))
+    except OSError:
+        return None
+    megabytes = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return Sample(len(job.steps), megabytes, descriptors, len(children(job.pid)))
+
+
+def slope_of(samples: list[Sample]) -> float:
+    """MB per 1000 steps, by a line through the samples (0 where there are too few)."""
+    if len({sample.step for sample in samples}) < 3:
+        return 0.0
+    steps = [sample.step for sample in samples]
+    megabytes = [sample.megabytes for sample in samples]
+    return 1000 * float(np.polyfit(steps, megabytes, 1)[0])
+
+
+def watch(name: str, recipe: Recipe, steps: int, folder: Path, outcome: Outcome) -> str:
+    """Run a recipe for so many steps and look at it all the while; returns figures."""
+    job, samples = Job(recipe.arguments(folder), env={DRAW: "1"}), []
+    while job.poll() is None and len(job.steps) < steps:
+        sample = look(job)
+        due = samples[-1].step + steps // 100 if samples else WARM_UP * steps
+        if sample is not None and sample.step >= due:
+            samples.append(sample)
+        time.sleep(0.02)
+    group = job.pid
+    job.wait()
+    outcome.expect(job.status == 0, f"{name}: {job.last_line}")
+    if not outcome.expect(len(samples) >= 10, f"{name}: {len(samples)} samples only"):
+        return f"{name}: {len(samples)} samples"
+    slope = slope_of(samples)
+    counts = {
+        what: sorted(getattr(sample, what) for sample in samples)
+        for what in ("descriptors", "processes")
+    }
+    outcome.expect(slope <= LARGEST_SLOPE, f"{name}: {slope:.1f} MB per 1000 steps")
+    half = len(samples) // 2
+    for what in counts:
+        # The middle value: between two epochs data workers come and go.
+        early, late = (
+            sorted(getattr(s, what) for s in part)[len(part) // 2]
+            for part in (samples[:half], samples[half:])
+        )
+        outcome.expect(late <= early + 2, f"{name}: {what} {early}, later {late}")
+    alive = [
+        path.name for path in Path("/proc").glob("[0-9]*") if _group_of(path) == group
+    ]
+    outcome.expect(not alive, f"{name}: processes {alive} outlive the run")
+    return (
+        f"{name}: {len(job.steps)} steps, {slope:+.1f} MB per 1000, "
+        f"{counts['descriptors'][0]} to {counts['descriptors'][-1]} descriptors, "
+        f"{counts['processes'][0]} to {counts['processes'][-1]} processes"
+    )
+
+
+def _group_of(process: Path) -> int:
+    """Process group, by /proc; 0 when the process has gone."""
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[2])
+    except OSError:
+        return 0
+
+
+def long_runs(bench: Bench, steps: int) -> Outcome:
+    """Both recipes for so many steps, in epochs of a tenth of them."""
+    outcome = Outcome()
+    shared = {"ckpt_interval_steps": 50, "log_every": 10, "ema_decay": 0.9}
+    recipes = {
+        "speech": speech(
+            bench.folder,
+            **shared,
+            num_workers=2,
+            examples_per_epoch=steps // 10,
+            N_epochs=10,
+        ),
+        # Two steps of a recipe, of five epochs each.
+        "music": music(
+            bench.folder,
+            **shared,
+            examples_per_epoch=4 * (steps // 10),
+            lr_scheduler="{epochs: [5, 5]}",
+        ),
+    }
+    lines = [
+        watch(name, recipe, steps, bench.folder / name, outcome)
+        for name, recipe in recipes.items()
+    ]
+    outcome.figure = "; ".join(lines)
+    return outcome

@@ -1,0 +1,124 @@
+"""Safeguards, each with a way to disable it and the target that must then fall short.
+
+A bench that passes without the safeguard would show nothing. Only the bench's own
+processes apply these, told by the environment (`launch.py`).
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from modules import checkpoint_files, checkpoints, distributed
+from modules.dataset import Batch
+from modules.run_lock import RunLock
+from recipes import separation
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A safeguard disabled; `target` is the row that must fail then."""
+
+    what: str
+    target: str
+    disable: Callable[[], None]
+
+
+def no_fsync() -> None:
+    checkpoint_files.fsync = checkpoints.fsync = lambda path: None
+
+
+def no_rename() -> None:
+    """Publish file by file into the final folder."""
+
+    def move(source: Path, folder: Path) -> None:
+        if "CKPT+" not in os.fspath(folder):
+            return os.rename(source, folder)
+        os.makedirs(folder)
+        for path in sorted(Path(source).iterdir()):
+            os.rename(path, Path(folder) / path.name)
+        return shutil.rmtree(source)
+
+    checkpoints.os = _With(os, rename=move)
+
+
+class _With:
+    """A module with some names replaced, for one importer only."""
+
+    def __init__(self, module: object, **names: object) -> None:
+        self._module = module
+        vars(self).update(names)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._module, name)
+
+
+def no_digest() -> None:
+    checkpoint_files.fingerprint = lambda path: [path.stat().st_size, ""]
+
+
+def each_rank_decides_alone() -> None:
+    """Every rank sees its own losses only."""
+    gather = distributed.gather_examples
+
+    def alone(values_KB: torch.Tensor, batch_size: int) -> torch.Tensor:
+        gathered_WKB = gather(values_KB, batch_size)
+        gathered_WKB[:] = gathered_WKB[distributed.rank()].clone()
+        return gathered_WKB
+
+    distributed.gather_examples = alone
+
+
+def no_sanitising() -> None:
+    Batch.zero_nonfinite = lambda self: torch.ones(
+        len(self.ids), dtype=torch.bool, device=self.mix.device
+    )
+
+
+def no_lock() -> None:
+    RunLock._lock = lambda self: None
+
+
+def nonfinite_is_saved() -> None:
+    checkpoints.refuse_nonfinite = lambda states: None
+    separation.Separation._watch_nonfinite = lambda self, is_finite: None
+
+
+def no_seeding() -> None:
+    separation.seed_step = lambda *args, **kwargs: None
+
+
+def no_comparison() -> None:
+    separation.refuse_changes = lambda *args: {}
+
+
+def unsafe_loading() -> None:
+    """torch.load as it was before 2.6."""
+    load = torch.load
+
+    def unsafe(*args: object, **kwargs: object) -> object:
+        return load(*args, **kwargs | {"weights_only": False})
+
+    torch.load = unsafe
+
+
+MUTATIONS = {
+    "fsync": Mutation("files are not flushed", "R1", no_fsync),
+    "rename": Mutation("published file by file", "R1", no_rename),
+    "digest": Mutation("the manifest holds no digests", "R10", no_digest),
+    "collective": Mutation("each rank decides alone", "R5", each_rank_decides_alone),
+    "sanitising": Mutation("NaN input is not zeroed", "R5", no_sanitising),
+    "lock": Mutation("the folder is not locked", "R12", no_lock),
+    "finite": Mutation("NaN weights are saved", "R6", nonfinite_is_saved),
+    "seeding": Mutation("steps are not seeded", "R3", no_seeding),
+    "comparison": Mutation("settings are not compared", "R12", no_comparison),
+    "weights_only": Mutation("pickles are executed", "R14", unsafe_loading),
+}
+
+
+def apply(name: str) -> None:
+    """Disable one safeguard in this process and those forked from it."""
+    MUTATIONS[name].disable()
