@@ -204,11 +204,15 @@ def test_wrong_settings_are_refused_with_the_reason(arguments, options, message)
 
 def test_going_on_with_other_settings_is_refused(arguments, tmp_path, pretrained):
     train.main(arguments(lora_mode="gradient"))
+    with pytest.raises(HparamsError, match=r"other settings: .*lora_mode"):
+        train.main(arguments(lora_mode="uniform"))
+    # Where changes are allowed, these do not fit the adapters.
+    other_rank = arguments(lora_mode="gradient", lora_rank=3, allow_changes=True)
     with pytest.raises(HparamsError, match="chosen with lora_rank=2, not 3"):
-        train.main(arguments(lora_mode="gradient", lora_rank=3))
+        train.main(other_rank)
     differ = "'adapters' from .* tensors differ.*another output_folder"
     with pytest.raises(CheckpointMismatch, match=differ):
-        train.main(arguments(lora_mode="uniform"))
+        train.main(arguments(lora_mode="uniform", allow_changes=True))
     other = tmp_path / "other"
     other.mkdir()
     save_model(HTDemucs(["low", "high"], 0.5, **SIZE), other / "model.safetensors")
