@@ -60,8 +60,9 @@ def ranks_agree(bench: Bench) -> Outcome:
     outcome = Outcome()
     shared = {"examples_per_epoch": 10, "grad_accumulation_factor": 2}
     shared |= {"ema_decay": 0.9, "clip_grad_norm": -1}
-    two = speech(bench.folder, **shared, batch_size=1)
-    one = speech(bench.folder, **shared, batch_size=2)
+    two = speech(bench.folder, **shared, batch_size=1, lr=0.001)
+    one = speech(bench.folder, **shared, batch_size=2, lr=0.001)
+    two.yaml = one.yaml = two.yaml.with_name("speech_sgd.yaml")
     folders = {name: bench.folder / name for name in ("two", "one")}
     job = run(
         two.arguments(folders["two"]),
