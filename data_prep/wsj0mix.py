@@ -15,35 +15,17 @@ A mixture and its sources have the same file name, WAV or FLAC.
 """
 
 import argparse
-import hashlib
-import json
-import logging
-import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import soundfile
-
+from data_prep.folders import Parts, write_manifests
 from data_prep.generate import as_command
-from data_prep.manifest import (
-    THREADS,
-    DataError,
-    Row,
-    check_audio,
-    write_manifest,
-    write_text,
-)
-
-logger = logging.getLogger(__name__)
+from data_prep.manifest import DataError
 
 SPLITS = ("train", "valid", "test")
-SUFFIXES = (".wav", ".flac")
-# Part of the fingerprint: raise it when the same files would give other manifests.
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -106,26 +88,12 @@ def prepare(
     """
     if mode not in ("min", "max"):
         raise DataError(f"mode is {mode!r}, expected 'min' or 'max'")
-    data_folder, save_folder = Path(data_folder).absolute(), Path(save_folder)
-    folders = find_folders(data_folder, num_spks, sample_rate, mode)
-    listing = {path: _list_audio(path) for paths in folders.values() for path in paths}
-    paths = {split: save_folder / f"{split}.csv" for split in SPLITS}
-    state_file = save_folder / "wsj0mix.json"
-    files = _fingerprint(listing, num_spks, sample_rate)
-    if _is_current(state_file, files, list(paths.values())):
-        logger.info("%s: manifests are up to date", save_folder)
-    else:
-        rows = {
-            split: _make_rows(split_folders, listing, sample_rate)
-            for split, split_folders in folders.items()
-        }
-        state_file.unlink(missing_ok=True)
-        for split, path in paths.items():
-            write_manifest(path, rows[split])
-            logger.info("%s: %d mixtures", path, len(rows[split]))
-        state = {"files": files, "manifests": _digest(list(paths.values()))}
-        write_text(state_file, json.dumps(state) + "\n")
-    return {split: str(path) for split, path in paths.items()}
+    folders = find_folders(Path(data_folder).absolute(), num_spks, sample_rate, mode)
+    splits = {
+        split: Parts(mixture, tuple(sources))
+        for split, (mixture, *sources) in folders.items()
+    }
+    return write_manifests(splits, save_folder, sample_rate, "wsj0mix")
 
 
 def find_folders(
@@ -202,104 +170,6 @@ def _raise_nothing_found(
         f"{data_folder}: no mixtures found; looked there and in {num_spks}speakers/ "
         f"for {looked_for}; it holds {', '.join(there) or 'nothing'}"
     )
-
-
-def _list_audio(folder: Path) -> dict[str, os.DirEntry]:
-    """Audio files of a folder by their stem; hidden files are left out."""
-    found: dict[str, os.DirEntry] = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            stem, suffix = os.path.splitext(entry.name)
-            if suffix.lower() not in SUFFIXES or entry.name.startswith("."):
-                continue
-            if stem in found:
-                raise DataError(f"{entry.path}: there is {found[stem].name} as well")
-            found[stem] = entry
-    return found
-
-
-def _fingerprint(
-    listing: dict[Path, dict[str, os.DirEntry]], num_spks: int, sample_rate: int
-) -> str:
-    """A digest of names, sizes and times of all files, and of the settings."""
-    digest = hashlib.sha256(repr((FORMAT, num_spks, sample_rate)).encode())
-    for folder, entries in listing.items():
-        digest.update(os.fsencode(folder) + b"\0")
-        for stem in sorted(entries):
-            status = entries[stem].stat()
-            fields = f"\0{status.st_size}\0{status.st_mtime_ns}\0"
-            digest.update(os.fsencode(entries[stem].name) + fields.encode())
-    return digest.hexdigest()
-
-
-def _digest(paths: Sequence[Path]) -> str:
-    """A digest of the contents of files."""
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()
-
-
-def _is_current(state_file: Path, files: str, manifests: Sequence[Path]) -> bool:
-    """Whether the manifests are those once made from exactly these files."""
-    try:
-        state = json.loads(state_file.read_text())
-        return state == {"files": files, "manifests": _digest(manifests)}
-    except (OSError, ValueError):
-        return False
-
-
-def _make_rows(
-    folders: Sequence[Path],
-    listing: dict[Path, dict[str, os.DirEntry]],
-    sample_rate: int,
-) -> list[Row]:
-    """The rows of one split, with every header checked."""
-    mixtures, *sources = (listing[folder] for folder in folders)
-    if not mixtures:
-        raise DataError(f"{folders[0]}: holds no {' or '.join(SUFFIXES)} file")
-    for folder, entries in zip(folders[1:], sources, strict=True):
-        absent = sorted(mixtures.keys() - entries.keys())
-        if absent:
-            example = folder / mixtures[absent[0]].name
-            more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
-            raise DataError(f"{example} does not exist, but its mixture does{more}")
-        spare = sorted(entries.keys() - mixtures.keys())
-        if spare:
-            logger.warning(
-                "%s: %d files have no mixture and are left out, such as %s",
-                *(folder, len(spare), spare[0]),
-            )
-    stems = sorted(mixtures)
-    with ThreadPoolExecutor(THREADS) as threads:
-        paths = [mixtures[stem].path for stem in stems]
-        frames = threads.map(lambda path: _count_frames(path, sample_rate), paths)
-        rows = [
-            Row(
-                id=stem,
-                duration=count / sample_rate,
-                sample_rate=sample_rate,
-                mixture=mixtures[stem].path,
-                sources=tuple(entries[stem].path for entries in sources),
-            )
-            for stem, count in zip(stems, frames, strict=True)
-        ]
-    check_audio(rows, [f"mixture {stem}" for stem in stems])
-    return rows
-
-
-def _count_frames(path: str, sample_rate: int) -> int:
-    """Samples in a file, which must be at the given rate."""
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate, frames = file.samplerate, file.frames
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise DataError(f"{path} cannot be read as audio ({error})") from None
-    if rate != sample_rate:
-        raise DataError(
-            f"{path} is at {rate} Hz, expected {sample_rate} Hz; set "
-            f"--sample_rate={rate} or point data_folder at files of that rate"
-        )
-    if frames == 0:
-        raise DataError(f"{path} holds no samples")
-    return frames
 
 
 def main() -> int:
