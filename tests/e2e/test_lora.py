@@ -202,8 +202,10 @@ def test_going_on_with_other_settings_is_refused(arguments, tmp_path, pretrained
     train.main(arguments(lora_mode="gradient"))
     with pytest.raises(HparamsError, match="chosen with lora_rank=2, not 3"):
         train.main(arguments(lora_mode="gradient", lora_rank=3))
-    with pytest.raises(RuntimeError, match="'adapters' from .* tensors differ"):
+    with pytest.raises(HparamsError, match="lora_mode: gradient -> uniform"):
         train.main(arguments(lora_mode="uniform"))
+    with pytest.raises(RuntimeError, match="'adapters' from .* tensors differ"):
+        train.main(arguments(lora_mode="uniform", allow_changes=True))
     other = tmp_path / "other"
     other.mkdir()
     save_model(HTDemucs(["low", "high"], 0.5, **SIZE), other / "model.safetensors")
