@@ -391,7 +391,7 @@ def saving_cost(bench: Bench) -> Outcome:
     width = 2000 if bench.brief else 4000  # 16 or 64 MB
     times: dict[str, list[float]] = {"ours": [], "stock": []}
     model = nn.Linear(width, width)
-    for _ in range(3):
+    for _ in range(5):
         for name, kind in (("stock", Checkpointer), ("ours", AtomicCheckpointer)):
             folder = bench.folder / name
             checkpointer = kind(folder, {"model": model})

@@ -126,7 +126,7 @@ def one_rank_sees(bench: Bench) -> Outcome:
         outcome.expect(not any(j.status for j in jobs), f"{name}: {jobs[0].last_line}")
         return jobs
 
-    base = {"N_epochs": 1, "ddp_timeout": 60, "batch_size": 2}
+    base = {"N_epochs": 1, "ddp_timeout": 20, "batch_size": 2}
     recipe = speech(bench.folder, **base, examples_per_epoch=12)
     for fault, expected in SPEECH.items():
         folder = bench.folder / fault
@@ -152,7 +152,7 @@ def one_rank_sees(bench: Bench) -> Outcome:
     kept = sum(held[0]["stats"]["kept_K"]) if held else 0
     outcome.expect(kept == 9, f"empty: {kept} of 9 examples kept")
 
-    songs = music(bench.folder, batch_size=2, ddp_timeout=60, ema_decay=0.9)
+    songs = music(bench.folder, batch_size=2, ddp_timeout=20, ema_decay=0.9)
     for fault in ("nan_item", "nan_inside"):
         where = {"fault": fault, "rank": 1, "epoch": 1, "step": 2}
         name = f"music_{fault}"
