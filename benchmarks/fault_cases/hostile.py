@@ -29,7 +29,7 @@ OVERRIDE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 CODE_PATHS = ("train.py", "modules", "recipes", "data_prep")
 # What unpacks or unpickles, and what of it is allowed.
 UNSAFE = re.compile(
-    r"\bpickle\.load|\bjoblib|\btarfile\.|\bextractall|unpack_archive|"
+    r'\bpickle\.load|\bjoblib|\.extractall\((?![^)]*filter="data")|unpack_archive|'
     r"allow_pickle=True|load_pickle|yaml\.(unsafe_load|full_load)|weights_only=False"
 )
 
