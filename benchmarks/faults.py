@@ -105,8 +105,6 @@ def run_bench(names: list[str], folder: Path, nightly: bool, brief: bool) -> int
     """Run targets in a folder and print a table; 1 when one falls short."""
     launch.warm_up()
     launch.disable_safeguard()
-    launch.warm_up()
-    launch.disable_safeguard()
     print("| target | must be true | reached | stock | | seconds |")
     print("|---|---|---|---|---|---|", flush=True)
     short = 0
