@@ -152,10 +152,21 @@ def named_tensors(state: object, name: str = "") -> Iterator[tuple[str, Tensor]]
             yield from named_tensors(value, f"{name}.{index}" if name else str(index))
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor Inf.
+
+    By its smallest and largest value, a tenth of the time of `isfinite().all()`, which
+    would take longer than writing the checkpoint.
+    """
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(bool(value.isfinite()) for value in torch.aminmax(tensor))
+
+
 def refuse_nonfinite(states: dict[str, object]) -> None:
-    bad = [
-        name for name, t in named_tensors(states) if not bool(torch.isfinite(t).all())
-    ]
+    bad = [name for name, tensor in named_tensors(states) if not is_finite(tensor)]
     if bad:
         more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
         raise NonFiniteWeights(

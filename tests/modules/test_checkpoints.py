@@ -309,6 +309,18 @@ def test_nonfinite_state_is_not_saved(tmp_path, bad, where):
     assert restarted(tmp_path) == {1}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_finite_is_told_from_nan_and_inf_anywhere(dtype):
+    for place in (0, 3, 6):
+        for bad in (float("nan"), float("inf"), -float("inf")):
+            tensor = torch.linspace(-3, 3, 7).to(dtype)
+            assert checkpoint_files.is_finite(tensor)
+            tensor[place] = bad
+            assert not checkpoint_files.is_finite(tensor)
+    assert checkpoint_files.is_finite(torch.tensor([2**62, -1]))
+    assert checkpoint_files.is_finite(torch.zeros(0))
+
+
 def test_large_finite_weights_are_saved(tmp_path):
     job = Job(tmp_path)
     job.save(3e38)  # their sum overflows
