@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.toy import make_corpus
 
@@ -33,6 +34,18 @@ def quiet_logging() -> Iterator[None]:
     forget_logging()  # a fixture of the module may have run an experiment
     yield
     forget_logging()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def seeded_module() -> None:
+    """Random weights of a file's fixtures do not depend on the files before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def seeded_test() -> None:
+    """Nor those of a test on the tests before it."""
+    torch.manual_seed(1)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`base`, a model; `lora`, a run of adapters; `full`, a run without."""
     root = tmp_path_factory.mktemp("export")
     (root / "base").mkdir()
-    torch.manual_seed(0)  # the weights must not depend on which tests ran before
     save_model(HTDemucs(["low", "high"], 0.5, **SIZE), root / "base/model.safetensors")
     music = root / "music.yaml"
     music.write_text(f"extends: {TOY}\nrecipe: !name:recipes.music.MusicSeparation\n")
