@@ -92,8 +92,8 @@ def _group_of(process: Path) -> int:
         return 0
 
 
-def long_runs(bench: Bench, steps: int) -> Outcome:
-    """Both recipes for so many steps, in epochs of a tenth of them."""
+def long_runs(bench: Bench, steps: int, epochs: int = 10) -> Outcome:
+    """Both recipes for so many steps in an even number of epochs."""
     outcome = Outcome()
     shared = {"ckpt_interval_steps": 50, "log_every": 10, "ema_decay": 0.9}
     recipes = {
@@ -101,15 +101,15 @@ def long_runs(bench: Bench, steps: int) -> Outcome:
             bench.folder,
             **shared,
             num_workers=2,
-            examples_per_epoch=steps // 10,
-            N_epochs=10,
+            examples_per_epoch=steps // epochs,
+            N_epochs=epochs,
         ),
-        # Two steps of a recipe, of five epochs each.
+        # Two steps of a recipe, of half the epochs each.
         "music": music(
             bench.folder,
             **shared,
-            examples_per_epoch=4 * (steps // 10),
-            lr_scheduler="{epochs: [5, 5]}",
+            examples_per_epoch=4 * (steps // epochs),
+            lr_scheduler=f"{{epochs: [{epochs // 2}, {epochs // 2}]}}",
         ),
     }
     lines = [

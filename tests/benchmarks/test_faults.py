@@ -78,5 +78,6 @@ def test_a_leak_has_a_slope():
 
 @pytest.mark.slow
 def test_a_short_long_run_leaks_nothing(tmp_path):
-    outcome = long_runs.long_runs(Bench(tmp_path), steps=100)
+    outcome = long_runs.long_runs(Bench(tmp_path), steps=200, epochs=2)
+    # Memory needs more steps than these.
     assert [text for text in outcome.failures if "MB per" not in text] == []
