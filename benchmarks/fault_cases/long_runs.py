@@ -5,6 +5,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.fault_cases import Bench, Outcome
 from benchmarks.fault_cases.jobs import Job, Recipe, children, music, speech
 from benchmarks.fault_cases.launch import DRAW
@@ -37,18 +39,10 @@ def look(job: Job) -> Sample | None:
 
 
 def slope_of(samples: list[Sample]) -> float:
-    """MB per 1000 steps between the floors of the two halves.
-
-    The floor: drawing the curves leaves garbage that is collected now and then, a
-    sawtooth on top of what a leak would raise.
-    """
-    half = len(samples) // 2
-    floors = [
-        min(part, key=lambda sample: sample.megabytes)
-        for part in (samples[:half], samples[half:])
-    ]
-    steps = (samples[-1].step - samples[0].step) / 2
-    return 1000 * (floors[1].megabytes - floors[0].megabytes) / max(1.0, steps)
+    """MB per 1000 steps, by a line through the samples."""
+    steps = [sample.step for sample in samples]
+    megabytes = [sample.megabytes for sample in samples]
+    return 1000 * float(np.polyfit(steps, megabytes, 1)[0])
 
 
 def watch(name: str, recipe: Recipe, steps: int, folder: Path, outcome: Outcome) -> str:
@@ -98,8 +92,8 @@ def _group_of(process: Path) -> int:
         return 0
 
 
-def long_runs(bench: Bench, steps: int) -> Outcome:
-    """Both recipes for so many steps, in epochs of a tenth of them."""
+def long_runs(bench: Bench, steps: int, epochs: int = 10) -> Outcome:
+    """Both recipes for so many steps in an even number of epochs."""
     outcome = Outcome()
     shared = {"ckpt_interval_steps": 50, "log_every": 10, "ema_decay": 0.9}
     recipes = {
@@ -107,15 +101,15 @@ def long_runs(bench: Bench, steps: int) -> Outcome:
             bench.folder,
             **shared,
             num_workers=2,
-            examples_per_epoch=steps // 10,
-            N_epochs=10,
+            examples_per_epoch=steps // epochs,
+            N_epochs=epochs,
         ),
-        # Two steps of a recipe, of five epochs each.
+        # Two steps of a recipe, of half the epochs each.
         "music": music(
             bench.folder,
             **shared,
-            examples_per_epoch=4 * (steps // 10),
-            lr_scheduler="{epochs: [5, 5]}",
+            examples_per_epoch=4 * (steps // epochs),
+            lr_scheduler=f"{{epochs: [{epochs // 2}, {epochs // 2}]}}",
         ),
     }
     lines = [

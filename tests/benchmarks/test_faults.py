@@ -72,11 +72,12 @@ def test_a_missing_safeguard_is_seen(capsys, monkeypatch):
 def test_a_leak_has_a_slope():
     flat = [long_runs.Sample(i, 200 + i % 2, 9, 2) for i in range(50)]
     leak = [long_runs.Sample(i, 200 + 0.02 * i, 9, 2) for i in range(50)]
-    assert long_runs.slope_of(flat) == 0
-    assert long_runs.slope_of(leak) == pytest.approx(20, rel=0.05)
+    assert abs(long_runs.slope_of(flat)) < 5
+    assert long_runs.slope_of(leak) == pytest.approx(20)
 
 
 @pytest.mark.slow
 def test_a_short_long_run_leaks_nothing(tmp_path):
-    outcome = long_runs.long_runs(Bench(tmp_path), steps=100)
+    outcome = long_runs.long_runs(Bench(tmp_path), steps=200, epochs=2)
+    # Memory needs more steps than these.
     assert [text for text in outcome.failures if "MB per" not in text] == []
