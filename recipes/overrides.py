@@ -35,7 +35,7 @@ _TYPES: dict[str, Any] = {
 }
 # Numbers that nothing works without.
 _POSITIVE = {
-    *("N_epochs", "batch_size", "eval_batch_size", "examples_per_epoch", "valid_every"),
+    *("N_epochs", "batch_size", "eval_batch_size", "examples_per_epoch"),
     *("log_every", "keep_checkpoints", "lr", "sample_rate", "num_spks"),
     *("segment_seconds", "train_seconds", "stride_seconds", "eval_chunk_seconds"),
 }

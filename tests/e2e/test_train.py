@@ -14,6 +14,7 @@ import yaml
 
 import train
 from data_prep.manifest import DataError
+from modules.checkpoints import CheckpointMismatch
 from modules.signals import StopRun
 from recipes.hparams import HparamsError
 from recipes.separation import Separation
@@ -409,8 +410,10 @@ def test_going_on_with_another_network_is_explained(toy_arguments, tmp_path):
         f"extends: {ROOT / 'tests' / 'toy.yaml'}\n"
         "separator: !new:tests.toy.ToySeparator\n    num_sources: 5\n"
     )
-    with pytest.raises(train.EXPLAINED) as error:
+    with pytest.raises(HparamsError, match="separator.num_sources: 2 -> 5"):
         train.main([str(larger), *options])
+    with pytest.raises(CheckpointMismatch) as error:
+        train.main([str(larger), *options, "--allow_changes=True"])
     assert "conv.weight: [2, 1, 9] there, [5, 1, 9] here" in str(error.value)
     assert "another output_folder" in str(error.value)
     assert sorted((tmp_path / "run" / "save").glob("CKPT+*/*")) == before
