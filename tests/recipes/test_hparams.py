@@ -1,6 +1,5 @@
 """YAML files, their variants and overrides."""
 
-import importlib.util
 import inspect
 from pathlib import Path
 
@@ -62,8 +61,6 @@ def test_every_data_set_says_its_published_score(path):
 def test_every_data_set_can_be_chosen_for_both_models(path, tmp_path):
     """Its keys can be overridden, all are read, and its `prepare` takes them."""
     module = f"data_prep.{path.stem}"
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"{module} is not there yet")
     for recipe in SPEECH:
         arguments = [str(recipe), f"--dataset={path.stem}", "--data_folder=/none"]
         _, _, overrides = parse_command_line([*arguments, "--sample_rate=16000"])
