@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -305,15 +306,17 @@ def saved_step(run_folder: Path) -> int:
     return yaml.safe_load(text)["global_step"]
 
 
+def read_state(path: Path) -> object:
+    """What a file of a checkpoint holds: torch's objects, or the bytes of a text."""
+    if zipfile.is_zipfile(path):
+        return torch.load(path, "cpu", weights_only=True)
+    return path.read_bytes()
+
+
 def held(run_folder: Path) -> dict[str, object]:
     """All that the newest checkpoint holds, by file."""
-    contents: dict[str, object] = {}
-    for path in sorted(newest(run_folder).glob("*.ckpt")):
-        try:
-            contents[path.name] = torch.load(path, "cpu", weights_only=True)
-        except Exception:
-            contents[path.name] = path.read_bytes()
-    return contents
+    files = sorted(newest(run_folder).glob("*.ckpt"))
+    return {path.name: read_state(path) for path in files}
 
 
 def same(a: object, b: object) -> bool:

@@ -3,11 +3,9 @@
 import re
 from pathlib import Path
 
-import torch
-
 from benchmarks.fault_cases import Bench, Outcome, target
-from benchmarks.fault_cases.jobs import differences, held, run, speech
-from modules.checkpoint_files import named_tensors
+from benchmarks.fault_cases.jobs import differences, held, read_state, run, speech
+from modules.checkpoint_files import is_finite, named_tensors
 
 PATIENCE = 3
 
@@ -16,11 +14,8 @@ def not_finite(run_folder: Path) -> list[str]:
     """Names of the tensors with NaN or Inf in any checkpoint of a run."""
     found = []
     for path in (run_folder / "save").glob("CKPT+*/*.ckpt"):
-        try:
-            state = torch.load(path, "cpu", weights_only=True)
-        except Exception:
-            continue  # text
-        found += [n for n, t in named_tensors(state) if not bool(t.isfinite().all())]
+        tensors = named_tensors(read_state(path))
+        found += [name for name, tensor in tensors if not is_finite(tensor)]
     return found
 
 
