@@ -36,9 +36,6 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from modules import distributed
-from modules.audio import named_waves, safe_name, write_audio
-from modules.checkpoint_files import check_fit
-from modules.checkpoints import recency
 from modules.dataset import (
     Batch,
     EpochSampler,
@@ -46,14 +43,13 @@ from modules.dataset import (
     collate_whole,
     make_loader,
 )
-from modules.ema import EMA, mean_state
+from modules.ema import EMA
 from modules.logs import RunLog
 from modules.memory import MemoryProfile
-from modules.metrics import ResultTable
-from modules.overlap_add import separate_in_chunks
 from modules.randomness import seed_step
 from modules.signals import StopRequest, StopRun
-from recipes.bookkeeping import TrainStats, Window, print_report, short_line
+from recipes.bookkeeping import TrainStats, Window, short_line
+from recipes.evaluation import Evaluation
 from recipes.hparams import HparamsError
 from recipes.schedule import update_learning_rate
 from recipes.settings import Settings, refuse_changes
@@ -79,28 +75,15 @@ class Terms(NamedTuple):
 
 
 @sb.utils.checkpoints.register_checkpoint_hooks
-class Separation(sb.Brain):
+class Separation(Evaluation):
     """Trains and evaluates a separator; see the module docstring for the rules.
 
     A task overrides `compute_forward`, `compute_objectives` (the `Terms` of a batch),
     `score` and `make_loaders`. `modules.separator` is the network.
     """
 
-    #: Validation metric that ranks checkpoints and drives the plateau; higher: better.
-    monitor = "si_snr"
-
-    #: Metric of one example that the progress bar of an evaluation shows, negated.
-    example_metric = "si_snr"
-
-    #: How the report writes the metrics.
-    metric_names: dict[str, str] = {}
-
-    #: Names of the loss terms, where an example has several, and their weights.
-    term_names: Sequence[str] = ()
+    #: Weights of the loss terms of an example.
     term_weights: Sequence[float] = (1.0,)
-
-    #: Names of the targets in saved audio; numbered where there are none.
-    target_names: Sequence[str] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -110,6 +93,7 @@ class Separation(sb.Brain):
         self.stats = TrainStats()
         self.window = Window()
         self.epoch = 0
+        self.steps_before = 0  # of this epoch
         self.nonfinite_count = 0
         self.grad_norm = float("nan")
         self.stop_request = StopRequest()
@@ -330,7 +314,7 @@ class Separation(sb.Brain):
         if self.hparams.profile_memory and sb.utils.distributed.if_main_process():
             network = distributed.unwrap(self.modules["separator"])
             self.memory = MemoryProfile(network, self.optimizer, self.output_folder)
-        self._open_log(done * self.train_sampler.steps_per_epoch + self.step, done)
+        self._open_log(self.global_step, done)
         if found is None:
             return
         if done >= self.hparams.epoch_counter.limit:
@@ -351,6 +335,7 @@ class Separation(sb.Brain):
 
     def _take_over(self, changed: dict[str, tuple[object, object]]) -> None:
         """Give settings that a resumed state has overwritten their new values."""
+        reached = self.global_step
         if "training examples" in changed and self.step:
             # Another data set has another order: the epoch begins anew.
             self.step, self.stats = 0, TrainStats()
@@ -358,6 +343,7 @@ class Separation(sb.Brain):
             old, new = changed.get(name, (1, 1))
             # Nothing of the epoch is left out; a part of a batch may come twice.
             self.step = self.step * old // new
+        self.steps_before = reached - self.step  # the curves go on where they were
         for name, value in self.optimizer.defaults.items():
             if f"optimizer.{name}" in changed:
                 for group in self.optimizer.param_groups:
@@ -405,7 +391,8 @@ class Separation(sb.Brain):
                     self._stop_if_agreed()
         self.zero_grad(set_to_none=True)
         # Before the end-of-epoch save: what it stores is the start of the next epoch.
-        self.avg_train_loss, self.step = self.stats.loss, 0
+        self.avg_train_loss = self.stats.loss
+        self.steps_before, self.step = self.global_step, 0
         self.on_stage_end(Stage.TRAIN, self.avg_train_loss, epoch)
 
     def _fit_valid(self, valid_set: Any, epoch: int, enable: bool) -> None:
@@ -468,7 +455,7 @@ class Separation(sb.Brain):
         self.checkpointer.save_and_keep_only(
             meta={
                 "epoch": epoch,
-                "global_step": self._global_step(epoch),
+                "global_step": self.global_step,
                 "settings": self._all_settings(),
             }
             | ({self.monitor: value} if is_ranked else {}),
@@ -482,7 +469,7 @@ class Separation(sb.Brain):
         self.checkpointer.save_and_keep_only(
             meta={
                 flag: True,
-                "global_step": self._global_step(self.epoch - 1),
+                "global_step": self.global_step,
                 "settings": self._all_settings(),
             },
             end_of_epoch=False,
@@ -492,8 +479,10 @@ class Separation(sb.Brain):
             verbosity=logging.DEBUG,
         )
 
-    def _global_step(self, epochs_done: int) -> int:
-        return epochs_done * self.train_sampler.steps_per_epoch + self.step
+    @property
+    def global_step(self) -> int:
+        """Training steps done in all epochs: the x axis of the curves."""
+        return self.steps_before + self.step
 
     def _stop_if_agreed(self) -> None:
         if self._stop_agreed:
@@ -507,102 +496,6 @@ class Separation(sb.Brain):
         return nullcontext() if self.profiler is None else self.profiler
 
     # ------------------------------------------------------------------ evaluation
-
-    def evaluate(self, test_set: Any, max_key: str | None = None) -> dict[str, float]:
-        """Score the best checkpoint on `test_set` and write the results.
-
-        Arguments
-        ---------
-        test_set : DataLoader
-            Made by `modules.dataset.make_loader`, this rank's share.
-        max_key : str | None
-            Checkpoint metric to choose by, higher is better.
-
-        Returns
-        -------
-        dict[str, float]
-            Means over the whole test set.
-
-        Raises
-        ------
-        FileNotFoundError
-            With `--test_only` when there is no checkpoint to evaluate.
-        """
-        self._load_for_evaluation(max_key)
-        enable = not self.noprogressbar and sb.utils.distributed.if_main_process()
-        with self._ema_weights():
-            self._evaluate_all(test_set, Stage.TEST, None, enable)
-        return self.table_summary
-
-    @torch.no_grad()
-    def _evaluate_all(
-        self, loader: DataLoader, stage: Stage, epoch: int | None, enable: bool
-    ) -> None:
-        """Validation or test: SpeechBrain's loops, with a name on the bar."""
-        self.on_stage_start(stage, epoch)
-        self.modules.eval()
-        name = stage.name.lower()
-        bar = tqdm(
-            loader,
-            desc=name,
-            dynamic_ncols=True,
-            disable=not enable,
-            colour=self.tqdm_barcolor[name] or None,
-        )
-        total, count, mean = 0.0, 0, math.nan
-        with bar:
-            for number, batch in enumerate(bar, start=1):
-                loss = float(self.evaluate_batch(batch, stage))
-                if math.isfinite(loss):
-                    total, count = total + loss, count + 1
-                    mean = total / count
-                    bar.set_postfix({self.example_metric: f"{-mean:.2f}"})
-                if self.debug and number == self.debug_batches:
-                    break
-        self.on_stage_end(stage, mean, epoch)
-
-    def _load_for_evaluation(self, max_key: str | None) -> None:
-        """Load the best checkpoint, or the newest where none was validated."""
-        if self.hparams.average_last:
-            self._load_average(self.hparams.average_last)
-            return
-        found = self.checkpointer.recover_if_possible(max_key=max_key)
-        if found is None:
-            found = self.checkpointer.recover_if_possible()
-        if found is None and not self.hparams.pretrained:
-            raise FileNotFoundError(
-                f"{self.checkpointer.checkpoints_dir}: no checkpoint to evaluate; "
-                "train first, or give the weights by --pretrained=FOLDER"
-            )
-        shown = found.path if found is not None else self.hparams.pretrained
-        logger.info(f"Evaluating {shown}")
-
-    def _load_average(self, number: int) -> None:
-        """Load the mean of the newest epochs' weights, for want of a clean ranking."""
-        flag = sb.core.INTRA_EPOCH_CKPT_FLAG
-        found = self.checkpointer.find_checkpoints(
-            importance_key=recency,
-            ckpt_predicate=lambda ckpt: flag not in ckpt.meta,
-            max_num_checkpoints=number,
-        )
-        if len(found) < number or self.ema is not None:
-            raise HparamsError(
-                f"average_last={number} needs as many checkpoints of whole epochs "
-                f"(here: {len(found)}; set keep_checkpoints={number}) and ema_decay=0"
-            )
-        paths = [ckpt.paramfiles["separator"] for ckpt in found]
-        state = mean_state(torch.load(p, "cpu", weights_only=True) for p in paths)
-        separator = distributed.unwrap(self.modules["separator"])
-        check_fit(separator, state)
-        separator.load_state_dict(state)
-        logger.info(f"Evaluating the mean of {', '.join(c.path.name for c in found)}")
-
-    def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
-        """Start an empty result table for a validation or a test."""
-        if stage != Stage.TRAIN:
-            self.table = ResultTable()
-            self.audio_saved = 0
-            self.nonfinite_outputs = 0
 
     @torch.no_grad()
     def evaluate_batch(self, batch: Batch, stage: Stage) -> Tensor:
@@ -639,95 +532,6 @@ class Separation(sb.Brain):
                 values.append(-value)
             self._keep_audio(batch.ids[index], mix_T, est_ST, target_ST, stage)
         return torch.tensor(values).mean()
-
-    def separate(self, mix_BT: Tensor) -> Tensor:
-        """Run the bare network on whole mixtures, in chunks when they are long.
-
-        The wrappers of `self.modules` are taken off: DDP would wait for ranks whose
-        share is smaller, a compiled graph would be rebuilt for every length.
-        """
-        separator = distributed.unwrap(self.modules["separator"])
-        seconds = self.hparams.eval_chunk_seconds
-        if not seconds:
-            return separator(mix_BT)
-        rate = self.hparams.sample_rate
-        chunk = round(seconds * rate)
-        return separate_in_chunks(separator, mix_BT, chunk=chunk, overlap=chunk // 4)
-
-    def on_stage_end(
-        self, stage: Stage, stage_loss: float, epoch: int | None = None
-    ) -> None:
-        """Merge the ranks' tables; write the test's results."""
-        if stage == Stage.TRAIN:
-            return
-        self.table.merge_ranks()
-        self.summary = self.table.summary()
-        self.table_summary = {
-            name: math.nan if entry["mean"] is None else entry["mean"]
-            for name, entry in self.summary["metrics"].items()
-        }
-        self.table_summary |= self.set_scores(stage)
-        if any(distributed.gather_objects(self.nonfinite_outputs)):
-            logger.warning("the network's output is not finite for some examples")
-            self.table_summary[self.monitor] = math.nan
-        if stage != Stage.TEST:
-            return
-        if sb.utils.distributed.if_main_process():
-            self.table.write_csv(self.output_folder / "test_results.csv")
-            self.table.write_json(self.output_folder / "test_results.json")
-        loaded = self.hparams.epoch_counter.current
-        self.hparams.train_logger.log_stats(
-            {"epoch loaded": loaded}, test_stats=self.table_summary, verbose=False
-        )
-        stages = {"test": self.table_summary}
-        logger.info(short_line(f"epoch {loaded} loaded", stages, self.term_names))
-
-    def set_scores(self, stage: Stage) -> dict[str, float]:
-        """Scores of the whole set that are not means over its examples; here none."""
-        return {}
-
-    def report(self) -> None:
-        """Print the test's table and where the run's files are, on the main process."""
-        if not sb.utils.distributed.if_main_process():
-            return
-        folder = self.output_folder
-        places = {
-            "scores": folder / "test_results.csv",
-            "audio": folder / "audio",
-            "curves": folder / "curves.png",
-            "suspicion": folder / "suspicion.csv",
-        }
-        if not self.is_trial:  # those of a trial are gone when it ends
-            places["checkpoints"] = Path(self.checkpointer.checkpoints_dir)
-        print_report(self.reported(), self.metric_names, places)
-
-    def reported(self) -> dict:
-        """The summary of the test that the report shows."""
-        return self.summary
-
-    def _keep_audio(
-        self, id_: str, mix_T: Tensor, est_ST: Tensor, target_ST: Tensor, stage: Stage
-    ) -> None:
-        """Write or log the first examples; only rank 0's share, at true level."""
-        if self.audio_saved >= self.hparams.n_audio_to_save:
-            return
-        if not sb.utils.distributed.if_main_process():
-            return
-        self.audio_saved += 1
-        rate = self.hparams.sample_rate
-        names = (self.term_names, self.target_names)
-        for name, wave_T in named_waves(mix_T, est_ST, target_ST, *names):
-            if stage == Stage.TEST:
-                folder = self.output_folder / "audio" / safe_name(id_)
-                write_audio(folder / f"{name}.wav", wave_T, rate)
-            elif self.log is not None and self.audio_saved <= 2:
-                tag, step = f"{safe_name(id_)}/{name}", self.epoch
-                wave_T = wave_T.reshape(-1, wave_T.shape[-1]).mean(0)  # mono
-                self.log.audio(tag, wave_T, rate, step)
-                self.log.spectrogram(tag, wave_T, rate, step)
-
-    def _ema_weights(self) -> Any:
-        return nullcontext() if self.ema is None else self.ema.applied()
 
     # ------------------------------------------------------------------ data
 
@@ -783,7 +587,7 @@ class Separation(sb.Brain):
             return
         examples = batch_size * every * distributed.world_size()
         self.log.scalars(
-            self._global_step(self.epoch - 1),
+            self.global_step,
             loss=self.stats.loss,
             lr=self.optimizer.param_groups[0]["lr"],
             grad_norm=self.grad_norm,
@@ -798,6 +602,7 @@ class Separation(sb.Brain):
     def _save(self, path: Path) -> None:
         state = {
             "step": self.step,
+            "steps_before": self.steps_before,
             "optimizer_step": self.optimizer_step,
             "nonfinite_count": self.nonfinite_count,
             "grad_norm": self.grad_norm,
@@ -809,6 +614,7 @@ class Separation(sb.Brain):
     def _recover(self, path: Path, end_of_epoch: bool) -> None:
         state = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         self.step = state["step"]
+        self.steps_before = state["steps_before"]
         self.optimizer_step = state["optimizer_step"]
         self.nonfinite_count = state["nonfinite_count"]
         self.grad_norm = state["grad_norm"]

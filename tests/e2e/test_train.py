@@ -15,6 +15,7 @@ import yaml
 import train
 from data_prep.manifest import DataError
 from modules.checkpoints import CheckpointMismatch
+from modules.curves import read_points
 from modules.signals import StopRun
 from recipes.hparams import HparamsError
 from recipes.separation import Separation
@@ -453,11 +454,14 @@ def test_an_accepted_batch_size_leaves_out_nothing_of_the_epoch(
         return fit_batch(self, batch)
 
     monkeypatch.setattr(Separation, "fit_batch", stop)
-    settings = {"examples_per_epoch": 7, "N_epochs": 1}
+    settings = {"examples_per_epoch": 7, "N_epochs": 1, "log_every": 1}
     with pytest.raises(StopRun):
         train.main(toy_arguments(**settings))
     train.main(toy_arguments(**settings, batch_size=2, allow_changes=True))
     assert [len(ids) for ids in seen] == [1] * 5 + [2, 1]
+    points = read_points(tmp_path / "run" / "curves.csv")
+    steps = [p.step for p in points if (p.kind, p.name) == ("step", "loss")]
+    assert steps == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_never_validated_the_newest_is_tested(toy_arguments, tmp_path):
