@@ -79,7 +79,8 @@ def prepare(
         Names of the stems; source_1, source_2, ... of the manifests are in this order.
     valid_tracks : Sequence[str] | int | None
         Training tracks to validate on instead: their names, or how many of the first
-        by name. None takes the folder `valid`, else MUSDB18's 14, else a tenth.
+        by name. None takes the folder `valid`, else MUSDB18's 14, else a tenth; 0
+        holds out none.
     test_folder : str | Path | None
         A folder of tracks, such as `musdb18hq/test`. None takes the folder `test`;
         without one the validation tracks are tested on.
@@ -92,7 +93,8 @@ def prepare(
     Returns
     -------
     dict[str, str]
-        Paths of the manifests under the keys train, valid and test.
+        Paths of the manifests under the keys train, valid and test; the latter two
+        only where there are such tracks.
 
     Raises
     ------
@@ -114,13 +116,17 @@ def prepare(
     }
     if stems is not None:
         rows["train"] = _restrict(rows, Path(stems), sources)
-    if "test" not in rows:
+    if "test" not in rows and "valid" in rows:
         logger.info("%s: no test tracks, testing on the validation set", data_folder)
         rows["test"] = rows["valid"]
     paths = {}
     for split in ("train", "valid", "test"):
-        paths[split] = str(write_manifest(save_folder / f"{split}.csv", rows[split]))
-        logger.info("%s: %d tracks", paths[split], len(rows[split]))
+        path = save_folder / f"{split}.csv"
+        if split not in rows:
+            path.unlink(missing_ok=True)  # of tracks that are trained on now
+            continue
+        paths[split] = str(write_manifest(path, rows[split]))
+        logger.info("%s: %d tracks", path, len(rows[split]))
     return paths
 
 
@@ -153,7 +159,8 @@ def find_tracks(
     Returns
     -------
     dict[str, list[Track]]
-        Under train and valid; under test only if there is such a folder.
+        Under train, under valid unless none are wanted, under test only if there is
+        such a folder.
 
     Raises
     ------
@@ -173,6 +180,8 @@ def find_tracks(
             raise DataError(
                 f"valid_tracks is set, but {data_folder / 'valid'} exists: remove one"
             )
+        return tracks
+    if valid_tracks is not None and not valid_tracks:
         return tracks
     held_out = _choose_valid(
         train_folder, [track.name for track in tracks["train"]], valid_tracks
@@ -374,7 +383,7 @@ def _restrict(
 ) -> list[Row]:
     """Training rows with the stems that are not listed marked as unused."""
     listed = _read_stems(stems, sources)
-    known = {row.id for split in ("train", "valid") for row in rows[split]}
+    known = {row.id for split in ("train", "valid") for row in rows.get(split, ())}
     restricted = []
     for number, name in enumerate(sources, start=1):
         unknown = sorted(listed[name] - known)

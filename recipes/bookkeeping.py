@@ -121,10 +121,8 @@ def short_line(
     return " | ".join(parts)
 
 
-def print_report(
-    summary: Mapping, metric_names: Mapping[str, str], places: Mapping[str, Path]
-) -> None:
-    """Print the table of a test's scores, and where the files of the run are.
+def print_scores(summary: Mapping, metric_names: Mapping[str, str]) -> None:
+    """Print the table of a test's scores.
 
     Arguments
     ---------
@@ -132,8 +130,6 @@ def print_report(
         What `ResultTable.summary` returned.
     metric_names : Mapping[str, str]
         How to write the metrics; one that is missing keeps its name.
-    places : Mapping[str, Path]
-        Files and folders by what they hold; those that do not exist are left out.
     """
     shown = [metric_names.get(name, name) for name in summary["metrics"]]
     print(
@@ -152,6 +148,10 @@ def print_report(
     )
     note = "; an 'i' is the improvement over the mixture" if has_improvement else ""
     print(f"\nall values in dB{note}\n")
+
+
+def print_places(places: Mapping[str, Path]) -> None:
+    """Print where the files of a run are, by what they hold; only those that exist."""
     for what, where in places.items():
         if where.exists():
             print(f"{what:<12} {where}")

@@ -29,10 +29,11 @@ from modules.logs import RunLog
 from modules.metrics import ResultTable
 from modules.overlap_add import separate_in_chunks
 from modules.signals import StopRequest
-from recipes.bookkeeping import print_report, short_line
+from recipes.bookkeeping import print_places, print_scores, short_line
 from recipes.hparams import HparamsError
 
 logger = logging.getLogger(__name__)
+NOTHING_TO_TEST = "the data have no test set; --test_folder=FOLDER names one"
 
 
 class Evaluation(sb.Brain):
@@ -44,6 +45,7 @@ class Evaluation(sb.Brain):
     ema: EMA | None
     stop_request: StopRequest
     epoch: int
+    summary: dict | None = None  # of the last validation or test
 
     #: Validation metric that ranks checkpoints and drives the plateau; higher: better.
     monitor = "si_snr"
@@ -60,13 +62,16 @@ class Evaluation(sb.Brain):
     #: Names of the targets in saved audio; numbered where there are none.
     target_names: Sequence[str] = ()
 
-    def evaluate(self, test_set: Any, max_key: str | None = None) -> dict[str, float]:
+    def evaluate(
+        self, test_set: DataLoader | None, max_key: str | None = None
+    ) -> dict[str, float]:
         """Score the best checkpoint on `test_set` and write the results.
 
         Arguments
         ---------
-        test_set : DataLoader
-            Made by `modules.dataset.make_loader`, this rank's share.
+        test_set : DataLoader | None
+            Made by `modules.dataset.make_loader`, this rank's share; None where the
+            data have neither a test nor a validation set.
         max_key : str | None
             Checkpoint metric to choose by, higher is better.
 
@@ -79,7 +84,15 @@ class Evaluation(sb.Brain):
         ------
         FileNotFoundError
             With `--test_only` when there is no checkpoint to evaluate.
+        HparamsError
+            With `--test_only` when there is nothing to test on.
         """
+        if test_set is None:
+            if self.test_only:
+                raise HparamsError(f"--test_only: {NOTHING_TO_TEST}")
+            logger.warning(f"not tested: {NOTHING_TO_TEST}")
+            self.summary = None
+            return {}
         self._load_for_evaluation(max_key)
         enable = not self.noprogressbar and sb.utils.distributed.if_main_process()
         with self._ema_weights():
@@ -215,7 +228,9 @@ class Evaluation(sb.Brain):
         }
         if not self.is_trial:  # those of a trial are gone when it ends
             places["checkpoints"] = Path(self.checkpointer.checkpoints_dir)
-        print_report(self.reported(), self.metric_names, places)
+        if self.summary is not None:
+            print_scores(self.reported(), self.metric_names)
+        print_places(places)
 
     def reported(self) -> dict:
         """The summary of the test that the report shows."""

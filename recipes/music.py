@@ -206,13 +206,13 @@ class MusicSeparation(Separation):
 
     def make_loaders(
         self, manifests: dict[str, str]
-    ) -> tuple[DataLoader, DataLoader, DataLoader]:
+    ) -> tuple[DataLoader, DataLoader | None, DataLoader | None]:
         """Loaders of segments for training and of whole songs, this rank's share.
 
         Arguments
         ---------
         manifests : dict[str, str]
-            Paths by "train", "valid" and "test".
+            Paths by "train", "valid" and "test"; there need be none of the latter two.
 
         Raises
         ------
@@ -246,6 +246,8 @@ class MusicSeparation(Separation):
                     StemDataset(rows[name], hparams.sample_rate),
                     hparams.eval_batch_size,
                 )
+                if name in rows
+                else None
                 for name in ("valid", "test")
             ),
         )

@@ -170,7 +170,7 @@ class RivalSeparation(MusicSeparation):
     def report(self) -> None:
         """A row of scores for each rule, then what the audit found."""
         super().report()
-        if not if_main_process():
+        if not if_main_process() or self.summary is None:
             return
         means = self.summary["metrics"]
         columns = ["nsdr", *(f"nsdr {stem}" for stem in self.stems), "sdr"]

@@ -61,6 +61,19 @@ def test_the_manifests_do_not_depend_on_when_they_are_made(flat, tmp_path):
     assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize("valid_tracks", [0, []])
+def test_without_a_hold_out_every_track_is_trained_on(flat, tmp_path, valid_tracks):
+    prepare(flat, tmp_path / "save")
+    manifests = prepare(flat, tmp_path / "save", valid_tracks=valid_tracks)
+    assert list(manifests) == ["train"] and len(ids(manifests["train"])) == 12
+    # Those of the earlier call would list tracks that are trained on now.
+    assert [path.name for path in (tmp_path / "save").iterdir()] == ["train.csv"]
+
+    prepare(flat, tmp_path / "other", valid_tracks=valid_tracks, test_folder=flat)
+    names = sorted(path.name for path in (tmp_path / "other").iterdir())
+    assert names == ["test.csv", "train.csv"]
+
+
 @pytest.mark.parametrize("valid_tracks", [3, ["02-uuid", "00-uuid", "01-uuid"]])
 def test_the_hold_out_can_be_chosen(flat, tmp_path, valid_tracks):
     manifests = prepare(flat, tmp_path / "save", valid_tracks=valid_tracks)
@@ -173,8 +186,6 @@ def test_what_stops_the_preparation_is_named_in_one_line(
         ({"sources": ["../bass"]}, "expected names of files"),
         ({"sources": ["piano"]}, "no tracks found.*holds 00-uuid"),
         ({"valid_tracks": 12}, "one must be held out and one left"),
-        ({"valid_tracks": 0}, "one must be held out and one left"),
-        ({"valid_tracks": []}, "one must be held out and one left"),
         ({"valid_tracks": ["00-uid"]}, "no track '00-uid'; nearest is '00-uuid'"),
         ({"sample_rate": 44100}, "is at 8000 Hz, expected 44100 Hz; resample it"),
         ({"test_folder": "/nowhere"}, "/nowhere does not exist"),

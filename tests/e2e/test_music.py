@@ -147,6 +147,17 @@ def test_a_batch_too_small_for_truncation_is_refused_with_the_reason(arguments):
         train.main(arguments(truncation="ccom", batch_size=1))
 
 
+def test_without_validation_and_test_the_newest_weights_are_kept(arguments, tmp_path):
+    train.main(arguments(valid_tracks=0))
+    run = tmp_path / "run"
+    assert all(" - train loss: " in line for line in epochs_of(run))
+    log = (run / "log.txt").read_text()
+    assert "valid" not in "".join(epochs_of(run)) and "not tested: the data have" in log
+    assert not list(run.glob("test_results*")) and list(run.glob("save/CKPT+*"))
+    with pytest.raises(HparamsError, match="--test_only: the data have no test set"):
+        train.main([*arguments(valid_tracks=0), "--test_only"])
+
+
 def test_a_silent_stem_is_named_once_and_has_no_part_in_any_mean(arguments, tmp_path):
     songs = make_songs(tmp_path / "songs")
     for stem, track in (("low", 0), ("low", 1), ("high", 1)):
