@@ -71,7 +71,7 @@ def parse_command_line(
     param_file = arguments[0]
     known, overrides = [param_file], {}
     tokens = list(arguments[1:])
-    tree = _whole(load_trees(param_file, _given(tokens)))
+    tree = _whole(load_trees(param_file, given_options(tokens)))
     while tokens:
         token = tokens.pop(0)
         if not token.startswith("--"):
@@ -243,7 +243,7 @@ def _unknown_option(name: str, tree: Mapping[str, Any], options: set[str]) -> st
     return f"unknown key --{name}: {nearest(name, [*tree, *options])}"
 
 
-def _given(tokens: list[str]) -> dict[str, str]:
+def given_options(tokens: list[str]) -> dict[str, str]:
     """`--key=value` and `--key value` as they stand; what is valid is not known yet."""
     given = {}
     for token, following in zip(tokens, [*tokens[1:], ""], strict=False):

@@ -8,7 +8,7 @@ from typing import Any
 
 from speechbrain.utils.run_opts import HELP_TEXTS
 
-from recipes.hparams import load_tree, load_trees
+from recipes.hparams import given_options, load_tree, load_trees
 from recipes.overrides import written
 
 USAGE = """\
@@ -27,6 +27,8 @@ USUAL = (
     *("ckpt_interval_minutes", "ckpt_interval_steps", "noprogressbar"),
 )
 COLUMN = 34
+#: Keys whose value brings in another file, with keys of its own.
+CHOOSING = ("dataset",)
 
 
 def usage(arguments: Sequence[str], folder: Path = Path("hparams")) -> str:
@@ -35,18 +37,21 @@ def usage(arguments: Sequence[str], folder: Path = Path("hparams")) -> str:
     Arguments
     ---------
     arguments : Sequence[str]
-        As typed; if it names a YAML file, the text lists the keys of this.
+        As typed; if it names a YAML file, the text lists the keys of this, with the
+        block of the data set that is named.
     folder : Path
         Of the recipes that are listed otherwise.
 
     Raises
     ------
     HparamsError
-        There is no such YAML file.
+        There is no such YAML file or data set.
     """
     files = [argument for argument in arguments if not argument.startswith("-")]
     if files:
-        parts = [f"keys of {files[0]}, and their defaults:", *_keys(files[0])]
+        given = given_options(list(arguments))
+        choice = {key: given[key] for key in CHOOSING if key in given}
+        parts = [f"keys of {files[0]}, and their defaults:", *_keys(files[0], choice)]
     else:
         parts = ["recipes (FILE.yaml --help lists the keys of one):"]
         parts += [
@@ -65,17 +70,17 @@ def usage(arguments: Sequence[str], folder: Path = Path("hparams")) -> str:
     return "\n".join([USAGE, *parts])
 
 
-def _keys(param_file: str) -> list[str]:
+def _keys(param_file: str, choice: Mapping[str, str]) -> list[str]:
     """A line for each key, then one for each object with settings of its own."""
     said: dict[str, str] = {}
-    for tree in load_trees(param_file):
+    for tree in load_trees(param_file, choice):
         for key, tokens in tree.ca.items.items():
             beside = tokens[2].value if tokens[2] else ""
             if beside.startswith("#"):
                 text = beside.split("\n")[0].lstrip("# ")
                 said[key] = re.sub(r"\[\w+\] ?", "", text)  # of the default alone
     plain, objects = [], []
-    for key, node in load_tree(param_file).items():
+    for key, node in load_tree(param_file, choice).items():
         if not isinstance(node, Mapping):
             plain.append(_line(f"--{key}={_default(node)}", said.get(key, "")))
             continue

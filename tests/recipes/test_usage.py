@@ -33,6 +33,15 @@ def test_defaults_are_those_of_the_file_itself():
     assert "[recipe]" not in text, "a mark of the value that is overridden"
 
 
+def test_the_block_of_a_data_set_is_shown():
+    path = str(ROOT / "hparams" / "mossformer2.yaml")
+    assert "--mixture=" not in usage([path, "--help"])
+    text = usage([path, "--dataset=whamr", "--help"])
+    assert "--mixture=reverb " in text and "--dataset=whamr " in text
+    with pytest.raises(HparamsError, match="'wham2', expected one of librimix"):
+        usage([path, "--dataset", "wham2", "--help"])
+
+
 def test_without_a_file_the_recipes_are_listed():
     text = usage(["--help"], ROOT / "hparams")
     for name in RECIPES:
