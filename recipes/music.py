@@ -22,6 +22,7 @@ from modules import distributed
 from modules.apply import apply_model
 from modules.audit import Audit
 from modules.dataset import Batch
+from modules.losses import SILENCE
 from modules.metrics import score_song
 from modules.selection import KeepAll, dropped_of
 from modules.stems import StemDataset, measure_levels
@@ -35,6 +36,10 @@ class MusicSeparation(Separation):
     """Trains `modules.separator` on the L1 loss of every stem."""
 
     example_metric = "nsdr"
+    # An instrument may rest. And training segments are relative to their track's level,
+    # so that `StemDataset` looks at the files'.
+    silence_is_common = True
+    largest_peak = math.inf
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -71,6 +76,8 @@ class MusicSeparation(Separation):
     ) -> Terms:
         """Mean absolute error of every stem; a stem of weight 0 is not scorable.
 
+        A silent stem is as good a target as any: it teaches silence. It is counted.
+
         With `rank_by_level` a stem is judged by its error relative to the level of
         its target (at least 1 % of the mixture's), so that loud stems are not the
         first to be dropped; what is trained on stays the plain error.
@@ -84,7 +91,8 @@ class MusicSeparation(Separation):
             level_BS = target_BSCT.abs().mean((2, 3)).maximum(floor_B1)
             # A silent mixture has only silent stems: any error is as good as another.
             rank_BS = loss_BS.detach() / level_BS.clamp(min=1e-8)
-        return Terms(loss_BS, weighs_S.expand_as(loss_BS), rank_BS)
+        silent_BS = (target_BSCT.var(3, correction=0) <= SILENCE).all(2)
+        return Terms(loss_BS, weighs_S.expand_as(loss_BS), rank_BS, silent_BS)
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
         """Enter the step of the recipe that the epoch belongs to."""
@@ -243,7 +251,9 @@ class MusicSeparation(Separation):
             self.loader(train_set, hparams.batch_size, training=True),
             *(
                 self.loader(
-                    StemDataset(rows[name], hparams.sample_rate),
+                    StemDataset(
+                        rows[name], hparams.sample_rate, check_sums=hparams.check_sums
+                    ),
                     hparams.eval_batch_size,
                 )
                 for name in ("valid", "test")

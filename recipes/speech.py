@@ -7,6 +7,7 @@ Legend: B batch, S source, T sample.
 """
 
 import logging
+from typing import Any
 
 from speechbrain import Stage
 from torch import Tensor
@@ -15,10 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from data_prep.manifest import DataError, Row, read_manifest
 from modules import distributed
 from modules.dataset import Batch, ManifestDataset
-from modules.losses import pit_neg_si_snr
+from modules.losses import SILENCE, pit_neg_si_snr
 from modules.metrics import score_example
 from modules.mixing import DynamicMixing, UtterancePool
 from modules.rooms import RoomPool
+from recipes.bookkeeping import listed
 from recipes.separation import Separation, Terms
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,11 @@ class SpeechSeparation(Separation):
         "sdr_i": "SDRi",
     }
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._silent_ids: set[str] = set()
+        self._silence_said: set[Stage] = set()
+
     def compute_forward(self, batch: Batch, stage: Stage) -> Tensor:
         """Separate the mixtures: [B, T] to [B, S, T]."""
         return self.modules.separator(batch.mix)
@@ -43,11 +50,16 @@ class SpeechSeparation(Separation):
     ) -> Terms:
         """Negative SI-SNR in dB under the best permutation: one term an example.
 
-        It is the mean over the sources that are not silent; an example whose sources
-        are all silent is not scorable.
+        It is the mean over the sources that are not silent (constant ones are); an
+        example whose sources are all silent is not scorable. Either counts as silent.
         """
         result = pit_neg_si_snr(predictions, batch.src, batch.length_B)
-        return Terms(result.loss_B[:, None], result.active_BS.any(-1, keepdim=True))
+        active_BS = result.active_BS
+        return Terms(
+            result.loss_B[:, None],
+            scorable_BK=active_BS.any(-1, keepdim=True),
+            silent_BK=~active_BS.all(-1, keepdim=True),
+        )
 
     def score(
         self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage
@@ -60,6 +72,27 @@ class SpeechSeparation(Separation):
             self.hparams.sample_rate,
             with_sdr=stage == Stage.TEST,
         )
+
+    def evaluate_batch(self, batch: Batch, stage: Stage) -> Tensor:
+        """As every recipe's; notes the examples with a silent target."""
+        for index, name in enumerate(batch.ids):
+            target_ST = batch.src[index, :, : batch.length_B[index]]
+            if (target_ST.var(-1, correction=0) <= SILENCE).any():
+                self._silent_ids.add(name)
+        return super().evaluate_batch(batch, stage)
+
+    def set_scores(self, stage: Stage) -> dict[str, float]:
+        """None; names, once for each set, examples that not all talkers count in."""
+        everyone = distributed.gather_objects(self._silent_ids)
+        names = sorted(set().union(*everyone))
+        if names and stage not in self._silence_said:
+            self._silence_said.add(stage)
+            logger.warning(
+                f"{stage.name.lower()}: silent targets have no score: "
+                f"{listed(names, len(names))}"
+            )
+        self._silent_ids = set()
+        return {}
 
     def make_loaders(
         self, manifests: dict[str, str]
@@ -80,15 +113,25 @@ class SpeechSeparation(Separation):
             name: read_manifest(path, self.hparams.num_spks, self.hparams.sample_rate)
             for name, path in manifests.items()
         }
-        rate, size = self.hparams.sample_rate, self.hparams.eval_batch_size
+        size = self.hparams.eval_batch_size
+
+        def whole(name: str) -> DataLoader:
+            files = ManifestDataset(
+                rows[name],
+                self.hparams.sample_rate,
+                check_sums=self.hparams.check_sums,
+                strict=True,
+            )
+            return self.loader(files, size)
+
         return (
             self.loader(
                 self._training_set(rows["train"]),
                 self.hparams.batch_size,
                 training=True,
             ),
-            self.loader(ManifestDataset(rows["valid"], rate), size),
-            self.loader(ManifestDataset(rows["test"], rate), size),
+            whole("valid"),
+            whole("test"),
         )
 
     def _training_set(self, rows: list[Row]) -> Dataset:
@@ -100,7 +143,8 @@ class SpeechSeparation(Separation):
             "seed": self.hparams.seed,
         }
         if not self.hparams.dynamic_mixing:
-            return ManifestDataset(rows, **settings)
+            checks = self.hparams.check_sums
+            return ManifestDataset(rows, check_sums=checks, **settings)
         rooms = self._rooms(rows)
         return DynamicMixing(
             self._utterances(rows),
