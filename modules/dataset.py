@@ -100,8 +100,9 @@ class Batch:
         """
         within = []
         for wave in (self.mix, self.src):
-            low_B, high_B = torch.aminmax(wave.flatten(1), dim=1)
-            # Where there is a NaN both are, and no comparison holds.
+            # A tenth of the time of `aminmax` or `isfinite`. Where there is a NaN both
+            # are, and no comparison holds.
+            low_B, high_B = wave.flatten(1).amin(1), wave.flatten(1).amax(1)
             within.append((low_B > -largest_peak) & (high_B < largest_peak))
         finite_B = within[0] & within[1]
         for name in ("mix", "src"):

@@ -509,7 +509,7 @@ def without_offset(wave_CT: Tensor) -> Tensor:
     >>> without_offset(torch.full((2, 3), 0.1)).abs().max().item()
     0.0
     """
-    low_C, high_C = torch.aminmax(wave_CT, dim=1)
+    low_C, high_C = wave_CT.amin(1), wave_CT.amax(1)
     still = (high_C - low_C).max() <= SILENT_PEAK
     # Silence that dither has touched is common, and is left alone.
     has_offset = (low_C > SILENT_PEAK).any() or (high_C < -SILENT_PEAK).any()
