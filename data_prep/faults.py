@@ -7,9 +7,10 @@ are faults here.
 Legend: T sample, C channel.
 """
 
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,8 @@ import soundfile
 
 from data_prep.manifest import Row
 
-# int16 rounding of the sources and the mixture, with room for dither.
+# int16 rounding of the sources and the mixture, with room for dither; of the peak,
+# where float files exceed full scale.
 SUM_TOLERANCE = 4 / 2**15
 # Equal samples in a row at full scale that make a clipped peak.
 CLIPPED_SAMPLES = 3
@@ -121,35 +123,93 @@ def _header_faults(
     return faults
 
 
+def level_fault(low: float, high: float) -> str:
+    """What is wrong with samples between two extremes, where NaN counts as one.
+
+    Example
+    -------
+    >>> level_fault(-1.0, 0.9), level_fault(0.0, float("nan")), level_fault(-1e25, 0.0)
+    ('', 'holds NaN or Inf', 'has a peak of 1e+25 times full scale')
+    """
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "holds NaN or Inf"
+    peak = max(high, -low)
+    return f"has a peak of {peak:.2g} times full scale" * (peak > LARGEST_PEAK)
+
+
+def distance_from_sum(mixture: np.ndarray, parts: Sequence[np.ndarray]) -> float:
+    """Largest sample of a mixture less all its parts; NaN where one is not a number."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        rest = mixture - parts[0]
+        for part in parts[1:]:
+            rest -= part
+        return float(np.abs(rest, out=rest).max())
+
+
+def sum_fault(row: Row, distance: float, peak: float) -> str:
+    """That a mixture is not the sum of its parts; empty where it is.
+
+    Arguments
+    ---------
+    row : Row
+        Says what is summed.
+    distance : float
+        What `distance_from_sum` found.
+    peak : float
+        Largest sample of all files. Where that is none, or beyond any level, nothing
+        is said: another fault says more.
+    """
+    if not (distance > SUM_TOLERANCE * max(1.0, peak) and peak <= LARGEST_PEAK):
+        return ""
+    whole = "sources" if row.channels == 1 else "stems"
+    whole = "images" if row.images else whole
+    noise = " and the noise" if row.noise else ""
+    return f"is not the sum of its {whole}{noise} (off by {distance:.2g} of full scale)"
+
+
 class _Heard:
     """What was found in the samples of a file so far."""
 
     def __init__(self) -> None:
-        self.finite, self.peak, self.clipped, self.frames = True, 0.0, 0, 0
+        self.low, self.high, self.clipped, self.frames = 0.0, 0.0, 0, 0
+        self.offset_C: np.ndarray | None = None  # of a file that is constant so far
 
     def add(self, wave_TC: np.ndarray) -> None:
         """Look at the next block."""
         if not wave_TC.size:
             return
+        if not self.frames:
+            self.offset_C = wave_TC[0].copy()
         self.frames += len(wave_TC)
         low, high = float(wave_TC.min()), float(wave_TC.max())
-        # NaN is the minimum of whatever holds it.
-        self.finite &= bool(np.isfinite(low) and np.isfinite(high))
-        self.peak = max(self.peak, high, -low)
+        # NaN is the minimum of whatever holds it, and stays it.
+        self.low = float(np.minimum(self.low, low))
+        self.high = float(np.maximum(self.high, high))
         if max(high, -low) >= FULL_SCALE:
             self.clipped += count_clipped(wave_TC)
+        # The first samples of most files tell that they are not constant.
+        for part_TC in (wave_TC[:100], wave_TC):
+            if self.offset_C is not None:
+                away = distance_from_sum(part_TC, [self.offset_C])
+                self.offset_C = self.offset_C if away <= SILENT_PEAK else None
+
+    @property
+    def peak(self) -> float:
+        """Largest sample; NaN where one is."""
+        return float(np.maximum(self.high, -self.low))
 
     def faults(self, path: str, promised: int) -> list[Fault]:
         """All of them, for a header that promised so many samples."""
         faults = []
-        if not self.finite:
-            faults.append(Fault("non-finite", _at(path, "holds NaN or Inf")))
+        if text := level_fault(self.low, self.high):
+            kind = "level" if math.isfinite(self.peak) else "non-finite"
+            faults.append(Fault(kind, _at(path, text)))
         elif self.peak <= SILENT_PEAK:
             if self.frames:  # an empty file is none
                 faults.append(Fault("silent", _at(path, "is silent")))
-        elif self.peak > LARGEST_PEAK:
-            text = f"has a peak of {self.peak:.2g} times full scale"
-            faults.append(Fault("level", _at(path, text)))
+        elif self.offset_C is not None:
+            text = f"is silent: a constant ({self.offset_C[0]:.2g})"
+            faults.append(Fault("silent", _at(path, text)))
         if self.clipped:
             text = f"is clipped: {self.clipped} samples at full scale"
             faults.append(Fault("clipped", _at(path, text)))
@@ -186,10 +246,10 @@ def _sample_faults(
         if observe is not None:
             observe(waves)
         if summed and len({wave.shape for wave in waves.values()}) == 1:
-            error_TC = waves[row.mixture].copy()
-            for path in row.summands:
-                error_TC -= waves[path]
-            difference = max(difference, -float(error_TC.min()), float(error_TC.max()))
+            parts = [waves[path] for path in row.summands]
+            if waves[row.mixture].size:
+                apart = distance_from_sum(waves[row.mixture], parts)
+                difference = max(difference, apart)
     faults = []
     for path, file in files.items():
         if path in unreadable:
@@ -198,14 +258,9 @@ def _sample_faults(
         promised = 0 if path in unreadable else file.frames
         faults += heard[path].faults(path, promised)
     # Another fault says more than that the sum, then, is wrong as well.
-    if not (is_faulty or faults) and difference > SUM_TOLERANCE:
-        whole = "sources" if row.channels == 1 else "stems"
-        whole = "images" if row.images else whole
-        noise = " and the noise" if row.noise else ""
-        text = (
-            f"is not the sum of its {whole}{noise} (off by {difference:.2g} of full "
-            "scale)"
-        )
+    peak = max((found.peak for found in heard.values()), default=0.0)
+    text = sum_fault(row, difference, peak)
+    if text and not (is_faulty or faults):
         faults.append(Fault("sum", _at(row.mixture, text)))
     return faults
 

@@ -18,6 +18,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
+from data_prep.faults import level_fault
 from modules.wav import OpenFile
 
 # What `resample` holds of the windows it makes, in samples of a channel.
@@ -122,6 +123,29 @@ def _read(
             f"sample {start} on; the file is truncated or has changed"
         )
     return torch.from_numpy(wave_TC.T).contiguous()
+
+
+def refuse_fault(path: str | Path, wave: Tensor) -> None:
+    """Raise for samples that are no signal at any level.
+
+    Arguments
+    ---------
+    path : str | Path
+        What they were read from.
+    wave : Tensor
+        Any shape, full scale at 1.
+
+    Raises
+    ------
+    AudioError
+        NaN, Inf, or a peak beyond `data_prep.faults.LARGEST_PEAK`.
+    """
+    low, high = torch.aminmax(wave)
+    if fault := level_fault(float(low), float(high)):
+        raise AudioError(
+            f"{path}: {fault}; repair or remove it (python -m data_prep.verify lists "
+            "all such files)"
+        )
 
 
 def write_audio(path: str | Path, wave_T: Tensor, sample_rate: int) -> None:

@@ -14,13 +14,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data_prep.manifest import Row
-from modules.audio import change_speed, frames_before_speed, read_audio
+from data_prep.faults import LARGEST_PEAK, SUM_TOLERANCE, distance_from_sum, sum_fault
+from data_prep.manifest import DataError, Row
+from modules.audio import (
+    AudioError,
+    change_speed,
+    frames_before_speed,
+    read_audio,
+    refuse_fault,
+)
 from modules.randomness import numpy_rng
 from modules.signals import ignore_in_worker
 
@@ -74,19 +82,29 @@ class Batch:
         names = ("mix", "src", "length_B", "counts_B")
         return replace(self, **{name: change(getattr(self, name)) for name in names})
 
-    def zero_nonfinite(self) -> Tensor:
-        """Silence, in place, every example that holds a NaN or an infinity.
+    def zero_nonfinite(self, largest_peak: float = LARGEST_PEAK) -> Tensor:
+        """Silence, in place, every example that holds NaN, Inf or an absurd level.
 
         A masked loss is not enough: a NaN that went through the network reaches every
-        weight as 0 * NaN.
+        weight as 0 * NaN. A sample of 1e25 is finite, but nothing made of it is.
+
+        Arguments
+        ---------
+        largest_peak : float
+            Samples at or beyond it count as not finite.
 
         Returns
         -------
         Tensor
             Mask of the examples that were finite, shape [B].
         """
-        finite_B = torch.isfinite(self.mix).flatten(1).all(1)
-        finite_B &= torch.isfinite(self.src).flatten(1).all(1)
+        within = []
+        for wave in (self.mix, self.src):
+            # A tenth of the time of `aminmax` or `isfinite`. Where there is a NaN both
+            # are, and no comparison holds.
+            low_B, high_B = wave.flatten(1).amin(1), wave.flatten(1).amax(1)
+            within.append((low_B > -largest_peak) & (high_B < largest_peak))
+        finite_B = within[0] & within[1]
         for name in ("mix", "src"):
             wave = getattr(self, name)
             mask = finite_B.view(-1, *[1] * (wave.dim() - 1))
@@ -112,6 +130,13 @@ class ManifestDataset(Dataset):
         they are.
     seed : int
         Together with (epoch, index) it decides every draw.
+    check_sums : bool
+        Raise an `AudioError` for a mixture that is not the sum of its sources (or
+        images) and noise, as far as it is read. Images are read for this alone, and
+        therefore in the first epoch only.
+    strict : bool
+        Raise one for NaN, Inf and absurd levels too, which the training step copes
+        with: a score without such an example would not be that of the set.
     """
 
     def __init__(
@@ -121,12 +146,16 @@ class ManifestDataset(Dataset):
         segment_seconds: float | None = None,
         speed_changes: Sequence[int] | None = None,
         seed: int = 0,
+        check_sums: bool = True,
+        strict: bool = False,
     ) -> None:
         self.rows = list(rows)
         self.sample_rate = sample_rate
         self.segment = segment_seconds and round(segment_seconds * sample_rate)
         self.speed_changes = speed_changes
         self.seed = seed
+        self.check_sums = check_sums
+        self.strict = strict
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -150,6 +179,8 @@ class ManifestDataset(Dataset):
             first = start * percent // 100
             frames = min(frames_before_speed(length, percent), available - first)
             wave_T = read_audio(path, first, frames, self.sample_rate)
+            if self.strict:
+                refuse_fault(path, wave_T)
             return change_speed(wave_T, percent)[:length]
 
         def read_all(paths: Sequence[str]) -> Tensor:
@@ -163,7 +194,38 @@ class ManifestDataset(Dataset):
             mix_T = mix_T if noise_T is None else mix_T + noise_T
         else:
             mix_T = read(row.mixture)
+            if self.check_sums and (epoch <= 1 or not row.images):
+                summed_ST = read_all(row.images) if row.images else src_ST
+                noise = () if noise_T is None else (noise_T.numpy(),)
+                refuse_sum(row, mix_T.numpy(), *summed_ST.numpy(), *noise)
         return Example(row.id, mix_T, src_ST, noise_T)
+
+
+def refuse_sum(row: Row, mixture: np.ndarray, *parts: np.ndarray) -> None:
+    """Raise for a mixture that is not the sum of its parts.
+
+    Arguments
+    ---------
+    row : Row
+        Where the waves are from.
+    mixture, *parts : np.ndarray
+        [T] or [C, T], all the same.
+
+    Raises
+    ------
+    AudioError
+        Off by more than `data_prep.faults.SUM_TOLERANCE`. Where a sample is not finite
+        nothing is raised: that is another fault.
+    """
+    distance = distance_from_sum(mixture, parts)
+    if distance <= SUM_TOLERANCE:
+        return
+    peak = float(max(np.abs(wave).max() for wave in (mixture, *parts)))
+    if fault := sum_fault(row, distance, peak):
+        raise AudioError(
+            f"{row.mixture}: {fault}; make it anew, or, for recordings and coded "
+            "mixtures, set --check_sums=False"
+        )
 
 
 def collate_crops(pairs: Sequence[tuple[Example, bool]]) -> Batch:
@@ -180,6 +242,9 @@ def collate_whole(pairs: Sequence[tuple[Example, bool]]) -> Batch:
     """Zero-pad to the longest, for evaluation, where `length_B` is obeyed."""
     lengths = [example.mix.shape[-1] for example, _ in pairs]
     return _collate(pairs, lengths, max(lengths))
+
+
+Collate = Callable[[Sequence[tuple[Example, bool]]], Batch]
 
 
 def _collate(
@@ -280,27 +345,62 @@ class EpochSampler(Sampler):
 
 
 class _WithCounts(Dataset):
-    """Carries `ExampleKey.counts` past the data set to the collate function."""
+    """Carries `ExampleKey.counts` past the data set to the collate function.
+
+    And an error that explains itself, which torch would wrap into a worker's traceback.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, key: ExampleKey) -> tuple[Example, bool]:
-        return self.dataset[key], key.counts
+    def __getitem__(
+        self, key: ExampleKey
+    ) -> tuple[Example | AudioError | DataError, bool]:
+        try:
+            return self.dataset[key], key.counts
+        except (AudioError, DataError) as error:
+            return error, key.counts
+
+
+class _Collate:
+    """A collate function that passes the first error on as the batch."""
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(
+        self, pairs: Sequence[tuple[Example | Exception, bool]]
+    ) -> Batch | Exception:
+        errors = [first for first, _ in pairs if isinstance(first, Exception)]
+        return errors[0] if errors else self.collate(pairs)
+
+
+class _Loader(DataLoader):
+    """Raises in this process the errors that the workers pass on."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
 
 
 def make_loader(
     dataset: Dataset,
     sampler: EpochSampler,
-    collate: Callable[[Sequence[tuple[Example, bool]]], Batch],
+    collate: Collate,
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """A DataLoader whose `batch_sampler` is the given `EpochSampler`."""
-    return DataLoader(
+    """A DataLoader whose `batch_sampler` is the given `EpochSampler`.
+
+    An `AudioError` or `DataError` of the data set is raised as it is, from whichever
+    process.
+    """
+    return _Loader(
         _WithCounts(dataset),
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=_Collate(collate),
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=ignore_in_worker,

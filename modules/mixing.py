@@ -32,13 +32,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data_prep.faults import LARGEST_PEAK
 from data_prep.manifest import DataError
-from modules.audio import AudioError, read_audio, resample
+from modules.audio import AudioError, read_audio, refuse_fault, resample
 from modules.dataset import Example, ExampleKey
 from modules.loudness import loudness_db
 from modules.randomness import numpy_rng
 from modules.rooms import RoomPool
-from modules.utterances import Utterance, UtterancePool
+from modules.utterances import Utterance, UtterancePool, refuse_change
 
 __all__ = ["DynamicMixing", "UtterancePool", "read_crop"]
 
@@ -86,6 +87,7 @@ def read_crop(
     AudioError
         The file has changed since it was measured; the message names it.
     """
+    refuse_change(utterance)
     up, down = sample_rate * 100, utterance.sample_rate * percent
     first = start * down // up
     wanted = min(-(-frames * down // up), utterance.frames - first)
@@ -254,11 +256,10 @@ class DynamicMixing(Dataset):
             src_ST, utterances, starts[: self.num_spks], speeds, levels_db, strict=True
         ):
             wave_T = read_crop(utterance, start, length, self.sample_rate, speed)
-            power = float(torch.linalg.vector_norm(wave_T)) ** 2 / length
-            if not np.isfinite(power):
-                raise AudioError(
-                    f"{utterance.path}: holds NaN or Inf; repair or remove it"
-                )
+            norm = float(torch.linalg.vector_norm(wave_T))
+            if not norm <= LARGEST_PEAK:  # as it is where a sample exceeds that, or NaN
+                refuse_fault(utterance.path, wave_T)
+            power = norm**2 / length
             if power < 10 ** ((utterance.level_db - PAUSE_DB) / 10):
                 return None
             torch.mul(
@@ -296,8 +297,7 @@ class DynamicMixing(Dataset):
     ) -> Tensor | None:
         """A crop of noise, `snr_db` less loud than the first source; None: silent."""
         noise_T = read_audio(path, start, len(first_T), self.sample_rate)
-        if not torch.isfinite(noise_T).all():
-            raise AudioError(f"{path}: holds NaN or Inf; repair or remove it")
+        refuse_fault(path, noise_T)
         speech_db, noise_db = (
             loudness_db(wave_T.numpy(), self.sample_rate)
             for wave_T in (first_T, noise_T)

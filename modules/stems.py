@@ -37,9 +37,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data_prep.faults import SILENT_PEAK, level_fault
 from data_prep.manifest import DataError, Row, write_text
-from modules.audio import read_stereo, resample
-from modules.dataset import STREAM_ORDER, Example, ExampleKey
+from modules.audio import AudioError, read_stereo, refuse_fault, resample
+from modules.dataset import STREAM_ORDER, Example, ExampleKey, refuse_sum
 from modules.pitch import change_pitch_and_tempo
 from modules.randomness import numpy_rng
 
@@ -85,7 +86,8 @@ def measure_levels(rows: Sequence[Row], index: str | Path) -> dict[str, Level]:
     Raises
     ------
     DataError
-        A file holds NaN or Inf, or cannot be read; the message names it.
+        A file holds NaN, Inf or an absurd level, or cannot be read; the message names
+        it.
     """
     known = _read_index(index)
     keys = {row.id: _fingerprint(row) for row in rows}
@@ -116,18 +118,19 @@ def measure(row: Row) -> Level:
                 frames = min(block, count - start)
                 mono_T = np.zeros(frames)
                 for path, file in zip(paths, files, strict=True):
-                    part_T = file.read(frames, always_2d=True).mean(1)
-                    if len(part_T) != frames:
+                    part_TC = file.read(frames, always_2d=True)
+                    if len(part_TC) != frames:
                         raise DataError(
                             f"{path}: ends before sample {start + frames}; truncated "
                             "or changed, run the data preparation again"
                         )
-                    if not np.isfinite(part_T).all():
+                    fault = level_fault(float(part_TC.min()), float(part_TC.max()))
+                    if fault:
                         raise DataError(
-                            f"{path}: holds NaN or Inf; repair or remove the track "
+                            f"{path}: {fault}; repair or remove the track "
                             "(python -m data_prep.verify lists all such files)"
                         )
-                    mono_T += part_T
+                    mono_T += part_TC.mean(1)
                 total += math.fsum(mono_T)
                 squares += math.fsum(mono_T**2)
         except (soundfile.LibsndfileError, OSError) as error:
@@ -274,6 +277,9 @@ class StemDataset(Dataset):
         that an epoch sees a random part of them, with more it begins again.
     seed : int
         Together with (epoch, index) it decides every draw.
+    check_sums : bool
+        Raise an `AudioError` for a mixture file of a whole track that is not the sum
+        of its stems.
 
     Raises
     ------
@@ -293,8 +299,10 @@ class StemDataset(Dataset):
         independent: bool = False,
         examples_per_epoch: int | None = None,
         seed: int = 0,
+        check_sums: bool = True,
     ) -> None:
         self.rows = list(rows)
+        self.check_sums = check_sums
         self.sample_rate = sample_rate
         self.segment_seconds = segment_seconds
         self.augmentation = augmentation or NO_AUGMENTATION
@@ -375,15 +383,28 @@ class StemDataset(Dataset):
         return Example(name, src_SCT.sum(0), src_SCT, origins=origins)
 
     def _whole(self, row: Row) -> Example:
-        """A whole track at its true level, or normalised if there are levels."""
+        """A whole track at its true level, or normalised if there are levels.
+
+        NaN, Inf and absurd levels are errors here: a score without the track would not
+        be that of the set.
+        """
 
         def read(path: str) -> Tensor:
             wave_CT = read_stereo(path, 0, row.frames, row.sample_rate)
+            refuse_fault(path, wave_CT)
+            return wave_CT
+
+        def made(wave_CT: Tensor) -> Tensor:
             wave_CT = resample(wave_CT, row.sample_rate, self.sample_rate)
             return self.levels[row.id].normalize(wave_CT) if self.levels else wave_CT
 
-        src_SCT = torch.stack([read(path) for path in row.sources])
-        mix_CT = read(row.mixture) if row.mixture else src_SCT.sum(0)
+        waves = [read(path) for path in row.sources]
+        if row.mixture:
+            whole_CT = read(row.mixture)
+            if self.check_sums:
+                _refuse_sum(row, whole_CT, waves)
+        src_SCT = torch.stack([made(without_offset(wave_CT)) for wave_CT in waves])
+        mix_CT = made(whole_CT) if row.mixture else src_SCT.sum(0)
         return Example(row.id, mix_CT, src_SCT, origins=(row.id,) * len(row.sources))
 
     # ------------------------------------------------------------- which segments
@@ -443,6 +464,10 @@ class StemDataset(Dataset):
         length = round(self.segment_seconds * self.sample_rate)
         needed = length if tempo == 1 else math.ceil(length * tempo) + 1
         wave_CT = self._read(row, source, start, needed)
+        if not _is_sound(wave_CT):
+            # The training step leaves the example out and names it. Levels are told
+            # here: what follows makes them relative to the track's.
+            return torch.full((2, length), math.nan)
         wave_CT = change_pitch_and_tempo(wave_CT, self.sample_rate, semitones, tempo)
         wave_CT = wave_CT[:, :length]
         if self.levels is not None:
@@ -471,8 +496,45 @@ class StemDataset(Dataset):
         if wanted <= 0:
             return torch.zeros(2, frames)
         wave_CT = read_stereo(row.sources[source], first, wanted, row.sample_rate)
+        wave_CT = without_offset(wave_CT)
         wave_CT = resample(wave_CT, row.sample_rate, self.sample_rate)[:, :frames]
         return F.pad(wave_CT, (0, frames - wave_CT.shape[-1]))
+
+
+def without_offset(wave_CT: Tensor) -> Tensor:
+    """Zeros in the place of a constant, which is no sound; all else as it is.
+
+    Example
+    -------
+    >>> without_offset(torch.full((2, 3), 0.1)).abs().max().item()
+    0.0
+    """
+    low_C, high_C = wave_CT.amin(1), wave_CT.amax(1)
+    still = (high_C - low_C).max() <= SILENT_PEAK
+    # Silence that dither has touched is common, and is left alone.
+    has_offset = (low_C > SILENT_PEAK).any() or (high_C < -SILENT_PEAK).any()
+    return torch.zeros_like(wave_CT) if still and has_offset else wave_CT
+
+
+def _is_sound(wave_CT: Tensor) -> bool:
+    """Whether all samples are finite and within any level."""
+    low, high = torch.aminmax(wave_CT)
+    return not level_fault(float(low), float(high))
+
+
+def _refuse_sum(row: Row, mix_CT: Tensor, stems: Sequence[Tensor]) -> None:
+    """Raise for a mixture that is not the sum of its stems, if these are all stems."""
+    mixture, parts = mix_CT.numpy(), [wave_CT.numpy() for wave_CT in stems]
+    try:
+        refuse_sum(row, mixture, *parts)
+    except AudioError:
+        known = {Path(path) for path in row.files}
+        suffixes = {path.suffix for path in known}
+        there = Path(row.mixture).parent.iterdir()
+        if any(path.suffix in suffixes and path not in known for path in there):
+            return  # `sources` names some of the stems only
+        # A file of integers cannot hold what is over full scale.
+        refuse_sum(row, mixture, np.clip(np.sum(parts, axis=0), -1, 1))
 
 
 @lru_cache(maxsize=4)

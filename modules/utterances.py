@@ -2,7 +2,8 @@
 
 Files are measured once, several at a time, and the result is kept in an index; after
 that a start of training opens none of them. A file that cannot be used (unreadable,
-silent, NaN, too short) is left out with a warning that names it.
+truncated, silent, constant, NaN, too short) is left out with a warning that names it.
+A file that changes while training reads it is an error (`refuse_change`).
 """
 
 import csv
@@ -14,13 +15,16 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import soundfile
 
+from data_prep.faults import CUT_SHORT, level_fault
 from data_prep.manifest import DataError, Row, write_text
+from modules.audio import AudioError
 from modules.levels import active_level_db
 
 logger = logging.getLogger(__name__)
@@ -29,8 +33,6 @@ SUFFIXES = (".wav", ".flac")
 INDEX_COLUMNS = ["path", "size", "mtime_ns", "rate", "frames", "level_db", "fault"]
 # Below the quietest speech and above what 16-bit dither leaves.
 SILENT_DB = -75.0
-# Float files may exceed full scale, but not like this.
-LOUDEST_DB = 40.0
 # Warnings name this many files; the index names all.
 NAMED = 10
 EVALUATION_FOLDERS = {
@@ -42,7 +44,10 @@ WSJ0_NAME = re.compile(r"[0-9a-z]{8}", re.IGNORECASE)
 
 
 class Utterance(NamedTuple):
-    """One file of one talker; `level_db` is that of `modules.levels`."""
+    """One file of one talker; `level_db` is that of `modules.levels`.
+
+    `state` is the file's size and time of change when it was measured; None: not known.
+    """
 
     path: str
     name: str
@@ -50,6 +55,7 @@ class Utterance(NamedTuple):
     sample_rate: int
     frames: int
     level_db: float
+    state: tuple[int, int] | None = None
 
 
 class _Measured(NamedTuple):
@@ -219,13 +225,14 @@ class UtterancePool:
 
         usable, faults = [], []
         for path, (name, speaker) in named.items():
-            _, _, rate, frames, level_db, fault = measured[path]
+            *state, rate, frames, level_db, fault = measured[path]
             if not fault and frames < min_seconds * rate:
                 fault = f"{frames / rate:.2f} s, shorter than {min_seconds} s"
             if fault:
                 faults.append(f"{_printable(path)} ({fault})")
             else:
-                usable.append(Utterance(path, name, speaker, rate, frames, level_db))
+                told = (rate, frames, level_db, tuple(state))
+                usable.append(Utterance(path, name, speaker, *told))
         if faults:
             more = f", and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
             logger.warning(
@@ -305,6 +312,46 @@ def _file_state(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+def refuse_change(utterance: Utterance) -> None:
+    """Raise if a file is no longer what was measured.
+
+    Arguments
+    ---------
+    utterance : Utterance
+        About to be read.
+
+    Raises
+    ------
+    AudioError
+        Its length, rate or level is another, or it cannot be read any more. A file
+        that was only touched or copied anew is as good as before.
+    """
+    if utterance.state is None:
+        return
+    try:
+        status = os.stat(utterance.path)
+    except OSError as error:
+        raise AudioError(
+            f"{utterance.path}: cannot be read ({error.strerror})"
+        ) from None
+    state = (status.st_size, status.st_mtime_ns)
+    if state != utterance.state and (why := _change(utterance, state)):
+        raise AudioError(
+            f"{utterance.path}: has changed since it was measured ({why}); the same "
+            "command measures it anew"
+        )
+
+
+@lru_cache(maxsize=1024)
+def _change(utterance: Utterance, state: tuple[int, int]) -> str:
+    """What a file in a new state is that it was not; empty if it holds the same."""
+    found = _measure_file(utterance.path, state)
+    before = (utterance.sample_rate, utterance.frames, utterance.level_db)
+    if found.fault or (found.rate, found.frames, found.level_db) != before:
+        return found.fault or "other samples"
+    return ""
+
+
 def _measure_file(path: str, state: tuple[int, int]) -> _Measured:
     """Read a file whole: rate, length, level, or why it cannot be used."""
 
@@ -313,7 +360,10 @@ def _measure_file(path: str, state: tuple[int, int]) -> _Measured:
 
     try:
         path.encode()
-        wave_TC, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            rate, promised = file.samplerate, file.frames
+            cut = CUT_SHORT.search(file.extra_info)
+            wave_TC = file.read(dtype="float32", always_2d=True)
     except UnicodeEncodeError:
         return faulty("its name is not UTF-8")
     except (soundfile.LibsndfileError, OSError) as error:
@@ -323,14 +373,22 @@ def _measure_file(path: str, state: tuple[int, int]) -> _Measured:
         return faulty(f"{channels} channels, not mono", rate, frames)
     if frames == 0:
         return faulty("empty", rate)
+    if cut and int(cut[1]) > int(cut[2]):
+        held = f"{cut[2]} of {cut[1]} bytes of samples"
+        return faulty(f"truncated: holds {held}", rate, frames)
+    if frames < promised:
+        held = f"{frames} of {promised} samples"
+        return faulty(f"truncated: holds {held}", rate, frames)
     wave_T = wave_TC[:, 0]
-    if not np.isfinite(wave_T).all():
-        return faulty("holds NaN or Inf", rate, frames)
+    if fault := level_fault(float(wave_T.min()), float(wave_T.max())):
+        return faulty(fault, rate, frames)
     level_db = active_level_db(wave_T, rate)
+    # An offset is no sound, however large.
+    offset = float(wave_T.mean(dtype=np.float64))
+    if level_db >= SILENT_DB and active_level_db(wave_T - offset, rate) < SILENT_DB:
+        return faulty(f"silent: a constant ({offset:.2g})", rate, frames)
     if level_db < SILENT_DB:
         return faulty("silent", rate, frames)
-    if level_db > LOUDEST_DB:
-        return faulty(f"level of {level_db:.0f} dB over full scale", rate, frames)
     return _Measured(*state, rate, frames, level_db, "")
 
 

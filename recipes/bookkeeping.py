@@ -7,12 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+#: Messages name so many examples.
+NAMED = 5
+
 
 @dataclass
 class TrainStats:
     """Counts of one training epoch, over all ranks; saved mid-epoch.
 
-    `seen` examples were offered, `nonfinite` of them had a non-finite input or loss.
+    `seen` examples were offered, `nonfinite` of them had an input or a loss that was
+    not finite, or an input beyond any level. `silent` loss terms had a silent target;
+    `silent_ids` names the first such examples.
     Of the loss terms, `offered_K` could be trained on and `kept_K` were; their losses
     add up in `loss_offered_K` and `loss_kept_K`. `steps_skipped` counts optimizer
     steps not taken, for want of examples or of finite gradients.
@@ -20,16 +25,19 @@ class TrainStats:
 
     seen: int = 0
     nonfinite: int = 0
+    silent: int = 0
     steps_skipped: int = 0
     offered_K: list[int] = field(default_factory=list)
     kept_K: list[int] = field(default_factory=list)
     loss_offered_K: list[float] = field(default_factory=list)
     loss_kept_K: list[float] = field(default_factory=list)
+    silent_ids: list[str] = field(default_factory=list)
 
     def add(
         self,
         seen: float,
         nonfinite: float,
+        silent: float,
         offered_K: Sequence[float],
         kept_K: Sequence[float],
         loss_offered_K: Sequence[float],
@@ -38,6 +46,7 @@ class TrainStats:
         """Add the counts and the sums of losses of one global batch."""
         self.seen += int(seen)
         self.nonfinite += int(nonfinite)
+        self.silent += int(silent)
         self.offered_K = _sum(self.offered_K, map(int, offered_K))
         self.kept_K = _sum(self.kept_K, map(int, kept_K))
         self.loss_offered_K = _sum(self.loss_offered_K, loss_offered_K)
@@ -75,7 +84,8 @@ class Window:
     """The batches that one optimizer step accumulates.
 
     `weight` adds the weights of the terms that the mean runs over, `kept` counts the
-    terms trained on; `suspects` names this rank's examples that were not finite.
+    terms trained on; `suspects` names this rank's examples that were not finite,
+    `silent_ids` those with one of the `silent` targets of all ranks.
     """
 
     weight: float = 0.0
@@ -83,6 +93,21 @@ class Window:
     nonfinite: int = 0
     ids: list[str] = field(default_factory=list)
     suspects: list[str] = field(default_factory=list)
+    silent: int = 0
+    silent_ids: list[str] = field(default_factory=list)
+
+
+def listed(names: Sequence[str], total: int) -> str:
+    """The first names of so many, for a message.
+
+    Example
+    -------
+    >>> listed(["a", "b"], 2), listed(["a", "b"], 7)
+    ('a, b', 'a, b and 5 more')
+    """
+    names = names[:NAMED]
+    more = f" and {total - len(names)} more" if total > len(names) else ""
+    return f"{', '.join(names)}{more}"
 
 
 def short_line(

@@ -26,10 +26,11 @@ from modules.checkpoint_files import check_fit
 from modules.checkpoints import recency
 from modules.ema import EMA, mean_state
 from modules.logs import RunLog
+from modules.losses import SILENCE
 from modules.metrics import ResultTable
 from modules.overlap_add import separate_in_chunks
 from modules.signals import StopRequest
-from recipes.bookkeeping import print_places, print_scores, short_line
+from recipes.bookkeeping import listed, print_places, print_scores, short_line
 from recipes.hparams import HparamsError
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Evaluation(sb.Brain):
     stop_request: StopRequest
     epoch: int
     summary: dict | None = None  # of the last validation or test
+    _silence_said: set[Stage]
 
     #: Validation metric that ranks checkpoints and drives the plateau; higher: better.
     monitor = "si_snr"
@@ -168,6 +170,7 @@ class Evaluation(sb.Brain):
             self.table = ResultTable()
             self.audio_saved = 0
             self.nonfinite_outputs = 0
+            self.silent: list[str] = []
 
     def separate(self, mix_BT: Tensor) -> Tensor:
         """Run the bare network on whole mixtures, in chunks when they are long.
@@ -196,6 +199,7 @@ class Evaluation(sb.Brain):
             for name, entry in self.summary["metrics"].items()
         }
         self.table_summary |= self.set_scores(stage)
+        self._say_silent(stage)
         if any(distributed.gather_objects(self.nonfinite_outputs)):
             logger.warning("the network's output is not finite for some examples")
             self.table_summary[self.monitor] = math.nan
@@ -210,6 +214,25 @@ class Evaluation(sb.Brain):
         )
         stages = {"test": self.table_summary}
         logger.info(short_line(f"epoch {loaded} loaded", stages, self.term_names))
+
+    def silent_targets(self, id_: str, target_ST: Tensor) -> list[str]:
+        """Names of an example's targets that cannot be scored, for the log.
+
+        Here the example's own, where a target is silent once its mean is removed.
+        """
+        is_silent = bool((target_ST.var(-1, correction=0) <= SILENCE).any())
+        return [id_] if is_silent else []
+
+    def _say_silent(self, stage: Stage) -> None:
+        """Name, once for each set, the targets that have no score."""
+        everyone = distributed.gather_objects(self.silent)
+        names = [name for names in everyone for name in names]
+        if names and stage not in self._silence_said:
+            self._silence_said.add(stage)
+            logger.warning(
+                f"{stage.name.lower()}: silent targets have no score: "
+                f"{listed(names, len(names))}"
+            )
 
     def set_scores(self, stage: Stage) -> dict[str, float]:
         """Scores of the whole set that are not means over its examples; here none."""

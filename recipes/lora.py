@@ -193,7 +193,7 @@ class Adapting:
         for step, batch in enumerate(first, start=1):
             batch = batch.to(self.device)
             seed_step(hparams.seed, distributed.rank(), 1, step)
-            finite_B = batch.zero_nonfinite() & batch.counts_B
+            finite_B = batch.zero_nonfinite(self.largest_peak) & batch.counts_B
             with self.training_ctx:
                 outputs = self.compute_forward(batch, Stage.TRAIN)
                 terms = self.compute_objectives(outputs, batch, Stage.TRAIN)

@@ -22,6 +22,7 @@ from modules import distributed
 from modules.apply import apply_model
 from modules.audit import Audit
 from modules.dataset import Batch
+from modules.losses import SILENCE
 from modules.metrics import score_song
 from modules.selection import KeepAll, dropped_of
 from modules.stems import StemDataset, measure_levels
@@ -35,6 +36,10 @@ class MusicSeparation(Separation):
     """Trains `modules.separator` on the L1 loss of every stem."""
 
     example_metric = "nsdr"
+    # An instrument may rest. And training segments are relative to their track's level,
+    # so that `StemDataset` looks at the files'.
+    silence_is_common = True
+    largest_peak = math.inf
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -50,7 +55,6 @@ class MusicSeparation(Separation):
             )
         self.term_names, self.term_weights = self.stems, self.stem_weights
         self.target_names = self.stems
-        self._silence_said: set[Stage] = set()
         select = self.hparams.select
         select.batches = self.grad_accumulation_factor
         try:
@@ -71,6 +75,8 @@ class MusicSeparation(Separation):
     ) -> Terms:
         """Mean absolute error of every stem; a stem of weight 0 is not scorable.
 
+        A silent stem is as good a target as any: it teaches silence. It is counted.
+
         With `rank_by_level` a stem is judged by its error relative to the level of
         its target (at least 1 % of the mixture's), so that loud stems are not the
         first to be dropped; what is trained on stays the plain error.
@@ -84,7 +90,10 @@ class MusicSeparation(Separation):
             level_BS = target_BSCT.abs().mean((2, 3)).maximum(floor_B1)
             # A silent mixture has only silent stems: any error is as good as another.
             rank_BS = loss_BS.detach() / level_BS.clamp(min=1e-8)
-        return Terms(loss_BS, weighs_S.expand_as(loss_BS), rank_BS)
+        # Quicker than the power: samples this close together have no more than that.
+        swing_BSC = target_BSCT.amax(3) - target_BSCT.amin(3)
+        silent_BS = swing_BSC.amax(2) <= 2 * math.sqrt(SILENCE)
+        return Terms(loss_BS, weighs_S.expand_as(loss_BS), rank_BS, silent_BS)
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
         """Enter the step of the recipe that the epoch belongs to."""
@@ -157,6 +166,12 @@ class MusicSeparation(Separation):
             with_bsseval=stage == Stage.TEST,
         )
 
+    def silent_targets(self, id_: str, target_ST: Tensor) -> list[str]:
+        """The silent stems of a song; a constant one can be scored."""
+        silent_S = target_ST.square().mean((1, 2)) <= SILENCE
+        pairs = zip(self.stems, silent_S.tolist(), strict=True)
+        return [f"{stem} of {id_}" for stem, is_silent in pairs if is_silent]
+
     def set_scores(self, stage: Stage) -> dict[str, float]:
         """`nsdr_truncated`: the mean over the best part of each stem's scores.
 
@@ -164,7 +179,6 @@ class MusicSeparation(Separation):
         badly however good the model is. The same share is left out that training
         leaves out, per stem, and at least the worst one.
         """
-        self._say_silent(stage)
         if stage != Stage.VALID:
             return {}
         quantile = self.hparams.lr_scheduler.at(self.epoch or 1).quantile
@@ -177,24 +191,6 @@ class MusicSeparation(Separation):
                 means.append(math.fsum(best) / len(best))
         mean = math.fsum(means) / len(means) if means else math.nan
         return {"nsdr_truncated": mean}
-
-    def _say_silent(self, stage: Stage) -> None:
-        """Name, once for each set, the stems that have no score."""
-        if stage in self._silence_said or not if_main_process():
-            return
-        self._silence_said.add(stage)
-        # Of rivals, whose targets are the same, the first one's.
-        pairs = list(zip(self.stems, self.term_names, strict=False))
-        silent = [
-            f"{stem} of {row['id']}"
-            for row in self.table.rows
-            for stem, term in pairs
-            if row[f"nsdr_{term}"] is None
-        ]
-        if silent:
-            logger.warning(
-                f"{stage.name.lower()}: silent stems have no score: {', '.join(silent)}"
-            )
 
     def report(self) -> None:
         """The table of scores, and the suspicion scores in a CSV."""
@@ -243,7 +239,9 @@ class MusicSeparation(Separation):
             self.loader(train_set, hparams.batch_size, training=True),
             *(
                 self.loader(
-                    StemDataset(rows[name], hparams.sample_rate),
+                    StemDataset(
+                        rows[name], hparams.sample_rate, check_sums=hparams.check_sums
+                    ),
                     hparams.eval_batch_size,
                 )
                 if name in rows

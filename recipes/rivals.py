@@ -127,10 +127,13 @@ class RivalSeparation(MusicSeparation):
             for est_BSCT in predictions.chunk(len(self.rules), dim=1)
         ]
         ranks = [part.rank_BK for part in parts if part.rank_BK is not None]
+        # The targets are the same for all: counted once.
+        others = [torch.zeros_like(part.silent_BK) for part in parts[1:]]
         return Terms(
             torch.cat([part.loss_BK for part in parts], dim=1),
             torch.cat([part.scorable_BK for part in parts], dim=1),
             torch.cat(ranks, dim=1) if ranks else None,
+            torch.cat([parts[0].silent_BK, *others], dim=1),
         )
 
     def origin_numbers(self, batch: Batch, terms: int) -> Tensor:

@@ -3,7 +3,8 @@
 Read `fit_batch` first. Its rules keep many processes right:
 
 1. Every rank runs one forward and one backward on every batch, whatever is in it.
-2. Examples with non-finite samples are zeroed before the forward and weigh nothing.
+2. Examples with samples that are not finite, or beyond any level, are zeroed before
+   the forward and weigh nothing.
 3. An example has one loss term or several (music: one per stem). The ranks exchange
    them (one small all-gather); from these all of them compute the same choice of
    terms, the same counts, the same decision.
@@ -35,6 +36,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from data_prep.faults import LARGEST_PEAK
 from modules import distributed
 from modules.dataset import (
     Batch,
@@ -48,7 +50,7 @@ from modules.logs import RunLog
 from modules.memory import MemoryProfile
 from modules.randomness import seed_step
 from modules.signals import StopRequest, StopRun
-from recipes.bookkeeping import TrainStats, Window, short_line
+from recipes.bookkeeping import NAMED, TrainStats, Window, listed, short_line
 from recipes.evaluation import Evaluation
 from recipes.hparams import HparamsError
 from recipes.schedule import update_learning_rate
@@ -64,14 +66,16 @@ class NonFiniteTraining(RuntimeError):
 class Terms(NamedTuple):
     """The unreduced losses of a batch.
 
-    `scorable_BK` is False where there is nothing to learn (a silent target).
+    `scorable_BK` is False where there is nothing to learn.
     `rank_BK` is what the selector sees in place of the loss, for instance the loss
-    relative to the level of the target.
+    relative to the level of the target. `silent_BK` is True where a target is silent
+    once its mean is removed; such terms are counted.
     """
 
     loss_BK: Tensor
     scorable_BK: Tensor
     rank_BK: Tensor | None = None
+    silent_BK: Tensor | None = None
 
 
 @sb.utils.checkpoints.register_checkpoint_hooks
@@ -84,6 +88,12 @@ class Separation(Evaluation):
 
     #: Weights of the loss terms of an example.
     term_weights: Sequence[float] = (1.0,)
+
+    #: Samples beyond it are treated as NaN.
+    largest_peak = LARGEST_PEAK
+
+    #: Whether a silent target is a matter of course: counted, but not named.
+    silence_is_common = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -99,6 +109,7 @@ class Separation(Evaluation):
         self.stop_request = StopRequest()
         self.settings: Settings = {}
         self._stop_agreed = False
+        self._silence_said: set[Stage] = set()
         self.output_folder = Path(self.hparams.output_folder)
         self.is_trial = self.debug and not self.debug_persistently
         if self.is_trial:
@@ -130,7 +141,7 @@ class Separation(Evaluation):
         batch = batch.to(self.device)
         closes_window = self._closes_window()
         seed_step(self.hparams.seed, distributed.rank(), self.epoch, self.step)
-        finite_B = batch.zero_nonfinite()
+        finite_B = batch.zero_nonfinite(self.largest_peak)
         self.on_fit_batch_start(batch, closes_window)
 
         with self.no_sync(not closes_window):
@@ -164,12 +175,16 @@ class Separation(Evaluation):
         finite_BK = finite_B[:, None] & loss_BK.isfinite() & rank_BK.isfinite()
         usable_BK = finite_BK & terms.scorable_BK & batch.counts_B[:, None]
         usable_BK &= loss_BK < self.hparams.loss_upper_lim
+        silent_BK = torch.zeros_like(usable_BK)
+        if terms.silent_BK is not None:  # an example that was zeroed is not silent
+            silent_BK = terms.silent_BK & (finite_B & batch.counts_B)[:, None]
         terms_K = loss_BK.shape[1]
         columns = [
             loss_BK.nan_to_num(),
             rank_BK.nan_to_num(),
             usable_BK,
             self.origin_numbers(batch, terms_K),
+            silent_BK,
             (finite_BK.all(1) & batch.counts_B)[:, None],
             batch.counts_B[:, None],
             torch.full_like(loss_BK[:, :1], self.stop_request.received is not None),
@@ -177,8 +192,8 @@ class Separation(Evaluation):
         local_BV = torch.cat([column.to(loss_BK) for column in columns], dim=1)
         gathered_WVB = distributed.gather_examples(local_BV.T, self.hparams.batch_size)
         gathered_NV = gathered_WVB.transpose(1, 2).flatten(0, 1)
-        loss_NK, rank_NK, usable_NK, origin_NK, flags = gathered_NV.split(
-            [terms_K] * 4 + [3], dim=1
+        loss_NK, rank_NK, usable_NK, origin_NK, silent_NK, flags = gathered_NV.split(
+            [terms_K] * 5 + [3], dim=1
         )
         usable_NK = usable_NK == 1
         finite_N, counts_N, stop_N = (flags == 1).unbind(1)
@@ -189,6 +204,7 @@ class Separation(Evaluation):
         sums = [
             counts_N.sum()[None],
             (counts_N & ~finite_N).sum()[None],
+            (silent_NK == 1).sum()[None],
             stop_N.any()[None],
             usable_NK.sum(0),
             keep_NK.sum(0),
@@ -197,9 +213,9 @@ class Separation(Evaluation):
         ]
         # The one point of the step where the host waits for the device.
         sums = torch.cat([value.double() for value in sums]).tolist()
-        seen, nonfinite, stop = sums[:3]
-        per_term = [sums[3 + i * terms_K :][:terms_K] for i in range(4)]
-        self.stats.add(seen, nonfinite, *per_term)
+        seen, nonfinite, silent, stop = sums[:4]
+        per_term = [sums[4 + i * terms_K :][:terms_K] for i in range(4)]
+        self.stats.add(seen, nonfinite, silent, *per_term)
         usable_K, kept_K, *_ = per_term
         averaged_K = kept_K if select.renormalise else usable_K
         self.window.weight += sum(
@@ -213,6 +229,14 @@ class Separation(Evaluation):
             bad = (batch.counts_B & ~finite_BK.all(1)).tolist()
             self.window.suspects += [
                 i for i, is_bad in zip(batch.ids, bad, strict=True) if is_bad
+            ]
+        if silent and not self.silence_is_common:
+            self.window.silent += int(silent)
+            are_silent = silent_BK.any(1).tolist()
+            self.window.silent_ids += [
+                i
+                for i, is_silent in zip(batch.ids, are_silent, strict=True)
+                if is_silent
             ]
         self._stop_agreed = self._stop_agreed or bool(stop)
 
@@ -262,6 +286,7 @@ class Separation(Evaluation):
         else:
             self.stats.steps_skipped += 1
         self._watch_nonfinite(is_finite)
+        self._name_silent()
         self.window = Window()
 
     def _watch_nonfinite(self, is_finite: bool) -> None:
@@ -281,7 +306,10 @@ class Separation(Evaluation):
         names = sorted({name for ids in everyone for name in ids})
         where = f"epoch {self.epoch}, step {self.step}"
         if not is_bad:
-            logger.warning(f"{where}: left out, not finite: {', '.join(names)}")
+            logger.warning(
+                f"{where}: left out, not finite or over 40 dB above full scale: "
+                f"{', '.join(names)}"
+            )
             return
         self.nonfinite_count += 1
         message = (
@@ -294,6 +322,16 @@ class Separation(Evaluation):
                 f"{message}. Stopped by nonfinite_patience={self.nonfinite_patience}; "
                 "check these files or lower lr"
             )
+
+    def _name_silent(self) -> None:
+        """Keep the names of the epoch's first examples with a silent target."""
+        known = self.stats.silent_ids
+        # All ranks count the same, so that all of them come here.
+        if not self.window.silent or len(known) >= NAMED:
+            return
+        everyone = distributed.gather_objects(self.window.silent_ids)
+        names = {name for ids in everyone for name in ids} - set(known)
+        self.stats.silent_ids = [*known, *sorted(names)][:NAMED]
 
     # ------------------------------------------------------------------ one epoch
 
@@ -436,9 +474,13 @@ class Separation(Evaluation):
             "loss": self.stats.loss,
             "kept_share": self.stats.kept_share,
             "nonfinite": self.stats.nonfinite,
+            "silent": self.stats.silent,
             "steps_skipped": self.stats.steps_skipped,
             **self.stats.per_term(self.term_names),
         }
+        if self.stats.silent_ids:
+            names = listed(self.stats.silent_ids, self.stats.silent)
+            logger.warning(f"epoch {epoch}: silent targets, left out: {names}")
         self.stats = TrainStats()
         # On all ranks: SpeechBrain's logger broadcasts, and writes on the main one.
         self.hparams.train_logger.log_stats(
@@ -526,6 +568,7 @@ class Separation(Evaluation):
             with self.evaluation_ctx:
                 est_ST = self.separate(mix_T[None])[0].float()
             self.nonfinite_outputs += int(not torch.isfinite(est_ST).all())
+            self.silent += self.silent_targets(batch.ids[index], target_ST)
             scores = self.score(est_ST, target_ST, mix_T, stage)
             self.table.add(batch.ids[index], **scores)
             if (value := scores[self.example_metric]) is not None:

@@ -43,11 +43,16 @@ class SpeechSeparation(Separation):
     ) -> Terms:
         """Negative SI-SNR in dB under the best permutation: one term an example.
 
-        It is the mean over the sources that are not silent; an example whose sources
-        are all silent is not scorable.
+        It is the mean over the sources that are not silent (constant ones are); an
+        example whose sources are all silent is not scorable. Either counts as silent.
         """
         result = pit_neg_si_snr(predictions, batch.src, batch.length_B)
-        return Terms(result.loss_B[:, None], result.active_BS.any(-1, keepdim=True))
+        active_BS = result.active_BS
+        return Terms(
+            result.loss_B[:, None],
+            scorable_BK=active_BS.any(-1, keepdim=True),
+            silent_BK=~active_BS.all(-1, keepdim=True),
+        )
 
     def score(
         self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage
@@ -80,15 +85,25 @@ class SpeechSeparation(Separation):
             name: read_manifest(path, self.hparams.num_spks, self.hparams.sample_rate)
             for name, path in manifests.items()
         }
-        rate, size = self.hparams.sample_rate, self.hparams.eval_batch_size
+        size = self.hparams.eval_batch_size
+
+        def whole(name: str) -> DataLoader:
+            files = ManifestDataset(
+                rows[name],
+                self.hparams.sample_rate,
+                check_sums=self.hparams.check_sums,
+                strict=True,
+            )
+            return self.loader(files, size)
+
         return (
             self.loader(
                 self._training_set(rows["train"]),
                 self.hparams.batch_size,
                 training=True,
             ),
-            self.loader(ManifestDataset(rows["valid"], rate), size),
-            self.loader(ManifestDataset(rows["test"], rate), size),
+            whole("valid"),
+            whole("test"),
         )
 
     def _training_set(self, rows: list[Row]) -> Dataset:
@@ -100,7 +115,8 @@ class SpeechSeparation(Separation):
             "seed": self.hparams.seed,
         }
         if not self.hparams.dynamic_mixing:
-            return ManifestDataset(rows, **settings)
+            checks = self.hparams.check_sums
+            return ManifestDataset(rows, check_sums=checks, **settings)
         rooms = self._rooms(rows)
         return DynamicMixing(
             self._utterances(rows),

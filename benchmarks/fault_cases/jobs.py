@@ -291,6 +291,14 @@ def logged_steps(run_folder: Path) -> int:
     return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 
+def log_of(run_folder: Path) -> tuple[str, str]:
+    """The counts of the epochs, and the warnings."""
+    counts = run_folder / "train_log.txt"
+    lines = (run_folder / "log.txt").read_text().splitlines()
+    said = "\n".join(line for line in lines if "WARNING" in line)
+    return counts.read_text() if counts.exists() else "", said
+
+
 def newest(run_folder: Path) -> Path:
     """The checkpoint saved last."""
     return max(

@@ -73,7 +73,7 @@ def each_rank_decides_alone() -> None:
 
 
 def no_sanitising() -> None:
-    Batch.zero_nonfinite = lambda self: torch.ones(
+    Batch.zero_nonfinite = lambda self, *_: torch.ones(
         len(self.ids), dtype=torch.bool, device=self.mix.device
     )
 

@@ -59,6 +59,8 @@ FAULTS = [
     (change(lambda wave: np.stack([wave, wave], 1)), "s1.wav has 2 channels"),
     (change(lambda wave: wave[:-1]), "s1.wav has 899 samples, the row says 900"),
     (change(lambda wave: np.append(wave, 0.1)), "s1.wav has 901 samples"),
+    (change(lambda wave: 0 * wave + 0.2), "s1.wav is silent: a constant (0.2)"),
+    (change(lambda wave: 1e25 * wave), "s1.wav has a peak of "),
     (change(lambda wave: wave * 0.9), "mix.wav is not the sum of its sources"),
 ]
 
@@ -90,7 +92,8 @@ def test_images_are_what_is_summed_where_targets_are_others(manifest, capsys):
     for path in row.sources:
         images.append(path.replace("one_", "image_"))
         os.rename(path, images[-1])
-        soundfile.write(path, 0.1 * np.ones(900), RATE, subtype="FLOAT")
+        wave = 0.1 * np.sin(np.arange(900))
+        soundfile.write(path, wave, RATE, subtype="FLOAT")
     write_manifest(manifest, [replace(row, images=tuple(images))])
     assert main([str(manifest)]) == 0
     change(lambda wave: wave * 0.9)(folder / "image_s1.wav")
@@ -103,6 +106,18 @@ def test_rounding_to_16_bit_is_no_fault(manifest):
         wave, _ = soundfile.read(path)
         soundfile.write(path, wave * 0.5, RATE, subtype="PCM_16")
     assert main([str(manifest)]) == 0
+
+
+def test_the_tolerance_of_a_sum_grows_with_a_peak_over_full_scale(manifest):
+    (row, _) = read_manifest(manifest)
+    for factor, status in ((1.0, 1), (20.0, 0)):
+        part = factor * np.sin(np.arange(900))
+        for path in row.summands:
+            soundfile.write(path, part, RATE, subtype="FLOAT")
+        mixture = len(row.summands) * part + 0.005
+        soundfile.write(row.mixture, mixture, RATE, subtype="FLOAT")
+        only = write_manifest(manifest, [row])
+        assert main([str(only)]) == status
 
 
 def test_every_bad_row_is_listed_and_the_good_ones_are_read(manifest, capsys):

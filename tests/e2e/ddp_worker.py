@@ -129,6 +129,7 @@ def train(brain, fault, rank: int, world_size: int) -> dict:
         "kept": brain.stats.kept,
         "loss": brain.stats.loss,
         "nonfinite": brain.stats.nonfinite,
+        "silent": (brain.stats.silent, brain.stats.silent_ids),
         "optimizer_steps": brain.optimizer_step,
         "skipped": brain.stats.steps_skipped,
     }

@@ -166,9 +166,9 @@ def test_a_silent_stem_is_named_once_and_has_no_part_in_any_mean(arguments, tmp_
     train.main(arguments(data_folder=songs, valid_tracks=2))
     log = (tmp_path / "run" / "log.txt").read_text()
     listed = "low of track0, low of track1, high of track1\n"
-    assert log.count("silent stems") == 2
+    assert log.count("silent targets have") == 2
     for stage in ("valid", "test"):
-        assert f"{stage}: silent stems have no score: {listed}" in log
+        assert f"{stage}: silent targets have no score: {listed}" in log
     with open(tmp_path / "run" / "test_results.csv") as file:
         one, two = csv.DictReader(file)
     assert one["nsdr_low"] == one["sdr_low"] == "" and float(one["sdr_high"]) > -50

@@ -1,10 +1,15 @@
 """Sampling, cropping and batching."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from data_prep.manifest import read_manifest
 from data_prep.wsj0mix import prepare
+from modules.audio import AudioError
 from modules.dataset import (
     EpochSampler,
     Example,
@@ -12,6 +17,7 @@ from modules.dataset import (
     ManifestDataset,
     collate_crops,
     collate_whole,
+    make_loader,
 )
 
 
@@ -76,12 +82,86 @@ def test_training_crops_to_the_shortest_and_evaluation_pads():
     assert whole.mix[1, 6:].abs().sum() == 0
 
 
-def test_a_nan_silences_its_own_example_only():
-    examples = [Example(n, torch.ones(4), torch.ones(2, 4)) for n in "ab"]
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e25, -101.0])
+@pytest.mark.parametrize("channels", [(), (2,)])
+def test_a_bad_sample_silences_its_own_example_only(bad, channels):
+    shape = (*channels, 4)
+    examples = [Example(n, torch.ones(shape), torch.ones(2, *shape)) for n in "ab"]
     batch = collate_crops([(example, True) for example in examples])
-    batch.src[1, 0, 2] = float("nan")
+    batch.src[0, 0, ..., 2] = 99.0  # absurd, but a level
+    batch.src[1, 0, ..., 2] = bad
     assert batch.zero_nonfinite().tolist() == [True, False]
-    assert batch.mix[0].sum() == 4 and batch.src[1].abs().sum() == 0
+    assert batch.mix[0].sum() == batch.mix[0].numel() and not batch.src[1].any()
+    assert not batch.mix[1].any()
+
+
+@pytest.fixture
+def spoilt(rows, tmp_path):
+    """A row of copies, and a function that changes the samples of one of them."""
+
+    def copy(path):
+        wave, rate = soundfile.read(path)
+        name = path.replace("/", "_")
+        soundfile.write(tmp_path / name, wave, rate, subtype="FLOAT")
+        return str(tmp_path / name)
+
+    def spoil(path, change):
+        wave, rate = soundfile.read(path)
+        soundfile.write(path, change(wave), rate, subtype="FLOAT")
+
+    row = rows[0]
+    sources = tuple(map(copy, row.sources))
+    return replace(row, mixture=copy(row.mixture), sources=sources), spoil
+
+
+def test_a_mixture_that_is_not_the_sum_is_named(spoilt):
+    row, spoil = spoilt
+    assert ManifestDataset([row], 8000, 0.25)[0].id == row.id
+    spoil(row.mixture, lambda wave: wave + 0.01)
+    with pytest.raises(AudioError) as error:
+        ManifestDataset([row], 8000, 0.25)[0]
+    assert str(error.value).startswith(f"{row.mixture}: is not the sum of its sources")
+    assert "off by 0.01 of" in str(error.value) and "check_sums" in str(error.value)
+    ManifestDataset([row], 8000, 0.25, check_sums=False)[0]
+    ManifestDataset([row], 8000, 0.25, speed_changes=[100])[0]  # made, not read
+    spoil(row.mixture, lambda wave: wave - 0.01 + 1e-4)  # within the tolerance
+    ManifestDataset([row], 8000, 0.25)[0]
+
+
+def test_images_are_summed_in_the_first_epoch(spoilt):
+    row, spoil = spoilt
+    row = replace(row, images=row.sources, sources=row.sources[::-1])
+    data = ManifestDataset([row], 8000)
+    data[ExampleKey(1, 0)]
+    spoil(row.images[0], lambda wave: 0.5 * wave)
+    with pytest.raises(AudioError, match="is not the sum of its images"):
+        data[ExampleKey(1, 0)]
+    data[ExampleKey(2, 0)]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e25])
+@pytest.mark.parametrize("where", ["mixture", "source"])
+def test_what_is_no_signal_is_an_error_only_where_it_is_scored(spoilt, bad, where):
+    row, spoil = spoilt
+    path = row.mixture if where == "mixture" else row.sources[1]
+    spoil(path, lambda wave: np.where(np.arange(len(wave)) == 9, bad, wave))
+    example = ManifestDataset([row], 8000)[0]  # for the training step to leave out
+    assert not collate_whole([(example, True)]).zero_nonfinite().any()
+    with pytest.raises(AudioError, match="holds NaN or Inf|has a peak of 1e") as error:
+        ManifestDataset([row], 8000, strict=True)[0]
+    assert str(error.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_in_a_worker_is_still_one_line(rows, num_workers):
+    data = ManifestDataset([rows[0], replace(rows[1], mixture="/none.wav")], 8000)
+    sampler = EpochSampler(2, 1, shuffle=False)
+    batches = iter(make_loader(data, sampler, collate_crops, num_workers))
+    assert next(batches).ids == [rows[0].id]
+    with pytest.raises(AudioError) as error:
+        next(batches)
+    assert str(error.value).startswith("/none.wav: cannot be read")
+    assert "\n" not in str(error.value)
 
 
 def test_an_empty_set_is_refused():

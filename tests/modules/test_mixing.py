@@ -243,10 +243,10 @@ def test_file_that_went_bad_after_the_scan_is_named(tmp_path):
         soundfile.write(paths[-1], wave, RATE, subtype="FLOAT")
     dataset = DynamicMixing(UtterancePool.scan(tmp_path), speed_changes=None)
     soundfile.write(paths[0], np.full(RATE, np.nan), RATE, subtype="FLOAT")
-    with pytest.raises(AudioError, match="a.wav: holds NaN or Inf"):
+    with pytest.raises(AudioError, match=r"a.wav: has changed .* \(holds NaN or Inf\)"):
         dataset[0]
     soundfile.write(paths[0], wave[:4000], RATE, subtype="FLOAT")
-    with pytest.raises(AudioError, match="a.wav: holds .* truncated or has changed"):
+    with pytest.raises(AudioError, match=r"a.wav: has changed .* \(other samples\)"):
         dataset[0]
     paths[0].unlink()
     with pytest.raises(AudioError, match="a.wav: cannot be read"):

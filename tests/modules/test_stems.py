@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from data_prep.manifest import DataError, Row, read_manifest
 from data_prep.stems import prepare
+from modules.audio import AudioError
 from modules.dataset import (
     EpochSampler,
     ExampleKey,
@@ -22,7 +24,7 @@ from modules.dataset import (
     collate_whole,
     make_loader,
 )
-from modules.stems import Augmentation, StemDataset, measure_levels
+from modules.stems import Augmentation, Level, StemDataset, measure_levels
 
 SHARED = Path(
     os.environ.get("SEPARATION_SHARED", Path(__file__).resolve().parents[3] / "shared")
@@ -293,15 +295,67 @@ def test_levels_are_those_of_the_mixture_measured_once(ramps, tmp_path, caplog):
 
 
 def test_a_mixture_file_counts_for_the_level_and_for_whole_tracks(tmp_path):
-    waves = [np.full((2000, 2), 0.1), np.full((2000, 2), 0.2)]
-    row = make_row(tmp_path, "x", waves)
-    mixture = tmp_path / "x" / "mixture.wav"
-    soundfile.write(mixture, np.full((2000, 2), 0.4), RATE, subtype="FLOAT")
-    row = Row(**{**vars(row), "mixture": str(mixture)})
+    wave = np.tile([[0.01], [-0.01]], (1000, 2))
+    row = make_row(tmp_path, "x", [wave + 0.1, wave + 0.2])
+    row = with_mixture(row, wave + 0.4)
     assert measure_levels([row], tmp_path / "l.csv")["x"].mean == pytest.approx(0.4)
-    assert float(StemDataset([row], RATE)[0].mix.mean()) == pytest.approx(0.4)
+    data = StemDataset([row], RATE, check_sums=False)
+    assert float(data[0].mix.mean()) == pytest.approx(0.4)
     training = StemDataset([row], RATE, segment_seconds=1)
     assert float(training[0].mix.mean()) == pytest.approx(0.3), "sum of the stems"
+
+
+def with_mixture(row: Row, wave: np.ndarray, subtype: str = "FLOAT") -> Row:
+    """The track with a mixture file."""
+    mixture = Path(row.sources[0]).with_name("mixture.wav")
+    soundfile.write(mixture, wave, RATE, subtype=subtype)
+    return Row(**{**vars(row), "mixture": str(mixture)})
+
+
+def test_a_mixture_file_must_be_the_sum_of_all_stems(tmp_path):
+    rng = np.random.default_rng(0)
+    waves = [0.5 * rng.standard_normal((2000, 2)) for _ in range(3)]
+    row = make_row(tmp_path, "x", waves)
+    StemDataset([with_mixture(row, sum(waves))], RATE)[0]
+    # 16 bits cannot hold what is over full scale.
+    assert np.abs(sum(waves)).max() > 1.5
+    StemDataset([with_mixture(row, sum(waves), "PCM_16")], RATE)[0]
+    wrong = with_mixture(row, sum(waves) + 0.01)
+    with pytest.raises(AudioError, match="mixture.wav: is not the sum of its stems"):
+        StemDataset([wrong], RATE)[0]
+    StemDataset([wrong], RATE, check_sums=False)[0]
+    some = Row(**{**vars(with_mixture(row, sum(waves))), "sources": row.sources[:2]})
+    assert len(StemDataset([some], RATE)[0].src) == 2, (
+        "a part of the stems is asked for"
+    )
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, 1e25, 150.0])
+def test_no_signal_is_left_to_the_step_or_an_error_where_it_is_scored(tmp_path, bad):
+    wave = 0.1 * np.random.default_rng(0).standard_normal((2000, 2))
+    spoilt = wave.copy()
+    spoilt[700, 1] = bad
+    row = with_mixture(make_row(tmp_path, "x", [wave, spoilt]), wave)
+    levels = {"x": Level(0.0, 1e-3)}  # a quiet track: 0.1 is 100 of these
+    settings = Augmentation(**{**OFF, "repitch_probability": 1.0})
+    example = StemDataset([row], RATE, 1.8, 1.0, settings, levels)[0]
+    assert example.src[0].isfinite().all() and not example.src[1].isfinite().any()
+    assert float(example.src[0].abs().max()) > 100
+    with pytest.raises(AudioError, match="1.wav: h"):
+        StemDataset([row], RATE)[0]
+    with pytest.raises(DataError, match="1.wav: h.* repair or remove the track"):
+        measure_levels([replace(row, mixture="")], tmp_path / "levels.csv")
+
+
+def test_a_constant_is_silence(tmp_path):
+    wave = 0.1 * np.random.default_rng(0).standard_normal((2000, 2))
+    dither = np.random.default_rng(1).integers(0, 2, (2000, 2)) / 2**15
+    waves = [wave, 0 * wave + [0.3, -0.2] + dither, dither]
+    row = make_row(tmp_path, "x", waves)
+    for segment in (None, 1.0):
+        src_SCT = StemDataset([row], RATE, segment)[0].src
+        assert not src_SCT[1].any()
+        assert src_SCT[0].any() and src_SCT[2].any(), "all else is as it was"
 
 
 def test_faulty_audio_is_named(tmp_path):

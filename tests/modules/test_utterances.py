@@ -1,6 +1,7 @@
 """Who speaks where, which files are left out, and that levels are measured once."""
 
 import logging
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,8 @@ import soundfile
 
 from data_prep.manifest import DataError, Row
 from modules import utterances
-from modules.utterances import UtterancePool
+from modules.audio import AudioError
+from modules.utterances import UtterancePool, refuse_change
 
 RATE = 8000
 
@@ -106,11 +108,20 @@ def spoil(folder):
         wave[77] = value
         soundfile.write(folder / f"{name}.wav", wave, RATE, subtype="FLOAT")
     (folder / "html.wav").write_text("<html>")
+    wave, _ = soundfile.read(write(folder / "loud.wav"))
+    wave[77] = 200.0
+    soundfile.write(folder / "loud.wav", wave, RATE, subtype="FLOAT")
+    soundfile.write(folder / "constant.wav", np.full(RATE, 0.3), RATE)
+    cut = write(folder / "cut.wav", 4.0)
+    os.truncate(cut, cut.stat().st_size // 2)
     return {
         "short": "0.40 s, shorter than 0.5 s",
         "stereo": "2 channels, not mono",
         "faint": "silent",
-        "huge": "over full scale",
+        "huge": "times full scale",
+        "loud": "has a peak of 2e+02 times full scale",
+        "constant": "silent: a constant (0.3",
+        "cut": "truncated: holds ",
         "silent": "silent",
         "none": "empty",
         "nan": "holds NaN or Inf",
@@ -119,7 +130,8 @@ def spoil(folder):
     }
 
 
-def test_unusable_files_are_left_out_counted_and_named(tmp_path, caplog):
+def test_unusable_files_are_left_out_counted_and_named(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(utterances, "NAMED", 20)
     good = write(tmp_path / "bob" / "good.wav")
     faults = spoil(tmp_path / "bob")
     pool = UtterancePool.scan(tmp_path, tmp_path / "index.csv")
@@ -132,6 +144,27 @@ def test_unusable_files_are_left_out_counted_and_named(tmp_path, caplog):
     caplog.clear()
     UtterancePool.scan(tmp_path, tmp_path / "index.csv")  # from the index
     assert caplog.text == first
+
+
+def test_a_file_may_be_touched_but_not_changed_while_it_is_used(tmp_path):
+    path = write(tmp_path / "bob" / "one.wav")
+    (talk,) = UtterancePool.scan(tmp_path).by_speaker[0]
+    refuse_change(talk)
+    os.utime(path, ns=(1, 1))
+    refuse_change(talk)
+    for change, reason in (
+        (lambda: write(path, 1.0, level_db=-30), "other samples"),
+        (lambda: write(path, 2.0), "other samples"),
+        (lambda: soundfile.write(path, np.zeros(RATE), RATE), "silent"),
+        (lambda: path.write_text("<html>"), "unreadable"),
+    ):
+        change()
+        with pytest.raises(AudioError, match=f"one.wav: has changed .*{reason}") as e:
+            refuse_change(talk)
+        assert "\n" not in str(e.value)
+    path.unlink()
+    with pytest.raises(AudioError, match="one.wav: cannot be read"):
+        refuse_change(talk)
 
 
 def test_nothing_usable_is_an_error(tmp_path):

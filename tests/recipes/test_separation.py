@@ -153,6 +153,51 @@ def test_a_nan_from_inside_the_network_skips_the_step(make_brain, monkeypatch):
     assert not torch.equal(run(brain, make_batch(2)), before)
 
 
+@pytest.mark.parametrize("bad", [1e25, -1000.0])
+def test_an_absurd_level_counts_as_not_finite(make_brain, bad):
+    brain = make_brain(batch_size=2)
+    batch = make_batch(2)
+    batch.mix[1, 7] = bad
+    expected = run(make_brain(batch_size=2), split(make_batch(2), [1, 1])[0])
+    assert torch.allclose(run(brain, batch), expected, atol=1e-7)
+    assert (brain.stats.nonfinite, brain.stats.kept, brain.stats.silent) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3])
+def test_silent_and_constant_targets_do_not_count_but_are_counted(make_brain, level):
+    brain = make_brain(batch_size=3)
+    batch = make_batch(3)
+    batch.src[1] = level  # both sources: nothing to learn from
+    batch.src[2, 0] = level  # one: the other is still learnt
+    expected = run(make_brain(batch_size=2), split(batch, [1, 1, 1])[0])
+    after = run(brain, batch)
+    assert (brain.stats.silent, brain.stats.kept, brain.stats.seen) == (2, 2, 3)
+    assert brain.stats.silent_ids == ["example01", "example02"]
+    assert brain.stats.nonfinite == brain.nonfinite_count == 0
+    assert torch.isfinite(after).all() and not torch.equal(after, expected)
+
+    batch = make_batch(1)
+    batch.src[:] = level
+    before = weights(brain)
+    assert torch.equal(run(brain, batch), before), "nothing was learnt"
+    assert brain.stats.steps_skipped == 1
+
+
+def test_only_the_first_silent_examples_are_named(make_brain, tmp_path):
+    brain = make_brain()
+    batches = [make_batch(1, seed) for seed in range(8)]
+    for batch in batches:
+        batch.src[:, 1] = 0
+    run(brain, *batches[:3])
+    brain._save(tmp_path / "state")  # a kill and a resume lose no count
+    resumed = make_brain()
+    resumed._recover(tmp_path / "state", end_of_epoch=False)
+    for one in (brain, resumed):
+        run(one, *batches[3:])
+        assert one.stats.silent == 8
+        assert one.stats.silent_ids == [f"example{seed}0" for seed in range(5)]
+
+
 def test_easy_examples_are_left_out_of_gradient_and_mean(make_brain):
     # With a high enough threshold every example is "too easy".
     brain = make_brain(batch_size=2, threshold=1000)

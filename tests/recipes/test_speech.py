@@ -52,6 +52,7 @@ def training_set(rows, **changes):
         "room_pool": None,
         "base_folder_dm": None,
         "targets": "anechoic",
+        "check_sums": True,
     }
     brain = SimpleNamespace(
         hparams=SimpleNamespace(**hparams | changes),
