@@ -18,18 +18,21 @@ import traceback
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
 
-from benchmarks.fault_cases import launch
+from benchmarks.fault_cases import Outcome, launch
 from tests.toy import make_corpus, make_songs
 
 ROOT = launch.ROOT
 HERE = Path(__file__).parent
 #: Nothing here takes this long, even on a busy machine: it has hung.
 PATIENCE = 240.0
+#: A job ends after this many seconds, should the bench itself be killed.
+LONGEST = 4 * 3600
 
 
 class Hung(RuntimeError):
@@ -165,7 +168,7 @@ class Job:
             os.chdir(ROOT)
             os.environ.update(self.env)
             torch.set_num_threads(1)
-            signal.alarm(3600)  # should the bench itself be killed
+            signal.alarm(LONGEST)
             launch.run_train(arguments)
             status = 0
         except SystemExit as stop:  # what the interpreter does with it
@@ -383,6 +386,40 @@ def in_parallel(work: Sequence[Callable[[], object]], processes: int = 2) -> lis
     if errors:
         raise RuntimeError(errors[0])
     return [r["result"] for r in results]
+
+
+def side_by_side(
+    outcome: Outcome, parts: Mapping[str, Callable[[Outcome], object]]
+) -> list:
+    """Run the parts of a row at once; what falls short is noted with the part's name.
+
+    Arguments
+    ---------
+    outcome : Outcome
+        Of the row.
+    parts : Mapping[str, Callable]
+        By name; each is given an outcome of its own, in a process of its own, and
+        returns figures that JSON can hold.
+
+    Returns
+    -------
+    list
+        The figures, in the order of the parts; None where a part broke off.
+    """
+
+    def call(part: Callable[[Outcome], object]) -> tuple[object, list[str]]:
+        own, figures = Outcome(), None
+        try:
+            figures = part(own)
+        except Exception as error:
+            own.expect(False, f"{type(error).__name__}: {error}")
+        return figures, own.failures
+
+    results = in_parallel([partial(call, part) for part in parts.values()])
+    for name, (_, failures) in zip(parts, results, strict=True):
+        for failure in failures:
+            outcome.expect(False, f"{name}: {failure}")
+    return [figures for figures, _ in results]
 
 
 def _start_call(function: Callable[[], object]) -> tuple[int, int]:

@@ -78,6 +78,7 @@ def test_a_leak_has_a_slope():
 
 @pytest.mark.slow
 def test_a_short_long_run_leaks_nothing(tmp_path):
-    outcome = long_runs.long_runs(Bench(tmp_path), steps=200, epochs=2)
+    recipes = long_runs.toys(tmp_path, steps=200, epochs=2)
+    outcome = long_runs.long_runs(Bench(tmp_path), recipes, steps=200)
     # Memory needs more steps than these.
     assert [text for text in outcome.failures if "MB per" not in text] == []
