@@ -215,7 +215,11 @@ class Job:
         """Exit status; a job that takes longer is killed and called `Hung`."""
         self.until(lambda: False, seconds)
         if self.status is None:
+            ranks = children(self.pid)  # torchrun's are in groups of their own
             self.signal(signal.SIGKILL, group=True)
+            for rank in ranks:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rank, signal.SIGKILL)
             os.waitpid(self.pid, 0)
             self.status = -signal.SIGKILL
             raise Hung(f"no end after {seconds:g} s: {self.last_line}")
@@ -250,7 +254,7 @@ def run(arguments: Sequence[str], **options: object) -> Job:
     return job
 
 
-def run_ranks(arguments: Sequence[str], dump: Path, **options: object) -> list[Job]:
+def run_ranks(arguments: Sequence[str], **options: object) -> list[Job]:
     """Two ranks with the environment that torchrun sets, forked as other jobs are."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -259,7 +263,7 @@ def run_ranks(arguments: Sequence[str], dump: Path, **options: object) -> list[J
     for rank in range(2):
         env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        ranks.append(Job(arguments, env=env, dump=dump, **options))
+        ranks.append(Job(arguments, env=env, **options))
     try:
         for job in ranks:
             job.wait()
@@ -279,6 +283,15 @@ def children(pid: int) -> list[int]:
     except OSError:
         return []
     return [int(child) for child in text.split()]
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process, of anybody's, has not ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] not in "XZ"
 
 
 # ----------------------------------------------------------------- what a run left

@@ -4,18 +4,24 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.fault_cases import Bench, Outcome, target
 from benchmarks.fault_cases.jobs import (
+    PATIENCE,
     Job,
     Recipe,
     children,
     differences,
+    is_running,
     logged_steps,
     music,
     run,
+    run_ranks,
     saved_step,
+    side_by_side,
     speech,
 )
 
@@ -96,23 +102,46 @@ def kill_9(bench: Bench) -> Outcome:
     "7 of 11 recover, 4 hang",
 )
 def kill_rank(bench: Bench) -> Outcome:
-    """Ranks are new interpreters, as torchrun starts them."""
-    outcome, rng = Outcome(), random.Random(7)
-    wanted = bench.count(1, 2, 20)
-    recipe = speech(
-        bench.folder,
-        ema_decay=0.9,
-        ckpt_interval_steps=INTERVAL,
-        examples_per_epoch=2 * (8 * wanted + 24),
-        N_epochs=1,
+    """Both recipes; ranks are new interpreters, as torchrun starts them."""
+    outcome, kills = Outcome(), bench.count(1, 1, 10)
+    shared = {"ckpt_interval_steps": INTERVAL}
+    steps = 8 * kills + 24
+    recipes = {
+        "speech": speech(
+            bench.folder,
+            **shared | {"ema_decay": 0.9, "N_epochs": 1},
+            examples_per_epoch=2 * steps,
+        ),
+        "music": music(
+            bench.folder,
+            **shared | {"num_workers": 1, "valid_every": 0},
+            grad_accumulation_factor=2,
+            examples_per_epoch=4 * steps,  # two epochs
+        ),
+    }
+    parts = {
+        name: partial(_kill_ranks, recipe, bench.folder / name, kills)
+        for name, recipe in recipes.items()
+    }
+    reached = [part or (0, 0.0) for part in side_by_side(outcome, parts)]
+    recovered, slowest = sum(r[0] for r in reached), max(r[1] for r in reached)
+    outcome.figure = f"{recovered}/{2 * kills} recovered, slowest {slowest:.0f} s" + (
+        ", same bits" if outcome.passed else ""
     )
-    torchrun = ["--standalone", f"--max-restarts={wanted}"]
-    folders = {name: bench.folder / name for name in ("straight", "killed")}
-    job = run(recipe.arguments(folders["straight"]), torchrun=torchrun)
-    outcome.expect(job.status == 0, f"uninterrupted run: {job.last_line}")
+    return outcome
 
-    job = Job(recipe.arguments(folders["killed"]), torchrun=torchrun)
-    kills, slowest = 0, 0.0
+
+def _kill_ranks(
+    recipe: Recipe, folder: Path, wanted: int, outcome: Outcome
+) -> tuple[int, float]:
+    """How many kills a run has recovered from, and the longest recovery in seconds."""
+    rng = random.Random(7)
+    torchrun = ["--standalone", f"--max-restarts={wanted}"]
+    for job in run_ranks(recipe.arguments(folder / "straight")):
+        outcome.expect(job.status == 0, f"uninterrupted run: {job.last_line}")
+
+    job = Job(recipe.arguments(folder / "killed"), torchrun=torchrun)
+    recovered, slowest = 0, 0.0
     for attempt in range(wanted):
         ahead = rng.randint(1, 8)
         job.until(lambda a=attempt, n=ahead: job.steps.count(a) >= n)
@@ -122,40 +151,73 @@ def kill_rank(bench: Bench) -> Outcome:
             break
         started = time.monotonic()
         os.kill(rng.choice(ranks), signal.SIGKILL)
-        kills += 1
-        job.until(lambda a=attempt: (a + 1) in job.steps)
+        recovered += job.until(lambda a=attempt: (a + 1) in job.steps)
         slowest = max(slowest, time.monotonic() - started)
     job.wait()
     outcome.expect(job.status == 0, f"torchrun: {job.last_line}")
     outcome.expect(slowest <= 60, f"took {slowest:.0f} s to go on")
     if job.status == 0:
-        odd = differences(folders["straight"], folders["killed"])
+        odd = differences(folder / "straight", folder / "killed")
         outcome.expect(not odd, f"differs from the uninterrupted run: {odd}")
-    outcome.figure = f"{kills}/{wanted} recovered, slowest {slowest:.0f} s" + (
-        ", same bits" if outcome.passed else ""
-    )
-    return outcome
+    return recovered, slowest
 
 
 @target(
     "R8",
-    "SIGTERM, SIGINT, SIGUSR1: checkpoint at the next boundary, no step lost, exit 75 "
-    "within 10 s",
+    "SIGTERM, SIGINT, SIGUSR1, also to torchrun: checkpoint at the next boundary, no "
+    "step lost, within 10 s; exit 75, of torchrun 1",
     "none saves",
 )
 def signals(bench: Bench) -> Outcome:
-    """Each signal in the middle of an accumulation of 3, data workers included."""
-    outcome, rng = Outcome(), random.Random(8)
-    rounds = bench.count(1, 2, 4)
-    recipe = speech(
-        bench.folder,
-        ckpt_interval_steps=1000,
-        num_workers=2,
-        grad_accumulation_factor=3,
-        examples_per_epoch=30 * rounds + 60,
+    """Both recipes, in the middle of an accumulation, data workers included."""
+    outcome, rounds = Outcome(), bench.count(1, 2, 4)
+    shared = {"ckpt_interval_steps": 1000}
+    steps = 30 * rounds + 60
+    recipes = {
+        "speech": speech(
+            bench.folder,
+            **shared | {"num_workers": 2, "grad_accumulation_factor": 3},
+            examples_per_epoch=steps,
+        ),
+        "music": music(
+            bench.folder,
+            **shared | {"valid_every": 0, "ema_decay": 0.9},
+            grad_accumulation_factor=2,
+            examples_per_epoch=4 * steps,
+        ),
+    }
+    # Each recipe is given all of them in the nightly form.
+    of_torchrun = {
+        "speech": [signal.SIGTERM, signal.SIGKILL],
+        "music": [signal.SIGINT, signal.SIGUSR1],
+    }
+    parts: dict[str, Callable] = {}
+    for name, recipe in recipes.items():
+        numbers = of_torchrun[name][: bench.count(1, 2, 2)]
+        if bench.nightly:
+            numbers = [number for pair in of_torchrun.values() for number in pair]
+        folder = bench.folder / name
+        parts[name] = partial(_signals, recipe, folder, rounds, numbers)
+    reached = [part or (0, 0, 0.0) for part in side_by_side(outcome, parts)]
+    numbers, lost, slowest = (list(values) for values in zip(*reached, strict=True))
+    outcome.figure = (
+        f"{sum(numbers)} signals, {max(lost)} steps lost, slowest {max(slowest):.1f} s"
+        + (", same bits" if outcome.passed else "")
     )
-    straight = straight_run(recipe, bench.folder, outcome)
-    stopped = bench.folder / "stopped"
+    return outcome
+
+
+def _signals(
+    recipe: Recipe,
+    folder: Path,
+    rounds: int,
+    of_torchrun: list[signal.Signals],
+    outcome: Outcome,
+) -> tuple[int, int, float]:
+    """How many signals a run was given, steps lost, and the longest stop in seconds."""
+    rng = random.Random(8)
+    straight = straight_run(recipe, folder, outcome)
+    stopped = folder / "stopped"
     lost, slowest = 0, 0.0
     for number in SIGNALS * rounds:
         job = Job(recipe.arguments(stopped))
@@ -171,11 +233,51 @@ def signals(bench: Bench) -> Outcome:
             f"{number.name}: exit {job.status} ({job.last_line})",
         )
         lost = max(lost, logged_steps(stopped) - saved_step(stopped))
+    ends_alike(recipe, straight, stopped, outcome)
+
+    straight, stopped = folder / "straight_ranks", folder / "stopped_ranks"
+    run_ranks(recipe.arguments(straight))
+    for number in of_torchrun:
+        seconds = _signal_torchrun(recipe, stopped, number, outcome)
+        lost = max(lost, logged_steps(stopped) - saved_step(stopped))
+        slowest = max(slowest, seconds)
+    last = run_ranks(recipe.arguments(stopped))[0]
+    if outcome.expect(last.status == 0, f"last restart of ranks: {last.last_line}"):
+        odd = differences(straight, stopped)
+        outcome.expect(not odd, f"ranks differ from the uninterrupted run: {odd}")
     outcome.expect(lost == 0, f"{lost} steps lost")
     outcome.expect(slowest <= 10, f"took {slowest:.1f} s")
-    ends_alike(recipe, straight, stopped, outcome)
-    outcome.figure = (
-        f"{3 * rounds} signals, {lost} steps lost, slowest {slowest:.1f} s"
-        + (", same bits" if outcome.passed else "")
-    )
-    return outcome
+    return 3 * rounds + len(of_torchrun), lost, slowest
+
+
+def _signal_torchrun(
+    recipe: Recipe, folder: Path, number: signal.Signals, outcome: Outcome
+) -> float:
+    """Signal torchrun alone; returns the seconds until its ranks have stopped.
+
+    SIGTERM and SIGINT it passes on and exits with 1. Of others it dies at once, and
+    the ranks are told so by the kernel. In neither case it may start them again.
+    """
+    torchrun = ["--standalone", "--max-restarts=2"]
+    job = Job(recipe.arguments(folder), torchrun=torchrun)
+    what = f"{number.name} to torchrun"
+    if not outcome.expect(
+        job.until(lambda: len(job.steps) >= 4), f"{what}: no step ({job.last_line})"
+    ):
+        return 0.0
+    ranks, started = children(job.pid), time.monotonic()
+    job.signal(number)
+    job.wait()
+    while any(map(is_running, ranks)) and time.monotonic() - started < PATIENCE:
+        time.sleep(0.01)
+    seconds = time.monotonic() - started
+    passed_on = number in (signal.SIGTERM, signal.SIGINT)
+    expected = 1 if passed_on else -number
+    outcome.expect(job.status == expected, f"{what}: exit {job.status}")
+    for rank in filter(is_running, ranks):
+        os.kill(rank, signal.SIGKILL)
+        outcome.expect(False, f"{what}: a rank goes on by itself")
+    said = "the same command continues" in job.output
+    outcome.expect(said, f"{what}: does not say that it stopped")
+    outcome.expect(max(job.steps) == 0, f"{what}: the ranks were started again")
+    return seconds

@@ -54,7 +54,7 @@ def changed(recipe: Recipe, folder: Path, outcome: Outcome) -> None:
             job.status == 1 and text in job.last_line,
             f"{name}={value}: exit {job.status}, {job.last_line}",
         )
-    ranks = run_ranks(recipe.arguments(folder), folder / "dump")
+    ranks = run_ranks(recipe.arguments(folder))
     outcome.expect(
         ranks[0].status == 1 and "(torchrun): 1 -> 2" in ranks[0].last_line,
         f"2 processes for 1: exit {ranks[0].status}, {ranks[0].last_line}",

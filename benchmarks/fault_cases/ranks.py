@@ -118,7 +118,9 @@ def one_rank_sees(bench: Bench) -> Outcome:
         nonlocal slowest, runs
         started = time.monotonic()
         try:
-            jobs = run_ranks(job_arguments, bench.folder / f"d_{name}", faults=faults)
+            jobs = run_ranks(
+                job_arguments, dump=bench.folder / f"d_{name}", faults=faults
+            )
         except Hung as error:
             outcome.expect(False, f"{name}: {error}")
             return []
