@@ -89,6 +89,34 @@ def music(folder: Path, **settings: object) -> Recipe:
     return Recipe(HERE / "music.yaml", COMMON | defaults | settings)
 
 
+def both(
+    folder: Path, steps: int, own: Mapping[str, Mapping], **shared: object
+) -> dict[str, Recipe]:
+    """Both recipes by name, with so many steps an epoch on one process.
+
+    Arguments
+    ---------
+    folder : Path
+        Where their data is made.
+    steps : int
+        Of an epoch; each recipe has two epochs.
+    own : Mapping[str, Mapping]
+        Settings of one recipe. Give the two different ones (accumulation, workers,
+        EMA, validation), so that a row covers more than either alone.
+    **shared : object
+        Settings of both.
+    """
+    recipes = {}
+    for name, (make, batch_size) in {
+        "speech": (speech, 1),
+        "music": (music, 4),
+    }.items():
+        settings = shared | own[name]
+        examples = steps * settings.get("batch_size", batch_size)
+        recipes[name] = make(folder, **{"examples_per_epoch": examples} | settings)
+    return recipes
+
+
 # ------------------------------------------------------------------------ processes
 
 
@@ -402,34 +430,38 @@ def in_parallel(work: Sequence[Callable[[], object]], processes: int = 2) -> lis
 
 
 def side_by_side(
-    outcome: Outcome, parts: Mapping[str, Callable[[Outcome], object]]
+    outcome: Outcome,
+    recipes: Mapping[str, Recipe],
+    part: Callable[[str, Recipe, Outcome], object],
 ) -> list:
-    """Run the parts of a row at once; what falls short is noted with the part's name.
+    """Run a row on its recipes at once; failures are noted with the recipe's name.
 
     Arguments
     ---------
     outcome : Outcome
         Of the row.
-    parts : Mapping[str, Callable]
-        By name; each is given an outcome of its own, in a process of its own, and
-        returns figures that JSON can hold.
+    recipes : Mapping[str, Recipe]
+        By name.
+    part : Callable
+        Given name, recipe and an outcome of its own, in a process of its own; returns
+        figures that JSON can hold.
 
     Returns
     -------
     list
-        The figures, in the order of the parts; None where a part broke off.
+        The figures, in the order of the recipes; None where a part broke off.
     """
 
-    def call(part: Callable[[Outcome], object]) -> tuple[object, list[str]]:
+    def call(name: str, recipe: Recipe) -> tuple[object, list[str]]:
         own, figures = Outcome(), None
         try:
-            figures = part(own)
+            figures = part(name, recipe, own)
         except Exception as error:
             own.expect(False, f"{type(error).__name__}: {error}")
         return figures, own.failures
 
-    results = in_parallel([partial(call, part) for part in parts.values()])
-    for name, (_, failures) in zip(parts, results, strict=True):
+    results = in_parallel([partial(call, *item) for item in recipes.items()])
+    for name, (_, failures) in zip(recipes, results, strict=True):
         for failure in failures:
             outcome.expect(False, f"{name}: {failure}")
     return [figures for figures, _ in results]

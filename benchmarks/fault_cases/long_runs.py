@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -143,10 +142,10 @@ def demos(folder: Path, steps: int) -> dict[str, Recipe]:
 def long_runs(bench: Bench, recipes: Mapping[str, Recipe], steps: int) -> Outcome:
     """Recipes for so many steps, side by side."""
     outcome = Outcome()
-    parts = {
-        name: partial(watch, recipe, steps, bench.folder / name)
-        for name, recipe in recipes.items()
-    }
-    lines = side_by_side(outcome, parts)
+
+    def part(name: str, recipe: Recipe, outcome: Outcome) -> str:
+        return watch(recipe, steps, bench.folder / name, outcome)
+
+    lines = side_by_side(outcome, recipes, part)
     outcome.figure = "; ".join(map("{}: {}".format, recipes, lines))
     return outcome
