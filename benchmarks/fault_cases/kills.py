@@ -59,7 +59,7 @@ def kill_9(bench: Bench) -> Outcome:
     outcome, share = Outcome(), bench.count(2, 5, 50)
     own = {
         "speech": {"num_workers": 2, "ema_decay": 0.9, "grad_accumulation_factor": 2},
-        "music": {},
+        "music": {"valid_every": 0},
     }
     heavy = {"ckpt_interval_steps": INTERVAL, "ballast": 1_000_000, "dropout": 0.1}
     recipes = both(bench.folder, 4 * share + 12, own, **heavy)

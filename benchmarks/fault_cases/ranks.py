@@ -178,7 +178,13 @@ def one_rank_sees(bench: Bench) -> Outcome:
     kept = sum(held[0]["stats"]["kept_K"]) if held else 0
     outcome.expect(kept == 9, f"empty: {kept} of 9 examples kept")
 
-    songs = music(bench.folder, batch_size=2, ddp_timeout=20, ema_decay=0.9)
+    songs = music(
+        bench.folder,
+        batch_size=2,
+        ddp_timeout=20,
+        ema_decay=0.9,
+        grad_accumulation_factor=2,
+    )
     for fault in ("nan_item", "nan_inside"):
         where = {"fault": fault, "rank": 1, "epoch": 1, "step": 2}
         name = f"music_{fault}"
