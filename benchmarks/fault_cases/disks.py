@@ -1,7 +1,6 @@
 """R9: a full disk, a quota, a folder that turns read-only."""
 
 import contextlib
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -40,7 +39,7 @@ def small_disk(straight: Path, recipe: Recipe, folder: Path, outcome: Outcome) -
     """Run on a disk that becomes full, enlarge it, run again."""
     with mounted(folder, "-t", "tmpfs", "-o", f"size={ROOM}m", "tmpfs") as allowed:
         if not allowed:
-            return "full disk not tried (mount needs root)"
+            return "full disk not tried (mount is not allowed here)"
         job = run(recipe.arguments(folder / "run"))
         check_refusal(job, folder, "disk full", outcome)
         before = saved_step(folder / "run")
@@ -89,7 +88,7 @@ def read_only(straight: Path, recipe: Recipe, folder: Path, outcome: Outcome) ->
     save = folder / "run" / "save"
     save.mkdir(parents=True)
     if quiet(["mount", "--bind", str(save), str(save)]).returncode:
-        return "read-only not tried (mount needs root)"
+        return "read-only not tried (mount is not allowed here)"
     try:
         job = Job(recipe.arguments(folder / "run", examples_per_epoch=LONGER))
         job.until(lambda: len(job.steps) >= 5)
@@ -155,6 +154,4 @@ def _disks(recipe: Recipe, folder: Path, brief: bool, outcome: Outcome) -> list[
         place = folder / fault.__name__
         tried.append(fault(straight, recipe, place, outcome))
         shutil.rmtree(place, ignore_errors=True)
-    if os.geteuid() == 0:
-        outcome.expect(not any("not tried" in t for t in tried), ", ".join(tried))
     return tried
