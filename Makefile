@@ -1,5 +1,6 @@
 # make demo    install, train a small model on synthetic speech, evaluate it
 # make test    the whole test suite with the doctests
+# make faults  the fault bench: a row for everything that a run must survive
 # make lint    ruff check and format --check       make format   let ruff rewrite
 # make clean   remove caches                       make distclean  .venv as well
 # Another interpreter: make demo PYTHON=/path/to/python3.12
@@ -11,7 +12,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet install
 DOCTESTED := data_prep modules recipes
 
-.PHONY: demo test lint format clean distclean
+.PHONY: demo test faults lint format clean distclean
 .DELETE_ON_ERROR:
 
 # One thread: the layers are small, and two threads wait for each other on a busy machine.
@@ -20,6 +21,9 @@ demo: $(VENV)/.stamp-run
 
 test: $(VENV)/.stamp-dev
 	$(PY) -m pytest --doctest-modules tests $(DOCTESTED)
+
+faults: $(VENV)/.stamp-dev
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m benchmarks.faults
 
 lint: $(VENV)/.stamp-dev
 	$(PY) -m ruff check .

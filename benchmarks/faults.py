@@ -8,7 +8,7 @@ what stock software was measured to do, and whether the target is met. The exit 
 is 1 when one falls short. Jobs are train.py on toy data; kills are triggered by
 progress, and results are compared with those of an uninterrupted job of the same call.
 `--nightly` does 100 kills and 20 kills of a rank, `--brief` as few as show anything.
-`--long[=STEPS]` runs both recipes for 2 000 steps and looks for leaks.
+`--long[=STEPS]` runs both demo recipes for 2 000 steps and looks for leaks.
 `python -m benchmarks.mutations` disables one safeguard after the other and shows that
 its row then fails.
 """
@@ -96,9 +96,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def add_long_runs(steps: int) -> None:
     """Register the long runs as a row of their own."""
-    statement = f"{steps} steps of each toy recipe: flat memory, nothing left behind"
+    statement = f"{steps} steps of each demo recipe: flat memory, nothing left behind"
     register = fault_cases.target(LONG, statement, "not measured")
-    register(lambda bench: long_runs.long_runs(bench, steps))
+
+    def run_demos(bench: Bench) -> Outcome:
+        recipes = long_runs.demos(bench.folder, steps)
+        return long_runs.long_runs(bench, recipes, steps)
+
+    register(run_demos)
 
 
 def run_bench(names: list[str], folder: Path, nightly: bool, brief: bool) -> int:

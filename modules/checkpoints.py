@@ -306,7 +306,8 @@ class AtomicCheckpointer(Checkpointer):
         self._clean_leftovers()
         ckpt = self._first_whole(criteria)
         damaged = {p: reason for p, reason in self._damaged.items() if p.exists()}
-        if ckpt is None and damaged:
+        # Where whole ones are left, none of them was asked for (max_key).
+        if ckpt is None and damaged and self._first_whole({}) is None:
             listed = "; ".join(f"{p}: {reason}" for p, reason in damaged.items())
             raise DamagedCheckpoint(
                 f"no whole checkpoint to load ({listed}); move the damaged ones away "

@@ -3,13 +3,21 @@
 Batch systems warn with SIGTERM or SIGUSR1 and people with Ctrl-C; each means "write a
 checkpoint and go". `EXIT_REQUEUE` (75, EX_TEMPFAIL) tells a batch system that the same
 command continues the run.
+
+torchrun passes SIGTERM and SIGINT on to its ranks and then exits with 1, whatever the
+ranks said. Of other signals it dies alone; its ranks are then sent SIGTERM by the
+kernel (`follow_torchrun`).
 """
 
+import ctypes
+import os
 import signal
+import sys
 from types import FrameType
 
 EXIT_REQUEUE = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 class StopRun(Exception):
@@ -34,6 +42,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
+        follow_torchrun()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -44,6 +53,16 @@ class StopRequest:
         if number == signal.SIGINT and self.received == "SIGINT":
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
+
+
+def follow_torchrun() -> None:
+    """Have this rank sent SIGTERM when torchrun, its parent, has died (Linux).
+
+    Without it the ranks of a torchrun that was killed train on by themselves, and the
+    same command finds the folder in use.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def ignore_in_worker(worker_id: int) -> None:

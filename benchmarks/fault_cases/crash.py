@@ -1,4 +1,4 @@
-"""R1, R10, R13: the checkpoints themselves; a kill at every call, damage, cost.
+"""R1: a kill at every call of a save and of a delete.
 
 A kill here is a forked child that leaves by `os._exit` just before its n-th call that
 changes the disk. As a machine that loses its power may do, it takes along what was not
@@ -9,15 +9,12 @@ import logging
 import os
 import shutil
 import signal
-import statistics
 import tempfile
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch import nn
 
@@ -292,117 +289,3 @@ def empty(path: Path) -> None:
 
 DAMAGES = [flip_a_bit, truncate, empty, os.unlink]
 FILES = ["model.ckpt", "optimizer.ckpt", "epochs.ckpt", "CKPT.yaml"]
-
-
-class _Kept(logging.Handler):
-    """Keeps messages."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
-@target(
-    "R10",
-    "flipped bit, truncated, empty or missing file in the newest checkpoint: falls "
-    "back to the one before with a warning, never mixes two",
-    "loads silently, or a crash loop",
-)
-def damaged_files(bench: Bench) -> Outcome:
-    """Every damage to every file in process; then the real run goes on."""
-    from benchmarks.fault_cases.jobs import differences, newest, run, speech
-
-    outcome, recovered, number = Outcome(), 0, 0
-    log = _Kept()
-    logger = logging.getLogger("modules.checkpoints")
-    logger.addHandler(log)
-    logger.propagate = False
-    for damage in DAMAGES:
-        for file in FILES:
-            number += 1
-            folder = bench.folder / f"save{number}"
-            job = Job(folder)
-            job.save(1)
-            job.save(2)
-            path = job.checkpointer.find_checkpoint().path
-            damage(path / file)
-            log.messages.clear()
-            what = f"{damage.__name__} of {file}"
-            try:
-                found = restarted(folder)
-            except (RuntimeError, OSError) as error:
-                outcome.expect(False, f"{what}: {error}")
-                continue
-            fell_back = outcome.expect(found == {1}, f"{what}: recovered {found}")
-            said = any(str(path) in m and file in m for m in log.messages)
-            outcome.expect(said or not fell_back, f"{what}: no warning names it")
-            recovered += fell_back and said
-    logger.removeHandler(log)
-    logger.propagate = True
-
-    recipe = speech(bench.folder, ema_decay=0.9)
-    straight, damaged = bench.folder / "straight", bench.folder / "damaged"
-    run(recipe.arguments(straight))
-    spec = {"fault": "die", "epoch": 2, "step": 4}
-    run(recipe.arguments(damaged), faults=[spec])
-    for damage in DAMAGES[: bench.count(1, 2, 4)]:
-        folder = bench.folder / f"damaged_{damage.__name__}"
-        shutil.copytree(damaged, folder)
-        path = newest(folder)
-        damage(path / "optimizer.ckpt")
-        job = run(recipe.arguments(folder))
-        number += 1
-        what = f"{damage.__name__} in a run"
-        if outcome.expect(job.status == 0, f"{what}: {job.last_line}"):
-            said = f"{path.name} is damaged and left out" in job.output
-            odd = differences(straight, folder)
-            outcome.expect(said, f"{what}: no warning")
-            outcome.expect(not odd, f"{what}: differs in {odd}")
-            recovered += said and not odd
-    outcome.figure = f"{recovered}/{number} damages seen, fell back"
-    return outcome
-
-
-# -------------------------------------------------------------------------- cost
-
-
-@target(
-    "R13",
-    "the 300th save takes at most 1.5 times the first ones; digest and flush cost at "
-    "most 3.5 times a stock save",
-    "grows by 2 to 3 ms a save",
-)
-def saving_cost(bench: Bench) -> Outcome:
-    """CPU time of many small saves; elapsed time of a few large ones, interleaved."""
-    outcome = Outcome()
-    job, seconds = Job(bench.folder / "many"), []
-    saves = bench.count(100, 300, 300)
-    logging.disable(logging.INFO)
-    for _ in range(saves):
-        started = time.process_time()
-        job.checkpointer.save_and_keep_only()
-        seconds.append(time.process_time() - started)
-    early, late = statistics.median(seconds[:20]), statistics.median(seconds[-20:])
-    outcome.expect(late <= 1.5 * early + 1e-3, f"{early:.4f} s, later {late:.4f} s")
-
-    width = 2000 if bench.brief else 4000  # 16 or 64 MB
-    times: dict[str, list[float]] = {"ours": [], "stock": []}
-    model = nn.Linear(width, width)
-    for _ in range(5):
-        for name, kind in (("stock", Checkpointer), ("ours", AtomicCheckpointer)):
-            folder = bench.folder / name
-            checkpointer = kind(folder, {"model": model})
-            started = time.monotonic()
-            checkpointer.save_checkpoint()
-            times[name].append(time.monotonic() - started)
-            shutil.rmtree(folder)
-    logging.disable(logging.NOTSET)
-    ratio = min(times["ours"]) / min(times["stock"])
-    outcome.expect(ratio <= 3.5, f"{ratio:.1f} times a stock save")
-    outcome.figure = (
-        f"save {saves} takes {late / early:.2f} of the first, {ratio:.1f} times stock"
-    )
-    return outcome

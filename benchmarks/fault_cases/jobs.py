@@ -18,18 +18,21 @@ import traceback
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
 
-from benchmarks.fault_cases import launch
+from benchmarks.fault_cases import Outcome, launch
 from tests.toy import make_corpus, make_songs
 
 ROOT = launch.ROOT
 HERE = Path(__file__).parent
 #: Nothing here takes this long, even on a busy machine: it has hung.
 PATIENCE = 240.0
+#: A job ends after this many seconds, should the bench itself be killed.
+LONGEST = 4 * 3600
 
 
 class Hung(RuntimeError):
@@ -84,6 +87,34 @@ def music(folder: Path, **settings: object) -> Recipe:
     defaults = {"data_folder": songs, "valid_tracks": 1}
     defaults |= {"truncation": "running", "window": 6}
     return Recipe(HERE / "music.yaml", COMMON | defaults | settings)
+
+
+def both(
+    folder: Path, steps: int, own: Mapping[str, Mapping], **shared: object
+) -> dict[str, Recipe]:
+    """Both recipes by name, with so many steps an epoch on one process.
+
+    Arguments
+    ---------
+    folder : Path
+        Where their data is made.
+    steps : int
+        Of an epoch; each recipe has two epochs.
+    own : Mapping[str, Mapping]
+        Settings of one recipe. Give the two different ones (accumulation, workers,
+        EMA, validation), so that a row covers more than either alone.
+    **shared : object
+        Settings of both.
+    """
+    recipes = {}
+    for name, (make, batch_size) in {
+        "speech": (speech, 1),
+        "music": (music, 4),
+    }.items():
+        settings = shared | own[name]
+        examples = steps * settings.get("batch_size", batch_size)
+        recipes[name] = make(folder, **{"examples_per_epoch": examples} | settings)
+    return recipes
 
 
 # ------------------------------------------------------------------------ processes
@@ -165,7 +196,7 @@ class Job:
             os.chdir(ROOT)
             os.environ.update(self.env)
             torch.set_num_threads(1)
-            signal.alarm(3600)  # should the bench itself be killed
+            signal.alarm(LONGEST)
             launch.run_train(arguments)
             status = 0
         except SystemExit as stop:  # what the interpreter does with it
@@ -212,7 +243,11 @@ class Job:
         """Exit status; a job that takes longer is killed and called `Hung`."""
         self.until(lambda: False, seconds)
         if self.status is None:
+            ranks = children(self.pid)  # torchrun's are in groups of their own
             self.signal(signal.SIGKILL, group=True)
+            for rank in ranks:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rank, signal.SIGKILL)
             os.waitpid(self.pid, 0)
             self.status = -signal.SIGKILL
             raise Hung(f"no end after {seconds:g} s: {self.last_line}")
@@ -247,7 +282,7 @@ def run(arguments: Sequence[str], **options: object) -> Job:
     return job
 
 
-def run_ranks(arguments: Sequence[str], dump: Path, **options: object) -> list[Job]:
+def run_ranks(arguments: Sequence[str], **options: object) -> list[Job]:
     """Two ranks with the environment that torchrun sets, forked as other jobs are."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -256,7 +291,7 @@ def run_ranks(arguments: Sequence[str], dump: Path, **options: object) -> list[J
     for rank in range(2):
         env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        ranks.append(Job(arguments, env=env, dump=dump, **options))
+        ranks.append(Job(arguments, env=env, **options))
     try:
         for job in ranks:
             job.wait()
@@ -276,6 +311,15 @@ def children(pid: int) -> list[int]:
     except OSError:
         return []
     return [int(child) for child in text.split()]
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process, of anybody's, has not ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] not in "XZ"
 
 
 # ----------------------------------------------------------------- what a run left
@@ -391,6 +435,44 @@ def in_parallel(work: Sequence[Callable[[], object]], processes: int = 2) -> lis
     if errors:
         raise RuntimeError(errors[0])
     return [r["result"] for r in results]
+
+
+def side_by_side(
+    outcome: Outcome,
+    recipes: Mapping[str, Recipe],
+    part: Callable[[str, Recipe, Outcome], object],
+) -> list:
+    """Run a row on its recipes at once; failures are noted with the recipe's name.
+
+    Arguments
+    ---------
+    outcome : Outcome
+        Of the row.
+    recipes : Mapping[str, Recipe]
+        By name.
+    part : Callable
+        Given name, recipe and an outcome of its own, in a process of its own; returns
+        figures that JSON can hold.
+
+    Returns
+    -------
+    list
+        The figures, in the order of the recipes; None where a part broke off.
+    """
+
+    def call(name: str, recipe: Recipe) -> tuple[object, list[str]]:
+        own, figures = Outcome(), None
+        try:
+            figures = part(name, recipe, own)
+        except Exception as error:
+            own.expect(False, f"{type(error).__name__}: {error}")
+        return figures, own.failures
+
+    results = in_parallel([partial(call, *item) for item in recipes.items()])
+    for name, (_, failures) in zip(recipes, results, strict=True):
+        for failure in failures:
+            outcome.expect(False, f"{name}: {failure}")
+    return [figures for figures, _ in results]
 
 
 def _start_call(function: Callable[[], object]) -> tuple[int, int]:

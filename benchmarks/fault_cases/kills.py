@@ -8,19 +8,28 @@ from pathlib import Path
 
 from benchmarks.fault_cases import Bench, Outcome, target
 from benchmarks.fault_cases.jobs import (
+    PATIENCE,
     Job,
     Recipe,
+    both,
     children,
     differences,
+    is_running,
     logged_steps,
-    music,
     run,
+    run_ranks,
     saved_step,
-    speech,
+    side_by_side,
 )
 
 INTERVAL = 4  # steps between two checkpoints
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+#: Signals that torchrun is given: the first alone, or all of them in the nightly form.
+TO_TORCHRUN = {
+    "speech": [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGUSR1],
+    "music": [signal.SIGINT, signal.SIGUSR1, signal.SIGTERM, signal.SIGKILL],
+}
+GRACE = 30.0  # seconds that torchrun gives its ranks before it kills them
 EXIT_REQUEUE = 75  # repeated here: the bench tests the promise, not the constant
 
 
@@ -47,46 +56,48 @@ def straight_run(recipe: Recipe, folder: Path, outcome: Outcome) -> Path:
 )
 def kill_9(bench: Bench) -> Outcome:
     """Both recipes; 4 MB of ballast make saving a good part of the time."""
-    outcome, rng = Outcome(), random.Random(2)
-    share = bench.count(2, 5, 50)
-    heavy = {"ckpt_interval_steps": INTERVAL, "ballast": 1_000_000, "dropout": 0.1}
-    recipes = {
-        "speech": speech(
-            bench.folder,
-            **heavy | {"num_workers": 2, "ema_decay": 0.9, "batch_size": 1},
-            grad_accumulation_factor=2,
-            examples_per_epoch=4 * share + 12,
-        ),
-        "music": music(
-            bench.folder,
-            **heavy | {"grad_accumulation_factor": 1},
-            examples_per_epoch=4 * (4 * share + 12),
-        ),
+    outcome, share = Outcome(), bench.count(2, 5, 50)
+    own = {
+        "speech": {"num_workers": 2, "ema_decay": 0.9, "grad_accumulation_factor": 2},
+        "music": {"valid_every": 0},
     }
-    kills, most = 0, 0
-    for name, recipe in recipes.items():
-        straight = straight_run(recipe, bench.folder / name, outcome)
-        killed = bench.folder / name / "killed"
-        for number in range(share):
-            job = Job(recipe.arguments(killed))
-            wanted = rng.randint(1, 3 * INTERVAL)
-            moved = job.until(lambda job=job, n=wanted: len(job.steps) >= n)
-            time.sleep(rng.uniform(0, 0.12) if moved else 0)
-            if not outcome.expect(
-                job.poll() is None, f"{name}, start {number}: ended ({job.last_line})"
-            ):
-                break
-            job.signal(signal.SIGKILL)
-            job.wait()
-            kills += 1
-            most = max(most, logged_steps(killed) - saved_step(killed))
-        ends_alike(recipe, straight, killed, outcome)
-    outcome.expect(most <= INTERVAL, f"{most} steps done twice, interval {INTERVAL}")
+    heavy = {"ckpt_interval_steps": INTERVAL, "ballast": 1_000_000, "dropout": 0.1}
+    recipes = both(bench.folder, 4 * share + 12, own, **heavy)
+
+    def part(name: str, recipe: Recipe, outcome: Outcome) -> tuple[int, int]:
+        return _kill_often(recipe, bench.folder / name, share, outcome)
+
+    reached = side_by_side(outcome, recipes, part)
+    kills, again = zip(*(r or (0, 0) for r in reached), strict=True)
     outcome.figure = (
-        f"{kills}/{2 * share} kills recovered, at most {most} of {INTERVAL} steps done "
-        "twice" + (", same bits" if outcome.passed else "")
+        f"{sum(kills)}/{2 * share} kills recovered, at most {max(again)} of {INTERVAL} "
+        "steps done twice" + (", same bits" if outcome.passed else "")
     )
     return outcome
+
+
+def _kill_often(
+    recipe: Recipe, folder: Path, kills: int, outcome: Outcome
+) -> tuple[int, int]:
+    """How many kills a run has recovered from, and the most steps done twice."""
+    rng = random.Random(2)
+    straight = straight_run(recipe, folder, outcome)
+    killed, most = folder / "killed", 0
+    for number in range(kills):
+        job = Job(recipe.arguments(killed))
+        wanted = rng.randint(1, 3 * INTERVAL)
+        moved = job.until(lambda job=job, n=wanted: len(job.steps) >= n)
+        time.sleep(rng.uniform(0, 0.12) if moved else 0)
+        if not outcome.expect(
+            job.poll() is None, f"start {number}: ended ({job.last_line})"
+        ):
+            return number, most
+        job.signal(signal.SIGKILL)
+        job.wait()
+        most = max(most, logged_steps(killed) - saved_step(killed))
+    ends_alike(recipe, straight, killed, outcome)
+    outcome.expect(most <= INTERVAL, f"{most} steps done twice, interval {INTERVAL}")
+    return kills, most
 
 
 @target(
@@ -96,23 +107,38 @@ def kill_9(bench: Bench) -> Outcome:
     "7 of 11 recover, 4 hang",
 )
 def kill_rank(bench: Bench) -> Outcome:
-    """Ranks are new interpreters, as torchrun starts them."""
-    outcome, rng = Outcome(), random.Random(7)
-    wanted = bench.count(1, 2, 20)
-    recipe = speech(
-        bench.folder,
-        ema_decay=0.9,
-        ckpt_interval_steps=INTERVAL,
-        examples_per_epoch=2 * (8 * wanted + 24),
-        N_epochs=1,
-    )
-    torchrun = ["--standalone", f"--max-restarts={wanted}"]
-    folders = {name: bench.folder / name for name in ("straight", "killed")}
-    job = run(recipe.arguments(folders["straight"]), torchrun=torchrun)
-    outcome.expect(job.status == 0, f"uninterrupted run: {job.last_line}")
+    """Both recipes; ranks are new interpreters, as torchrun starts them."""
+    outcome, kills = Outcome(), bench.count(1, 1, 10)
+    own = {
+        "speech": {"ema_decay": 0.9},
+        "music": {"num_workers": 1, "valid_every": 0, "grad_accumulation_factor": 2},
+    }
+    steps = 8 * kills + 24  # half of them on each rank
+    recipes = both(bench.folder, steps, own, ckpt_interval_steps=INTERVAL)
 
-    job = Job(recipe.arguments(folders["killed"]), torchrun=torchrun)
-    kills, slowest = 0, 0.0
+    def part(name: str, recipe: Recipe, outcome: Outcome) -> tuple[int, float]:
+        return _kill_ranks(recipe, bench.folder / name, kills, outcome)
+
+    reached = side_by_side(outcome, recipes, part)
+    recovered, slowest = zip(*(r or (0, 0.0) for r in reached), strict=True)
+    outcome.figure = (
+        f"{sum(recovered)}/{2 * kills} recovered, slowest {max(slowest):.0f} s"
+        + (", same bits" if outcome.passed else "")
+    )
+    return outcome
+
+
+def _kill_ranks(
+    recipe: Recipe, folder: Path, wanted: int, outcome: Outcome
+) -> tuple[int, float]:
+    """How many kills a run has recovered from, and the longest recovery in seconds."""
+    rng = random.Random(7)
+    torchrun = ["--standalone", f"--max-restarts={wanted}"]
+    for job in run_ranks(recipe.arguments(folder / "straight")):
+        outcome.expect(job.status == 0, f"uninterrupted run: {job.last_line}")
+
+    job = Job(recipe.arguments(folder / "killed"), torchrun=torchrun)
+    recovered, slowest = 0, 0.0
     for attempt in range(wanted):
         ahead = rng.randint(1, 8)
         job.until(lambda a=attempt, n=ahead: job.steps.count(a) >= n)
@@ -122,41 +148,62 @@ def kill_rank(bench: Bench) -> Outcome:
             break
         started = time.monotonic()
         os.kill(rng.choice(ranks), signal.SIGKILL)
-        kills += 1
-        job.until(lambda a=attempt: (a + 1) in job.steps)
+        recovered += job.until(lambda a=attempt: (a + 1) in job.steps)
         slowest = max(slowest, time.monotonic() - started)
     job.wait()
     outcome.expect(job.status == 0, f"torchrun: {job.last_line}")
     outcome.expect(slowest <= 60, f"took {slowest:.0f} s to go on")
     if job.status == 0:
-        odd = differences(folders["straight"], folders["killed"])
+        odd = differences(folder / "straight", folder / "killed")
         outcome.expect(not odd, f"differs from the uninterrupted run: {odd}")
-    outcome.figure = f"{kills}/{wanted} recovered, slowest {slowest:.0f} s" + (
-        ", same bits" if outcome.passed else ""
-    )
-    return outcome
+    return recovered, slowest
 
 
 @target(
     "R8",
-    "SIGTERM, SIGINT, SIGUSR1: checkpoint at the next boundary, no step lost, exit 75 "
-    "within 10 s",
+    "SIGTERM, SIGINT, SIGUSR1, also to torchrun: checkpoint at the next boundary, no "
+    "step lost, within 10 s (ranks: 30 s); exit 75, of torchrun 1",
     "none saves",
 )
 def signals(bench: Bench) -> Outcome:
-    """Each signal in the middle of an accumulation of 3, data workers included."""
-    outcome, rng = Outcome(), random.Random(8)
-    rounds = bench.count(1, 2, 4)
-    recipe = speech(
-        bench.folder,
-        ckpt_interval_steps=1000,
-        num_workers=2,
-        grad_accumulation_factor=3,
-        examples_per_epoch=30 * rounds + 60,
+    """Both recipes, in the middle of an accumulation, data workers included."""
+    outcome, rounds = Outcome(), bench.count(1, 2, 4)
+    own = {
+        "speech": {"num_workers": 2, "grad_accumulation_factor": 3},
+        "music": {
+            "valid_every": 0,
+            "ema_decay": 0.9,
+            "grad_accumulation_factor": 2,
+        },
+    }
+    steps = 30 * rounds + 60
+    recipes = both(bench.folder, steps, own, ckpt_interval_steps=1000)
+
+    def part(name: str, recipe: Recipe, outcome: Outcome) -> tuple:
+        numbers = TO_TORCHRUN[name][: bench.count(1, 1, 4)]
+        return _signals(recipe, bench.folder / name, rounds, numbers, outcome)
+
+    reached = [r or (0, 0, 0.0, 0.0) for r in side_by_side(outcome, recipes, part)]
+    numbers, lost, slowest, ranks = zip(*reached, strict=True)
+    outcome.figure = (
+        f"{sum(numbers)} signals, {max(lost)} steps lost, slowest {max(slowest):.1f} "
+        f"s, ranks {max(ranks):.1f} s" + (", same bits" if outcome.passed else "")
     )
-    straight = straight_run(recipe, bench.folder, outcome)
-    stopped = bench.folder / "stopped"
-    lost, slowest = 0, 0.0
+    return outcome
+
+
+def _signals(
+    recipe: Recipe,
+    folder: Path,
+    rounds: int,
+    to_torchrun: list[signal.Signals],
+    outcome: Outcome,
+) -> tuple[int, int, float, float]:
+    """How many signals, steps lost, the longest stop in seconds, and that of ranks."""
+    rng = random.Random(8)
+    straight = straight_run(recipe, folder, outcome)
+    stopped = folder / "stopped"
+    lost, slowest, slowest_ranks = 0, 0.0, 0.0
     for number in SIGNALS * rounds:
         job = Job(recipe.arguments(stopped))
         ahead = rng.randint(1, 9)
@@ -171,11 +218,52 @@ def signals(bench: Bench) -> Outcome:
             f"{number.name}: exit {job.status} ({job.last_line})",
         )
         lost = max(lost, logged_steps(stopped) - saved_step(stopped))
+    ends_alike(recipe, straight, stopped, outcome)
+
+    straight, stopped = folder / "straight_ranks", folder / "stopped_ranks"
+    run_ranks(recipe.arguments(straight))
+    for number in to_torchrun:
+        seconds = _signal_torchrun(recipe, stopped, number, outcome)
+        lost = max(lost, logged_steps(stopped) - saved_step(stopped))
+        slowest_ranks = max(slowest_ranks, seconds)
+    last = run_ranks(recipe.arguments(stopped))[0]
+    if outcome.expect(last.status == 0, f"last restart of ranks: {last.last_line}"):
+        odd = differences(straight, stopped)
+        outcome.expect(not odd, f"ranks differ from the uninterrupted run: {odd}")
     outcome.expect(lost == 0, f"{lost} steps lost")
     outcome.expect(slowest <= 10, f"took {slowest:.1f} s")
-    ends_alike(recipe, straight, stopped, outcome)
-    outcome.figure = (
-        f"{3 * rounds} signals, {lost} steps lost, slowest {slowest:.1f} s"
-        + (", same bits" if outcome.passed else "")
-    )
-    return outcome
+    outcome.expect(slowest_ranks <= GRACE, f"ranks took {slowest_ranks:.1f} s")
+    return 3 * rounds + len(to_torchrun), lost, slowest, slowest_ranks
+
+
+def _signal_torchrun(
+    recipe: Recipe, folder: Path, number: signal.Signals, outcome: Outcome
+) -> float:
+    """Signal torchrun alone; returns the seconds until its ranks have stopped.
+
+    SIGTERM and SIGINT it passes on and exits with 1. Of others it dies at once, and
+    the ranks are told so by the kernel. In neither case it may start them again.
+    """
+    torchrun = ["--standalone", "--max-restarts=2"]
+    job = Job(recipe.arguments(folder), torchrun=torchrun)
+    what = f"{number.name} to torchrun"
+    if not outcome.expect(
+        job.until(lambda: len(job.steps) >= 4), f"{what}: no step ({job.last_line})"
+    ):
+        return 0.0
+    ranks, started = children(job.pid), time.monotonic()
+    job.signal(number)
+    while any(map(is_running, ranks)) and time.monotonic() - started < PATIENCE:
+        time.sleep(0.01)
+    seconds = time.monotonic() - started
+    job.wait()
+    passed_on = number in (signal.SIGTERM, signal.SIGINT)
+    expected = 1 if passed_on else -number
+    outcome.expect(job.status == expected, f"{what}: exit {job.status}")
+    for rank in filter(is_running, ranks):
+        os.kill(rank, signal.SIGKILL)
+        outcome.expect(False, f"{what}: a rank goes on by itself")
+    said = "the same command continues" in job.output
+    outcome.expect(said, f"{what}: does not say that it stopped")
+    outcome.expect(max(job.steps) == 0, f"{what}: the ranks were started again")
+    return seconds

@@ -5,8 +5,9 @@
 `FAULTS` (JSON) in the environment says what goes wrong when; `FAULTS_MUTATION` names a
 safeguard to disable; into the folder `FAULTS_DUMP` each rank writes what it holds after
 every epoch; to the file `FAULTS_STEPS` rank 0 appends a line for every step, the number
-of torchrun's attempt. `curves.png`, most of a toy job's time, is drawn only with
-`FAULTS_DRAW`. Nothing but this file reads these variables.
+of torchrun's attempt. `curves.png` and env.log (what pip and git report), most of a toy
+job's time, are made only with `FAULTS_DRAW`. Nothing but this file reads these
+variables.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from speechbrain.utils import logger as speechbrain_logger
 
 from benchmarks.fault_cases import mutations
 from modules import distributed
@@ -62,6 +64,13 @@ def inf_batch(brain: Separation, batch: Batch) -> Iterator[None]:
 def silent(brain: Separation, batch: Batch) -> Iterator[None]:
     """Silent targets: nothing there can be scored."""
     batch.src[:] = 0
+    yield
+
+
+@contextlib.contextmanager
+def uncounted(brain: Separation, batch: Batch) -> Iterator[None]:
+    """The first example is there but does not count, as padding of a share does."""
+    batch.counts_B[0] = False
     yield
 
 
@@ -112,7 +121,7 @@ def nan_weights(brain: Separation, batch: Batch) -> Iterator[None]:
 IN_STEP = {
     fault.__name__: fault
     for fault in (
-        *(die, nan_item, inf_batch, silent, easy),
+        *(die, nan_item, inf_batch, silent, uncounted, easy),
         *(nan_inside, nan_gradient, nan_weights),
     )
 }
@@ -220,6 +229,7 @@ def prepare_process() -> None:
     inject(json.loads(os.environ.get(FAULTS, "[]")))
     if DRAW not in os.environ:
         RunLog.curves = lambda self: None
+        speechbrain_logger.get_environment_description = lambda: ""
     if path := os.environ.get(STEPS):
         report_steps(path)
     if folder := os.environ.get(DUMP):

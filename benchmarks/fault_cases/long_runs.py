@@ -1,19 +1,33 @@
 """Long runs: flat memory, no process and no descriptor left behind."""
 
+import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.fault_cases import Bench, Outcome
-from benchmarks.fault_cases.jobs import Job, Recipe, children, music, speech
+from benchmarks.fault_cases.jobs import (
+    ROOT,
+    Job,
+    Recipe,
+    children,
+    music,
+    side_by_side,
+    speech,
+)
 from benchmarks.fault_cases.launch import DRAW
 
 #: Growth that a leak of one small batch a step would exceed by far, MB per 1000 steps.
 LARGEST_SLOPE = 5.0
 WARM_UP = 0.5  # of the run: allocators and caches fill up
+#: The test at the end of a demo, which separates and scores whole songs, in seconds.
+LONGEST_TEST = 1800.0
+#: Epochs and batch size of the demo recipes.
+DEMOS = {"demo": (6, 1), "demo_music": (16, 4)}
 
 
 @dataclass
@@ -45,7 +59,7 @@ def slope_of(samples: list[Sample]) -> float:
     return 1000 * float(np.polyfit(steps, megabytes, 1)[0])
 
 
-def watch(name: str, recipe: Recipe, steps: int, folder: Path, outcome: Outcome) -> str:
+def watch(recipe: Recipe, steps: int, folder: Path, outcome: Outcome) -> str:
     """Run a recipe for so many steps and look at it all the while; returns figures."""
     job, samples = Job(recipe.arguments(folder), env={DRAW: "1"}), []
     while job.poll() is None and len(job.steps) < steps:
@@ -55,16 +69,16 @@ def watch(name: str, recipe: Recipe, steps: int, folder: Path, outcome: Outcome)
             samples.append(sample)
         time.sleep(0.02)
     group = job.pid
-    job.wait()
-    outcome.expect(job.status == 0, f"{name}: {job.last_line}")
-    if not outcome.expect(len(samples) >= 10, f"{name}: {len(samples)} samples only"):
-        return f"{name}: {len(samples)} samples"
+    job.wait(LONGEST_TEST)
+    outcome.expect(job.status == 0, job.last_line)
+    if not outcome.expect(len(samples) >= 10, f"{len(samples)} samples only"):
+        return f"{len(samples)} samples"
     slope = slope_of(samples)
     counts = {
         what: sorted(getattr(sample, what) for sample in samples)
         for what in ("descriptors", "processes")
     }
-    outcome.expect(slope <= LARGEST_SLOPE, f"{name}: {slope:.1f} MB per 1000 steps")
+    outcome.expect(slope <= LARGEST_SLOPE, f"{slope:.1f} MB per 1000 steps")
     half = len(samples) // 2
     for what in counts:
         # The middle value: between two epochs data workers come and go.
@@ -72,13 +86,14 @@ def watch(name: str, recipe: Recipe, steps: int, folder: Path, outcome: Outcome)
             sorted(getattr(s, what) for s in part)[len(part) // 2]
             for part in (samples[:half], samples[half:])
         )
-        outcome.expect(late <= early + 2, f"{name}: {what} {early}, later {late}")
+        outcome.expect(late <= early + 2, f"{what} {early}, later {late}")
     alive = [
         path.name for path in Path("/proc").glob("[0-9]*") if _group_of(path) == group
     ]
-    outcome.expect(not alive, f"{name}: processes {alive} outlive the run")
+    outcome.expect(not alive, f"processes {alive} outlive the run")
     return (
-        f"{name}: {len(job.steps)} steps, {slope:+.1f} MB per 1000, "
+        f"{len(job.steps)} steps, {samples[-1].megabytes:.0f} MB, {slope:+.1f} MB per "
+        f"1000, "
         f"{counts['descriptors'][0]} to {counts['descriptors'][-1]} descriptors, "
         f"{counts['processes'][0]} to {counts['processes'][-1]} processes"
     )
@@ -92,13 +107,12 @@ def _group_of(process: Path) -> int:
         return 0
 
 
-def long_runs(bench: Bench, steps: int, epochs: int = 10) -> Outcome:
-    """Both recipes for so many steps in an even number of epochs."""
-    outcome = Outcome()
+def toys(folder: Path, steps: int, epochs: int) -> dict[str, Recipe]:
+    """The toy recipes for so many steps in an even number of epochs."""
     shared = {"ckpt_interval_steps": 50, "log_every": 10, "ema_decay": 0.9}
-    recipes = {
+    return {
         "speech": speech(
-            bench.folder,
+            folder,
             **shared,
             num_workers=2,
             examples_per_epoch=steps // epochs,
@@ -106,15 +120,32 @@ def long_runs(bench: Bench, steps: int, epochs: int = 10) -> Outcome:
         ),
         # Two steps of a recipe, of half the epochs each.
         "music": music(
-            bench.folder,
+            folder,
             **shared,
             examples_per_epoch=4 * (steps // epochs),
             lr_scheduler=f"{{epochs: [{epochs // 2}, {epochs // 2}]}}",
         ),
     }
-    lines = [
-        watch(name, recipe, steps, bench.folder / name, outcome)
-        for name, recipe in recipes.items()
-    ]
-    outcome.figure = "; ".join(lines)
+
+
+def demos(folder: Path, steps: int) -> dict[str, Recipe]:
+    """The demo recipes with longer epochs, all else as it is in their YAMLs."""
+    recipes = {}
+    for name, (epochs, batch_size) in DEMOS.items():
+        settings = {"data_folder": folder / f"{name}_data", "noprogressbar": None}
+        settings |= {"device": "cpu", "ckpt_interval_steps": 50}
+        settings |= {"examples_per_epoch": batch_size * math.ceil(steps / epochs)}
+        recipes[name] = Recipe(ROOT / "hparams" / f"{name}.yaml", settings)
+    return recipes
+
+
+def long_runs(bench: Bench, recipes: Mapping[str, Recipe], steps: int) -> Outcome:
+    """Recipes for so many steps, side by side."""
+    outcome = Outcome()
+
+    def part(name: str, recipe: Recipe, outcome: Outcome) -> str:
+        return watch(recipe, steps, bench.folder / name, outcome)
+
+    lines = side_by_side(outcome, recipes, part)
+    outcome.figure = "; ".join(map("{}: {}".format, recipes, lines))
     return outcome

@@ -10,11 +10,12 @@ from benchmarks.fault_cases import Bench, Outcome, target
 from benchmarks.fault_cases.jobs import (
     Job,
     Recipe,
+    both,
     differences,
     run,
     run_ranks,
     saved_step,
-    speech,
+    side_by_side,
 )
 from modules.checkpoints import AtomicCheckpointer
 
@@ -37,30 +38,42 @@ def two_jobs(recipe: Recipe, straight: Path, folder: Path, outcome: Outcome) -> 
     outcome.expect(not (first.status or odd), f"first job: {first.last_line}, {odd}")
 
 
-def changed(recipe: Recipe, folder: Path, outcome: Outcome) -> None:
-    """Each change is listed with both values, and taken on with the flag."""
-    run(recipe.arguments(folder), faults=[{"fault": "die", "epoch": 2, "step": 4}])
-    before = saved_step(folder)
-    changes = {
+#: Changed settings of each recipe: the value, and what a refusal must say.
+CHANGES: dict[str, dict[str, tuple[object, str]]] = {
+    "speech": {
         "lr": (0.002, "lr: 0.00015 -> 0.002"),
         "batch_size": (2, "batch_size: 1 -> 2"),
         "grad_accumulation_factor": (3, "grad_accumulation_factor: 1 -> 3"),
         "seed": (5, "seed: 1234 -> 5"),
         "examples_per_epoch": (9, "examples_per_epoch: 7 -> 9"),
-    }
-    for name, (value, text) in changes.items():
-        job = run(recipe.arguments(folder, **{name: value}))
+    },
+    "music": {
+        "lr_scheduler": ("{lr: [0.01, 0.002]}", "[0.01, 0.001] -> [0.01, 0.002]"),
+        "batch_size": (2, "batch_size: 4 -> 2"),
+        "grad_accumulation_factor": (3, "grad_accumulation_factor: 2 -> 3"),
+        "truncation": ("pooled", "truncation: running -> pooled"),
+        "window": (8, "window: 6 -> 8"),
+    },
+}
+
+
+def changed(name: str, recipe: Recipe, folder: Path, outcome: Outcome) -> None:
+    """Each change is listed with both values, and taken on with the flag."""
+    run(recipe.arguments(folder), faults=[{"fault": "die", "epoch": 2, "step": 4}])
+    before = saved_step(folder)
+    for key, (value, text) in CHANGES[name].items():
+        job = run(recipe.arguments(folder, **{key: value}))
         outcome.expect(
             job.status == 1 and text in job.last_line,
-            f"{name}={value}: exit {job.status}, {job.last_line}",
+            f"{key}={value}: exit {job.status}, {job.last_line}",
         )
-    ranks = run_ranks(recipe.arguments(folder), folder / "dump")
+    ranks = run_ranks(recipe.arguments(folder))
     outcome.expect(
         ranks[0].status == 1 and "(torchrun): 1 -> 2" in ranks[0].last_line,
         f"2 processes for 1: exit {ranks[0].status}, {ranks[0].last_line}",
     )
     outcome.expect(saved_step(folder) == before, "a refused job changed something")
-    everything = {name: value for name, (value, _) in changes.items()}
+    everything = {key: value for key, (value, _) in CHANGES[name].items()}
     job = run(recipe.arguments(folder, **everything, allow_changes=True))
     log = (folder / "train_log.txt").read_text()
     outcome.expect(
@@ -118,16 +131,24 @@ def odd_meta(folder: Path, outcome: Outcome) -> None:
 )
 def wrong_use(bench: Bench) -> Outcome:
     """The commands of a user who errs."""
-    outcome, folder = Outcome(), bench.folder
-    recipe = speech(folder)
-    straight = folder / "straight"
-    run(recipe.arguments(straight))
-    two_jobs(recipe, straight, folder / "two", outcome)
-    changed(recipe, folder / "changed", outcome)
-    odd_meta(folder / "meta", outcome)
-    if not bench.brief:
-        free_settings(recipe, straight, folder / "free", outcome)
-        clock_set_back(recipe, straight, folder / "clock", outcome)
-    count = 8 if bench.brief else 10
+    outcome = Outcome()
+    own = {
+        "speech": {},
+        "music": {"grad_accumulation_factor": 2, "num_workers": 1, "ema_decay": 0.9},
+    }
+
+    def part(name: str, recipe: Recipe, outcome: Outcome) -> None:
+        folder = bench.folder / name
+        straight = folder / "straight"
+        run(recipe.arguments(straight))
+        two_jobs(recipe, straight, folder / "two", outcome)
+        changed(name, recipe, folder / "changed", outcome)
+        if not bench.brief:
+            free_settings(recipe, straight, folder / "free", outcome)
+            clock_set_back(recipe, straight, folder / "clock", outcome)
+
+    side_by_side(outcome, both(bench.folder, 7, own), part)
+    odd_meta(bench.folder / "meta", outcome)
+    count = 17 if bench.brief else 21
     outcome.figure = f"{count - len(outcome.failures)}/{count} as they should"
     return outcome

@@ -4,7 +4,15 @@ import re
 from pathlib import Path
 
 from benchmarks.fault_cases import Bench, Outcome, target
-from benchmarks.fault_cases.jobs import differences, held, read_state, run, speech
+from benchmarks.fault_cases.jobs import (
+    Recipe,
+    both,
+    differences,
+    held,
+    read_state,
+    run,
+    side_by_side,
+)
 from modules.checkpoint_files import is_finite, named_tensors
 
 PATIENCE = 3
@@ -28,50 +36,18 @@ def not_finite(run_folder: Path) -> list[str]:
 def nan_in_training(bench: Bench) -> Outcome:
     """A NaN once, then for good, then in the weights; and the run after that."""
     outcome = Outcome()
-    recipe = speech(bench.folder, examples_per_epoch=12, nonfinite_patience=PATIENCE)
-    folder = bench.folder / "once"
-    spec = {"fault": "nan_gradient", "epoch": 1, "step": 3}
-    job = run(recipe.arguments(folder), faults=[spec])
-    outcome.expect(job.status == 0, f"one NaN gradient: {job.last_line}")
-    outcome.expect(not not_finite(folder), "one NaN gradient: NaN in a checkpoint")
-    log = (folder / "train_log.txt").read_text() if job.status == 0 else ""
-    skipped = re.findall(r"steps_skipped: (\d+)", log)
-    outcome.expect(skipped == ["1", "0"], f"one NaN gradient: skipped {skipped}")
+    own = {
+        "speech": {},
+        "music": {"grad_accumulation_factor": 2, "ema_decay": 0.9, "num_workers": 1},
+    }
+    recipes = both(bench.folder, 12, own, nonfinite_patience=PATIENCE)
 
-    # A NaN in the data leaves the mean of the others: that of a run where it is silent.
-    means = {}
-    for fault in ("nan_item", "silent"):
-        folder = bench.folder / fault
-        job = run(
-            recipe.arguments(folder, N_epochs=1),
-            faults=[{"fault": fault, "epoch": 1, "step": 3}],
-        )
-        outcome.expect(job.status == 0, f"{fault}: {job.last_line}")
-        text = (folder / "train_log.txt").read_text()
-        means[fault] = re.search(r"train loss: (\S+?),", text)[1]
-    outcome.expect(
-        means["nan_item"] == means["silent"], f"mean loss with a NaN item: {means}"
-    )
+    def part(name: str, recipe: Recipe, outcome: Outcome) -> None:
+        nan_once(recipe, bench.folder / name, outcome)
+        mean_without(recipe, bench.folder / name, outcome)
+        nan_for_good(recipe, bench.folder / name, outcome)
 
-    straight = bench.folder / "straight"
-    run(recipe.arguments(straight))
-    for fault in ("nan_gradient", "nan_weights"):
-        folder = bench.folder / fault
-        spec = {"fault": fault, "epoch": 2, "from_step": 3}
-        job = run(recipe.arguments(folder), faults=[spec])
-        outcome.expect(job.status == 1, f"{fault} for good: exit {job.status}")
-        outcome.expect(
-            job.last_line.startswith("error: "),
-            f"{fault}: the last line is {job.last_line!r}",
-        )
-        outcome.expect(not not_finite(folder), f"{fault}: NaN in a checkpoint")
-        outcome.expect(held(folder), f"{fault}: no checkpoint is left")
-        job = run(recipe.arguments(folder))
-        restarts = outcome.expect(job.status == 0, f"after {fault}: {job.last_line}")
-        # Steps that were left out for their gradient are part of the run.
-        if restarts and fault == "nan_weights":
-            odd = differences(straight, folder)
-            outcome.expect(not odd, f"after {fault}: differs in {odd}")
+    side_by_side(outcome, recipes, part)
     outcome.figure = (
         f"finite after 1 NaN, exit 1 after {PATIENCE} in a row, restart ends with the "
         "same bits"
@@ -79,3 +55,55 @@ def nan_in_training(bench: Bench) -> Outcome:
         else "see failures"
     )
     return outcome
+
+
+def nan_once(recipe: Recipe, folder: Path, outcome: Outcome) -> None:
+    """One optimizer step is left out, and counted."""
+    spec = {"fault": "nan_gradient", "epoch": 1, "step": 3}
+    job = run(recipe.arguments(folder / "once"), faults=[spec])
+    outcome.expect(job.status == 0, f"one NaN gradient: {job.last_line}")
+    bad = not_finite(folder / "once")
+    outcome.expect(not bad, "one NaN gradient: NaN in a checkpoint")
+    log = (folder / "once" / "train_log.txt").read_text() if job.status == 0 else ""
+    skipped = re.findall(r"steps_skipped: (\d+)", log)
+    outcome.expect(skipped == ["1", "0"], f"one NaN gradient: skipped {skipped}")
+
+
+def mean_without(recipe: Recipe, folder: Path, outcome: Outcome) -> None:
+    """A NaN in the data leaves the mean loss of the other examples."""
+    means = {}
+    for fault in ("nan_item", "uncounted"):
+        job = run(
+            recipe.arguments(folder / fault),
+            faults=[{"fault": fault, "epoch": 1, "step": 3}],
+        )
+        if not outcome.expect(job.status == 0, f"{fault}: {job.last_line}"):
+            return
+        text = (folder / fault / "train_log.txt").read_text()
+        means[fault] = re.findall(r"train loss: (\S+?),", text)
+    outcome.expect(
+        means["nan_item"] == means["uncounted"], f"mean loss with a NaN item: {means}"
+    )
+
+
+def nan_for_good(recipe: Recipe, folder: Path, outcome: Outcome) -> None:
+    """The run stops, with finite checkpoints from which the same command goes on."""
+    straight = folder / "straight"
+    run(recipe.arguments(straight))
+    for fault in ("nan_gradient", "nan_weights"):
+        spoilt = folder / fault
+        spec = {"fault": fault, "epoch": 2, "from_step": 3}
+        job = run(recipe.arguments(spoilt), faults=[spec])
+        outcome.expect(job.status == 1, f"{fault} for good: exit {job.status}")
+        outcome.expect(
+            job.last_line.startswith("error: "),
+            f"{fault}: the last line is {job.last_line!r}",
+        )
+        outcome.expect(not not_finite(spoilt), f"{fault}: NaN in a checkpoint")
+        outcome.expect(held(spoilt), f"{fault}: no checkpoint is left")
+        job = run(recipe.arguments(spoilt))
+        restarts = outcome.expect(job.status == 0, f"after {fault}: {job.last_line}")
+        # Steps that were left out for their gradient are part of the run.
+        if restarts and fault == "nan_weights":
+            odd = differences(straight, spoilt)
+            outcome.expect(not odd, f"after {fault}: differs in {odd}")

@@ -206,6 +206,17 @@ def test_only_damaged_checkpoints_is_an_error_and_not_a_fresh_start(tmp_path):
         restarted(tmp_path)
 
 
+def test_a_damaged_one_does_not_stand_for_those_without_the_metric(tmp_path):
+    """A run that never validates has no best one, damaged checkpoint or not."""
+    job = Job(tmp_path)
+    job.save(1)
+    job.save(2)
+    flip_a_bit(job.checkpointer.find_checkpoint().path / "model.ckpt")
+    fresh = Job(tmp_path)
+    assert fresh.checkpointer.recover_if_possible(max_key="si-snr") is None
+    assert restarted(tmp_path) == {1}
+
+
 def test_best_by_metric_skips_the_damaged_one(tmp_path):
     job = Job(tmp_path)
     for value, metric in [(1, 5.0), (2, 9.0), (3, 7.0)]:

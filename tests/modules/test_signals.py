@@ -1,0 +1,64 @@
+"""Signals: a flag for the run, nothing for data workers, the death of torchrun."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from modules.signals import StopRequest, ignore_in_worker
+
+RANK = """
+import os, time
+from modules.signals import StopRequest
+with StopRequest() as stop:
+    print(os.getpid(), flush=True)
+    deadline = time.monotonic() + 20
+    while stop.received is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    print(stop.received, flush=True)
+"""
+TORCHRUN = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+time.sleep(30)
+"""
+
+
+def test_the_first_ctrl_c_asks_and_the_second_interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_data_worker_outlives_the_signals():
+    pid = os.fork()
+    if pid == 0:
+        ignore_in_worker(0)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        os._exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal is Linux's")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
+def test_a_rank_is_asked_to_stop_when_its_torchrun_dies(number):
+    torchrun = subprocess.Popen(
+        [sys.executable, "-c", TORCHRUN, RANK],
+        env=os.environ | {"TORCHELASTIC_RUN_ID": "one", "PYTHONPATH": os.getcwd()},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    int(torchrun.stdout.readline())  # the rank listens
+    started = time.monotonic()
+    torchrun.send_signal(number)
+    assert torchrun.wait() == -number
+    assert torchrun.stdout.readline() == "SIGTERM\n"
+    assert time.monotonic() - started < 10
