@@ -1,8 +1,11 @@
 """WHAM!: the published scales where they are there, else the published rules."""
 
 import csv
+import io
 import os
+import pickle
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from scipy.signal import resample_poly
 from data_prep import wham
 from data_prep.manifest import DataError, read_manifest
 from data_prep.wham_noise import extend
+from data_prep.wham_scales import read_scales
 from modules.loudness import loudness_db
 from tests.data_prep.wham_audio import NAMES, make_noise, make_wsj0mix
 
@@ -184,6 +188,30 @@ def test_published_scales_are_used_exactly(folders, tmp_path, as_objects):
             gain = arrays[f"scaling_wham_{kind}_{key}"][1]
             error_T = read(out, rate, mode, part) - gain * wave_T
             assert np.abs(error_T).max() < 1e-7
+
+
+def rewrite_ids(path, ids, protocol):
+    """The array of objects as a numpy of that protocol wrote it."""
+    with np.load(path, allow_pickle=True) as arrays:
+        others = {k: arrays[k] for k in arrays.files if k != "utterance_id"}
+    np.savez(path, **others)
+    ids = np.array(ids, object)
+    file = io.BytesIO()
+    header = np.lib.format.header_data_from_array_1_0(ids)
+    np.lib.format.write_array_header_1_0(file, header)
+    pickle.dump(ids, file, protocol=protocol)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("utterance_id.npy", file.getvalue())
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
+def test_scales_of_any_numpy_are_read(tmp_path, protocol):
+    # The archive is of 2019: numpy pickled by protocol 2 until 1.17.
+    write_scales(tmp_path, NAMES)
+    path = tmp_path / "metadata" / "scaling_tt.npz"
+    rewrite_ids(path, [f"{name}.wav" for name in NAMES], protocol)
+    scales = read_scales(path, NAMES[1:], VERSIONS)
+    assert scales[NAMES[1]].speech_start == 800
 
 
 class Malicious:
