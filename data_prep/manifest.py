@@ -71,6 +71,11 @@ class Row:
         return (*(self.images or self.sources), *noise)
 
 
+def list_files(folder: Path, pattern: str) -> list[Path]:
+    """Files of a pattern by name; not the hidden ones that macOS leaves (`._a.wav`)."""
+    return sorted(p for p in folder.glob(pattern) if not p.name.startswith("."))
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write a file that is at any moment either the old one or the whole new one."""
     path = Path(path)

@@ -307,6 +307,17 @@ def test_manifests(made, tmp_path, task, speakers):
             assert len(row.sources) == speakers
 
 
+def test_hidden_files_of_macos_are_no_audio(folders, made, tmp_path):
+    sources, noise = tmp_path / "wsj0mix", tmp_path / "noise"
+    shutil.copytree(folders[0], sources)
+    shutil.copytree(folders[1], noise)
+    for folder in (sources / "wav16k/max/tr/s1", noise / "tt"):
+        (folder / "._a.wav").write_bytes(b"\0\5\x16\7")
+    wham.generate(sources, noise, tmp_path / "out", workers=1)
+    tables = "metadata/placement_tt.csv"
+    assert (tmp_path / "out" / tables).read_text() == (made / tables).read_text()
+
+
 def test_wrong_arguments_of_prepare(made, tmp_path):
     with pytest.raises(DataError, match="task is 'mix', expected one of mix_clean,"):
         wham.prepare(made, tmp_path, task="mix")

@@ -146,6 +146,7 @@ def test_published_levels_are_used_when_given(wsj0):
     lines = [f"{name} {0.001 * (k + 1)}\n" for k, name in enumerate(UTTERANCES)]
     (wsj0 / "levels" / "activlev_a.txt").write_text("".join(lines[:1]))
     (wsj0 / "levels" / "activlev_b.txt").write_text("".join(lines[1:]))
+    (wsj0 / "levels" / "._activlev_b.txt").write_bytes(b"\0\5\x16\7\xff")  # macOS
     root = run(wsj0, levels=wsj0 / "levels", sample_rates=[16000], modes=["min"])
     name = "01ta0101_1.9857_20ga010m_-1.9857.wav"
     read = [soundfile.read(root / "wav16k/min/tr" / s / name)[0] for s in ("s1", "s2")]
