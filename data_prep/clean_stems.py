@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data_prep.manifest import DataError, write_text
+from data_prep.manifest import DataError, one_line, write_text
 from data_prep.stems import find_tracks
 from modules.apply import apply_model
 from modules.audio import AudioError, read_stereo, resample
@@ -368,8 +368,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.tempo,
             label=str(Path(options.checkpoint).absolute()),
         )
-    except (AudioError, DataError, HparamsError, PretrainedError) as error:
-        sys.exit(f"error: {error}")
+    except (AudioError, DataError, HparamsError, PretrainedError, OSError) as error:
+        sys.exit(f"error: {one_line(error)}")
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import soundfile
 
-from data_prep.manifest import THREADS, DataError, Row, write_manifest
+from data_prep.manifest import THREADS, DataError, Row, one_line, write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -446,8 +446,8 @@ def main() -> int:
     try:
         for split, path in prepare(**args).items():
             print(f"{split}: {path}")
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (DataError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
 

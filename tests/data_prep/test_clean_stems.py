@@ -168,6 +168,12 @@ def test_margins_of_other_settings_are_not_mixed(tmp_path):
         Margins(tmp_path, ["low"], {"tempo": 1.0})
 
 
+def test_a_file_in_the_place_of_the_results_is_one_line(command, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(SystemExit, match=f"^error: {tmp_path}/out: File exists"):
+        clean_stems.main(command)
+
+
 def test_wrong_arguments_are_one_line(tmp_path):
     arguments = ["--data_folder=none", f"--checkpoint={tmp_path}", "--out=none"]
     with pytest.raises(SystemExit, match="^error: .*hyperparams.yaml"):

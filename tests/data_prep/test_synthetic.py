@@ -189,3 +189,10 @@ def test_wrong_use_is_refused(tmp_path):
         generate(tmp_path / "c", test_mixtures=400)
     with pytest.raises(TypeError, match="train_voice"):
         generate(tmp_path / "c", train_voice=3)
+
+
+def test_a_file_in_the_place_of_the_corpus_is_one_line(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["synthetic", f"--out={tmp_path}/file"])
+    assert synthetic.main() == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/file")
