@@ -187,6 +187,9 @@ def test_wrong_use_is_refused(tmp_path):
         DataError, match="test_voices=4 .* to 384 mixtures of 2, not 400"
     ):
         generate(tmp_path / "c", test_mixtures=400)
+    for name, value in (("num_spks", 1), ("sample_rate", 4000), ("seconds", 0.1)):
+        with pytest.raises(DataError, match=f"{name}={value}.*: at least 2 talkers"):
+            generate(tmp_path / "c", **{name: value})
     with pytest.raises(TypeError, match="train_voice"):
         generate(tmp_path / "c", train_voice=3)
 
