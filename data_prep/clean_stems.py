@@ -298,8 +298,11 @@ def clean_stems(
     dict[str, list[str]]
         The clean tracks of each source.
     """
-    found = find_tracks(Path(data_folder).absolute(), model.sources)
-    tracks = sorted([*found["train"], *found["valid"]], key=lambda track: track.name)
+    folder = Path(data_folder).absolute()
+    # None need be held out, of which a single track would be too few.
+    hold_out = None if (folder / "valid").is_dir() else 0
+    found = find_tracks(folder, model.sources, hold_out)
+    tracks = sorted([*found["train"], *found.get("valid", ())], key=lambda t: t.name)
     settings = {
         "data_folder": str(Path(data_folder).absolute()),
         "weights": label,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -93,6 +94,13 @@ def test_the_right_stems_are_listed_and_the_silent_is_not_judged(data_folder, tm
         ("c", "high"): "silent",
     }
     assert (out / "margins.png").stat().st_size > 1000
+
+
+def test_a_single_track_is_judged(data_folder, tmp_path):
+    for track in "bc":
+        shutil.rmtree(data_folder / track)
+    clean_stems.clean_stems(data_folder, ByFrequency(), tmp_path / "out")
+    assert rows_of(tmp_path / "out").keys() == {("a", "low"), ("a", "high")}
 
 
 def test_an_interrupted_run_continues(data_folder, tmp_path, monkeypatch):
