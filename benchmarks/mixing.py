@@ -24,6 +24,7 @@ import argparse
 import itertools
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.dataio import audio_io
 from speechbrain.processing.signal_processing import rescale
 
-from data_prep.generate import make_all, write_wave
+from data_prep.generate import as_command, make_all, write_wave
 from modules.audio import read_audio, resample
 from modules.mixing import PEAK, DynamicMixing
 from modules.utterances import Utterance, UtterancePool
@@ -266,4 +267,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(as_command(main))
