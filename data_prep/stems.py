@@ -433,7 +433,11 @@ def _read_stems(path: Path, sources: Sequence[str]) -> dict[str, set[str]]:
 def main() -> int:
     """Prepare manifests from the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.stems",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data_folder", required=True)
     parser.add_argument("--save_folder", required=True)
     parser.add_argument("--sources", default=",".join(SOURCES))

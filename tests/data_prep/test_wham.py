@@ -1,6 +1,7 @@
 """WHAM!: the published scales where they are there, else the published rules."""
 
 import csv
+import importlib
 import io
 import os
 import pickle
@@ -328,6 +329,16 @@ def test_wrong_arguments_of_prepare(made, tmp_path):
     with pytest.raises(DataError, match="modes holds 'mean'"):
         wham.prepare(made, tmp_path, mode="mean")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["wsj0mix", "librimix", "wham", "whamr"])
+def test_help_names_what_makes_the_set(name, capsys, monkeypatch):
+    module = importlib.import_module(f"data_prep.{name}")
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    with pytest.raises(SystemExit):
+        module.main()
+    text = capsys.readouterr().out
+    assert f"data_prep.{name} generate" in text and "--data_folder" in text
 
 
 def test_command_line(folders, tmp_path, capsys):
