@@ -238,6 +238,7 @@ def _read_lines(path: Path) -> list[str]:
 
 def _find_wsj0(folder: Path) -> Path:
     """The folder that a list's paths, which begin with `wsj0/`, start from."""
+    folder = folder.absolute()  # the name of "." is empty
     if (folder / "wsj0").is_dir():
         return folder
     if folder.name == "wsj0" and folder.is_dir():

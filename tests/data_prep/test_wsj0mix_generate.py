@@ -245,3 +245,10 @@ def test_command_line(wsj0):
         bad.stderr
         == b"error: /nowhere: holds no folder wsj0; give the folder that does\n"
     )
+
+
+@pytest.mark.parametrize("place", [".", "wsj0"])
+def test_wsj0_may_be_the_folder_one_stands_in(wsj0, monkeypatch, place):
+    monkeypatch.chdir(wsj0 / place)
+    lists = wsj0 / "lists"
+    assert tree(generate(".", lists, wsj0 / "here", workers=1)) == tree(run(wsj0))
