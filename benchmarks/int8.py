@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("run", type=Path, help="folder of a tested run of a music recipe")
-    add("--tracks", type=Path, required=True, help="two or more folders of stems")
+    add("--tracks", type=Path, required=True, help="holds folders of stems")
     add("--shifts", type=int, default=0)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not sources:
             sys.exit(f"error: {options.run} separates no stems: give a music run")
         manifests = stems.prepare(
-            options.tracks, folder, sources, test_folder=options.tracks
+            options.tracks, folder, sources, 0, test_folder=options.tracks
         )
         rows = read_manifest(manifests["test"], len(sources), stems=True)
         dataset = StemDataset(rows, rate)

@@ -21,13 +21,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_prep.clean_stems import read_any_rate
+from data_prep.generate import as_command
+from data_prep.manifest import DataError
 from modules.audit import Key, read_truth, table
 
 
 def read_scores(path: Path, column: str, sign: float = 1.0) -> dict[Key, float]:
     """A score per stem, higher is more suspect; rows without a number are left out."""
     with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row[column] not in ("", "nan")]
+        table = csv.DictReader(file)
+        if not {"track", "stem", column} <= {*(table.fieldnames or ())}:
+            raise DataError(f"{path}: expected the columns track, stem and {column}")
+        rows = [row for row in table if row[column] not in ("", "nan")]
     return {(row["track"], row["stem"]): sign * float(row[column]) for row in rows}
 
 
@@ -71,4 +76,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(as_command(main))

@@ -24,6 +24,7 @@ import argparse
 import itertools
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.dataio import audio_io
 from speechbrain.processing.signal_processing import rescale
 
-from data_prep.generate import make_all, write_wave
+from data_prep.generate import as_command, make_all, write_wave
 from modules.audio import read_audio, resample
 from modules.mixing import PEAK, DynamicMixing
 from modules.utterances import Utterance, UtterancePool
@@ -169,11 +170,16 @@ class SpeechBrainMixing:
         return rescale(wave_T, torch.tensor(len(wave_T)), level_db, scale="dB")
 
 
+def copy_of(utterance: Utterance, root: Path, out: Path) -> Path:
+    """Where its copy lies; a WAV, whatever it is itself."""
+    return (out / Path(utterance.path).relative_to(root)).with_suffix(".wav")
+
+
 def make_copy(utterance: Utterance, root: Path, out: Path) -> None:
     """One utterance at 8 kHz."""
     wave_T = read_audio(utterance.path)
     wave_T = resample(wave_T, utterance.sample_rate, RATE)
-    write_wave(out / Path(utterance.path).relative_to(root), wave_T.numpy(), RATE)
+    write_wave(copy_of(utterance, root, out), wave_T.numpy(), RATE)
 
 
 def copy_at_8k(folder: Path, out: Path) -> None:
@@ -182,7 +188,7 @@ def copy_at_8k(folder: Path, out: Path) -> None:
     make_all(
         lambda utterance: make_copy(utterance, folder, out),
         [utterance for utterances in pool.by_speaker for utterance in utterances],
-        lambda utterance: [out / Path(utterance.path).relative_to(folder)],
+        lambda utterance: [copy_of(utterance, folder, out)],
         workers=1,
         desc="copy at 8 kHz",
     )
@@ -261,4 +267,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(as_command(main))

@@ -24,6 +24,7 @@ import pyroomacoustics
 from pyroomacoustics.experimental import measure_rt60
 from scipy.signal import butter, sosfiltfilt
 
+from data_prep.generate import as_command
 from data_prep.whamr_rooms import Placed, draw_room, read_rooms
 from modules.rooms import impulse_responses
 
@@ -76,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", type=Path)
     options = parser.parse_args(arguments)
+    if options.rooms < 1:
+        parser.error("--rooms must be 1 or more")
     if options.table:
         with open(options.table, newline="") as file:
             names = [row["utterance_id"] for row in csv.DictReader(file)]
@@ -117,4 +120,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_command(main))

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data_prep.manifest import DataError, write_text
+from data_prep.manifest import DataError, one_line, write_text
 from data_prep.stems import find_tracks
 from modules.apply import apply_model
 from modules.audio import AudioError, read_stereo, resample
@@ -298,8 +298,11 @@ def clean_stems(
     dict[str, list[str]]
         The clean tracks of each source.
     """
-    found = find_tracks(Path(data_folder).absolute(), model.sources)
-    tracks = sorted([*found["train"], *found["valid"]], key=lambda track: track.name)
+    folder = Path(data_folder).absolute()
+    # None need be held out, of which a single track would be too few.
+    hold_out = None if (folder / "valid").is_dir() else 0
+    found = find_tracks(folder, model.sources, hold_out)
+    tracks = sorted([*found["train"], *found.get("valid", ())], key=lambda t: t.name)
     settings = {
         "data_folder": str(Path(data_folder).absolute()),
         "weights": label,
@@ -368,8 +371,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.tempo,
             label=str(Path(options.checkpoint).absolute()),
         )
-    except (AudioError, DataError, HparamsError, PretrainedError) as error:
-        sys.exit(f"error: {error}")
+    except (AudioError, DataError, HparamsError, PretrainedError, OSError) as error:
+        sys.exit(f"error: {one_line(error)}")
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)
         sys.exit(INTERRUPTED)

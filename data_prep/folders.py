@@ -123,7 +123,11 @@ def _fingerprint(
     for folder, entries in listing.items():
         digest.update(os.fsencode(folder) + b"\0")
         for stem in sorted(entries):
-            status = entries[stem].stat()
+            try:
+                status = entries[stem].stat()
+            except OSError as error:  # a link to nowhere
+                path = entries[stem].path
+                raise DataError(f"{path} cannot be read ({error.strerror})") from None
             fields = f"\0{status.st_size}\0{status.st_mtime_ns}\0"
             digest.update(os.fsencode(entries[stem].name) + fields.encode())
     return digest.hexdigest()

@@ -25,7 +25,7 @@ import soundfile
 from scipy.io import wavfile
 from tqdm import tqdm
 
-from data_prep.manifest import DataError, write_text
+from data_prep.manifest import DataError, one_line, write_text
 
 Job = TypeVar("Job")
 
@@ -69,6 +69,8 @@ def write_wave(
     try:
         partial.write_bytes(encoded.getbuffer())
         os.replace(partial, path)
+    except OSError as error:  # a full disk's names no file
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -204,12 +206,12 @@ def as_command(command: Callable[[], object]) -> int:
     Returns
     -------
     int
-        Exit status: 0, 1 after a `DataError`, 130 after Ctrl-C.
+        Exit status: 0, 1 after a `DataError` or an `OSError`, 130 after Ctrl-C.
     """
     try:
         command()
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (DataError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)

@@ -14,7 +14,7 @@ import soundfile
 
 from data_prep.librimix_audio import FADE, RATE, SPEEDS
 from data_prep.librimix_metadata import write_table
-from data_prep.manifest import THREADS, DataError
+from data_prep.manifest import THREADS, DataError, list_files
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def sets_of(librispeech: Path) -> list[str]:
 def list_talks(librispeech: Path, name: str, out: Path) -> list[Talk]:
     """The utterances of a set by length, also written as the original's CSV."""
     sexes = _read_sexes(librispeech / "SPEAKERS.TXT")
-    files = sorted((librispeech / name).glob("*/*/*.flac"))
+    files = list_files(librispeech / name, "*/*/*.flac")
     talks = [
         Talk(str(file.relative_to(librispeech)), length, file.parts[-3], "")
         for file, length in zip(files, _lengths(files), strict=True)
@@ -86,7 +86,7 @@ def list_noises(wham_noise: Path, name: str, out: Path) -> list[Noise]:
     # Those at other speeds may be there, made by the original: they are known anyway.
     files = [
         file
-        for file in sorted(folder.glob("*.wav"))
+        for file in list_files(folder, "*.wav")
         if not file.stem.endswith(tuple(SPEEDS))
     ]
     noises = []

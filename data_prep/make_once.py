@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.manifest import DataError, write_text
+from data_prep.manifest import DataError, one_line, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def command_line(generate: Callable[..., Path], defaults: dict, doc: str) -> int
     arguments = vars(parser.parse_args())
     try:
         print(generate(arguments.pop("out"), **arguments))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (DataError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0

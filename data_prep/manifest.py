@@ -71,6 +71,18 @@ class Row:
         return (*(self.images or self.sources), *noise)
 
 
+def one_line(error: Exception) -> str:
+    """What to print of an error: of the system's, the file comes first."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
+
+
+def list_files(folder: Path, pattern: str) -> list[Path]:
+    """Files of a pattern by name; not the hidden ones that macOS leaves (`._a.wav`)."""
+    return sorted(p for p in folder.glob(pattern) if not p.name.startswith("."))
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write a file that is at any moment either the old one or the whole new one."""
     path = Path(path)
@@ -82,6 +94,9 @@ def write_text(path: str | Path, text: str) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:  # a full disk's names no file
+        error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
     return path

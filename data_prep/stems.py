@@ -29,7 +29,7 @@ from pathlib import Path
 
 import soundfile
 
-from data_prep.manifest import THREADS, DataError, Row, write_manifest
+from data_prep.manifest import THREADS, DataError, Row, one_line, write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -433,7 +433,11 @@ def _read_stems(path: Path, sources: Sequence[str]) -> dict[str, set[str]]:
 def main() -> int:
     """Prepare manifests from the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.stems",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data_folder", required=True)
     parser.add_argument("--save_folder", required=True)
     parser.add_argument("--sources", default=",".join(SOURCES))
@@ -446,8 +450,8 @@ def main() -> int:
     try:
         for split, path in prepare(**args).items():
             print(f"{split}: {path}")
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (DataError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -56,6 +56,11 @@ class Parameters:
 
     def check(self) -> None:
         """Refuse parameters that no corpus can meet."""
+        if self.num_spks < 2 or self.sample_rate < 8000 or self.seconds < 1:
+            raise DataError(
+                f"num_spks={self.num_spks}, sample_rate={self.sample_rate}, "
+                f"seconds={self.seconds}: at least 2 talkers, 8000 Hz and 1 s"
+            )
         wanted = {
             "train_voices": (self.train_voices, 1),
             "valid_voices": (self.valid_voices, self.valid_mixtures),

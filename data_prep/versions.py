@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from data_prep.manifest import DataError
+from data_prep.manifest import DataError, list_files
 
 SETS = ("tr", "cv", "tt")
 # Positions are noted at this rate, whatever the version.
@@ -67,7 +67,7 @@ def mixture_lengths(
                     f"{folder}: does not exist; make this version of the set or leave "
                     "it out of --sample_rates and --modes"
                 )
-            found = sorted(path.stem for path in folder.glob("*.wav"))
+            found = [path.stem for path in list_files(folder, "*.wav")]
             if names is None:
                 names, first = found, folder
             elif found != names:

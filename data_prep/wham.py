@@ -349,11 +349,16 @@ def print_manifests(prepare: Callable[..., dict[str, str]], **options: object) -
 def main(arguments: Sequence[str] | None = None) -> int:
     """Generate, or prepare manifests, from the command line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.wham",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     if arguments[:1] != ["generate"]:
         add_prepare(parser)
         options = vars(parser.parse_args(arguments))
         return as_command(functools.partial(print_manifests, prepare, **options))
+    parser.prog += " generate"
     for name in ("wsj0mix", "wham_noise", "out"):
         parser.add_argument(f"--{name}", required=True)
     add_versions(parser)

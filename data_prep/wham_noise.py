@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.manifest import DataError
+from data_prep.manifest import DataError, list_files
 from data_prep.versions import NOISE_RATE, frames_of, pick, read_table
 from data_prep.wham_scales import Scales
 from modules.randomness import named_rng
@@ -39,7 +39,7 @@ def _list_noise(folder: Path) -> dict[str, int]:
     if not folder.is_dir():
         raise DataError(f"{folder}: does not exist; --wham_noise holds {{tr,cv,tt}}")
     found = {
-        path.name: frames_of(path, NOISE_RATE) for path in sorted(folder.glob("*.wav"))
+        path.name: frames_of(path, NOISE_RATE) for path in list_files(folder, "*.wav")
     }
     if not found:
         raise DataError(f"{folder}: holds no .wav file")

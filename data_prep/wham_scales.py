@@ -44,9 +44,18 @@ class _StringsOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> object:
         """Only what makes up an array."""
+        if (module, name) == ("_codecs", "encode"):
+            return _latin1  # how numpy before 1.17 wrote bytes
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
         return super().find_class(module, name)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """The one use that a pickle of an array has for `codecs.encode`."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it wants to encode by {encoding}")
+    return text.encode("latin1")
 
 
 def read_scales(

@@ -291,7 +291,13 @@ def prepare(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Generate, prepare manifests or make a pool, from the command line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.whamr",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if arguments[:1] in (["generate"], ["pool"]):
+        parser.prog += f" {arguments[0]}"
     if arguments[:1] == ["generate"]:
         parser.add_argument("--wham", required=True)
         parser.add_argument("--out", required=True)

@@ -180,7 +180,9 @@ def main() -> int:
 
         return generate(arguments)
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.wsj0mix", description=__doc__.splitlines()[0]
+        prog="python -m data_prep.wsj0mix",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data_folder", required=True)
     parser.add_argument("--save_folder", required=True)

@@ -34,7 +34,7 @@ import soundfile
 from scipy.signal import resample_poly
 
 from data_prep.generate import as_command, claim_folder, make_all, write_wave
-from data_prep.manifest import DataError
+from data_prep.manifest import DataError, list_files
 from modules.active_level import p56_power
 
 SPLITS = ("tr", "cv", "tt")
@@ -204,7 +204,7 @@ def read_list(path: Path, split: str, num_spks: int) -> list[Mixture]:
 
 def read_powers(path: Path) -> dict[str, float]:
     """Active powers by utterance, from a file or all `*.txt` of a folder."""
-    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    files = list_files(path, "*.txt") if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path}: holds no *.txt with lines 'utterance power'")
     powers = {}
@@ -238,6 +238,7 @@ def _read_lines(path: Path) -> list[str]:
 
 def _find_wsj0(folder: Path) -> Path:
     """The folder that a list's paths, which begin with `wsj0/`, start from."""
+    folder = folder.absolute()  # the name of "." is empty
     if (folder / "wsj0").is_dir():
         return folder
     if folder.name == "wsj0" and folder.is_dir():

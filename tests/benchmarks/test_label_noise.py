@@ -1,5 +1,8 @@
 """Figures of the audit, by hand."""
 
+import runpy
+import sys
+
 import pytest
 
 from benchmarks.label_noise import main
@@ -48,3 +51,30 @@ def test_the_table_from_files(tmp_path, capsys):
     assert table(WRONG)[-1].startswith("| chance | | 0.67")
     with pytest.raises(SystemExit, match="no stem"):
         main([f"--truth={tmp_path}/truth.csv"])
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        ("label_noise", ["--truth=FOLDER/none.csv"], "none.csv: No such file"),
+        (
+            "label_noise",
+            ["--truth=FOLDER/truth.csv", "--margins=FOLDER/truth.csv"],
+            "truth.csv: expected the columns track, stem and margin_db",
+        ),
+        ("rooms", ["--table=FOLDER/none.csv"], "none.csv: No such file"),
+        ("mixing", ["--folder=FOLDER/none", "--copy=FOLDER/c"], "none: no such folder"),
+    ],
+)
+def test_wrong_files_are_one_line(
+    tmp_path, capsys, monkeypatch, module, options, message
+):
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+    (tmp_path / "truth.csv").write_text("track,stem,is_clean\na,drums,0\n")
+    options = [option.replace("FOLDER", str(tmp_path)) for option in options]
+    monkeypatch.setattr("sys.argv", [module, *options])
+    monkeypatch.delitem(sys.modules, f"benchmarks.{module}", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(f"benchmarks.{module}", run_name="__main__")
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/{message}")

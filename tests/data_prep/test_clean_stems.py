@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -95,6 +96,13 @@ def test_the_right_stems_are_listed_and_the_silent_is_not_judged(data_folder, tm
     assert (out / "margins.png").stat().st_size > 1000
 
 
+def test_a_single_track_is_judged(data_folder, tmp_path):
+    for track in "bc":
+        shutil.rmtree(data_folder / track)
+    clean_stems.clean_stems(data_folder, ByFrequency(), tmp_path / "out")
+    assert rows_of(tmp_path / "out").keys() == {("a", "low"), ("a", "high")}
+
+
 def test_an_interrupted_run_continues(data_folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     judged = []
@@ -166,6 +174,12 @@ def test_margins_of_other_settings_are_not_mixed(tmp_path):
     Margins(tmp_path, ["low"], {"tempo": 2.0})
     with pytest.raises(DataError, match="another tempo"):
         Margins(tmp_path, ["low"], {"tempo": 1.0})
+
+
+def test_a_file_in_the_place_of_the_results_is_one_line(command, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(SystemExit, match=f"^error: {tmp_path}/out: File exists"):
+        clean_stems.main(command)
 
 
 def test_wrong_arguments_are_one_line(tmp_path):

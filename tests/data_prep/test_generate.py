@@ -109,6 +109,28 @@ def test_wave_is_whole_or_absent(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_cannot_be_written_is_one_line_that_names_it(tmp_path, capsys):
+    """A file in the place of a folder; a disk that is full (here: a limit of 4 kB)."""
+    (tmp_path / "file").touch()
+    assert as_command(lambda: claim_folder(tmp_path / "file" / "set", {})) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/file")
+    code = (
+        "import resource, signal, numpy; from data_prep.generate import *\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        f"path = {str(tmp_path)!r} + '/long.wav'\n"
+        "sys.exit(as_command(lambda: write_wave(path, numpy.zeros(10000), 8000)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: {tmp_path}/long.wav: cannot be written (File too large)\n"
+    )
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_int16_is_written_as_it_is_and_float_at_true_level(tmp_path):
     wave_T = np.array([-32768, -1, 0, 1, 32767], dtype=np.int16)
     write_wave(tmp_path / "int.wav", wave_T, RATE)

@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -260,6 +261,19 @@ def test_workers_and_restarts_change_nothing(corpus, tmp_path, monkeypatch, capl
     (one / name).write_text("\n".join((one / name).read_text().splitlines()[:-1]))
     with pytest.raises(DataError, match="holds other mixtures than this corpus gives"):
         draw(**settings, out=one)
+
+
+def test_hidden_files_of_macos_are_no_audio(corpus, tmp_path):
+    copy = shutil.copytree(corpus, tmp_path / "corpus")
+    for folder in ("LibriSpeech/dev-clean/1/7", "wham_noise/cv"):
+        for suffix in (".flac", ".wav"):
+            (copy / folder / f"._a{suffix}").write_bytes(b"\0\5\x16\7")
+    drawn = [
+        draw(root, tmp_path / name, root, sets=["dev-clean"], most=2, workers=1)
+        for name, root in (("plain", corpus), ("hidden", copy))
+    ]
+    table = "Libri2Mix/libri2mix_dev-clean.csv"
+    assert (drawn[0] / table).read_text() == (drawn[1] / table).read_text()
 
 
 def test_wrong_corpora_are_one_clear_line(corpus, tmp_path):

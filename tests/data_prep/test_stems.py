@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from data_prep.manifest import DataError, read_manifest
-from data_prep.stems import MUSDB_VALID_TRACKS, SOURCES, prepare
+from data_prep.stems import MUSDB_VALID_TRACKS, SOURCES, main, prepare
 from data_prep.verify import main as check
 
 RATE = 8000
@@ -209,6 +209,16 @@ def test_unequal_lengths_and_mono_are_warned_of_and_survived(flat, tmp_path, cap
     assert "bass.wav mono, played on both channels" in warning
     rows = {row.id: row for row in read_manifest(manifests["train"], stems=True)}
     assert rows["05-uuid"].frames == 3000
+
+
+def test_a_file_in_the_place_of_the_manifests_is_one_line(
+    flat, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "file").touch()
+    options = [f"--data_folder={flat}", f"--save_folder={tmp_path}/file"]
+    monkeypatch.setattr("sys.argv", ["stems", *options])
+    assert main() == 1
+    assert f"error: {tmp_path}/file" in capsys.readouterr().err
 
 
 def cut_short(path: Path) -> None:

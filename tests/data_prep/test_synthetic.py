@@ -187,5 +187,15 @@ def test_wrong_use_is_refused(tmp_path):
         DataError, match="test_voices=4 .* to 384 mixtures of 2, not 400"
     ):
         generate(tmp_path / "c", test_mixtures=400)
+    for name, value in (("num_spks", 1), ("sample_rate", 4000), ("seconds", 0.1)):
+        with pytest.raises(DataError, match=f"{name}={value}.*: at least 2 talkers"):
+            generate(tmp_path / "c", **{name: value})
     with pytest.raises(TypeError, match="train_voice"):
         generate(tmp_path / "c", train_voice=3)
+
+
+def test_a_file_in_the_place_of_the_corpus_is_one_line(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["synthetic", f"--out={tmp_path}/file"])
+    assert synthetic.main() == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/file")

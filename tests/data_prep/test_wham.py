@@ -1,8 +1,12 @@
 """WHAM!: the published scales where they are there, else the published rules."""
 
 import csv
+import importlib
+import io
 import os
+import pickle
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from scipy.signal import resample_poly
 from data_prep import wham
 from data_prep.manifest import DataError, read_manifest
 from data_prep.wham_noise import extend
+from data_prep.wham_scales import read_scales
 from modules.loudness import loudness_db
 from tests.data_prep.wham_audio import NAMES, make_noise, make_wsj0mix
 
@@ -186,6 +191,30 @@ def test_published_scales_are_used_exactly(folders, tmp_path, as_objects):
             assert np.abs(error_T).max() < 1e-7
 
 
+def rewrite_ids(path, ids, protocol):
+    """The array of objects as a numpy of that protocol wrote it."""
+    with np.load(path, allow_pickle=True) as arrays:
+        others = {k: arrays[k] for k in arrays.files if k != "utterance_id"}
+    np.savez(path, **others)
+    ids = np.array(ids, object)
+    file = io.BytesIO()
+    header = np.lib.format.header_data_from_array_1_0(ids)
+    np.lib.format.write_array_header_1_0(file, header)
+    pickle.dump(ids, file, protocol=protocol)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("utterance_id.npy", file.getvalue())
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
+def test_scales_of_any_numpy_are_read(tmp_path, protocol):
+    # The archive is of 2019: numpy pickled by protocol 2 until 1.17.
+    write_scales(tmp_path, NAMES)
+    path = tmp_path / "metadata" / "scaling_tt.npz"
+    rewrite_ids(path, [f"{name}.wav" for name in NAMES], protocol)
+    scales = read_scales(path, NAMES[1:], VERSIONS)
+    assert scales[NAMES[1]].speech_start == 800
+
+
 class Malicious:
     def __reduce__(self):
         return os.mkdir, ("/tmp/wham_scales_were_executed",)
@@ -279,6 +308,17 @@ def test_manifests(made, tmp_path, task, speakers):
             assert len(row.sources) == speakers
 
 
+def test_hidden_files_of_macos_are_no_audio(folders, made, tmp_path):
+    sources, noise = tmp_path / "wsj0mix", tmp_path / "noise"
+    shutil.copytree(folders[0], sources)
+    shutil.copytree(folders[1], noise)
+    for folder in (sources / "wav16k/max/tr/s1", noise / "tt"):
+        (folder / "._a.wav").write_bytes(b"\0\5\x16\7")
+    wham.generate(sources, noise, tmp_path / "out", workers=1)
+    tables = "metadata/placement_tt.csv"
+    assert (tmp_path / "out" / tables).read_text() == (made / tables).read_text()
+
+
 def test_wrong_arguments_of_prepare(made, tmp_path):
     with pytest.raises(DataError, match="task is 'mix', expected one of mix_clean,"):
         wham.prepare(made, tmp_path, task="mix")
@@ -289,6 +329,16 @@ def test_wrong_arguments_of_prepare(made, tmp_path):
     with pytest.raises(DataError, match="modes holds 'mean'"):
         wham.prepare(made, tmp_path, mode="mean")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["wsj0mix", "librimix", "wham", "whamr"])
+def test_help_names_what_makes_the_set(name, capsys, monkeypatch):
+    module = importlib.import_module(f"data_prep.{name}")
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    with pytest.raises(SystemExit):
+        module.main()
+    text = capsys.readouterr().out
+    assert f"data_prep.{name} generate" in text and "--data_folder" in text
 
 
 def test_command_line(folders, tmp_path, capsys):

@@ -101,6 +101,12 @@ def test_missing_folder_is_named(tmp_path, gone):
         prepare(root, tmp_path / "out")
 
 
+def to_nowhere(path):
+    """Replace a file by a link that leads to none."""
+    path.unlink()
+    path.symlink_to("nowhere.wav")
+
+
 def replace_with(frames=FRAMES["mid"], rate=8000, channels=1):
     """A function that overwrites a file by ones."""
     wave = np.ones((frames, channels), np.int16)
@@ -111,6 +117,7 @@ def replace_with(frames=FRAMES["mid"], rate=8000, channels=1):
     ("part", "damage", "message"),
     [
         ("s2", os.unlink, "s2/mid.wav does not exist, but its mixture does"),
+        ("s1", to_nowhere, "s1/mid.wav cannot be read (No such file"),
         ("s1", replace_with(frames=599), "s1/mid.wav has 599 samples"),
         ("s1", replace_with(frames=601), "s1/mid.wav has 601 samples"),
         ("s1", replace_with(rate=16000), "s1/mid.wav is at 16000 Hz"),

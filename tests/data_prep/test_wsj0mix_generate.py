@@ -146,6 +146,7 @@ def test_published_levels_are_used_when_given(wsj0):
     lines = [f"{name} {0.001 * (k + 1)}\n" for k, name in enumerate(UTTERANCES)]
     (wsj0 / "levels" / "activlev_a.txt").write_text("".join(lines[:1]))
     (wsj0 / "levels" / "activlev_b.txt").write_text("".join(lines[1:]))
+    (wsj0 / "levels" / "._activlev_b.txt").write_bytes(b"\0\5\x16\7\xff")  # macOS
     root = run(wsj0, levels=wsj0 / "levels", sample_rates=[16000], modes=["min"])
     name = "01ta0101_1.9857_20ga010m_-1.9857.wav"
     read = [soundfile.read(root / "wav16k/min/tr" / s / name)[0] for s in ("s1", "s2")]
@@ -244,3 +245,10 @@ def test_command_line(wsj0):
         bad.stderr
         == b"error: /nowhere: holds no folder wsj0; give the folder that does\n"
     )
+
+
+@pytest.mark.parametrize("place", [".", "wsj0"])
+def test_wsj0_may_be_the_folder_one_stands_in(wsj0, monkeypatch, place):
+    monkeypatch.chdir(wsj0 / place)
+    lists = wsj0 / "lists"
+    assert tree(generate(".", lists, wsj0 / "here", workers=1)) == tree(run(wsj0))

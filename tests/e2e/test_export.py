@@ -96,7 +96,7 @@ def test_int8_is_smaller_and_sounds_the_same(folders, tmp_path, capsys, run, lor
         load_pretrained(model, out)
 
 
-def test_the_table_of_what_int8_loses(folders, capsys):
+def test_the_table_of_what_int8_loses(folders, tmp_path, capsys):
     int8.main([str(folders / "full"), f"--tracks={folders / 'songs'}"])
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert "; 4 tracks" in head
@@ -107,6 +107,11 @@ def test_the_table_of_what_int8_loses(folders, capsys):
     # Rounding changes the score, but hardly: the output is 30 dB above the difference.
     assert 0 < abs(float(mean)) + float(error) < 0.2
     assert float(before) - float(after) == pytest.approx(float(mean), abs=2e-3)
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / "a").symlink_to(next((folders / "songs").iterdir()))
+    int8.main([str(folders / "full"), f"--tracks={one}"])
+    assert "; 1 tracks" in capsys.readouterr().out
 
 
 def test_int8_and_separate_adapters_exclude_each_other(folders, tmp_path):

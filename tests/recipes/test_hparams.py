@@ -69,6 +69,7 @@ def test_every_data_set_can_be_chosen_for_both_models(path, tmp_path):
         assert prepare.func.__module__ == module
         inspect.signature(prepare.func).bind(**prepare.keywords)
         assert prepare.keywords["sample_rate"] == 16000
+        assert {"num_spks", "mode"} <= prepare.keywords.keys()  # else it ignores them
         if path.stem != "synthetic":  # that one makes what is not there
             with pytest.raises(DataError, match="/none"):
                 prepare(save_folder=tmp_path)
