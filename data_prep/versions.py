@@ -60,6 +60,9 @@ def mixture_lengths(
     """
     names: list[str] | None = None
     for rate, mode in versions:
+        third = root / folder_of(rate, mode) / split / "s3"
+        if third.is_dir():
+            raise DataError(f"{third}: exists, but a mixture here has 2 talkers")
         for part in ("s1", "s2"):
             folder = root / folder_of(rate, mode) / split / part
             if not folder.is_dir():

@@ -277,6 +277,10 @@ def test_short_noise_is_repeated_without_a_jump(folders, tmp_path):
             "has 7000 samples",
         ),
         (
+            lambda s, n: (s / "wav16k/max/cv/s3").mkdir(),
+            "cv/s3: exists, but a mixture here has 2 talkers",
+        ),
+        (
             lambda s, n: soundfile.write(n / "tr" / "hum.wav", np.ones(9000), 8000),
             "hum.wav: is at 8000 Hz, expected 16000",
         ),
