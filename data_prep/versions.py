@@ -129,6 +129,8 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict]]
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error.reason})") from None
     reader = csv.DictReader(io.StringIO(text, newline=""))
     missing = [name for name in columns if name not in (reader.fieldnames or ())]
     if missing:
