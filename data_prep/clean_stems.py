@@ -8,8 +8,8 @@ from what the model may remember (pitch + 6 semitones, tempo x 2) and separated 
 The loudness of an output is 20 log10 of the sum of its absolute samples; the stem is
 called clean when its own output is more than 20 dB louder than every other one.
 
-Written into `--out`, and brought up to date after every stem, so that an interrupted
-run continues:
+Written into `--out`, the table after every stem, so that an interrupted run continues,
+the status, the list and the picture at the end:
 
     margins.csv   a row per stem: status, margin, loudness of every output, in dB
     clean.json    {source: [track, ...]}, what `--stems=` of a recipe takes

@@ -99,7 +99,12 @@ def claim_folder(folder: str | Path, settings: dict) -> Path:
     folder = Path(folder)
     note = folder / SETTINGS
     if note.is_file():
-        before = json.loads(note.read_text(encoding="utf-8"))
+        try:
+            before = json.loads(note.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(
+                f"{note}: is damaged ({error}); give another folder, or remove this one"
+            ) from None
         changed = [k for k in before | settings if before.get(k) != settings.get(k)]
         if changed:
             name = sorted(changed)[0]

@@ -66,19 +66,22 @@ def read_metadata(path: Path, num_spks: int) -> list[Mixture]:
         A column is missing, or a row has no name, no path or no gain.
     """
     sources = [f"source_{number + 1}" for number in range(num_spks)]
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file)
-        header = table.fieldnames or []
-        columns = ["mixture_ID", *(f"{s}_{c}" for s in sources for c in COLUMNS)]
-        absent = [name for name in columns if name not in header]
-        if absent:
-            raise DataError(f"{path}, row 1: has no column {absent[0]}")
-        if f"source_{num_spks + 1}_path" in header:
-            raise DataError(f"{path}, row 1: has more than {num_spks} sources")
-        mixtures = [
-            _read_row(f"{path}, row {number}", cells, sources)
-            for number, cells in enumerate(table, start=2)
-        ]
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error.reason})") from None
+    table = csv.DictReader(io.StringIO(text, newline=""))
+    header = table.fieldnames or []
+    columns = ["mixture_ID", *(f"{s}_{c}" for s in sources for c in COLUMNS)]
+    absent = [name for name in columns if name not in header]
+    if absent:
+        raise DataError(f"{path}, row 1: has no column {absent[0]}")
+    if f"source_{num_spks + 1}_path" in header:
+        raise DataError(f"{path}, row 1: has more than {num_spks} sources")
+    mixtures = [
+        _read_row(f"{path}, row {number}", cells, sources)
+        for number, cells in enumerate(table, start=2)
+    ]
     if not mixtures:
         raise DataError(f"{path}: holds no mixtures")
     seen: set[str] = set()

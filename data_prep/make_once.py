@@ -49,6 +49,8 @@ def make_once(
         The folder holds something else.
     """
     folder = Path(folder).absolute()
+    if folder.is_symlink():  # to rename the link would leave the data beside it
+        folder = folder.resolve()
     known = folder / marker
     if known.is_file() and known.read_text() == text:
         logger.info("%s: is there already", folder)

@@ -60,6 +60,9 @@ def mixture_lengths(
     """
     names: list[str] | None = None
     for rate, mode in versions:
+        third = root / folder_of(rate, mode) / split / "s3"
+        if third.is_dir():
+            raise DataError(f"{third}: exists, but a mixture here has 2 talkers")
         for part in ("s1", "s2"):
             folder = root / folder_of(rate, mode) / split / part
             if not folder.is_dir():
@@ -126,6 +129,8 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict]]
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error.reason})") from None
     reader = csv.DictReader(io.StringIO(text, newline=""))
     missing = [name for name in columns if name not in (reader.fieldnames or ())]
     if missing:

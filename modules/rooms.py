@@ -285,7 +285,10 @@ class RoomPool:
             It cannot be read, is no pool, or is at another rate than wanted.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            arrays = np.load(path, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise ValueError("it is a single array")
+            with arrays:
                 rate, sources = int(arrays["sample_rate"]), int(arrays["num_sources"])
                 pools = []
                 for name in ("direct", "reverberant"):

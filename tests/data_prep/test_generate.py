@@ -155,6 +155,12 @@ def test_folder_keeps_its_settings(tmp_path):
     assert json.loads((out / SETTINGS).read_text()) == settings
 
 
+def test_damaged_settings_are_one_line_that_names_them(tmp_path):
+    (tmp_path / SETTINGS).write_text("{")
+    with pytest.raises(DataError, match=f"{SETTINGS}: is damaged .*; give another"):
+        claim_folder(tmp_path, {})
+
+
 def test_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(DataError, match="is not empty"):

@@ -289,6 +289,13 @@ def test_wrong_corpora_are_one_clear_line(corpus, tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_metadata_that_is_no_text_is_named(tmp_path):
+    table = tmp_path / "libri2mix_dev-clean.csv"
+    table.write_bytes(b"mixture_ID,source_1_path\xff")
+    with pytest.raises(DataError, match="libri2mix_dev-clean.csv: is not UTF-8"):
+        read_metadata(table, 2)
+
+
 def test_command_line(corpus, tmp_path, capsys):
     arguments = [
         "draw",

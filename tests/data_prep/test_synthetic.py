@@ -151,6 +151,17 @@ def test_complete_corpus_is_left_alone_and_other_parameters_replace_it(tmp_path)
     assert os.listdir(tmp_path) == ["c"]
 
 
+def test_a_link_stays_and_the_corpus_lies_where_it_leads(tmp_path):
+    (tmp_path / "disk" / "c").mkdir(parents=True)
+    link = tmp_path / "c"
+    link.symlink_to(tmp_path / "disk" / "c")
+    for count in (3, 4):  # made, then replaced
+        generate(link, **{**SMALL, "test_mixtures": count})
+        made = tmp_path / "disk/c/2speakers/wav8k/min/tt/mix"
+        assert link.is_symlink() and len(list(made.iterdir())) == count
+    assert sorted(os.listdir(tmp_path)) == ["c", "disk"]
+
+
 def test_interrupted_call_leaves_no_corpus_and_the_next_one_succeeds(
     tmp_path, monkeypatch
 ):

@@ -153,6 +153,12 @@ def test_written_placement_makes_the_same_set(folders, made, tmp_path):
     assert not (tmp_path / "bad").exists()
 
 
+def test_placement_that_is_no_text_is_named(folders, tmp_path):
+    (tmp_path / "placement_tr.csv").write_bytes(b"utterance_id\xff")
+    with pytest.raises(DataError, match="placement_tr.csv: is not UTF-8"):
+        wham.generate(*folders, tmp_path / "out", placement=tmp_path)
+
+
 def write_scales(folder, names, as_objects=False):
     rng = np.random.default_rng(3)
     (folder / "metadata").mkdir(exist_ok=True)
@@ -275,6 +281,10 @@ def test_short_noise_is_repeated_without_a_jump(folders, tmp_path):
                 s / f"wav8k/min/tr/s2/{NAMES[0]}.wav", np.ones(7000), 8000
             ),
             "has 7000 samples",
+        ),
+        (
+            lambda s, n: (s / "wav16k/max/cv/s3").mkdir(),
+            "cv/s3: exists, but a mixture here has 2 talkers",
         ),
         (
             lambda s, n: soundfile.write(n / "tr" / "hum.wav", np.ones(9000), 8000),

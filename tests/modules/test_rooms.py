@@ -183,7 +183,8 @@ def test_pool_file_round_trip_and_faults(pool, tmp_path):
         RoomPool.load(tmp_path / "none.npz")
     np.savez(tmp_path / "other.npz", a=1)
     path.write_bytes(path.read_bytes()[:-100])
-    for name in ("rooms.npz", "other.npz"):
+    np.save(tmp_path / "array.npy", np.ones(3))
+    for name in ("rooms.npz", "other.npz", "array.npy"):
         with pytest.raises(DataError, match=f"{name}: is not a pool of rooms"):
             RoomPool.load(tmp_path / name)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
