@@ -10,6 +10,7 @@ import logging
 from typing import Any
 
 from speechbrain import Stage
+from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -85,8 +86,9 @@ class SpeechSeparation(Separation):
         """None; names, once for each set, examples that not all talkers count in."""
         everyone = distributed.gather_objects(self._silent_ids)
         names = sorted(set().union(*everyone))
-        if names and stage not in self._silence_said:
-            self._silence_said.add(stage)
+        is_new = stage not in self._silence_said
+        self._silence_said.add(stage)
+        if names and is_new and if_main_process():
             logger.warning(
                 f"{stage.name.lower()}: silent targets have no score: "
                 f"{listed(names, len(names))}"
