@@ -33,6 +33,8 @@ LARGEST_PEAK = 100.0
 BLOCK_SECONDS = 10
 # What libsndfile notes of a WAV whose header promises more than the file holds.
 CUT_SHORT = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
+# A program that writes into a pipe promises this much or more: it cannot know.
+UNKNOWN_BYTES = 2**31 - 2**16
 
 Waves = dict[str, np.ndarray]
 
@@ -111,9 +113,8 @@ def _header_faults(
         kind = "is mono" if file.channels == 1 else f"has {file.channels} channels"
         wanted = "mono" if row.channels == 1 else "stereo"
         fault("channels", f"{kind}, expected {wanted}")
-    cut = CUT_SHORT.search(file.extra_info)
-    if cut and int(cut[1]) > int(cut[2]):
-        fault("truncated", f"is truncated: holds {cut[2]} of {cut[1]} bytes of samples")
+    if cut := cut_short(file):
+        fault("truncated", f"is truncated: {cut}")
     elif file.frames == 0:
         fault("empty", "is empty: it holds no samples")
     elif file.frames != expected:
@@ -121,6 +122,15 @@ def _header_faults(
     elif file.frames < row.frames:
         fault("length", f"has {file.frames} samples, the row says {row.frames}")
     return faults
+
+
+def cut_short(file: soundfile.SoundFile) -> str:
+    """How much of what a WAV's header promises is there; empty where all is."""
+    found = CUT_SHORT.search(file.extra_info)
+    promised, held = map(int, found.groups()) if found else (0, 0)
+    if not held < promised < UNKNOWN_BYTES:
+        return ""
+    return f"holds {held} of {promised} bytes of samples"
 
 
 def level_fault(low: float, high: float) -> str:

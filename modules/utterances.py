@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from data_prep.faults import CUT_SHORT, level_fault
+from data_prep.faults import cut_short, level_fault
 from data_prep.manifest import DataError, Row, write_text
 from modules.audio import AudioError
 from modules.levels import active_level_db
@@ -362,7 +362,7 @@ def _measure_file(path: str, state: tuple[int, int]) -> _Measured:
         path.encode()
         with soundfile.SoundFile(path) as file:
             rate, promised = file.samplerate, file.frames
-            cut = CUT_SHORT.search(file.extra_info)
+            cut = cut_short(file)
             wave_TC = file.read(dtype="float32", always_2d=True)
     except UnicodeEncodeError:
         return faulty("its name is not UTF-8")
@@ -373,12 +373,10 @@ def _measure_file(path: str, state: tuple[int, int]) -> _Measured:
         return faulty(f"{channels} channels, not mono", rate, frames)
     if frames == 0:
         return faulty("empty", rate)
-    if cut and int(cut[1]) > int(cut[2]):
-        held = f"{cut[2]} of {cut[1]} bytes of samples"
-        return faulty(f"truncated: holds {held}", rate, frames)
     if frames < promised:
-        held = f"{frames} of {promised} samples"
-        return faulty(f"truncated: holds {held}", rate, frames)
+        cut = f"holds {frames} of {promised} samples"
+    if cut:
+        return faulty(f"truncated: {cut}", rate, frames)
     wave_T = wave_TC[:, 0]
     if fault := level_fault(float(wave_T.min()), float(wave_T.max())):
         return faulty(fault, rate, frames)

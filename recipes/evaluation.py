@@ -227,8 +227,9 @@ class Evaluation(sb.Brain):
         """Name, once for each set, the targets that have no score."""
         everyone = distributed.gather_objects(self.silent)
         names = [name for names in everyone for name in names]
-        if names and stage not in self._silence_said:
-            self._silence_said.add(stage)
+        is_new = stage not in self._silence_said
+        self._silence_said.add(stage)
+        if names and is_new and sb.utils.distributed.if_main_process():
             logger.warning(
                 f"{stage.name.lower()}: silent targets have no score: "
                 f"{listed(names, len(names))}"

@@ -478,7 +478,7 @@ class Separation(Evaluation):
             "steps_skipped": self.stats.steps_skipped,
             **self.stats.per_term(self.term_names),
         }
-        if self.stats.silent_ids:
+        if self.stats.silent_ids and sb.utils.distributed.if_main_process():
             names = listed(self.stats.silent_ids, self.stats.silent)
             logger.warning(f"epoch {epoch}: silent targets, left out: {names}")
         self.stats = TrainStats()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from modules import checkpoint_files, checkpoints, distributed
+from modules import checkpoint_files, checkpoints, dataset, distributed
 from modules.dataset import Batch
 from modules.run_lock import RunLock
 from recipes import separation
@@ -78,6 +78,10 @@ def no_sanitising() -> None:
     )
 
 
+def no_sums() -> None:
+    dataset.refuse_sum = lambda *args: None
+
+
 def no_lock() -> None:
     RunLock._lock = lambda self: None
 
@@ -111,6 +115,7 @@ MUTATIONS = {
     "digest": Mutation("the manifest holds no digests", "R10", no_digest),
     "collective": Mutation("each rank decides alone", "R5", each_rank_decides_alone),
     "sanitising": Mutation("NaN input is not zeroed", "R5", no_sanitising),
+    "sums": Mutation("mixtures need not be sums", "R11", no_sums),
     "lock": Mutation("the folder is not locked", "R12", no_lock),
     "finite": Mutation("NaN weights are saved", "R6", nonfinite_is_saved),
     "seeding": Mutation("steps are not seeded", "R3", no_seeding),

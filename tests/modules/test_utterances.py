@@ -167,6 +167,18 @@ def test_a_file_may_be_touched_but_not_changed_while_it_is_used(tmp_path):
         refuse_change(talk)
 
 
+def test_what_a_pipe_has_written_is_whole(tmp_path):
+    path = tmp_path / "bob" / "piped.wav"
+    path.parent.mkdir()
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(RATE), RATE)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"data") + 4
+    data[place : place + 4] = b"\xff\xff\xff\xff"  # ffmpeg's, of unknown length
+    path.write_bytes(data)
+    ((talk,),) = UtterancePool.scan(tmp_path).by_speaker
+    assert talk.frames == RATE
+
+
 def test_nothing_usable_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         UtterancePool.scan(tmp_path / "none")

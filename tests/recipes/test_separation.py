@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from speechbrain import Stage
 from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor
 
@@ -196,6 +197,23 @@ def test_only_the_first_silent_examples_are_named(make_brain, tmp_path):
         run(one, *batches[3:])
         assert one.stats.silent == 8
         assert one.stats.silent_ids == [f"example{seed}0" for seed in range(5)]
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3])
+def test_silent_targets_are_named_once_where_they_are_scored(make_brain, caplog, level):
+    brain = make_brain()
+    brain.modules.eval()
+    for _ in range(2):
+        brain.on_stage_start(Stage.VALID)
+        for seed in range(3):
+            batch = make_batch(1, seed)
+            batch.src[:, : 3 - seed] = level  # both, both (of two), one
+            brain.evaluate_batch(batch, Stage.VALID)
+        brain.evaluate_batch(make_batch(1, 7), Stage.VALID)
+        brain.set_scores(Stage.VALID)
+    said = [r.message for r in caplog.records if "silent" in r.message]
+    names = "example00, example10, example20"
+    assert said == [f"valid: silent targets have no score: {names}"]
 
 
 def test_easy_examples_are_left_out_of_gradient_and_mean(make_brain):
