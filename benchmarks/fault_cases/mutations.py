@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from modules import checkpoint_files, checkpoints, distributed
+from modules import checkpoint_files, checkpoints, distributed, signals
 from modules.dataset import Batch
 from modules.run_lock import RunLock
+from modules.signals import StopRequest
 from recipes import separation
 
 
@@ -82,6 +83,15 @@ def no_lock() -> None:
     RunLock._lock = lambda self: None
 
 
+def signals_kill() -> None:
+    """Leave the signals to what they do by themselves."""
+    StopRequest.__enter__ = lambda self: self
+
+
+def ranks_outlive_torchrun() -> None:
+    signals.follow_torchrun = lambda: None
+
+
 def nonfinite_is_saved() -> None:
     checkpoints.refuse_nonfinite = lambda states: None
     separation.Separation._watch_nonfinite = lambda self, is_finite: None
@@ -112,6 +122,8 @@ MUTATIONS = {
     "collective": Mutation("each rank decides alone", "R5", each_rank_decides_alone),
     "sanitising": Mutation("NaN input is not zeroed", "R5", no_sanitising),
     "lock": Mutation("the folder is not locked", "R12", no_lock),
+    "signals": Mutation("signals are not handled", "R8", signals_kill),
+    "orphans": Mutation("ranks go on without torchrun", "R8", ranks_outlive_torchrun),
     "finite": Mutation("NaN weights are saved", "R6", nonfinite_is_saved),
     "seeding": Mutation("steps are not seeded", "R3", no_seeding),
     "comparison": Mutation("settings are not compared", "R12", no_comparison),
