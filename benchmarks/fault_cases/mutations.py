@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from modules import checkpoint_files, checkpoints, dataset, distributed
+from modules import checkpoint_files, checkpoints, dataset, distributed, signals
 from modules.dataset import Batch
 from modules.run_lock import RunLock
+from modules.signals import StopRequest
 from recipes import separation
 
 
@@ -86,6 +87,15 @@ def no_lock() -> None:
     RunLock._lock = lambda self: None
 
 
+def signals_kill() -> None:
+    """Leave the signals to what they do by themselves."""
+    StopRequest.__enter__ = lambda self: self
+
+
+def ranks_outlive_torchrun() -> None:
+    signals.follow_torchrun = lambda: None
+
+
 def nonfinite_is_saved() -> None:
     checkpoints.refuse_nonfinite = lambda states: None
     separation.Separation._watch_nonfinite = lambda self, is_finite: None
@@ -117,6 +127,8 @@ MUTATIONS = {
     "sanitising": Mutation("NaN input is not zeroed", "R5", no_sanitising),
     "sums": Mutation("mixtures need not be sums", "R11", no_sums),
     "lock": Mutation("the folder is not locked", "R12", no_lock),
+    "signals": Mutation("signals are not handled", "R8", signals_kill),
+    "orphans": Mutation("ranks go on without torchrun", "R8", ranks_outlive_torchrun),
     "finite": Mutation("NaN weights are saved", "R6", nonfinite_is_saved),
     "seeding": Mutation("steps are not seeded", "R3", no_seeding),
     "comparison": Mutation("settings are not compared", "R12", no_comparison),
