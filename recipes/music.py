@@ -132,6 +132,14 @@ class MusicSeparation(Separation):
 
     # ------------------------------------------------------------------ evaluation
 
+    def _load_for_evaluation(self, max_key: str | None) -> None:
+        """The best weights; but the audit of the whole run, not up to their epoch."""
+        newest = self.checkpointer.find_checkpoint()
+        super()._load_for_evaluation(max_key)
+        if newest is not None:
+            path = newest.paramfiles["audit"]
+            self.audit.load_state_dict(torch.load(path, "cpu", weights_only=True))
+
     def separate(self, mix_BT: Tensor) -> Tensor:
         """Separate whole songs [B, C, T] in overlapping segments."""
         return apply_model(

@@ -129,6 +129,25 @@ def test_two_ranks_pool_their_losses_as_one_process_does(arguments, tmp_path):
     assert texts[0] == texts[1]
 
 
+def test_suspicion_counts_the_whole_run_not_up_to_the_best_epoch(arguments, tmp_path):
+    # The second step ruins the weights: the best epoch is the first.
+    steps = "{lr: [0.001, 0.9]}"
+    options = {"truncation": "ccom", "lr_scheduler": steps}
+    train.main(arguments(**options))
+    log = (tmp_path / "run" / "train_log.txt").read_text()
+    assert "epoch loaded: 1 " in log and len(epochs_of(tmp_path / "run")) == 2
+    path = tmp_path / "run" / "suspicion.csv"
+    with open(path) as file:
+        rows = list(csv.DictReader(file))
+    segments = sum(int(row["offered"]) for row in rows if row["stem"] == "low")
+    newest = sorted((tmp_path / "run" / "save").glob("CKPT+*/audit.ckpt"))[-1]
+    saved = torch.load(newest, weights_only=True)["offered_RK"][:, 0].sum()
+    assert segments == saved == 2 * 3 * 5  # epochs, tracks, segments of a track
+    text = path.read_text()
+    train.main([*arguments(**options), "--test_only"])
+    assert path.read_text() == text
+
+
 def test_one_step_alone(arguments, tmp_path):
     train.main(arguments(truncation="ccom", step=2))
     (line,) = epochs_of(tmp_path / "run")
