@@ -220,6 +220,16 @@ def test_going_on_with_other_settings_is_refused(arguments, tmp_path, pretrained
         train.main(arguments(lora_mode="gradient", pretrained=other))
 
 
+def test_adapters_are_not_tested_at_another_scale(arguments, tmp_path):
+    train.main(arguments(lora_alpha=16))
+    file = tmp_path / "run" / "adapters.safetensors"
+    before = file.read_bytes()
+    with pytest.raises(CheckpointMismatch, match=r"alpha 16, the model has None"):
+        train.main([*arguments(), "--test_only"])
+    assert file.read_bytes() == before
+    train.main([*arguments(lora_alpha=16.0), "--test_only"])
+
+
 LAYERS = ["decoder.1.conv_tr", "tdecoder.1.conv_tr"]
 
 
