@@ -144,6 +144,8 @@ class Evaluation(sb.Brain):
 
     def _load_average(self, number: int) -> None:
         """Load the mean of the newest epochs' weights, for want of a clean ranking."""
+        if self.debug and not self.test_only:
+            number = min(number, self.debug_epochs)  # a trial has no more
         flag = sb.core.INTRA_EPOCH_CKPT_FLAG
         found = self.checkpointer.find_checkpoints(
             importance_key=recency,

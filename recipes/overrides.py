@@ -39,6 +39,7 @@ _POSITIVE = {
     *("log_every", "keep_checkpoints", "lr", "sample_rate", "num_spks"),
     *("segment_seconds", "train_seconds", "stride_seconds", "eval_chunk_seconds"),
 }
+_NOT_NEGATIVE = {"average_last", "shifts"}
 _NAMES = {
     bool: "True or False",
     int: "an integer",
@@ -159,6 +160,8 @@ def _typed(path: str, value: Any, defaults: Sequence[Any]) -> Any:
         ) from None
     if path in _POSITIVE and value is not None and not value > 0:
         raise HparamsError(f"{path}={written(value)}: must be above 0")
+    if path in _NOT_NEGATIVE and not value >= 0:
+        raise HparamsError(f"{path}={written(value)}: must not be negative")
     return value
 
 

@@ -232,8 +232,25 @@ def test_the_mean_of_the_last_epochs_is_tested(arguments, tmp_path):
     ]
     assert len(states) == 2
     assert (tmp_path / "run" / "test_results.csv").is_file()
-    with pytest.raises(HparamsError, match="average_last=3"):
-        train.main(arguments(average_last=3, keep_checkpoints=2))
+    refused = [
+        {"average_last": 3},
+        {"average_last": 2, "keep_checkpoints": 2, "ema_decay": 0.9},
+        {"average_last": 3, "keep_checkpoints": 3},  # of two epochs
+    ]
+    for number, options in enumerate(refused):
+        new = tmp_path / str(number)
+        with pytest.raises(HparamsError, match="average_last=.: set keep_checkpoints"):
+            train.main(arguments(**options, output_folder=new))
+        assert not list(new.glob("save/CKPT+*")), "trained in vain"
+    with pytest.raises(HparamsError, match="average_last=-1: must not be negative"):
+        train.main(arguments(average_last=-1))
+
+
+def test_a_trial_averages_its_few_epochs(arguments, tmp_path):
+    steps = "{epochs: [3, 3]}"
+    options = {"average_last": 5, "keep_checkpoints": 5, "lr_scheduler": steps}
+    train.main([*arguments(**options), "--debug"])
+    assert (tmp_path / "run" / "debug" / "test_results.csv").is_file()
 
 
 def test_rivals_are_trained_side_by_side_and_audited(songs, tmp_path, capsys):
