@@ -108,7 +108,10 @@ class Separation(Evaluation):
         self.memory: Any = nullcontext()
         self.ema: EMA | None = None
         if self.hparams.ema_decay:
-            self.ema = EMA(decay=self.hparams.ema_decay)
+            try:
+                self.ema = EMA(decay=self.hparams.ema_decay)
+            except ValueError as error:
+                raise HparamsError(f"ema_{error}") from error
             self.ema.attach(self.modules["separator"])
             self.checkpointer.add_recoverable("ema", self.ema)
 
@@ -299,6 +302,13 @@ class Separation(Evaluation):
 
     def fit(self, epoch_counter: Any, train_set: Any, valid_set: Any = None) -> None:
         """SpeechBrain's fit, on loaders made by `modules.dataset.make_loader`."""
+        number, keep = self.hparams.average_last, self.hparams.keep_checkpoints
+        short = min(keep, epoch_counter.limit) < number or self.ema is not None
+        if number and not self.test_only and short:
+            raise HparamsError(  # now, not after days of training
+                f"average_last={number}: set keep_checkpoints={number}, N_epochs to "
+                "as many or more, and ema_decay=0"
+            )
         self.train_sampler = train_set.batch_sampler
         super().fit(epoch_counter, train_set, valid_set)
 
