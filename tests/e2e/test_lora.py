@@ -261,6 +261,17 @@ def test_without_adapters_all_of_it_or_the_output_layers_train(
             load_lora_weights(other, tmp_path / "run" / "adapters.safetensors")
 
 
+def test_gradient_ranks_where_patterns_decide_everything(arguments, tmp_path):
+    options = {"lora_mode": "gradient", "layer_ranks": "{'*': 1}"}
+    train.main([*arguments(**options), "--debug"])
+    ranks = load_lora_weights(
+        HTDemucs(["low", "high"], 0.5, **SIZE),
+        tmp_path / "run" / "debug" / "adapters.safetensors",
+        check_base=False,
+    ).ranks
+    assert set(ranks.values()) == {1}
+
+
 def test_a_pattern_comes_before_the_rule(arguments, tmp_path):
     train.main(arguments(lora_mode="gradient", layer_ranks="{encoder.0.*: 3}"))
     state = load_file(tmp_path / "run" / "adapters.safetensors")
