@@ -103,7 +103,11 @@ class Separation(Evaluation):
         self.is_trial = self.debug and not self.debug_persistently
         if self.is_trial:
             self.output_folder = self.output_folder / "debug"
+            if self.test_only:  # saves nothing, so it may look at the real ones
+                self.checkpointer.checkpoints_dir = Path(self.hparams.save_folder)
             self.hparams.train_logger.save_file = self.output_folder / "train_log.txt"
+        if self.hparams.lr_scheduler is None:  # the rate stays, nothing to save
+            self.checkpointer.recoverables.pop("lr_scheduler", None)
         self.log: RunLog | None = None
         self.memory: Any = nullcontext()
         self.ema: EMA | None = None
@@ -113,7 +117,8 @@ class Separation(Evaluation):
             except ValueError as error:
                 raise HparamsError(f"ema_{error}") from error
             self.ema.attach(self.modules["separator"])
-            self.checkpointer.add_recoverable("ema", self.ema)
+            optional = self.hparams.allow_changes  # it may have been off before
+            self.checkpointer.add_recoverable("ema", self.ema, optional_load=optional)
 
     # ------------------------------------------------------------------ one step
 
@@ -318,6 +323,7 @@ class Separation(Evaluation):
         allowed = self.hparams.allow_changes
         changed = refuse_changes(found, self._all_settings(), allowed)
         super().on_fit_start()
+        self._begin_average(found)
         self._take_over(changed)
         # A mid-epoch checkpoint holds step > 0 of the epoch that is about to start.
         done = self.hparams.epoch_counter.current
@@ -327,7 +333,11 @@ class Separation(Evaluation):
         self._open_log(self.global_step, done)
         if found is None:
             return
-        if done >= self.hparams.epoch_counter.limit:
+        if self._optimizer_step_limit_exceeded and not self.step:
+            # Else each new start would add an epoch without a step.
+            logger.info("already trained for all steps of optimizer_step_limit")
+            self.hparams.epoch_counter.limit = done
+        elif done >= self.hparams.epoch_counter.limit:
             logger.info(f"already trained for all {done} epochs: testing only")
         else:
             logger.info(f"Resuming after epoch {done}, step {self.step} of the next")
