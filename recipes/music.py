@@ -9,6 +9,7 @@ Legend: B batch, S source, C channel, T sample.
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -210,6 +211,25 @@ class MusicSeparation(Separation):
             self.audit.write_csv(self.output_folder / "suspicion.csv")
         super().report()
 
+    #: Names of validation scores besides those of the loss terms.
+    totals: Sequence[str] = ("nsdr", "nsdr_truncated")
+
+    def _check_evaluation(self) -> None:
+        """Refuse now what the first validation would stumble over."""
+        hparams = self.hparams
+        known = [*self.totals, *(f"nsdr_{name}" for name in self.term_names)]
+        if self.monitor not in known:
+            raise HparamsError(
+                f"monitor={self.monitor}: no score of a validation, which has "
+                f"{', '.join(known)}"
+            )
+        for name, value, is_right, wanted in (
+            ("overlap", hparams.overlap, 0 <= hparams.overlap < 1, "from 0 to below 1"),
+            ("eval_chunks", hparams.eval_chunks, hparams.eval_chunks >= 1, "1 or more"),
+        ):
+            if not is_right:
+                raise HparamsError(f"{name}={value}: must be {wanted}")
+
     # ------------------------------------------------------------------ data
 
     def make_loaders(
@@ -228,6 +248,7 @@ class MusicSeparation(Separation):
             An empty set, a wrong sample rate, a missing file.
         """
         hparams = self.hparams
+        self._check_evaluation()
         rows = {
             name: read_manifest(path, len(self.stems), stems=True)
             for name, path in manifests.items()

@@ -200,6 +200,20 @@ def test_a_silent_stem_is_named_once_and_has_no_part_in_any_mean(arguments, tmp_
         assert float(last.split(f"valid {name}: ")[1].split(",")[0]) > -50
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"monitor": "sdr"}, "monitor=sdr: no score of a validation, .* nsdr_low"),
+        ({"overlap": 1.0}, "overlap=1.0: must be from 0 to below 1"),
+        ({"eval_chunks": 0}, "eval_chunks=0: must be 1 or more"),
+        ({"shifts": -1}, "shifts=-1: must not be negative"),
+    ],
+)
+def test_a_wrong_evaluation_is_refused_before_training(arguments, option, message):
+    with pytest.raises(HparamsError, match=message):
+        train.main(arguments(**option))
+
+
 def test_wrong_weights_are_refused(arguments):
     with pytest.raises(HparamsError, match="one number, 0 or more, for each of low"):
         train.main(arguments(weights="[1]"))
