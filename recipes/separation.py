@@ -48,7 +48,7 @@ from modules.logs import RunLog
 from modules.memory import MemoryProfile
 from modules.randomness import seed_step
 from modules.signals import StopRequest, StopRun
-from recipes.bookkeeping import TrainStats, Window, short_line
+from recipes.bookkeeping import TrainStats, Window, rewind_epochs, short_line
 from recipes.evaluation import Evaluation
 from recipes.hparams import HparamsError
 from recipes.schedule import update_learning_rate
@@ -600,6 +600,7 @@ class Separation(Evaluation):
             self.output_folder.mkdir(parents=True, exist_ok=True)
             self.log = RunLog(self.output_folder, tensorboard=self.hparams.tensorboard)
             self.log.rewind(step=step, epoch=epochs_done)
+            rewind_epochs(Path(self.hparams.train_logger.save_file), epochs_done)
 
     def _log_step(self, batch_size: int) -> None:
         every = self.hparams.log_every

@@ -14,7 +14,7 @@ import yaml
 
 import train
 from data_prep.manifest import DataError
-from modules.checkpoints import CheckpointMismatch
+from modules.checkpoints import AtomicCheckpointer, CheckpointMismatch
 from modules.curves import read_points
 from modules.signals import StopRun
 from recipes.hparams import HparamsError
@@ -527,3 +527,19 @@ def test_an_output_folder_that_cannot_be_is_one_line(toy_arguments, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "error: " in done.stderr and "file/run" in done.stderr
+
+
+def test_an_epoch_is_logged_once_although_its_checkpoint_was_lost(
+    toy_arguments, tmp_path, monkeypatch
+):
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(AtomicCheckpointer, "save_and_keep_only", die)
+    with pytest.raises(Killed):
+        train.main(toy_arguments(N_epochs=1))
+    log = tmp_path / "run" / "train_log.txt"
+    assert log.read_text().count("epoch: 1,") == 1
+    monkeypatch.undo()
+    train.main(toy_arguments(N_epochs=1))
+    assert log.read_text().count("epoch: 1,") == 1
