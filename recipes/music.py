@@ -27,6 +27,7 @@ from modules.metrics import score_song
 from modules.selection import KeepAll, dropped_of
 from modules.stems import StemDataset, measure_levels
 from recipes.hparams import HparamsError
+from recipes.schedule import total_epochs
 from recipes.separation import Separation, Terms
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class MusicSeparation(Separation):
         select = self.hparams.select
         select.batches = self.grad_accumulation_factor
         try:
+            total_epochs(self.hparams.lr_scheduler)  # refuses all but Steps
             for step in self.hparams.lr_scheduler.steps:
                 select.quantile = step.quantile
                 select.check(self.hparams.batch_size, distributed.world_size())

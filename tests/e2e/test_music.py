@@ -207,9 +207,10 @@ def test_a_silent_stem_is_named_once_and_has_no_part_in_any_mean(arguments, tmp_
         ({"overlap": 1.0}, "overlap=1.0: must be from 0 to below 1"),
         ({"eval_chunks": 0}, "eval_chunks=0: must be 1 or more"),
         ({"shifts": -1}, "shifts=-1: must not be negative"),
+        ({"lr_scheduler": "null", "N_epochs": 1}, "music recipes need .*Steps"),
     ],
 )
-def test_a_wrong_evaluation_is_refused_before_training(arguments, option, message):
+def test_what_would_fail_later_is_refused_before_training(arguments, option, message):
     with pytest.raises(HparamsError, match=message):
         train.main(arguments(**option))
 
