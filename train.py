@@ -8,6 +8,7 @@ The same command again resumes. `--test_only` scores the best checkpoint,
 `--help`, before or after the YAML, lists them.
 """
 
+import errno
 import sys
 from pathlib import Path
 
@@ -47,6 +48,9 @@ EXPLAINED = (
     NonFiniteWeights,
     PretrainedError,
 )
+#: What a full disk or a folder that cannot be written to raises.
+NO_PLACE = {getattr(errno, n) for n in ("EACCES", "EPERM", "EROFS", "ENOTDIR")}
+NO_PLACE |= {getattr(errno, n) for n in ("ENOSPC", "EDQUOT")}
 
 
 def main(arguments: list[str]) -> None:
@@ -101,6 +105,10 @@ if __name__ == "__main__":
         status = EXIT_REQUEUE
     except EXPLAINED as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        sys.exit(f"error: {error}; check its permissions and the free space")
     # Here, where neither `main` nor a traceback holds the network any more.
     distributed.leave_process_group()
     sys.exit(status)

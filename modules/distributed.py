@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 
 def is_distributed() -> bool:
@@ -157,7 +158,9 @@ def run_on_main(func: Callable[..., Any], *args: Any) -> Any:
 def unwrap(module: torch.nn.Module) -> torch.nn.Module:
     """The network itself, without DistributedDataParallel and torch.compile."""
     while True:
-        inner = getattr(module, "module", getattr(module, "_orig_mod", None))
-        if not isinstance(inner, torch.nn.Module):
+        if isinstance(module, DistributedDataParallel | torch.nn.DataParallel):
+            module = module.module
+        elif "_orig_mod" in module._modules:  # torch.compile's
+            module = module._orig_mod
+        else:  # a network may itself have a part of the name `module`
             return module
-        module = inner

@@ -92,9 +92,9 @@ def load_lora_weights(
     config, metadata, state = read_lora(Path(path))
     name = type(model).__name__
     present = getattr(model, "lora_config", None)
-    if present is not None and (present.ranks, present.full) != (
-        config.ranks,
-        config.full,
+    if present is not None and any(
+        getattr(present, name) != getattr(config, name)
+        for name in ("ranks", "full", "alpha")
     ):
         raise LoraError(f"{path}: {_difference(config, present)}")
     _check_fit(model, config, state, f"{path} does not fit this {name}")
@@ -152,8 +152,10 @@ def _difference(theirs: LoraConfig, ours: LoraConfig) -> str:
         for name in theirs.ranks.keys() | ours.ranks.keys()
         if theirs.ranks.get(name) != ours.ranks.get(name)
     )
-    if not names:
+    if not names and theirs.full != ours.full:
         return f"trains {theirs.full} fully, the model {ours.full}"
+    if not names:
+        return f"was trained with alpha {theirs.alpha}, the model has {ours.alpha}"
     first = names[0]
     return (
         f"the ranks of {len(names)} tensors differ from the model's, first {first}: "

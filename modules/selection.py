@@ -124,6 +124,8 @@ class LossTruncation:
             raise ValueError(f"quantile={quantile} must be above 0 and at most 1")
         if pool not in ("rank", "world", "window"):
             raise ValueError(f"pool={pool!r} must be rank, world or window")
+        if window < 1:
+            raise ValueError(f"window={window}: must be 1 or more")
         self.quantile = quantile
         self.pool = pool
         self.window = window

@@ -3,9 +3,12 @@
 Legend: K loss terms of an example (speech: one; music: one per stem).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from data_prep.manifest import write_text
 
 #: Messages name so many examples.
 NAMED = 5
@@ -180,6 +183,31 @@ def print_places(places: Mapping[str, Path]) -> None:
     for what, where in places.items():
         if where.exists():
             print(f"{what:<12} {where}")
+
+
+def rewind_epochs(path: Path, epochs_done: int) -> None:
+    """Forget the epochs in train_log.txt that are about to be trained again.
+
+    A kill between the line of an epoch and its checkpoint leaves such a line.
+
+    Arguments
+    ---------
+    path : Path
+        The file; there need be none.
+    epochs_done : int
+        Epochs finished in the state from which the run goes on.
+    """
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    numbers = [re.match(r"epoch: (\d+)", line) for line in lines]
+    kept = [
+        line
+        for line, number in zip(lines, numbers, strict=True)
+        if number is None or int(number[1]) <= epochs_done
+    ]
+    if kept != lines:
+        write_text(path, "".join(kept))
 
 
 def _sum(totals: Sequence, values) -> list:

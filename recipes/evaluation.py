@@ -16,6 +16,7 @@ from typing import Any
 import speechbrain as sb
 import torch
 from speechbrain import Stage
+from speechbrain.utils.checkpoints import Checkpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -141,11 +142,19 @@ class Evaluation(sb.Brain):
                 f"{self.checkpointer.checkpoints_dir}: no checkpoint to evaluate; "
                 "train first, or give the weights by --pretrained=FOLDER"
             )
+        self._begin_average(found)
         shown = found.path if found is not None else self.hparams.pretrained
         logger.info(f"Evaluating {shown}")
 
+    def _begin_average(self, found: Checkpoint | None) -> None:
+        """Where a checkpoint has no averaged weights, they are its plain ones."""
+        if self.ema is not None and found is not None and "ema" not in found.paramfiles:
+            self.ema.attach(self.modules["separator"])
+
     def _load_average(self, number: int) -> None:
         """Load the mean of the newest epochs' weights, for want of a clean ranking."""
+        if self.debug and not self.test_only:
+            number = min(number, self.debug_epochs)  # a trial has no more
         flag = sb.core.INTRA_EPOCH_CKPT_FLAG
         found = self.checkpointer.find_checkpoints(
             importance_key=recency,

@@ -151,8 +151,8 @@ def load_hparams(
     ruamel.yaml.YAML().dump(tree, stream)
     # hyperpyyaml finds `!include:` files beside the stream's name.
     named = _NamedStream(stream.getvalue(), str(param_file))
-    resolved = resolve_references(named).getvalue()
     try:
+        resolved = resolve_references(named).getvalue()
         return load_hyperpyyaml(resolved), resolved
     except ValueError as error:
         raise HparamsError(f"{param_file}: {_one_line(error)}") from error
@@ -256,9 +256,12 @@ def given_options(tokens: list[str]) -> dict[str, str]:
 def _parse_value(name: str, text: str) -> Any:
     """A command-line value, read by the same rules as one in the YAML file."""
     try:
-        return ruamel.yaml.YAML().load(text)
+        value = ruamel.yaml.YAML().load(text)
     except ruamel.yaml.YAMLError as error:
         raise HparamsError(f"--{name}: {text!r} is not valid YAML") from error
+    # A path may hold ` #`, and there is nobody to write a comment to.
+    is_cut = isinstance(value, str) and " #" in text and text[:1] not in "'\""
+    return text if is_cut else value
 
 
 def _typed_run_options(arguments: list[str]) -> RunOptions:

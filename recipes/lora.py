@@ -184,6 +184,8 @@ class Adapting:
         except LoraError as error:
             raise HparamsError(str(error)) from error
         weights = {n: w for n, w in weights.items() if n not in decided}
+        if not weights:
+            return {}
         model.requires_grad_(False)
         for weight in weights.values():
             weight.requires_grad_(True)

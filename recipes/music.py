@@ -9,6 +9,7 @@ Legend: B batch, S source, C channel, T sample.
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from modules.metrics import score_song
 from modules.selection import KeepAll, dropped_of
 from modules.stems import StemDataset, measure_levels
 from recipes.hparams import HparamsError
+from recipes.schedule import total_epochs
 from recipes.separation import Separation, Terms
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class MusicSeparation(Separation):
         select = self.hparams.select
         select.batches = self.grad_accumulation_factor
         try:
+            total_epochs(self.hparams.lr_scheduler)  # refuses all but Steps
             for step in self.hparams.lr_scheduler.steps:
                 select.quantile = step.quantile
                 select.check(self.hparams.batch_size, distributed.world_size())
@@ -141,6 +144,14 @@ class MusicSeparation(Separation):
 
     # ------------------------------------------------------------------ evaluation
 
+    def _load_for_evaluation(self, max_key: str | None) -> None:
+        """The best weights; but the audit of the whole run, not up to their epoch."""
+        newest = self.checkpointer.find_checkpoint()
+        super()._load_for_evaluation(max_key)
+        if newest is not None:
+            path = newest.paramfiles["audit"]
+            self.audit.load_state_dict(torch.load(path, "cpu", weights_only=True))
+
     def separate(self, mix_BT: Tensor) -> Tensor:
         """Separate whole songs [B, C, T] in overlapping segments."""
         return apply_model(
@@ -198,6 +209,25 @@ class MusicSeparation(Separation):
             self.audit.write_csv(self.output_folder / "suspicion.csv")
         super().report()
 
+    #: Names of validation scores besides those of the loss terms.
+    totals: Sequence[str] = ("nsdr", "nsdr_truncated")
+
+    def _check_evaluation(self) -> None:
+        """Refuse now what the first validation would stumble over."""
+        hparams = self.hparams
+        known = [*self.totals, *(f"nsdr_{name}" for name in self.term_names)]
+        if self.monitor not in known:
+            raise HparamsError(
+                f"monitor={self.monitor}: no score of a validation, which has "
+                f"{', '.join(known)}"
+            )
+        for name, value, is_right, wanted in (
+            ("overlap", hparams.overlap, 0 <= hparams.overlap < 1, "from 0 to below 1"),
+            ("eval_chunks", hparams.eval_chunks, hparams.eval_chunks >= 1, "1 or more"),
+        ):
+            if not is_right:
+                raise HparamsError(f"{name}={value}: must be {wanted}")
+
     # ------------------------------------------------------------------ data
 
     def make_loaders(
@@ -216,6 +246,7 @@ class MusicSeparation(Separation):
             An empty set, a wrong sample rate, a missing file.
         """
         hparams = self.hparams
+        self._check_evaluation()
         rows = {
             name: read_manifest(path, len(self.stems), stems=True)
             for name, path in manifests.items()

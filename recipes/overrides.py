@@ -39,6 +39,8 @@ _POSITIVE = {
     *("log_every", "keep_checkpoints", "lr", "sample_rate", "num_spks"),
     *("segment_seconds", "train_seconds", "stride_seconds", "eval_chunk_seconds"),
 }
+_CAN_BE_OFF = {"augmentation", "lr_scheduler"}  # objects that nothing needs
+_NOT_NEGATIVE = {"average_last", "shifts"}
 _NAMES = {
     bool: "True or False",
     int: "an integer",
@@ -139,8 +141,8 @@ def _typed(path: str, value: Any, defaults: Sequence[Any]) -> Any:
         kinds = set(get_args(_TYPES[path]) or [_TYPES[path]])
     elif None in kinds or kinds <= {NoneType}:
         return value
-    elif dict in kinds:
-        kinds.add(NoneType)  # an object can be switched off
+    elif path in _CAN_BE_OFF:
+        kinds.add(NoneType)
     lists = [default for default in defaults if isinstance(default, list)]
     item_kinds = {_kind(item) for items in lists for item in items}
     try:
@@ -159,6 +161,8 @@ def _typed(path: str, value: Any, defaults: Sequence[Any]) -> Any:
         ) from None
     if path in _POSITIVE and value is not None and not value > 0:
         raise HparamsError(f"{path}={written(value)}: must be above 0")
+    if path in _NOT_NEGATIVE and not value >= 0:
+        raise HparamsError(f"{path}={written(value)}: must not be negative")
     return value
 
 

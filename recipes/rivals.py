@@ -117,6 +117,7 @@ class RivalSeparation(MusicSeparation):
         self.rules = list(self.hparams.rules)
         self.term_names = [f"{rule}_{s}" for rule in self.rules for s in self.stems]
         self.term_weights = self.stem_weights * len(self.rules)
+        self.totals = [*self.totals, *(f"nsdr_{rule}" for rule in self.rules)]
 
     def compute_objectives(
         self, predictions: Tensor, batch: Batch, stage: Stage

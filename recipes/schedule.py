@@ -75,7 +75,7 @@ class Steps:
     Raises
     ------
     ValueError
-        Lists of different lengths; no such step.
+        Lists of different lengths; a number out of range; no such step.
 
     Example
     -------
@@ -95,6 +95,11 @@ class Steps:
             raise ValueError(
                 "a step needs epochs, lr and quantile, but there are "
                 f"{len(epochs)}, {len(lr)} and {len(quantile)} of them"
+            )
+        if min(epochs) < 1 or min(lr) <= 0 or not all(0 < q <= 1 for q in quantile):
+            raise ValueError(
+                f"epochs={[*epochs]}, lr={[*lr]}, quantile={[*quantile]}: epochs must "
+                "be 1 or more, rates above 0, quantiles above 0 and at most 1"
             )
         numbers = range(1, len(epochs) + 1)
         if only is not None and only not in numbers:
@@ -173,6 +178,11 @@ class RateFactor:
 
 def total_epochs(steps: Steps) -> int:
     """Length of all steps; for a YAML, which cannot ask an object."""
+    if not isinstance(steps, Steps):
+        raise ValueError(
+            f"lr_scheduler={steps}: music recipes need recipes.schedule.Steps; one "
+            "step of one rate is {epochs: [100], lr: [0.0003], quantile: [1]}"
+        )
     return steps.total
 
 

@@ -50,7 +50,14 @@ from modules.logs import RunLog
 from modules.memory import MemoryProfile
 from modules.randomness import seed_step
 from modules.signals import StopRequest, StopRun
-from recipes.bookkeeping import NAMED, TrainStats, Window, listed, short_line
+from recipes.bookkeeping import (
+    NAMED,
+    TrainStats,
+    Window,
+    listed,
+    rewind_epochs,
+    short_line,
+)
 from recipes.evaluation import Evaluation
 from recipes.hparams import HparamsError
 from recipes.schedule import update_learning_rate
@@ -114,14 +121,22 @@ class Separation(Evaluation):
         self.is_trial = self.debug and not self.debug_persistently
         if self.is_trial:
             self.output_folder = self.output_folder / "debug"
+            if self.test_only:  # saves nothing, so it may look at the real ones
+                self.checkpointer.checkpoints_dir = Path(self.hparams.save_folder)
             self.hparams.train_logger.save_file = self.output_folder / "train_log.txt"
+        if self.hparams.lr_scheduler is None:  # the rate stays, nothing to save
+            self.checkpointer.recoverables.pop("lr_scheduler", None)
         self.log: RunLog | None = None
         self.memory: Any = nullcontext()
         self.ema: EMA | None = None
         if self.hparams.ema_decay:
-            self.ema = EMA(decay=self.hparams.ema_decay)
+            try:
+                self.ema = EMA(decay=self.hparams.ema_decay)
+            except ValueError as error:
+                raise HparamsError(f"ema_{error}") from error
             self.ema.attach(self.modules["separator"])
-            self.checkpointer.add_recoverable("ema", self.ema)
+            optional = self.hparams.allow_changes  # it may have been off before
+            self.checkpointer.add_recoverable("ema", self.ema, optional_load=optional)
 
     # ------------------------------------------------------------------ one step
 
@@ -337,6 +352,13 @@ class Separation(Evaluation):
 
     def fit(self, epoch_counter: Any, train_set: Any, valid_set: Any = None) -> None:
         """SpeechBrain's fit, on loaders made by `modules.dataset.make_loader`."""
+        number, keep = self.hparams.average_last, self.hparams.keep_checkpoints
+        short = min(keep, epoch_counter.limit) < number or self.ema is not None
+        if number and not self.test_only and short:
+            raise HparamsError(  # now, not after days of training
+                f"average_last={number}: set keep_checkpoints={number}, N_epochs to "
+                "as many or more, and ema_decay=0"
+            )
         self.train_sampler = train_set.batch_sampler
         super().fit(epoch_counter, train_set, valid_set)
 
@@ -346,6 +368,7 @@ class Separation(Evaluation):
         allowed = self.hparams.allow_changes
         changed = refuse_changes(found, self._all_settings(), allowed)
         super().on_fit_start()
+        self._begin_average(found)
         self._take_over(changed)
         # A mid-epoch checkpoint holds step > 0 of the epoch that is about to start.
         done = self.hparams.epoch_counter.current
@@ -355,7 +378,11 @@ class Separation(Evaluation):
         self._open_log(self.global_step, done)
         if found is None:
             return
-        if done >= self.hparams.epoch_counter.limit:
+        if self._optimizer_step_limit_exceeded and not self.step:
+            # Else each new start would add an epoch without a step.
+            logger.info("already trained for all steps of optimizer_step_limit")
+            self.hparams.epoch_counter.limit = done
+        elif done >= self.hparams.epoch_counter.limit:
             logger.info(f"already trained for all {done} epochs: testing only")
         else:
             logger.info(f"Resuming after epoch {done}, step {self.step} of the next")
@@ -623,6 +650,7 @@ class Separation(Evaluation):
             self.output_folder.mkdir(parents=True, exist_ok=True)
             self.log = RunLog(self.output_folder, tensorboard=self.hparams.tensorboard)
             self.log.rewind(step=step, epoch=epochs_done)
+            rewind_epochs(Path(self.hparams.train_logger.save_file), epochs_done)
 
     def _log_step(self, batch_size: int) -> None:
         every = self.hparams.log_every

@@ -220,6 +220,16 @@ def test_going_on_with_other_settings_is_refused(arguments, tmp_path, pretrained
         train.main(arguments(lora_mode="gradient", pretrained=other))
 
 
+def test_adapters_are_not_tested_at_another_scale(arguments, tmp_path):
+    train.main(arguments(lora_alpha=16))
+    file = tmp_path / "run" / "adapters.safetensors"
+    before = file.read_bytes()
+    with pytest.raises(CheckpointMismatch, match=r"alpha 16, the model has None"):
+        train.main([*arguments(), "--test_only"])
+    assert file.read_bytes() == before
+    train.main([*arguments(lora_alpha=16.0), "--test_only"])
+
+
 LAYERS = ["decoder.1.conv_tr", "tdecoder.1.conv_tr"]
 
 
@@ -249,6 +259,17 @@ def test_without_adapters_all_of_it_or_the_output_layers_train(
         other = HTDemucs(["low", "high"], 0.5, **SIZE)
         with pytest.raises(LoraError, match="trained on other weights"):
             load_lora_weights(other, tmp_path / "run" / "adapters.safetensors")
+
+
+def test_gradient_ranks_where_patterns_decide_everything(arguments, tmp_path):
+    options = {"lora_mode": "gradient", "layer_ranks": "{'*': 1}"}
+    train.main([*arguments(**options), "--debug"])
+    ranks = load_lora_weights(
+        HTDemucs(["low", "high"], 0.5, **SIZE),
+        tmp_path / "run" / "debug" / "adapters.safetensors",
+        check_base=False,
+    ).ranks
+    assert set(ranks.values()) == {1}
 
 
 def test_a_pattern_comes_before_the_rule(arguments, tmp_path):

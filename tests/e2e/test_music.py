@@ -129,6 +129,25 @@ def test_two_ranks_pool_their_losses_as_one_process_does(arguments, tmp_path):
     assert texts[0] == texts[1]
 
 
+def test_suspicion_counts_the_whole_run_not_up_to_the_best_epoch(arguments, tmp_path):
+    # The second step ruins the weights: the best epoch is the first.
+    steps = "{lr: [0.001, 0.9]}"
+    options = {"truncation": "ccom", "lr_scheduler": steps}
+    train.main(arguments(**options))
+    log = (tmp_path / "run" / "train_log.txt").read_text()
+    assert "epoch loaded: 1 " in log and len(epochs_of(tmp_path / "run")) == 2
+    path = tmp_path / "run" / "suspicion.csv"
+    with open(path) as file:
+        rows = list(csv.DictReader(file))
+    segments = sum(int(row["offered"]) for row in rows if row["stem"] == "low")
+    newest = sorted((tmp_path / "run" / "save").glob("CKPT+*/audit.ckpt"))[-1]
+    saved = torch.load(newest, weights_only=True)["offered_RK"][:, 0].sum()
+    assert segments == saved == 2 * 3 * 5  # epochs, tracks, segments of a track
+    text = path.read_text()
+    train.main([*arguments(**options), "--test_only"])
+    assert path.read_text() == text
+
+
 def test_one_step_alone(arguments, tmp_path):
     train.main(arguments(truncation="ccom", step=2))
     (line,) = epochs_of(tmp_path / "run")
@@ -181,6 +200,21 @@ def test_a_silent_stem_is_named_once_and_has_no_part_in_any_mean(arguments, tmp_
         assert float(last.split(f"valid {name}: ")[1].split(",")[0]) > -50
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"monitor": "sdr"}, "monitor=sdr: no score of a validation, .* nsdr_low"),
+        ({"overlap": 1.0}, "overlap=1.0: must be from 0 to below 1"),
+        ({"eval_chunks": 0}, "eval_chunks=0: must be 1 or more"),
+        ({"shifts": -1}, "shifts=-1: must not be negative"),
+        ({"lr_scheduler": "null", "N_epochs": 1}, "music recipes need .*Steps"),
+    ],
+)
+def test_what_would_fail_later_is_refused_before_training(arguments, option, message):
+    with pytest.raises(HparamsError, match=message):
+        train.main(arguments(**option))
+
+
 def test_wrong_weights_are_refused(arguments):
     with pytest.raises(HparamsError, match="one number, 0 or more, for each of low"):
         train.main(arguments(weights="[1]"))
@@ -213,8 +247,25 @@ def test_the_mean_of_the_last_epochs_is_tested(arguments, tmp_path):
     ]
     assert len(states) == 2
     assert (tmp_path / "run" / "test_results.csv").is_file()
-    with pytest.raises(HparamsError, match="average_last=3"):
-        train.main(arguments(average_last=3, keep_checkpoints=2))
+    refused = [
+        {"average_last": 3},
+        {"average_last": 2, "keep_checkpoints": 2, "ema_decay": 0.9},
+        {"average_last": 3, "keep_checkpoints": 3},  # of two epochs
+    ]
+    for number, options in enumerate(refused):
+        new = tmp_path / str(number)
+        with pytest.raises(HparamsError, match="average_last=.: set keep_checkpoints"):
+            train.main(arguments(**options, output_folder=new))
+        assert not list(new.glob("save/CKPT+*")), "trained in vain"
+    with pytest.raises(HparamsError, match="average_last=-1: must not be negative"):
+        train.main(arguments(average_last=-1))
+
+
+def test_a_trial_averages_its_few_epochs(arguments, tmp_path):
+    steps = "{epochs: [3, 3]}"
+    options = {"average_last": 5, "keep_checkpoints": 5, "lr_scheduler": steps}
+    train.main([*arguments(**options), "--debug"])
+    assert (tmp_path / "run" / "debug" / "test_results.csv").is_file()
 
 
 def test_rivals_are_trained_side_by_side_and_audited(songs, tmp_path, capsys):

@@ -14,7 +14,7 @@ import yaml
 
 import train
 from data_prep.manifest import DataError
-from modules.checkpoints import CheckpointMismatch
+from modules.checkpoints import AtomicCheckpointer, CheckpointMismatch
 from modules.curves import read_points
 from modules.signals import StopRun
 from recipes.hparams import HparamsError
@@ -483,3 +483,63 @@ def test_a_stop_asked_for_during_validation_keeps_the_epoch(
     with pytest.raises(StopRun, match="after epoch 1"):
         train.main(toy_arguments())
     assert meta_of(tmp_path / "run")["epoch"] == 1
+
+
+def test_averaged_weights_can_be_switched_on_at_a_resume(toy_arguments, tmp_path):
+    train.main(toy_arguments(N_epochs=1, lr=0.1))
+    scores = (tmp_path / "run" / "test_results.csv").read_bytes()
+    more = {"lr": 0.1, "ema_decay": 0.9, "allow_changes": True}
+    # Nothing is left to train: the average is that of the checkpoint's weights.
+    train.main(toy_arguments(N_epochs=1, **more))
+    assert (tmp_path / "run" / "test_results.csv").read_bytes() == scores
+    train.main(toy_arguments(N_epochs=2, **more))
+    assert len(list((tmp_path / "run" / "save").glob("CKPT+*/ema.ckpt"))) >= 1
+
+
+def test_a_run_at_its_step_limit_is_only_tested_again(toy_arguments, tmp_path):
+    options = {"N_epochs": 3, "optimizer_step_limit": 8}
+    train.main(toy_arguments(**options))
+    saved = sorted((tmp_path / "run" / "save").glob("CKPT+*"))
+    train.main(toy_arguments(**options))
+    assert sorted((tmp_path / "run" / "save").glob("CKPT+*")) == saved
+    log = (tmp_path / "run" / "train_log.txt").read_text()
+    assert log.count("epoch: ") == 2 and "nan" not in log
+
+
+def test_debug_tests_the_real_checkpoint(toy_arguments, tmp_path):
+    train.main(toy_arguments(N_epochs=1))
+    train.main(toy_arguments(debug=None, test_only=None))
+    run = tmp_path / "run"
+    rows = (run / "test_results.csv").read_text()
+    assert (run / "debug" / "test_results.csv").read_text() == rows
+
+
+def test_the_rate_may_stay_as_it_is(toy_arguments, tmp_path):
+    for epochs in (1, 2):
+        train.main(toy_arguments(lr_scheduler="null", N_epochs=epochs))
+    assert meta_of(tmp_path / "run")["epoch"] == 2
+
+
+def test_an_output_folder_that_cannot_be_is_one_line(toy_arguments, tmp_path):
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "train.py"]
+    command += toy_arguments(output_folder=tmp_path / "file" / "run")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: " in done.stderr and "file/run" in done.stderr
+
+
+def test_an_epoch_is_logged_once_although_its_checkpoint_was_lost(
+    toy_arguments, tmp_path, monkeypatch
+):
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(AtomicCheckpointer, "save_and_keep_only", die)
+    with pytest.raises(Killed):
+        train.main(toy_arguments(N_epochs=1))
+    log = tmp_path / "run" / "train_log.txt"
+    assert log.read_text().count("epoch: 1,") == 1
+    monkeypatch.undo()
+    train.main(toy_arguments(N_epochs=1))
+    assert log.read_text().count("epoch: 1,") == 1

@@ -41,6 +41,12 @@ def test_every_wrapper_is_taken_off():
     assert distributed.unwrap(network) is network
 
 
+def test_a_network_keeps_a_part_that_is_called_module():
+    network = torch.nn.Sequential()
+    network.module = torch.nn.Linear(1, 1)
+    assert distributed.unwrap(network) is network
+
+
 def fail() -> None:
     raise FileNotFoundError("/data/none is missing")
 

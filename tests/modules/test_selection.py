@@ -166,3 +166,8 @@ def test_arguments_out_of_range_are_refused(arguments):
         LossTruncation(*arguments)
     with pytest.raises(ValueError, match="none, ccom, pooled, running"):
         truncation("best", 0.5)
+
+
+def test_a_window_that_holds_nothing_is_refused():
+    with pytest.raises(ValueError, match="window=-8: must be 1 or more"):
+        truncation("running", 0.7, window=-8)

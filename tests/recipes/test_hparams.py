@@ -217,6 +217,7 @@ def test_a_misspelt_key_names_its_neighbour_nested_or_not(argument, message):
         ("--speed_changes=[95, x]", "[95, x]: expected a list (each item an integer)"),
         ("--select={threshold: a}", "select[threshold]=a: expected a number, as its"),
         ("--optimizer=5", "optimizer=5: expected keys and values"),
+        ("--select=null", "select=null: expected keys and values"),
         ("--mode=[1]", "mode=[1]: expected text, as its default min"),
     ],
 )
@@ -313,6 +314,14 @@ def test_values_with_equals_signs_and_spaces_survive(tmp_path):
     folder = tmp_path / "a=b c"
     _, _, overrides = parse_command_line([TOY, f"--data_folder={folder}", "--lr", "1"])
     assert overrides == {"data_folder": str(folder), "lr": 1}
+    numbered = [TOY, "--data_folder=/data/set #1", "--mode='max' # not min"]
+    given = parse_command_line(numbered)[2]
+    assert given == {"data_folder": "/data/set #1", "mode": "max"}
+
+
+def test_a_file_that_is_not_run_by_itself_is_one_line():
+    with pytest.raises(HparamsError, match='speech.yaml: .*"separator" is not valid'):
+        load_hparams("hparams/speech.yaml", {"data_folder": "x"})
 
 
 def test_a_placeholder_asks_for_its_value():

@@ -4,7 +4,12 @@ import pytest
 import torch
 from speechbrain.nnet.schedulers import NewBobScheduler, ReduceLROnPlateau
 
-from recipes.schedule import LinearDecay, Steps, update_learning_rate
+from recipes.schedule import (
+    LinearDecay,
+    Steps,
+    total_epochs,
+    update_learning_rate,
+)
 
 
 def rate_after(scheduler, losses):
@@ -56,6 +61,22 @@ def test_steps_follow_each_other():
     assert [steps.at(epoch).first_epoch for epoch in (3, 600, 900)] == [1, 501, 701]
     assert rate_after(Steps([2, 1], [1.0, 0.1], [1, 1]), [None]) == 1.0
     assert rate_after(Steps([2, 1], [1.0, 0.1], [1, 1]), [None] * 2) == 0.1
+
+
+@pytest.mark.parametrize(
+    "change", [{"epochs": [5, 0]}, {"lr": [0, 1]}, {"quantile": [1.5, 1]},
+               {"quantile": [0, 1]}]
+)  # fmt: skip
+def test_steps_of_impossible_numbers_are_refused(change):
+    fine = {"epochs": [5, 2], "lr": [0.1, 0.2], "quantile": [1, 0.5]}
+    Steps(**fine)
+    with pytest.raises(ValueError, match="quantiles above 0 and at most 1"):
+        Steps(**(fine | change))
+
+
+def test_a_length_needs_steps():
+    with pytest.raises(ValueError, match="lr_scheduler=None: music recipes need"):
+        total_epochs(None)
 
 
 def test_one_step_alone_begins_with_epoch_one():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modules.checkpoints import NonFiniteWeights
 from modules.dataset import Batch, EpochSampler
-from recipes.hparams import load_hparams
+from recipes.hparams import HparamsError, load_hparams
 from recipes.separation import NonFiniteTraining, Separation
 from tests.toy import ToySeparator
 
@@ -333,3 +333,9 @@ def test_ema_follows_the_steps_that_were_taken(make_brain):
     with brain.ema.applied():
         assert not torch.equal(weights(brain), live)
     assert torch.equal(weights(brain), live)
+
+
+@pytest.mark.parametrize("decay", [1, -0.5])
+def test_a_decay_out_of_range_is_one_line(make_brain, decay):
+    with pytest.raises(HparamsError, match=r"ema_decay must be in \[0, 1\)"):
+        make_brain(ema_decay=decay)
