@@ -58,7 +58,7 @@ def verify_rows(
     workers = workers or ((os.cpu_count() or 1) if stems else THREADS)
     with (
         tqdm(total=len(rows), desc=desc, unit=" rows", smoothing=0) as bar,
-        ThreadPoolExecutor(workers) as threads,
+        ThreadPoolExecutor(max(1, workers)) as threads,
     ):
         for place, faults in zip(rows, threads.map(check, rows.values()), strict=True):
             bar.update()

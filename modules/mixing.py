@@ -276,6 +276,8 @@ class DynamicMixing(Dataset):
             number = int(rng.integers(len(self.rooms)))
             heard = self.rooms.in_room(src_ST.numpy(), number)
             src_ST, image_ST = map(torch.from_numpy, heard)
+            if not src_ST.any(1).all():  # what is left of it has not arrived yet
+                return None
             src_ST = image_ST if self.targets == "reverb" else src_ST
         waves = [_sum(image_ST, noise_T), src_ST, *([noise_T] if noise_file else [])]
         extremes = [extreme for wave in waves for extreme in torch.aminmax(wave)]

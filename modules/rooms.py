@@ -41,6 +41,9 @@ from data_prep.manifest import DataError
 SPEED_OF_SOUND = 343.0
 TAPS = 81
 STEPS = 20
+# A source with less of its energy than this at the microphone has not arrived; what
+# there is comes of rounding in the convolution.
+ARRIVED = 1e-9
 # Images are worked on so many at a time: what fits into a processor's cache.
 CHUNK = 2**15
 
@@ -243,7 +246,8 @@ class RoomPool:
         -------
         tuple[np.ndarray, np.ndarray]
             Anechoic and reverberant sources, float32 [S, T]. An anechoic source has the
-            energy of the dry one, its reverberant twin the same gain.
+            energy of the dry one, its reverberant twin the same gain. A source that
+            does not arrive before the end is silent.
         """
         anechoic_ST, reverb_ST = (
             scipy.signal.oaconvolve(src_ST, response_ST[: len(src_ST)], axes=1)
@@ -251,8 +255,14 @@ class RoomPool:
         )
         frames = src_ST.shape[1]
         anechoic_ST, reverb_ST = anechoic_ST[:, :frames], reverb_ST[:, :frames]
-        energy_S = np.square(anechoic_ST).sum(1, keepdims=True)
-        gain_S = np.sqrt(np.square(src_ST).sum(1, keepdims=True) / energy_S)
+        energy_S, dry_S = (
+            np.square(wave_ST).sum(1, keepdims=True)
+            for wave_ST in (anechoic_ST, src_ST)
+        )
+        power_S = np.divide(
+            dry_S, energy_S, out=0 * dry_S, where=energy_S > ARRIVED * dry_S
+        )
+        gain_S = np.sqrt(power_S)
         return (
             np.asarray(gain_S * anechoic_ST, np.float32),
             np.asarray(gain_S * reverb_ST, np.float32),

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -140,7 +140,7 @@ class UtterancePool:
             raise DataError(f"{root}: no such folder of utterances")
         paths = sorted(
             os.path.join(place, name)
-            for place, _, names in os.walk(root, followlinks=True)
+            for place, names in _walk(root)
             for name in names
             if name.lower().endswith(SUFFIXES) and not name.startswith(".")
         )
@@ -242,6 +242,19 @@ class UtterancePool:
         if not usable:
             raise DataError(f"{origin}: no file can be used; the first is {faults[0]}")
         return cls(usable)
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Folders under a root and the files in each; links are followed, but only once."""
+    seen = set()
+    for place, folders, names in os.walk(root, followlinks=True):
+        folders.sort()
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield place, names
 
 
 def _speaker_rule(

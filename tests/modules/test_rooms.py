@@ -166,6 +166,11 @@ def test_talkers_in_a_room(pool):
         size = np.abs(dry_ST[number]).max()
         assert np.abs(anechoic_ST[number] - gain * parts[0]).max() < 1e-5 * size
         assert np.abs(reverb_ST[number] - gain * parts[1]).max() < 1e-5 * size
+    late_ST = dry_ST.copy()
+    late_ST[0, :-3] = 0  # cannot arrive before the end
+    anechoic_late_ST, reverb_late_ST = pool.in_room(late_ST, 1)
+    assert not anechoic_late_ST[0].any() and not reverb_late_ST[0].any()
+    assert np.abs(anechoic_late_ST[1] - anechoic_ST[1]).max() < 1e-6
     alone_ST, _ = pool.in_room(dry_ST[:1], 1)
     assert np.abs(alone_ST - anechoic_ST[:1]).max() < 1e-5
 

@@ -179,6 +179,15 @@ def test_what_a_pipe_has_written_is_whole(tmp_path):
     assert talk.frames == RATE
 
 
+def test_links_are_followed_but_not_in_circles(tree, tmp_path):
+    place = tmp_path / "linked"
+    place.mkdir()
+    (place / "talkers").symlink_to(tree / "si_tr_s")
+    (tree / "si_tr_s" / "40n" / "up").symlink_to("..")
+    (place / "again").symlink_to(tree / "si_tr_s" / "a2b")
+    assert sorted(counts(UtterancePool.scan(place)).values()) == [1, 2, 3]
+
+
 def test_nothing_usable_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         UtterancePool.scan(tmp_path / "none")
