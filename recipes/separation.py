@@ -521,6 +521,7 @@ class Separation(Evaluation):
         if self.log is not None:
             self.log.epoch(epoch, {"train": train | {"lr": lr}, "valid": metrics})
             self.log.curves()
+        flag = sb.core.INTRA_EPOCH_CKPT_FLAG
         self.checkpointer.save_and_keep_only(
             meta={
                 "epoch": epoch,
@@ -531,6 +532,13 @@ class Separation(Evaluation):
             num_to_keep=self.hparams.keep_checkpoints,
             max_keys=[self.monitor],
             importance_keys=[],
+            # One from within the epoch must not take the place of an epoch's.
+            ckpt_predicate=lambda ckpt: flag not in ckpt.meta,
+        )
+        self.checkpointer.delete_checkpoints(
+            num_to_keep=0,
+            ckpt_predicate=lambda ckpt: flag in ckpt.meta,
+            verbosity=logging.DEBUG,
         )
 
     def _save_intra_epoch_ckpt(self) -> None:

@@ -543,3 +543,10 @@ def test_an_epoch_is_logged_once_although_its_checkpoint_was_lost(
     monkeypatch.undo()
     train.main(toy_arguments(N_epochs=1))
     assert log.read_text().count("epoch: 1,") == 1
+
+
+def test_checkpoints_within_epochs_take_no_place_of_whole_ones(toy_arguments, tmp_path):
+    options = {"average_last": 2, "keep_checkpoints": 2, "valid_every": 0}
+    train.main(toy_arguments(ckpt_interval_steps=2, **options))
+    kept = (tmp_path / "run" / "save").glob("CKPT+*/CKPT.yaml")
+    assert sorted(yaml.safe_load(path.read_text())["epoch"] for path in kept) == [1, 2]
