@@ -265,6 +265,18 @@ def frames_before_speed(num_frames: int, percent: int) -> int:
     return -(-num_frames * percent // 100)
 
 
+def check_speeds(percents: Sequence[int] | None) -> None:
+    """Refuse speeds that `change_speed` cannot make; None and none are right.
+
+    Raises
+    ------
+    ValueError
+        One is not a whole percentage above 0.
+    """
+    if any(percent != int(percent) or percent < 1 for percent in percents or ()):
+        raise ValueError(f"speed_changes are whole percentages above 0, not {percents}")
+
+
 def change_speed(wave_T: Tensor, percent: int) -> Tensor:
     """Play at `percent` of the speed; pitch and tempo move together.
 

@@ -25,6 +25,7 @@ from data_prep.manifest import DataError, Row
 from modules.audio import (
     AudioError,
     change_speed,
+    check_speeds,
     frames_before_speed,
     read_audio,
     refuse_fault,
@@ -149,6 +150,7 @@ class ManifestDataset(Dataset):
         check_sums: bool = True,
         strict: bool = False,
     ) -> None:
+        check_speeds(speed_changes)
         self.rows = list(rows)
         self.sample_rate = sample_rate
         self.segment = segment_seconds and round(segment_seconds * sample_rate)

@@ -34,7 +34,7 @@ from torch.utils.data import Dataset
 
 from data_prep.faults import LARGEST_PEAK
 from data_prep.manifest import DataError
-from modules.audio import AudioError, read_audio, refuse_fault, resample
+from modules.audio import AudioError, check_speeds, read_audio, refuse_fault, resample
 from modules.dataset import Example, ExampleKey
 from modules.loudness import loudness_db
 from modules.randomness import numpy_rng
@@ -171,12 +171,7 @@ class DynamicMixing(Dataset):
                 f"dynamic mixing of {num_spks} speakers needs as many, but there are "
                 f"only {pool}: {', '.join(pool.speakers)}"
             )
-        if any(
-            percent != int(percent) or percent < 1 for percent in speed_changes or ()
-        ):
-            raise ValueError(
-                f"speed_changes are whole percentages above 0, not {speed_changes}"
-            )
+        check_speeds(speed_changes)
         if len(noise_snr_db) != 2 or noise_snr_db[0] > noise_snr_db[1]:
             raise ValueError(f"noise_snr_db is [least, most] in dB, not {noise_snr_db}")
         if targets not in ("anechoic", "reverb"):

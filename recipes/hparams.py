@@ -18,6 +18,7 @@ import argparse
 import copy
 import dataclasses
 import io
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -261,7 +262,10 @@ def _parse_value(name: str, text: str) -> Any:
         raise HparamsError(f"--{name}: {text!r} is not valid YAML") from error
     # A path may hold ` #`, and there is nobody to write a comment to.
     is_cut = isinstance(value, str) and " #" in text and text[:1] not in "'\""
-    return text if is_cut else value
+    value = text if is_cut else value
+    # A shell expands only the `~` that begins a word.
+    is_home = isinstance(value, str) and value.startswith("~/")
+    return os.path.expanduser(value) if is_home else value
 
 
 def _typed_run_options(arguments: list[str]) -> RunOptions:

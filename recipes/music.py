@@ -247,6 +247,9 @@ class MusicSeparation(Separation):
         """
         hparams = self.hparams
         self._check_evaluation()
+        rates = hparams.lr_scheduler.rates
+        if hparams.lr not in rates:
+            logger.warning(f"lr={hparams.lr} has no effect: lr_scheduler says {rates}")
         rows = {
             name: read_manifest(path, len(self.stems), stems=True)
             for name, path in manifests.items()

@@ -40,7 +40,7 @@ _POSITIVE = {
     *("segment_seconds", "train_seconds", "stride_seconds", "eval_chunk_seconds"),
 }
 _CAN_BE_OFF = {"augmentation", "lr_scheduler"}  # objects that nothing needs
-_NOT_NEGATIVE = {"average_last", "shifts"}
+_NOT_NEGATIVE = {"average_last", "shifts", "seed"}
 _NAMES = {
     bool: "True or False",
     int: "an integer",

@@ -104,6 +104,7 @@ class Steps:
         numbers = range(1, len(epochs) + 1)
         if only is not None and only not in numbers:
             raise ValueError(f"step={only}: there are steps 1 to {len(epochs)}")
+        self.rates = [*lr]
         self.steps: list[Step] = []
         self.total = 0
         for number, *settings in zip(numbers, epochs, lr, quantile, strict=True):

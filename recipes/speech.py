@@ -14,11 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_prep.manifest import DataError, Row, read_manifest
 from modules import distributed
+from modules.audio import AudioError
 from modules.dataset import Batch, ManifestDataset
 from modules.losses import pit_neg_si_snr
 from modules.metrics import score_example
 from modules.mixing import DynamicMixing, UtterancePool
 from modules.rooms import RoomPool
+from recipes.hparams import HparamsError
 from recipes.separation import Separation, Terms
 
 logger = logging.getLogger(__name__)
@@ -80,6 +82,8 @@ class SpeechSeparation(Separation):
         ------
         DataError
             An empty set, a wrong sample rate, a missing file.
+        HparamsError
+            A setting of the training set that is no such thing.
         """
         rows = {
             name: read_manifest(path, self.hparams.num_spks, self.hparams.sample_rate)
@@ -96,12 +100,14 @@ class SpeechSeparation(Separation):
             )
             return self.loader(files, size)
 
+        try:
+            training_set = self._training_set(rows["train"])
+        except (DataError, AudioError):
+            raise
+        except ValueError as error:  # a setting that is no such thing
+            raise HparamsError(str(error)) from error
         return (
-            self.loader(
-                self._training_set(rows["train"]),
-                self.hparams.batch_size,
-                training=True,
-            ),
+            self.loader(training_set, self.hparams.batch_size, training=True),
             whole("valid"),
             whole("test"),
         )

@@ -166,6 +166,12 @@ def test_a_batch_too_small_for_truncation_is_refused_with_the_reason(arguments):
         train.main(arguments(truncation="ccom", batch_size=1))
 
 
+def test_a_rate_without_effect_is_said(arguments, tmp_path):
+    train.main(arguments(valid_tracks=0, lr=0.5))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "lr=0.5 has no effect: lr_scheduler says [0.01, 0.001]" in log
+
+
 def test_without_validation_and_test_the_newest_weights_are_kept(arguments, tmp_path):
     train.main(arguments(valid_tracks=0))
     run = tmp_path / "run"

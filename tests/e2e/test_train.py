@@ -464,6 +464,13 @@ def test_an_accepted_batch_size_leaves_out_nothing_of_the_epoch(
     assert steps == [1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.parametrize("dynamic_mixing", [True, False])
+def test_speeds_that_are_none_are_one_line(toy_arguments, dynamic_mixing):
+    settings = {"speed_changes": "[0,100]", "dynamic_mixing": dynamic_mixing}
+    with pytest.raises(HparamsError, match="whole percentages above 0, not"):
+        train.main(toy_arguments(**settings))
+
+
 def test_never_validated_the_newest_is_tested(toy_arguments, tmp_path):
     train.main(toy_arguments(valid_every=0))
     log = (tmp_path / "run" / "train_log.txt").read_text()

@@ -217,6 +217,7 @@ def test_a_misspelt_key_names_its_neighbour_nested_or_not(argument, message):
         ("--speed_changes=[95, x]", "[95, x]: expected a list (each item an integer)"),
         ("--select={threshold: a}", "select[threshold]=a: expected a number, as its"),
         ("--optimizer=5", "optimizer=5: expected keys and values"),
+        ("--seed=-1", "seed=-1: must not be negative"),
         ("--select=null", "select=null: expected keys and values"),
         ("--mode=[1]", "mode=[1]: expected text, as its default min"),
     ],
@@ -240,6 +241,7 @@ def test_a_value_of_the_wrong_type_says_what_is_expected(argument, expected):
         ("--experiment_name=007", "experiment_name", "007"),
         ("--base_folder_dm=5", "base_folder_dm", "5"),
         ("--lr_scheduler=null", "lr_scheduler", None),
+        ("--base_folder_dm=~/talkers", "base_folder_dm", f"{Path.home()}/talkers"),
     ],
 )
 def test_a_value_of_the_right_type_arrives(argument, key, value):
