@@ -19,7 +19,7 @@ from modules.checkpoints import AtomicCheckpointer
 @target(
     "R13",
     "the 300th save takes at most 1.5 times the first ones; digest and flush: at most "
-    "4 times the CPU of a stock save, 3.5 times its time (or 1.5 times a flushed one's)",
+    "4 times the CPU of a stock save, 3.5 times its time (1.5 times a flushed one's)",
     "grows by 2 to 3 ms a save",
 )
 def saving_cost(bench: Bench) -> Outcome:
