@@ -50,7 +50,8 @@ class Example(NamedTuple):
 
     Sources that are not in the mixture as they are (anechoic targets) do not add up.
     `mix` is [T] or [C, T], `src` [S, T] or [S, C, T], `noise` like `mix`. `origins`
-    says for each source what it was cut from, where that can differ from `id`.
+    says for each source what it was cut from, where that can differ from `id`. `note`
+    is what a log should say of the files.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Example(NamedTuple):
     src: Tensor
     noise: Tensor | None = None
     origins: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass
@@ -70,6 +72,7 @@ class Batch:
     length_B: Tensor
     counts_B: Tensor
     origins: list[tuple[str, ...]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def to(self, device: str | torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
@@ -199,35 +202,32 @@ class ManifestDataset(Dataset):
             if self.check_sums and (epoch <= 1 or not row.images):
                 summed_ST = read_all(row.images) if row.images else src_ST
                 noise = () if noise_T is None else (noise_T.numpy(),)
-                refuse_sum(row, mix_T.numpy(), *summed_ST.numpy(), *noise)
+                fault = odd_sum(row, mix_T.numpy(), *summed_ST.numpy(), *noise)
+                if fault:
+                    raise AudioError(
+                        f"{fault}; make it anew, or, for recordings and coded "
+                        "mixtures, set --check_sums=False"
+                    )
         return Example(row.id, mix_T, src_ST, noise_T)
 
 
-def refuse_sum(row: Row, mixture: np.ndarray, *parts: np.ndarray) -> None:
-    """Raise for a mixture that is not the sum of its parts.
+def odd_sum(row: Row, mixture: np.ndarray, *parts: np.ndarray) -> str:
+    """That a mixture is not the sum of its parts, with its name; empty where it is.
 
     Arguments
     ---------
     row : Row
         Where the waves are from.
     mixture, *parts : np.ndarray
-        [T] or [C, T], all the same.
-
-    Raises
-    ------
-    AudioError
-        Off by more than `data_prep.faults.SUM_TOLERANCE`. Where a sample is not finite
-        nothing is raised: that is another fault.
+        [T] or [C, T], all the same. May be off by `data_prep.faults.SUM_TOLERANCE`;
+        where a sample is not finite nothing is said: that is another fault.
     """
     distance = distance_from_sum(mixture, parts)
     if distance <= SUM_TOLERANCE:
-        return
+        return ""
     peak = float(max(np.abs(wave).max() for wave in (mixture, *parts)))
-    if fault := sum_fault(row, distance, peak):
-        raise AudioError(
-            f"{row.mixture}: {fault}; make it anew, or, for recordings and coded "
-            "mixtures, set --check_sums=False"
-        )
+    fault = sum_fault(row, distance, peak)
+    return fault and f"{row.mixture}: {fault}"
 
 
 def collate_crops(pairs: Sequence[tuple[Example, bool]]) -> Batch:
@@ -264,6 +264,7 @@ def _collate(
         length_B=torch.tensor(lengths),
         counts_B=torch.tensor([counts for _, counts in pairs]),
         origins=[example.origins for example, _ in pairs],
+        notes=[example.note for example, counts in pairs if example.note and counts],
     )
 
 

@@ -39,8 +39,8 @@ from torch.utils.data import Dataset
 
 from data_prep.faults import SILENT_PEAK, level_fault
 from data_prep.manifest import DataError, Row, write_text
-from modules.audio import AudioError, read_stereo, refuse_fault, resample
-from modules.dataset import STREAM_ORDER, Example, ExampleKey, refuse_sum
+from modules.audio import read_stereo, refuse_fault, resample
+from modules.dataset import STREAM_ORDER, Example, ExampleKey, odd_sum
 from modules.pitch import change_pitch_and_tempo
 from modules.randomness import numpy_rng
 
@@ -278,8 +278,8 @@ class StemDataset(Dataset):
     seed : int
         Together with (epoch, index) it decides every draw.
     check_sums : bool
-        Raise an `AudioError` for a mixture file of a whole track that is not the sum
-        of its stems.
+        Note a mixture file of a whole track that is not the sum of its stems. That is
+        no error: finished music often went through a limiter.
 
     Raises
     ------
@@ -398,14 +398,14 @@ class StemDataset(Dataset):
             wave_CT = resample(wave_CT, row.sample_rate, self.sample_rate)
             return self.levels[row.id].normalize(wave_CT) if self.levels else wave_CT
 
-        waves = [read(path) for path in row.sources]
+        waves, note = [read(path) for path in row.sources], ""
         if row.mixture:
             whole_CT = read(row.mixture)
-            if self.check_sums:
-                _refuse_sum(row, whole_CT, waves)
+            note = _odd_sum(row, whole_CT, waves) if self.check_sums else ""
         src_SCT = torch.stack([made(without_offset(wave_CT)) for wave_CT in waves])
         mix_CT = made(whole_CT) if row.mixture else src_SCT.sum(0)
-        return Example(row.id, mix_CT, src_SCT, origins=(row.id,) * len(row.sources))
+        origins = (row.id,) * len(row.sources)
+        return Example(row.id, mix_CT, src_SCT, origins=origins, note=note)
 
     # ------------------------------------------------------------- which segments
 
@@ -522,19 +522,20 @@ def _is_sound(wave_CT: Tensor) -> bool:
     return not level_fault(float(low), float(high))
 
 
-def _refuse_sum(row: Row, mix_CT: Tensor, stems: Sequence[Tensor]) -> None:
-    """Raise for a mixture that is not the sum of its stems, if these are all stems."""
+def _odd_sum(row: Row, mix_CT: Tensor, stems: Sequence[Tensor]) -> str:
+    """That a mixture is not the sum of its stems, if these are all stems it has."""
     mixture, parts = mix_CT.numpy(), [wave_CT.numpy() for wave_CT in stems]
-    try:
-        refuse_sum(row, mixture, *parts)
-    except AudioError:
-        known = {Path(path) for path in row.files}
-        suffixes = {path.suffix for path in known}
-        there = Path(row.mixture).parent.iterdir()
-        if any(path.suffix in suffixes and path not in known for path in there):
-            return  # `sources` names some of the stems only
-        # A file of integers cannot hold what is over full scale.
-        refuse_sum(row, mixture, np.clip(np.sum(parts, axis=0), -1, 1))
+    fault = odd_sum(row, mixture, *parts)
+    if not fault:
+        return ""
+    known = {Path(path) for path in row.files}
+    suffixes = {path.suffix for path in known}
+    there = Path(row.mixture).parent.iterdir()
+    if any(path.suffix in suffixes and path not in known for path in there):
+        return ""  # `sources` names some of the stems only
+    # A file of integers cannot hold what is over full scale.
+    clipped = odd_sum(row, mixture, np.clip(np.sum(parts, axis=0), -1, 1))
+    return fault if clipped else ""
 
 
 @lru_cache(maxsize=4)

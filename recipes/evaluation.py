@@ -48,7 +48,7 @@ class Evaluation(sb.Brain):
     stop_request: StopRequest
     epoch: int
     summary: dict | None = None  # of the last validation or test
-    _silence_said: set[Stage]
+    _noted: set[Stage]
 
     #: Validation metric that ranks checkpoints and drives the plateau; higher: better.
     monitor = "si_snr"
@@ -180,6 +180,7 @@ class Evaluation(sb.Brain):
             self.audio_saved = 0
             self.nonfinite_outputs = 0
             self.silent: list[str] = []
+            self.notes: list[str] = []
 
     def separate(self, mix_BT: Tensor) -> Tensor:
         """Run the bare network on whole mixtures, in chunks when they are long.
@@ -208,7 +209,7 @@ class Evaluation(sb.Brain):
             for name, entry in self.summary["metrics"].items()
         }
         self.table_summary |= self.set_scores(stage)
-        self._say_silent(stage)
+        self._say_once(stage)
         if any(distributed.gather_objects(self.nonfinite_outputs)):
             logger.warning("the network's output is not finite for some examples")
             self.table_summary[self.monitor] = math.nan
@@ -232,16 +233,25 @@ class Evaluation(sb.Brain):
         is_silent = bool((target_ST.var(-1, correction=0) <= SILENCE).any())
         return [id_] if is_silent else []
 
-    def _say_silent(self, stage: Stage) -> None:
-        """Name, once for each set, the targets that have no score."""
-        everyone = distributed.gather_objects(self.silent)
-        names = [name for names in everyone for name in names]
-        is_new = stage not in self._silence_said
-        self._silence_said.add(stage)
-        if names and is_new and sb.utils.distributed.if_main_process():
+    def _say_once(self, stage: Stage) -> None:
+        """Name, once for each set, targets without a score and what is odd of files."""
+        lists = distributed.gather_objects((self.silent, self.notes))
+        silent, notes = (
+            [line for part in parts for line in part]
+            for parts in zip(*lists, strict=True)
+        )
+        is_new = stage not in self._noted
+        self._noted.add(stage)
+        if not (is_new and sb.utils.distributed.if_main_process()):
+            return
+        name = stage.name.lower()
+        if silent:
             logger.warning(
-                f"{stage.name.lower()}: silent targets have no score: "
-                f"{listed(names, len(names))}"
+                f"{name}: silent targets have no score: {listed(silent, len(silent))}"
+            )
+        if notes:
+            logger.warning(
+                f"{name}: {listed(notes, len(notes))}; check_sums=False says no more"
             )
 
     def set_scores(self, stage: Stage) -> dict[str, float]:

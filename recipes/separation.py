@@ -116,7 +116,7 @@ class Separation(Evaluation):
         self.stop_request = StopRequest()
         self.settings: Settings = {}
         self._stop_agreed = False
-        self._silence_said: set[Stage] = set()
+        self._noted: set[Stage] = set()
         self.output_folder = Path(self.hparams.output_folder)
         self.is_trial = self.debug and not self.debug_persistently
         if self.is_trial:
@@ -593,6 +593,7 @@ class Separation(Evaluation):
         if stage == Stage.TEST and self.stop_request.received is not None:
             raise StopRun("stopped during the test; --test_only runs it again")
         batch = batch.to(self.device)
+        self.notes += batch.notes
         values = []
         for index in range(len(batch.ids)):
             if not batch.counts_B[index]:

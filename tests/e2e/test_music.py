@@ -166,6 +166,17 @@ def test_a_batch_too_small_for_truncation_is_refused_with_the_reason(arguments):
         train.main(arguments(truncation="ccom", batch_size=1))
 
 
+def test_a_mixture_that_is_not_the_sum_is_noted_once_a_set(arguments, tmp_path):
+    songs = make_songs(tmp_path / "songs")
+    stems = [soundfile.read(songs / "track0" / f"{s}.wav")[0] for s in ("low", "high")]
+    place = songs / "track0" / "mixture.wav"
+    soundfile.write(place, 0.5 * sum(stems), RATE, subtype="FLOAT")
+    train.main(arguments(data_folder=songs))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    for stage in ("valid", "test"):
+        assert log.count(f"{stage}: {place}: is not the sum of its stems (off by") == 1
+
+
 def test_a_rate_without_effect_is_said(arguments, tmp_path):
     train.main(arguments(valid_tracks=0, lr=0.5))
     log = (tmp_path / "run" / "log.txt").read_text()
