@@ -72,11 +72,8 @@ def damaged_files(bench: Bench) -> Outcome:
         "speech": DAMAGES[: bench.count(1, 1, 4)],
         "music": DAMAGES[-bench.count(1, 1, 4) :],
     }
-
-    def part(name: str, recipe: Recipe, outcome: Outcome) -> int:
-        return _damaged_run(recipe, bench.folder / name, damages[name], outcome)
-
-    found = side_by_side(outcome, both(bench.folder, 7, own), part)
+    recipes = both(bench.folder, 7, own)
+    found = side_by_side(outcome, bench.folder, recipes, _damaged_run, damages)
     recovered += sum(count or 0 for count in found)
     number += sum(map(len, damages.values()))
     outcome.figure = f"{recovered}/{number} damages seen, fell back"
@@ -84,14 +81,14 @@ def damaged_files(bench: Bench) -> Outcome:
 
 
 def _damaged_run(
-    recipe: Recipe, folder: Path, damages: list[Callable], outcome: Outcome
+    recipe: Recipe, folder: Path, outcome: Outcome, damages: dict[str, list[Callable]]
 ) -> int:
     """From how many kinds of damage a killed run recovers with the same bits."""
     straight, killed = folder / "straight", folder / "killed"
     run(recipe.arguments(straight))
     run(recipe.arguments(killed), faults=[{"fault": "die", "epoch": 2, "step": 4}])
     recovered = 0
-    for damage in damages:
+    for damage in damages[recipe.name]:
         damaged = folder / damage.__name__
         shutil.copytree(killed, damaged)
         path = newest(damaged)

@@ -134,18 +134,14 @@ def no_space(bench: Bench) -> Outcome:
             "valid_every": 0,
         },
     }
-
-    def part(name: str, recipe: Recipe, outcome: Outcome) -> list[str]:
-        return _disks(recipe, bench.folder / name, bench.brief, outcome)
-
     recipes = both(bench.folder, 7, own, ballast=BALLAST)
-    tried = side_by_side(outcome, recipes, part)
+    tried = side_by_side(outcome, bench.folder, recipes, _disks, bench.brief)
     said = dict.fromkeys(text for texts in tried for text in texts or ())
     outcome.figure = ", ".join(said) + (": intact" if outcome.passed else "")
     return outcome
 
 
-def _disks(recipe: Recipe, folder: Path, brief: bool, outcome: Outcome) -> list[str]:
+def _disks(recipe: Recipe, folder: Path, outcome: Outcome, brief: bool) -> list[str]:
     """The faults that were tried, in words."""
     straight = folder / "straight"
     run(recipe.arguments(straight))

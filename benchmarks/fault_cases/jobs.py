@@ -46,6 +46,11 @@ class Recipe:
     yaml: Path
     settings: dict[str, object]
 
+    @property
+    def name(self) -> str:
+        """Such as speech."""
+        return self.yaml.stem
+
     def arguments(self, folder: Path, **overrides: object) -> list[str]:
         """Command line of train.py; a value of None stands for a bare flag."""
         settings = self.settings | {"output_folder": folder} | overrides
@@ -439,8 +444,10 @@ def in_parallel(work: Sequence[Callable[[], object]], processes: int = 2) -> lis
 
 def side_by_side(
     outcome: Outcome,
+    folder: Path,
     recipes: Mapping[str, Recipe],
-    part: Callable[[str, Recipe, Outcome], object],
+    part: Callable[..., object],
+    *arguments: object,
 ) -> list:
     """Run a row on its recipes at once; failures are noted with the recipe's name.
 
@@ -448,11 +455,13 @@ def side_by_side(
     ---------
     outcome : Outcome
         Of the row.
+    folder : Path
+        Of the row; each recipe has a folder of its name in it.
     recipes : Mapping[str, Recipe]
         By name.
     part : Callable
-        Given name, recipe and an outcome of its own, in a process of its own; returns
-        figures that JSON can hold.
+        Given recipe, folder, an outcome of its own and the arguments, in a process of
+        its own; returns figures that JSON can hold.
 
     Returns
     -------
@@ -463,7 +472,7 @@ def side_by_side(
     def call(name: str, recipe: Recipe) -> tuple[object, list[str]]:
         own, figures = Outcome(), None
         try:
-            figures = part(name, recipe, own)
+            figures = part(recipe, folder / name, own, *arguments)
         except Exception as error:
             own.expect(False, f"{type(error).__name__}: {error}")
         return figures, own.failures

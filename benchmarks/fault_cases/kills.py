@@ -63,11 +63,7 @@ def kill_9(bench: Bench) -> Outcome:
     }
     heavy = {"ckpt_interval_steps": INTERVAL, "ballast": 1_000_000, "dropout": 0.1}
     recipes = both(bench.folder, 4 * share + 12, own, **heavy)
-
-    def part(name: str, recipe: Recipe, outcome: Outcome) -> tuple[int, int]:
-        return _kill_often(recipe, bench.folder / name, share, outcome)
-
-    reached = side_by_side(outcome, recipes, part)
+    reached = side_by_side(outcome, bench.folder, recipes, _kill_often, share)
     kills, again = zip(*(r or (0, 0) for r in reached), strict=True)
     outcome.figure = (
         f"{sum(kills)}/{2 * share} kills recovered, at most {max(again)} of {INTERVAL} "
@@ -77,7 +73,7 @@ def kill_9(bench: Bench) -> Outcome:
 
 
 def _kill_often(
-    recipe: Recipe, folder: Path, kills: int, outcome: Outcome
+    recipe: Recipe, folder: Path, outcome: Outcome, kills: int
 ) -> tuple[int, int]:
     """How many kills a run has recovered from, and the most steps done twice."""
     rng = random.Random(2)
@@ -115,11 +111,7 @@ def kill_rank(bench: Bench) -> Outcome:
     }
     steps = 8 * kills + 24  # half of them on each rank
     recipes = both(bench.folder, steps, own, ckpt_interval_steps=INTERVAL)
-
-    def part(name: str, recipe: Recipe, outcome: Outcome) -> tuple[int, float]:
-        return _kill_ranks(recipe, bench.folder / name, kills, outcome)
-
-    reached = side_by_side(outcome, recipes, part)
+    reached = side_by_side(outcome, bench.folder, recipes, _kill_ranks, kills)
     recovered, slowest = zip(*(r or (0, 0.0) for r in reached), strict=True)
     outcome.figure = (
         f"{sum(recovered)}/{2 * kills} recovered, slowest {max(slowest):.0f} s"
@@ -129,7 +121,7 @@ def kill_rank(bench: Bench) -> Outcome:
 
 
 def _kill_ranks(
-    recipe: Recipe, folder: Path, wanted: int, outcome: Outcome
+    recipe: Recipe, folder: Path, outcome: Outcome, wanted: int
 ) -> tuple[int, float]:
     """How many kills a run has recovered from, and the longest recovery in seconds."""
     rng = random.Random(7)
@@ -178,15 +170,16 @@ def signals(bench: Bench) -> Outcome:
     }
     steps = 30 * rounds + 60
     recipes = both(bench.folder, steps, own, ckpt_interval_steps=1000)
-
-    def part(name: str, recipe: Recipe, outcome: Outcome) -> tuple:
-        numbers = TO_TORCHRUN[name][: bench.count(1, 2, 2)]
-        if bench.nightly:
-            numbers = [*SIGNALS, signal.SIGKILL]
-        return _signals(recipe, bench.folder / name, rounds, numbers, outcome)
-
-    reached = [r or (0, 0, 0.0, 0.0) for r in side_by_side(outcome, recipes, part)]
-    numbers, lost, slowest, ranks = zip(*reached, strict=True)
+    to_torchrun = {
+        name: [*SIGNALS, signal.SIGKILL] if bench.nightly else few[: 1 + (rounds > 1)]
+        for name, few in TO_TORCHRUN.items()
+    }
+    reached = side_by_side(
+        outcome, bench.folder, recipes, _signals, rounds, to_torchrun
+    )
+    numbers, lost, slowest, ranks = zip(
+        *(r or (0, 0, 0.0, 0.0) for r in reached), strict=True
+    )
     outcome.figure = (
         f"{sum(numbers)} signals, {max(lost)} steps lost, slowest {max(slowest):.1f} "
         f"s, ranks {max(ranks):.1f} s" + (", same bits" if outcome.passed else "")
@@ -197,9 +190,9 @@ def signals(bench: Bench) -> Outcome:
 def _signals(
     recipe: Recipe,
     folder: Path,
-    rounds: int,
-    to_torchrun: list[signal.Signals],
     outcome: Outcome,
+    rounds: int,
+    to_torchrun: dict[str, list[signal.Signals]],
 ) -> tuple[int, int, float, float]:
     """How many signals, steps lost, the longest stop in seconds, and that of ranks."""
     rng = random.Random(8)
@@ -224,7 +217,7 @@ def _signals(
 
     straight, stopped = folder / "straight_ranks", folder / "stopped_ranks"
     run_ranks(recipe.arguments(straight))
-    for number in to_torchrun:
+    for number in to_torchrun[recipe.name]:
         seconds = _signal_torchrun(recipe, stopped, number, outcome)
         lost = max(lost, logged_steps(stopped) - saved_step(stopped))
         slowest_ranks = max(slowest_ranks, seconds)
@@ -235,7 +228,7 @@ def _signals(
     outcome.expect(lost == 0, f"{lost} steps lost")
     outcome.expect(slowest <= 10, f"took {slowest:.1f} s")
     outcome.expect(slowest_ranks <= GRACE, f"ranks took {slowest_ranks:.1f} s")
-    return 3 * rounds + len(to_torchrun), lost, slowest, slowest_ranks
+    return 3 * rounds + len(to_torchrun[recipe.name]), lost, slowest, slowest_ranks
 
 
 def _signal_torchrun(

@@ -59,7 +59,7 @@ def slope_of(samples: list[Sample]) -> float:
     return 1000 * float(np.polyfit(steps, megabytes, 1)[0])
 
 
-def watch(recipe: Recipe, steps: int, folder: Path, outcome: Outcome) -> str:
+def watch(recipe: Recipe, folder: Path, outcome: Outcome, steps: int) -> str:
     """Run a recipe for so many steps and look at it all the while; returns figures."""
     job, samples = Job(recipe.arguments(folder), env={DRAW: "1"}), []
     while job.poll() is None and len(job.steps) < steps:
@@ -142,10 +142,6 @@ def demos(folder: Path, steps: int) -> dict[str, Recipe]:
 def long_runs(bench: Bench, recipes: Mapping[str, Recipe], steps: int) -> Outcome:
     """Recipes for so many steps, side by side."""
     outcome = Outcome()
-
-    def part(name: str, recipe: Recipe, outcome: Outcome) -> str:
-        return watch(recipe, steps, bench.folder / name, outcome)
-
-    lines = side_by_side(outcome, recipes, part)
+    lines = side_by_side(outcome, bench.folder, recipes, watch, steps)
     outcome.figure = "; ".join(map("{}: {}".format, recipes, lines))
     return outcome

@@ -57,11 +57,11 @@ CHANGES: dict[str, dict[str, tuple[object, str]]] = {
 }
 
 
-def changed(name: str, recipe: Recipe, folder: Path, outcome: Outcome) -> None:
+def changed(recipe: Recipe, folder: Path, outcome: Outcome) -> None:
     """Each change is listed with both values, and taken on with the flag."""
     run(recipe.arguments(folder), faults=[{"fault": "die", "epoch": 2, "step": 4}])
     before = saved_step(folder)
-    for key, (value, text) in CHANGES[name].items():
+    for key, (value, text) in CHANGES[recipe.name].items():
         job = run(recipe.arguments(folder, **{key: value}))
         outcome.expect(
             job.status == 1 and text in job.last_line,
@@ -73,7 +73,7 @@ def changed(name: str, recipe: Recipe, folder: Path, outcome: Outcome) -> None:
         f"2 processes for 1: exit {ranks[0].status}, {ranks[0].last_line}",
     )
     outcome.expect(saved_step(folder) == before, "a refused job changed something")
-    everything = {key: value for key, (value, _) in CHANGES[name].items()}
+    everything = {key: value for key, (value, _) in CHANGES[recipe.name].items()}
     job = run(recipe.arguments(folder, **everything, allow_changes=True))
     log = (folder / "train_log.txt").read_text()
     outcome.expect(
@@ -136,19 +136,20 @@ def wrong_use(bench: Bench) -> Outcome:
         "speech": {},
         "music": {"grad_accumulation_factor": 2, "num_workers": 1, "ema_decay": 0.9},
     }
-
-    def part(name: str, recipe: Recipe, outcome: Outcome) -> None:
-        folder = bench.folder / name
-        straight = folder / "straight"
-        run(recipe.arguments(straight))
-        two_jobs(recipe, straight, folder / "two", outcome)
-        changed(name, recipe, folder / "changed", outcome)
-        if not bench.brief:
-            free_settings(recipe, straight, folder / "free", outcome)
-            clock_set_back(recipe, straight, folder / "clock", outcome)
-
-    side_by_side(outcome, both(bench.folder, 7, own), part)
+    recipes = both(bench.folder, 7, own)
+    side_by_side(outcome, bench.folder, recipes, _wrong_use, bench.brief)
     odd_meta(bench.folder / "meta", outcome)
     count = 17 if bench.brief else 21
     outcome.figure = f"{count - len(outcome.failures)}/{count} as they should"
     return outcome
+
+
+def _wrong_use(recipe: Recipe, folder: Path, outcome: Outcome, brief: bool) -> None:
+    """All that a user of this recipe may get wrong."""
+    straight = folder / "straight"
+    run(recipe.arguments(straight))
+    two_jobs(recipe, straight, folder / "two", outcome)
+    changed(recipe, folder / "changed", outcome)
+    if not brief:
+        free_settings(recipe, straight, folder / "free", outcome)
+        clock_set_back(recipe, straight, folder / "clock", outcome)

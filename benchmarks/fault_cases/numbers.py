@@ -41,13 +41,8 @@ def nan_in_training(bench: Bench) -> Outcome:
         "music": {"grad_accumulation_factor": 2, "ema_decay": 0.9, "num_workers": 1},
     }
     recipes = both(bench.folder, 12, own, nonfinite_patience=PATIENCE)
-
-    def part(name: str, recipe: Recipe, outcome: Outcome) -> None:
-        nan_once(recipe, bench.folder / name, outcome)
-        mean_without(recipe, bench.folder / name, outcome)
-        nan_for_good(recipe, bench.folder / name, outcome)
-
-    side_by_side(outcome, recipes, part)
+    for fault in (nan_once, mean_without, nan_for_good):
+        side_by_side(outcome, bench.folder, recipes, fault)
     outcome.figure = (
         f"finite after 1 NaN, exit 1 after {PATIENCE} in a row, restart ends with the "
         "same bits"

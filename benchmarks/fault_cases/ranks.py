@@ -76,13 +76,10 @@ def ranks_agree(bench: Bench) -> Outcome:
             examples_per_epoch=28,
         ),
     }
-
-    def part(name: str, recipe: Recipe, outcome: Outcome) -> float | None:
+    for name, recipe in recipes.items():
         # Adam would make full steps of the rounding of a gradient that is zero.
         recipe.yaml = recipe.yaml.with_name(f"{name}_sgd.yaml")
-        return _two_for_one(recipe, bench.folder / name, outcome)
-
-    off = side_by_side(outcome, recipes, part)
+    off = side_by_side(outcome, bench.folder, recipes, _two_for_one)
     outcome.figure = (
         f"off 1 x 2B by {max(value or 0.0 for value in off):.1e}, ranks bit-equal"
         if outcome.passed
