@@ -150,7 +150,11 @@ class LossTruncation:
         if self.pool == "world":
             self._remember(loss_NK, self.batches * len(loss_NK))
         else:
-            self._remember(loss_NK[~loss_NK.isnan().all(1)], self.window)
+            # In the order of the data set: what is forgotten first must not depend on
+            # how many ranks share it.
+            seen_NK = loss_NK.unflatten(0, (world_size(), -1)).transpose(0, 1)
+            seen_NK = seen_NK.flatten(0, 1)
+            self._remember(seen_NK[~seen_NK.isnan().all(1)], self.window)
         if self.pool == "window" and len(self.past_WK) < self.window:
             self.threshold_K = torch.full_like(loss_NK[0], torch.inf)
         else:

@@ -137,6 +137,19 @@ def test_the_window_is_a_window():
     assert running.threshold_K.item() == 1.0
 
 
+def test_what_a_window_forgets_does_not_depend_on_the_ranks(monkeypatch):
+    """Examples are dealt out in turns: of a batch of 4, rank 1 of 2 has the odd ones."""
+    alone, shared = (truncation("running", 0.5, window=6) for _ in range(2))
+    for seed in range(3):
+        loss_NK = losses(4, seed=seed)
+        monkeypatch.setattr(selection, "world_size", lambda: 1)
+        keep = alone(loss_NK)
+        monkeypatch.setattr(selection, "world_size", lambda: 2)
+        order = [0, 2, 1, 3]
+        assert torch.equal(shared(loss_NK[order]), keep[order])
+    assert torch.equal(alone.past_WK, shared.past_WK)
+
+
 def test_a_window_continues_from_a_checkpoint():
     for rule in ("running", "pooled"):
         one, other = (truncation(rule, 0.6, window=16) for _ in range(2))
