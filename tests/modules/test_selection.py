@@ -138,7 +138,7 @@ def test_the_window_is_a_window():
 
 
 def test_what_a_window_forgets_does_not_depend_on_the_ranks(monkeypatch):
-    """Examples are dealt out in turns: of a batch of 4, rank 1 of 2 has the odd ones."""
+    """Examples are dealt out in turns: rank 1 of 2 has the odd ones of a batch."""
     alone, shared = (truncation("running", 0.5, window=6) for _ in range(2))
     for seed in range(3):
         loss_NK = losses(4, seed=seed)
