@@ -7,14 +7,9 @@ from pathlib import Path
 
 from benchmarks.fault_cases import Bench, Outcome, target
 from benchmarks.fault_cases.crash import DAMAGES, FILES, Job, restarted
-from benchmarks.fault_cases.jobs import (
-    Recipe,
-    both,
-    differences,
-    newest,
-    run,
-    side_by_side,
-)
+from benchmarks.fault_cases.jobs import Recipe, both, run
+from benchmarks.fault_cases.parallel import side_by_side
+from benchmarks.fault_cases.remains import differences, newest
 
 
 class _Kept(logging.Handler):

@@ -32,15 +32,10 @@ from benchmarks.fault_cases.damage import (
     stereo,
     verified,
 )
-from benchmarks.fault_cases.jobs import (
-    Recipe,
-    in_parallel,
-    log_of,
-    music,
-    run,
-    speech,
-)
+from benchmarks.fault_cases.jobs import Recipe, music, run, speech
 from benchmarks.fault_cases.manifests import MANIFESTS, try_manifests
+from benchmarks.fault_cases.parallel import in_parallel
+from benchmarks.fault_cases.remains import log_of
 from benchmarks.fault_cases.utterances import UTTERANCES, try_changed, try_pool
 from tests.toy import RATE, make_corpus, make_songs
 

@@ -7,16 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.fault_cases import Bench, Outcome, target
-from benchmarks.fault_cases.jobs import (
-    Job,
-    Recipe,
-    both,
-    differences,
-    quiet,
-    run,
-    saved_step,
-    side_by_side,
-)
+from benchmarks.fault_cases.jobs import Job, Recipe, both, quiet, run
+from benchmarks.fault_cases.parallel import side_by_side
+from benchmarks.fault_cases.remains import differences, saved_step
 
 BALLAST = 1_000_000  # 4 MB a checkpoint
 LONGER = 240  # examples of an epoch that cannot end before the disk changes

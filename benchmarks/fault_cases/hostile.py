@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.fault_cases import Bench, Outcome, target
-from benchmarks.fault_cases.jobs import ROOT, newest, run, speech
+from benchmarks.fault_cases.jobs import ROOT, run, speech
+from benchmarks.fault_cases.remains import newest
 from data_prep.manifest import read_manifest, write_manifest
 from modules import checkpoint_files
 from modules.checkpoints import AtomicCheckpointer

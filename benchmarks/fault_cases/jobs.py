@@ -1,4 +1,4 @@
-"""Starting train.py under faults, waiting for its progress, comparing two runs.
+"""Starting train.py under faults and waiting for its progress.
 
 A job is train.py's own `__main__` with its command line, exit status and signals, in a
 process group of its own. It is forked from the bench, where the libraries are loaded
@@ -15,16 +15,13 @@ import subprocess
 import sys
 import time
 import traceback
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 
-from benchmarks.fault_cases import Outcome, launch
+from benchmarks.fault_cases import launch
 from tests.toy import make_corpus, make_songs
 
 ROOT = launch.ROOT
@@ -325,179 +322,6 @@ def is_running(pid: int) -> bool:
     except OSError:
         return False
     return text.rpartition(")")[2].split()[0] not in "XZ"
-
-
-# ----------------------------------------------------------------- what a run left
-
-
-def logged_steps(run_folder: Path) -> int:
-    """The last training step in the curves; 0 before the first."""
-    try:
-        lines = (run_folder / "curves.csv").read_text().splitlines()
-    except OSError:
-        return 0
-    steps = [line.split(",")[1] for line in lines if line.startswith("step,")]
-    return max((int(step) for step in steps if step.isdecimal()), default=0)
-
-
-def log_of(run_folder: Path) -> tuple[str, str]:
-    """The counts of the epochs, and the warnings."""
-    counts = run_folder / "train_log.txt"
-    lines = (run_folder / "log.txt").read_text().splitlines()
-    said = "\n".join(line for line in lines if "WARNING" in line)
-    return counts.read_text() if counts.exists() else "", said
-
-
-def newest(run_folder: Path) -> Path:
-    """The checkpoint saved last."""
-    return max(
-        (run_folder / "save").glob("CKPT+*"), key=lambda p: p.name.rsplit("+", 1)[1]
-    )
-
-
-def saved_step(run_folder: Path) -> int:
-    """Training steps done when the newest checkpoint was saved; 0 without one."""
-    if not list((run_folder / "save").glob("CKPT+*")):
-        return 0
-    text = (newest(run_folder) / "CKPT.yaml").read_text()
-    return yaml.safe_load(text)["global_step"]
-
-
-def read_state(path: Path) -> object:
-    """What a file of a checkpoint holds: torch's objects, or the bytes of a text."""
-    if zipfile.is_zipfile(path):
-        return torch.load(path, "cpu", weights_only=True)
-    return path.read_bytes()
-
-
-def held(run_folder: Path) -> dict[str, object]:
-    """All that the newest checkpoint holds, by file."""
-    files = sorted(newest(run_folder).glob("*.ckpt"))
-    return {path.name: read_state(path) for path in files}
-
-
-def same(a: object, b: object) -> bool:
-    """Whether two nested containers hold the same bits."""
-    if isinstance(a, torch.Tensor):
-        return (
-            isinstance(b, torch.Tensor)
-            and a.dtype == b.dtype
-            and (torch.equal(a, b) or torch.equal(a.view(-1), b.view(-1)))
-        )
-    if isinstance(a, Mapping):
-        return (
-            isinstance(b, Mapping)
-            and a.keys() == b.keys()
-            and all(same(a[key], b[key]) for key in a)
-        )
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b or (a != a and b != b)  # NaN is NaN
-
-
-def differences(straight: Path, other: Path) -> list[str]:
-    """What tells two finished runs apart: state, curves, logs, suspicion scores."""
-    found = []
-    one, two = held(straight), held(other)
-    if one.keys() != two.keys():
-        return [f"checkpoints hold {sorted(one.keys() ^ two.keys())} once only"]
-    found += [name for name in one if not same(one[name], two[name])]
-    for name in ("curves.csv", "train_log.txt", "test_results.csv", "suspicion.csv"):
-        lines = []
-        for folder in (straight, other):
-            path = folder / name
-            text = path.read_text() if path.exists() else ""
-            lines.append(
-                [x for x in text.splitlines() if "examples_per_second" not in x]
-            )
-        if name == "train_log.txt":  # a kill between a line and its checkpoint
-            lines = [list(dict.fromkeys(part)) for part in lines]
-        if lines[0] != lines[1]:
-            found.append(name)
-    return found
-
-
-def in_parallel(work: Sequence[Callable[[], object]], processes: int = 2) -> list:
-    """Results of functions, each called in a forked process, a few at a time.
-
-    What a function raises comes back as text, in a `RuntimeError`.
-    """
-    results: list = [None] * len(work)
-    waiting, running = list(range(len(work))), {}
-    while waiting or running:
-        while waiting and len(running) < processes:
-            number = waiting.pop(0)
-            running[number] = _start_call(work[number])
-        for number, (pid, reader) in list(running.items()):
-            done, _ = os.waitpid(pid, os.WNOHANG)
-            if done:
-                with os.fdopen(reader) as file:
-                    file.seek(0)
-                    results[number] = json.loads(file.read() or '{"error": "died"}')
-                del running[number]
-        time.sleep(0.01)
-    errors = [r["error"] for r in results if r.get("error")]
-    if errors:
-        raise RuntimeError(errors[0])
-    return [r["result"] for r in results]
-
-
-def side_by_side(
-    outcome: Outcome,
-    folder: Path,
-    recipes: Mapping[str, Recipe],
-    part: Callable[..., object],
-    *arguments: object,
-) -> list:
-    """Run a row on its recipes at once; failures are noted with the recipe's name.
-
-    Arguments
-    ---------
-    outcome : Outcome
-        Of the row.
-    folder : Path
-        Of the row; each recipe has a folder of its name in it.
-    recipes : Mapping[str, Recipe]
-        By name.
-    part : Callable
-        Given recipe, folder, an outcome of its own and the arguments, in a process of
-        its own; returns figures that JSON can hold.
-
-    Returns
-    -------
-    list
-        The figures, in the order of the recipes; None where a part broke off.
-    """
-
-    def call(name: str, recipe: Recipe) -> tuple[object, list[str]]:
-        own, figures = Outcome(), None
-        try:
-            figures = part(recipe, folder / name, own, *arguments)
-        except Exception as error:
-            own.expect(False, f"{type(error).__name__}: {error}")
-        return figures, own.failures
-
-    results = in_parallel([partial(call, *item) for item in recipes.items()])
-    for name, (_, failures) in zip(recipes, results, strict=True):
-        for failure in failures:
-            outcome.expect(False, f"{name}: {failure}")
-    return [figures for figures, _ in results]
-
-
-def _start_call(function: Callable[[], object]) -> tuple[int, int]:
-    """Fork; the child writes what the function returns into a file in memory."""
-    result = os.memfd_create("result")
-    pid = os.fork()
-    if pid:
-        return pid, result
-    try:
-        try:
-            answer = {"result": function()}
-        except BaseException as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        os.write(result, json.dumps(answer).encode())
-    finally:
-        os._exit(0)
 
 
 def quiet(command: Sequence[str], **options: object) -> subprocess.CompletedProcess:

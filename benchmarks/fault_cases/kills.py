@@ -13,14 +13,12 @@ from benchmarks.fault_cases.jobs import (
     Recipe,
     both,
     children,
-    differences,
     is_running,
-    logged_steps,
     run,
     run_ranks,
-    saved_step,
-    side_by_side,
 )
+from benchmarks.fault_cases.parallel import side_by_side
+from benchmarks.fault_cases.remains import differences, logged_steps, saved_step
 
 INTERVAL = 4  # steps between two checkpoints
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

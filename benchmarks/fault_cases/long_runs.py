@@ -10,16 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.fault_cases import Bench, Outcome
-from benchmarks.fault_cases.jobs import (
-    ROOT,
-    Job,
-    Recipe,
-    children,
-    music,
-    side_by_side,
-    speech,
-)
+from benchmarks.fault_cases.jobs import ROOT, Job, Recipe, children, music, speech
 from benchmarks.fault_cases.launch import DRAW
+from benchmarks.fault_cases.parallel import side_by_side
 
 #: Growth that a leak of one small batch a step would exceed by far, MB per 1000 steps.
 LARGEST_SLOPE = 5.0

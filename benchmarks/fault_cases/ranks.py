@@ -7,17 +7,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.fault_cases import Bench, Outcome, target
-from benchmarks.fault_cases.jobs import (
-    Hung,
-    Job,
-    Recipe,
-    music,
-    run,
-    run_ranks,
-    same,
-    side_by_side,
-    speech,
-)
+from benchmarks.fault_cases.jobs import Hung, Job, Recipe, music, run, run_ranks, speech
+from benchmarks.fault_cases.parallel import side_by_side
+from benchmarks.fault_cases.remains import same
 
 
 def dumps(folder: Path) -> dict[int, list[dict]]:

@@ -5,14 +5,9 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.fault_cases import Bench, Outcome, target
-from benchmarks.fault_cases.jobs import (
-    Recipe,
-    differences,
-    in_parallel,
-    music,
-    run,
-    speech,
-)
+from benchmarks.fault_cases.jobs import Recipe, music, run, speech
+from benchmarks.fault_cases.parallel import in_parallel
+from benchmarks.fault_cases.remains import differences
 
 ALL_NOISE = "[torch, numpy, python]"
 DEATH = {"epoch": 2, "step": 4}  # the newest checkpoint is of step 2
@@ -51,6 +46,8 @@ CASES: list[tuple[str, str, dict, dict]] = [
                                "grad_accumulation_factor": 2}, DEATH),
     ("music no valid", "music", {"valid_every": 0, "ema_decay": 0.9,
                                  "dropout": 0.1}, AT_START),
+    ("music no valid tracks", "music", {"valid_tracks": 0,
+                                        "grad_accumulation_factor": 2}, DEATH),
 ]  # fmt: skip
 BRIEF = ("torch noise", "everything", "music running, 2 workers")
 

@@ -18,7 +18,8 @@ from benchmarks.fault_cases.damage import (
     rewrite,
     stereo,
 )
-from benchmarks.fault_cases.jobs import Recipe, log_of, run
+from benchmarks.fault_cases.jobs import Recipe, run
+from benchmarks.fault_cases.remains import log_of
 from modules.audio import AudioError
 from modules.mixing import DynamicMixing, UtterancePool
 from tests.toy import RATE
