@@ -105,10 +105,14 @@ if __name__ == "__main__":
         status = EXIT_REQUEUE
     except EXPLAINED as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
         if error.errno not in NO_PLACE:
             raise
-        sys.exit(f"error: {error}; check its permissions and the free space")
+        place = "" if error.filename else " (in the output folder, or a temporary one)"
+        sys.exit(f"error: {error}{place}; check its permissions and the free space")
     # Here, where neither `main` nor a traceback holds the network any more.
     distributed.leave_process_group()
     sys.exit(status)

@@ -142,8 +142,12 @@ class AtomicCheckpointer(Checkpointer):
         min_keys: Sequence[str] = (),
         ckpt_predicate: Callable | None = None,
         verbosity: int = logging.INFO,
+        spare: int = 0,
     ) -> None:
-        """Save, then delete all but the best by each key; see the parent class."""
+        """Save, then delete all but the best by each key; see the parent class.
+
+        `spare` is that of `delete_checkpoints`.
+        """
         self.save_checkpoint(meta, end_of_epoch, name, verbosity)
         self.delete_checkpoints(
             num_to_keep=num_to_keep,
@@ -152,6 +156,7 @@ class AtomicCheckpointer(Checkpointer):
             importance_keys=[*importance_keys, *([recency] if keep_recent else [])],
             ckpt_predicate=ckpt_predicate,
             verbosity=verbosity,
+            spare=spare,
         )
 
     def _publish(self, meta: dict, end_of_epoch: bool, name: str | None) -> Checkpoint:
@@ -372,8 +377,13 @@ class AtomicCheckpointer(Checkpointer):
         importance_keys: Sequence[Callable] = (recency,),
         ckpt_predicate: Callable | None = None,
         verbosity: int = logging.INFO,
+        spare: int = 0,
     ) -> None:
-        """Delete what no key ranks among its best `num_to_keep`; see the parent."""
+        """Delete what no key ranks among its best `num_to_keep`; see the parent.
+
+        The newest `spare` of all stay whatever the predicate and the keys say: should
+        the newest be damaged, the one before it is taken.
+        """
         if num_to_keep < 0:
             raise ValueError(f"num_to_keep must not be negative, got {num_to_keep}")
         orders = [{"min_key": key} for key in min_keys or ()]
@@ -381,7 +391,8 @@ class AtomicCheckpointer(Checkpointer):
         orders += [{"importance_key": key} for key in importance_keys]
 
         def delete() -> None:
-            ranked, kept = {}, set()
+            newest = self.find_checkpoints(importance_key=recency)[:spare]
+            ranked, kept = {}, {ckpt.path for ckpt in newest}
             for order in orders:
                 found = self.find_checkpoints(**order, ckpt_predicate=ckpt_predicate)
                 ranked |= dict.fromkeys(ckpt.path for ckpt in found)

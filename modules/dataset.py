@@ -136,8 +136,9 @@ class ManifestDataset(Dataset):
         Together with (epoch, index) it decides every draw.
     check_sums : bool
         Raise an `AudioError` for a mixture that is not the sum of its sources (or
-        images) and noise, as far as it is read. Images are read for this alone, and
-        therefore in the first epoch only.
+        images) and noise, in the stretch of the example. Images, and with
+        `speed_changes` the mixture, are read for this alone, therefore in the first
+        epoch only.
     strict : bool
         Raise one for NaN, Inf and absurd levels too, which the training step copes
         with: a score without such an example would not be that of the set.
@@ -188,26 +189,30 @@ class ManifestDataset(Dataset):
                 refuse_fault(path, wave_T)
             return change_speed(wave_T, percent)[:length]
 
-        def read_all(paths: Sequence[str]) -> Tensor:
+        def read_all(paths: Sequence[str], speeds: Sequence[int]) -> Tensor:
             pairs = zip(paths, speeds, strict=True)
             return torch.stack([read(path, speed) for path, speed in pairs])
 
-        src_ST = read_all(row.sources)
+        src_ST = read_all(row.sources, speeds)
         noise_T = read(row.noise) if row.noise else None
         if self.speed_changes:
-            mix_T = (read_all(row.images) if row.images else src_ST).sum(0)
+            mix_T = (read_all(row.images, speeds) if row.images else src_ST).sum(0)
             mix_T = mix_T if noise_T is None else mix_T + noise_T
         else:
             mix_T = read(row.mixture)
-            if self.check_sums and (epoch <= 1 or not row.images):
-                summed_ST = read_all(row.images) if row.images else src_ST
-                noise = () if noise_T is None else (noise_T.numpy(),)
-                fault = odd_sum(row, mix_T.numpy(), *summed_ST.numpy(), *noise)
-                if fault:
-                    raise AudioError(
-                        f"{fault}; make it anew, or, for recordings and coded "
-                        "mixtures, set --check_sums=False"
-                    )
+        # What is not read anyway is read in the first epoch, to look at it once.
+        if self.check_sums and (epoch <= 1 or not (self.speed_changes or row.images)):
+            plain_ST = src_ST
+            if self.speed_changes or row.images:
+                plain_ST = read_all(row.images or row.sources, [100] * len(speeds))
+            whole_T = read(row.mixture) if self.speed_changes else mix_T
+            noise = () if noise_T is None else (noise_T.numpy(),)
+            fault = odd_sum(row, whole_T.numpy(), *plain_ST.numpy(), *noise)
+            if fault:
+                raise AudioError(
+                    f"{fault}; make it anew, or, for recordings and coded mixtures, "
+                    "set --check_sums=False --speed_changes=null"
+                )
         return Example(row.id, mix_T, src_ST, noise_T)
 
 

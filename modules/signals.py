@@ -1,14 +1,16 @@
 """Stopping on request: a signal becomes a flag that training reads between steps.
 
-Batch systems warn with SIGTERM or SIGUSR1 and people with Ctrl-C; each means "write a
-checkpoint and go". `EXIT_REQUEUE` (75, EX_TEMPFAIL) tells a batch system that the same
-command continues the run.
+Batch systems warn with SIGTERM or SIGUSR1, people with Ctrl-C, a terminal that closes
+with SIGHUP (which `nohup` has ignored); each means "write a checkpoint and go".
+`EXIT_REQUEUE` (75, EX_TEMPFAIL) tells a batch system that the same command continues
+the run.
 
 torchrun passes SIGTERM and SIGINT on to its ranks and then exits with 1, whatever the
 ranks said. Of other signals it dies alone; its ranks are then sent SIGTERM by the
 kernel (`follow_torchrun`).
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -16,7 +18,7 @@ import sys
 from types import FrameType
 
 EXIT_REQUEUE = 75
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
@@ -38,10 +40,13 @@ class StopRequest:
     def __init__(self) -> None:
         self.received: str | None = None
         self._previous: dict[int, object] = {}
+        self._terminals: list[int] = []
 
     def __enter__(self) -> "StopRequest":
+        self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
         for number in _SIGNALS:
-            self._previous[number] = signal.signal(number, self._handle)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         follow_torchrun()
         return self
 
@@ -52,6 +57,18 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == "SIGINT":
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:  # nobody reads what is written to it any more
+            null = os.open(os.devnull, os.O_WRONLY)
+            for descriptor in self._terminals:
+                os.dup2(null, descriptor)
+        if self.received is None and os.environ.get("RANK", "0") == "0":
+            again = "; once more: at once" if number == signal.SIGINT else ""
+            name = signal.Signals(number).name
+            line = (
+                f"\n{name}: stops with a checkpoint after this optimizer step{again}\n"
+            )
+            with contextlib.suppress(OSError):
+                os.write(2, line.encode())
         self.received = signal.Signals(number).name
 
 

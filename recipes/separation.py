@@ -64,6 +64,8 @@ from recipes.schedule import update_learning_rate
 from recipes.settings import Settings, refuse_changes
 
 logger = logging.getLogger(__name__)
+#: The newest that always stay: should the last one be damaged, there is one before it.
+SPARE_CHECKPOINTS = 2
 
 
 class NonFiniteTraining(RuntimeError):
@@ -107,6 +109,8 @@ class Separation(Evaluation):
             super().__init__(*args, **kwargs)
         except ValueError as error:  # a run option that this machine cannot serve
             raise HparamsError(str(error)) from error
+        if not (self.ckpt_interval_minutes or self.ckpt_interval_steps):
+            self.ckpt_interval_minutes = self.hparams.checkpoint_minutes
         self.stats = TrainStats()
         self.window = Window()
         self.epoch = 0
@@ -116,6 +120,8 @@ class Separation(Evaluation):
         self.stop_request = StopRequest()
         self.settings: Settings = {}
         self._stop_agreed = False
+        self._save_agreed = False
+        self._saved_at = (time.time(), 0)  # clock and step of the last checkpoint
         self._noted: set[Stage] = set()
         self.output_folder = Path(self.hparams.output_folder)
         self.is_trial = self.debug and not self.debug_persistently
@@ -203,15 +209,16 @@ class Separation(Evaluation):
             (finite_BK.all(1) & batch.counts_B)[:, None],
             batch.counts_B[:, None],
             torch.full_like(loss_BK[:, :1], self.stop_request.received is not None),
+            torch.full_like(loss_BK[:, :1], self._minutes_have_passed()),
         ]
         local_BV = torch.cat([column.to(loss_BK) for column in columns], dim=1)
         gathered_WVB = distributed.gather_examples(local_BV.T, self.hparams.batch_size)
         gathered_NV = gathered_WVB.transpose(1, 2).flatten(0, 1)
         loss_NK, rank_NK, usable_NK, origin_NK, silent_NK, flags = gathered_NV.split(
-            [terms_K] * 5 + [3], dim=1
+            [terms_K] * 5 + [4], dim=1
         )
         usable_NK = usable_NK == 1
-        finite_N, counts_N, stop_N = (flags == 1).unbind(1)
+        finite_N, counts_N, stop_N, save_N = (flags == 1).unbind(1)
 
         select = self.hparams.select
         keep_NK = select(rank_NK.where(usable_NK, torch.nan)) & usable_NK
@@ -221,6 +228,7 @@ class Separation(Evaluation):
             (counts_N & ~finite_N).sum()[None],
             (silent_NK == 1).sum()[None],
             stop_N.any()[None],
+            save_N.any()[None],
             usable_NK.sum(0),
             keep_NK.sum(0),
             loss_NK.where(usable_NK, 0.0).double().sum(0),
@@ -228,8 +236,8 @@ class Separation(Evaluation):
         ]
         # The one point of the step where the host waits for the device.
         sums = torch.cat([value.double() for value in sums]).tolist()
-        seen, nonfinite, silent, stop = sums[:4]
-        per_term = [sums[4 + i * terms_K :][:terms_K] for i in range(4)]
+        seen, nonfinite, silent, stop, save = sums[:5]
+        per_term = [sums[5 + i * terms_K :][:terms_K] for i in range(4)]
         self.stats.add(seen, nonfinite, silent, *per_term)
         usable_K, kept_K, *_ = per_term
         averaged_K = kept_K if select.renormalise else usable_K
@@ -254,6 +262,7 @@ class Separation(Evaluation):
                 if is_silent
             ]
         self._stop_agreed = self._stop_agreed or bool(stop)
+        self._save_agreed = self._save_agreed or bool(save)
 
         keep_WBK = keep_NK.unflatten(0, (distributed.world_size(), -1))
         return keep_WBK[distributed.rank(), : len(batch.ids)]
@@ -328,8 +337,8 @@ class Separation(Evaluation):
             return
         self.nonfinite_count += 1
         message = (
-            f"{where}: nothing finite to train on "
-            f"({self.nonfinite_count} in a row); examples: {', '.join(names)}"
+            f"{where}: nothing to train on that is finite and under 40 dB above full "
+            f"scale ({self.nonfinite_count} in a row); examples: {', '.join(names)}"
         )
         logger.warning(message)
         if self.nonfinite_count >= self.nonfinite_patience:
@@ -420,7 +429,7 @@ class Separation(Evaluation):
         self.modules.train()
         self.zero_grad(set_to_none=True)
         self.train_sampler.set_position(epoch, first_step=self.step)
-        ckpt_time, ckpt_step = time.time(), self.step
+        self._saved_at = (time.time(), self.step)
         self._log_time = time.time()
         bar = tqdm(
             train_set,
@@ -449,10 +458,8 @@ class Separation(Evaluation):
                 if self.debug and self.step == self.debug_batches:
                     break
                 if closes_window:
-                    since = self.step - ckpt_step
-                    if self._should_save_intra_epoch_ckpt(ckpt_time, since):
+                    if self._save_is_due():
                         self._save_intra_epoch_ckpt()
-                        ckpt_time, ckpt_step = time.time(), self.step
                     self._stop_if_agreed()
         self.zero_grad(set_to_none=True)
         # Before the end-of-epoch save: what it stores is the start of the next epoch.
@@ -534,14 +541,26 @@ class Separation(Evaluation):
             importance_keys=[],
             # One from within the epoch must not take the place of an epoch's.
             ckpt_predicate=lambda ckpt: flag not in ckpt.meta,
+            spare=SPARE_CHECKPOINTS,
         )
         self.checkpointer.delete_checkpoints(
             num_to_keep=0,
             ckpt_predicate=lambda ckpt: flag in ckpt.meta,
             verbosity=logging.DEBUG,
+            spare=SPARE_CHECKPOINTS,
         )
 
+    def _minutes_have_passed(self) -> bool:
+        """Whether this rank's clock asks for a checkpoint; `_choose` asks all ranks."""
+        minutes = (time.time() - self._saved_at[0]) / 60
+        return 0 < self.ckpt_interval_minutes <= minutes
+
+    def _save_is_due(self) -> bool:
+        steps = self.step - self._saved_at[1]
+        return self._save_agreed or 0 < self.ckpt_interval_steps <= steps
+
     def _save_intra_epoch_ckpt(self) -> None:
+        self._saved_at, self._save_agreed = (time.time(), self.step), False
         flag = sb.core.INTRA_EPOCH_CKPT_FLAG
         self.checkpointer.save_and_keep_only(
             meta={
@@ -554,6 +573,7 @@ class Separation(Evaluation):
             importance_keys=[],
             ckpt_predicate=lambda ckpt: flag in ckpt.meta,
             verbosity=logging.DEBUG,
+            spare=SPARE_CHECKPOINTS,
         )
 
     @property

@@ -24,7 +24,7 @@ FREE = frozenset(
         *("N_epochs", "epoch_counter", "nonfinite_patience", "valid_every"),
         *("eval_batch_size", "eval_chunk_seconds", "shifts", "overlap", "eval_chunks"),
         *("n_audio_to_save", "log_every", "tensorboard", "train_logger", "truth"),
-        *("profile_memory", "check_sums"),
+        *("profile_memory", "check_sums", "checkpoint_minutes"),
         *("keep_checkpoints", "average_last", "checkpointer", "modules", "recipe"),
         "__set_seed",
     ]

@@ -122,6 +122,12 @@ class SpeechSeparation(Separation):
         }
         if not self.hparams.dynamic_mixing:
             checks = self.hparams.check_sums
+            if settings["speed_changes"] and not checks:
+                raise HparamsError(
+                    "check_sums=False says that mixtures are no sums, but with "
+                    "speed_changes sums are trained on and not the mixtures: set "
+                    "--speed_changes=null too"
+                )
             return ManifestDataset(rows, check_sums=checks, **settings)
         rooms = self._rooms(rows)
         return DynamicMixing(

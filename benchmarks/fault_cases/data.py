@@ -216,7 +216,7 @@ STEMS = [
         "no sum to validate on",
         "track0+/mixture.wav",
         rewrite(lambda wave: 0.5 * wave),
-        "error",
+        "said",
     ),
 ]
 

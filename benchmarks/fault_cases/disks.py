@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def small_disk(straight: Path, recipe: Recipe, folder: Path, outcome: Outcome) -
             return "full disk not tried (mount is not allowed here)"
         job = run(recipe.arguments(folder / "run"))
         check_refusal(job, folder, "disk full", outcome)
+        check_leftovers(folder, "disk full", outcome)
         before = saved_step(folder / "run")
         outcome.expect(before > 0, "disk full: no earlier checkpoint is left")
         quiet(["mount", "-o", "remount,size=200m", str(folder)])
@@ -46,7 +48,7 @@ def small_disk(straight: Path, recipe: Recipe, folder: Path, outcome: Outcome) -
 
 
 def check_refusal(job: Job, folder: Path, what: str, outcome: Outcome) -> None:
-    """One line with the path and the bytes; nothing half-written stays."""
+    """One line with the path and the bytes."""
     outcome.expect(job.status == 1, f"{what}: exit {job.status} ({job.last_line})")
     line = job.last_line
     outcome.expect(
@@ -56,6 +58,10 @@ def check_refusal(job: Job, folder: Path, what: str, outcome: Outcome) -> None:
     outcome.expect(
         re.search(r"\d+ bytes needed", line), f"{what}: does not say the bytes needed"
     )
+
+
+def check_leftovers(folder: Path, what: str, outcome: Outcome) -> None:
+    """Nothing half-written stays."""
     left = [p.name for p in (folder / "run" / "save").glob(".tmp-*")]
     outcome.expect(not left, f"{what}: {left} stays")
 
@@ -68,12 +74,22 @@ def quota(straight: Path, recipe: Recipe, folder: Path, outcome: Outcome) -> str
     limit = {"fault": "file_size", "bytes": 2_000_000}
     job = run(recipe.arguments(folder / "run"), faults=[limit])
     check_refusal(job, folder, "quota", outcome)
+    check_leftovers(folder, "quota", outcome)
     outcome.expect(saved_step(folder / "run") == before, "quota: checkpoint is lost")
     job = run(recipe.arguments(folder / "run"))
     if outcome.expect(job.status == 0, f"quota lifted: {job.last_line}"):
         odd = differences(straight, folder / "run")
         outcome.expect(not odd, f"quota lifted: differs in {odd}")
     return "quota"
+
+
+def remounted_read_only(job: Job, save: Path) -> bool:
+    """Whether that worked; it does not while the job has a file open to write."""
+    job.signal(signal.SIGSTOP)  # it shall not end meanwhile
+    command = ["mount", "-o", "remount,ro,bind", str(save)]
+    is_done = quiet(command).returncode == 0
+    job.signal(signal.SIGCONT)
+    return is_done
 
 
 def read_only(straight: Path, recipe: Recipe, folder: Path, outcome: Outcome) -> str:
@@ -85,13 +101,14 @@ def read_only(straight: Path, recipe: Recipe, folder: Path, outcome: Outcome) ->
     try:
         job = Job(recipe.arguments(folder / "run", examples_per_epoch=LONGER))
         job.until(lambda: len(job.steps) >= 5)
-        quiet(["mount", "-o", "remount,ro,bind", str(save)])
+        job.until(lambda: remounted_read_only(job, save))
         job.wait()
         check_refusal(job, folder, "read-only", outcome)
         quiet(["mount", "-o", "remount,rw,bind", str(save)])
         outcome.expect(saved_step(folder / "run") > 0, "read-only: checkpoint is lost")
         job = run(recipe.arguments(folder / "run", examples_per_epoch=LONGER))
         outcome.expect(job.status == 0, f"writable again: {job.last_line}")
+        check_leftovers(folder, "writable again", outcome)
     finally:
         quiet(["umount", "--lazy", str(save)])
     # From the start it is an error before anything is trained.

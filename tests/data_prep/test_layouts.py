@@ -73,7 +73,8 @@ def test_a_wrong_noise_is_found_and_a_missing_source_named_once(tmp_path, capsys
     assert last.endswith(" 1 faults") and f"{source} is missing" in lines[0]
     make(tmp_path / "two", name)
     noise = tmp_path / "two" / "wav8k" / "min" / SETS[name][0][0] / "noise" / "a_b.wav"
-    soundfile.write(noise, np.full(400, 0.1), 8000, subtype="FLOAT")
+    wrong = 0.1 * np.sin(np.arange(400))
+    soundfile.write(noise, wrong, 8000, subtype="FLOAT")
     assert main([str(tmp_path / "two")]) == 1
     *lines, _ = capsys.readouterr().out.splitlines()
     noisy = [mixture for mixture, parts in SETS[name][1].items() if "noise" in parts]

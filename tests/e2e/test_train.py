@@ -471,6 +471,45 @@ def test_speeds_that_are_none_are_one_line(toy_arguments, dynamic_mixing):
         train.main(toy_arguments(**settings))
 
 
+def test_a_damaged_checkpoint_has_one_before_it_from_the_first_epoch_on(
+    toy_arguments, tmp_path, monkeypatch
+):
+    settings = {"examples_per_epoch": 7, "ckpt_interval_steps": 2}
+    fit_batch = Separation.fit_batch
+    for number, where in enumerate([(1, 6), (2, 2), (2, 7)]):
+
+        def die(self, batch, where=where):
+            if (self.epoch, self.step) == where:
+                raise Killed
+            return fit_batch(self, batch)
+
+        monkeypatch.setattr(Separation, "fit_batch", die)
+        with pytest.raises(Killed):
+            train.main(toy_arguments(**settings))
+        saves = sorted((tmp_path / "run" / "save").glob("CKPT+*"))
+        assert len(saves) >= 2, f"death {number}"
+        (saves[-1] / "separator.ckpt").write_bytes(b"")
+    monkeypatch.undo()
+    train.main(toy_arguments(**settings))
+
+
+def test_checkpoints_are_saved_by_the_clock_too(toy_arguments, tmp_path, monkeypatch):
+    saved = []
+    save = Separation._save_intra_epoch_ckpt
+
+    def spy(self):
+        saved.append((self.epoch, self.step))
+        save(self)
+
+    monkeypatch.setattr(Separation, "_save_intra_epoch_ckpt", spy)
+    settings = {"examples_per_epoch": 6, "N_epochs": 1, "grad_accumulation_factor": 2}
+    train.main(toy_arguments(**settings))
+    assert saved == [], "the default is minutes"
+    train.main(toy_arguments(**settings, output_folder=tmp_path / "x",
+                             checkpoint_minutes=1e-9))  # fmt: skip
+    assert saved == [(1, 2), (1, 4), (1, 6)]
+
+
 def test_never_validated_the_newest_is_tested(toy_arguments, tmp_path):
     train.main(toy_arguments(valid_every=0))
     log = (tmp_path / "run" / "train_log.txt").read_text()
@@ -555,5 +594,6 @@ def test_an_epoch_is_logged_once_although_its_checkpoint_was_lost(
 def test_checkpoints_within_epochs_take_no_place_of_whole_ones(toy_arguments, tmp_path):
     options = {"average_last": 2, "keep_checkpoints": 2, "valid_every": 0}
     train.main(toy_arguments(ckpt_interval_steps=2, **options))
-    kept = (tmp_path / "run" / "save").glob("CKPT+*/CKPT.yaml")
-    assert sorted(yaml.safe_load(path.read_text())["epoch"] for path in kept) == [1, 2]
+    paths = sorted((tmp_path / "run" / "save").glob("CKPT+*/CKPT.yaml"))
+    kept = [yaml.safe_load(path.read_text()).get("epoch") for path in paths]
+    assert kept == [1, None, 2], "of those within epochs only one of the newest two"

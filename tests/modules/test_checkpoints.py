@@ -381,6 +381,18 @@ def test_predicate_protects_the_others(tmp_path):
     assert job.epochs.current == 5  # the interrupted epoch is run again
 
 
+def test_the_newest_are_spared_whatever_the_keys_say(tmp_path):
+    job = Job(tmp_path)
+    for value in range(5):
+        job.save(value, meta={"loss": value})
+    only_low = {"ckpt_predicate": lambda ckpt: ckpt.meta["loss"] < 4}
+    delete = job.checkpointer.delete_checkpoints
+    delete(num_to_keep=1, min_keys=["loss"], importance_keys=[], spare=2, **only_low)
+    assert [c.meta["loss"] for c in job.checkpointer.list_checkpoints()] == [4, 3, 0]
+    delete(num_to_keep=0, spare=2)
+    assert [c.meta["loss"] for c in job.checkpointer.list_checkpoints()] == [4, 3]
+
+
 def test_num_to_keep(tmp_path):
     job = Job(tmp_path)
     for value in range(5):

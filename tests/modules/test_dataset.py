@@ -123,7 +123,11 @@ def test_a_mixture_that_is_not_the_sum_is_named(spoilt):
     assert str(error.value).startswith(f"{row.mixture}: is not the sum of its sources")
     assert "off by 0.01 of" in str(error.value) and "check_sums" in str(error.value)
     ManifestDataset([row], 8000, 0.25, check_sums=False)[0]
-    ManifestDataset([row], 8000, 0.25, speed_changes=[100])[0]  # made, not read
+    # The file is not trained on with changes of speed, and is looked at once.
+    changed = ManifestDataset([row], 8000, 0.25, speed_changes=[95, 105])
+    with pytest.raises(AudioError, match="is not the sum of its sources"):
+        changed[ExampleKey(1, 0)]
+    changed[ExampleKey(2, 0)]
     spoil(row.mixture, lambda wave: wave - 0.01 + 1e-4)  # within the tolerance
     ManifestDataset([row], 8000, 0.25)[0]
 

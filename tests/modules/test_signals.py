@@ -1,6 +1,8 @@
 """Signals: a flag for the run, nothing for data workers, the death of torchrun."""
 
+import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -37,11 +39,51 @@ def test_the_first_ctrl_c_asks_and_the_second_interrupts():
     assert signal.getsignal(signal.SIGINT) == before
 
 
+def test_asking_says_so_once(capfd):
+    with StopRequest():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    said = capfd.readouterr().err
+    assert said.count("stops with a checkpoint") == 1 and "once more: at once" in said
+
+
+def test_a_closed_terminal_asks_too_unless_it_is_ignored():
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.received == "SIGHUP"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_writing_to_a_terminal_that_has_closed_is_no_error():
+    """A pseudo terminal whose other end goes away: the kernel sends SIGHUP."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        status = 1
+        with contextlib.suppress(BaseException), StopRequest() as stop:
+            os.write(1, b"ready")
+            deadline = time.monotonic() + 20
+            while stop.received is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            os.write(1, b"not an error\n")
+            status = 3 if stop.received == "SIGHUP" else 2
+        os._exit(status)
+    assert os.read(terminal, 5) == b"ready"
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+
+
 def test_a_data_worker_outlives_the_signals():
     pid = os.fork()
     if pid == 0:
         ignore_in_worker(0)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        numbers = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP
+        for number in numbers:
             os.kill(os.getpid(), number)
         os._exit(3)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
