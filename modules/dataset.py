@@ -86,6 +86,11 @@ class Batch:
         names = ("mix", "src", "length_B", "counts_B")
         return replace(self, **{name: change(getattr(self, name)) for name in names})
 
+    def names(self, mask_B: Tensor) -> list[str]:
+        """Ids of the examples that a mask picks."""
+        pairs = zip(self.ids, mask_B.tolist(), strict=True)
+        return [name for name, is_picked in pairs if is_picked]
+
     def zero_nonfinite(self, largest_peak: float = LARGEST_PEAK) -> Tensor:
         """Silence, in place, every example that holds NaN, Inf or an absurd level.
 

@@ -249,18 +249,10 @@ class Separation(Evaluation):
         self.window.nonfinite += int(nonfinite)
         self.window.ids += batch.ids
         if nonfinite:
-            bad = (batch.counts_B & ~finite_BK.all(1)).tolist()
-            self.window.suspects += [
-                i for i, is_bad in zip(batch.ids, bad, strict=True) if is_bad
-            ]
+            self.window.suspects += batch.names(batch.counts_B & ~finite_BK.all(1))
         if silent and not self.silence_is_common:
             self.window.silent += int(silent)
-            are_silent = silent_BK.any(1).tolist()
-            self.window.silent_ids += [
-                i
-                for i, is_silent in zip(batch.ids, are_silent, strict=True)
-                if is_silent
-            ]
+            self.window.silent_ids += batch.names(silent_BK.any(1))
         self._stop_agreed = self._stop_agreed or bool(stop)
         self._save_agreed = self._save_agreed or bool(save)
 
