@@ -45,7 +45,10 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
         for number in _SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            # Of those ignored only nohup's is meant; a shell ignores SIGINT for all
+            # that it starts in the background.
+            is_nohup = signal.getsignal(number) is signal.SIG_IGN
+            if not (is_nohup and number == signal.SIGHUP):
                 self._previous[number] = signal.signal(number, self._handle)
         follow_torchrun()
         return self

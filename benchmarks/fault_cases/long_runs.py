@@ -16,6 +16,8 @@ from benchmarks.fault_cases.parallel import side_by_side
 
 #: Growth that a leak of one small batch a step would exceed by far, MB per 1000 steps.
 LARGEST_SLOPE = 5.0
+#: Batches on their way from the data workers hold a few descriptors, now more, now less.
+SLACK = 8
 WARM_UP = 0.5  # of the run: allocators and caches fill up
 #: The test at the end of a demo, which separates and scores whole songs, in seconds.
 LONGEST_TEST = 1800.0
@@ -79,7 +81,7 @@ def watch(recipe: Recipe, folder: Path, outcome: Outcome, steps: int) -> str:
             sorted(getattr(s, what) for s in part)[len(part) // 2]
             for part in (samples[:half], samples[half:])
         )
-        outcome.expect(late <= early + 2, f"{what} {early}, later {late}")
+        outcome.expect(late <= early + SLACK, f"{what} {early}, later {late}")
     alive = [
         path.name for path in Path("/proc").glob("[0-9]*") if _group_of(path) == group
     ]

@@ -29,6 +29,25 @@ time.sleep(30)
 """
 
 
+@pytest.fixture(autouse=True)
+def default_signals():
+    """As for a program in the foreground, wherever the tests run."""
+    numbers = (signal.SIGINT, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_what_the_shell_ignores_for_the_background_is_heard():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received == "SIGINT"
+
+
 def test_the_first_ctrl_c_asks_and_the_second_interrupts():
     before = signal.getsignal(signal.SIGINT)
     with StopRequest() as stop:
