@@ -16,7 +16,7 @@ from benchmarks.fault_cases.parallel import side_by_side
 
 #: Growth that a leak of one small batch a step would exceed by far, MB per 1000 steps.
 LARGEST_SLOPE = 5.0
-#: Batches on their way from the data workers hold a few descriptors, now more, now less.
+#: Batches on their way from the data workers hold descriptors, now more, now less.
 SLACK = 8
 WARM_UP = 0.5  # of the run: allocators and caches fill up
 #: The test at the end of a demo, which separates and scores whole songs, in seconds.
