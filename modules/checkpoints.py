@@ -391,8 +391,8 @@ class AtomicCheckpointer(Checkpointer):
         orders += [{"importance_key": key} for key in importance_keys]
 
         def delete() -> None:
-            newest = self.find_checkpoints(importance_key=recency)[:spare]
-            ranked, kept = {}, {ckpt.path for ckpt in newest}
+            newest = self.find_checkpoints(importance_key=recency) if spare else []
+            ranked, kept = {}, {ckpt.path for ckpt in newest[:spare]}
             for order in orders:
                 found = self.find_checkpoints(**order, ckpt_predicate=ckpt_predicate)
                 ranked |= dict.fromkeys(ckpt.path for ckpt in found)
