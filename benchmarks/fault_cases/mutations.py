@@ -28,8 +28,15 @@ class Mutation:
     disable: Callable[[], None]
 
 
+def put(owner: object, name: str, value: object) -> None:
+    """Replace what there is under a name; an error where there is no such thing."""
+    getattr(owner, name)  # or a safeguard of another name would go on unnoticed
+    setattr(owner, name, value)
+
+
 def no_fsync() -> None:
-    checkpoint_files.fsync = checkpoints.fsync = lambda path: None
+    for module in (checkpoint_files, checkpoints):
+        put(module, "fsync", lambda path: None)
 
 
 def no_rename() -> None:
@@ -43,7 +50,7 @@ def no_rename() -> None:
             os.rename(path, Path(folder) / path.name)
         return shutil.rmtree(source)
 
-    checkpoints.os = _With(os, rename=move)
+    put(checkpoints, "os", _With(os, rename=move))
 
 
 class _With:
@@ -58,7 +65,7 @@ class _With:
 
 
 def no_digest() -> None:
-    checkpoint_files.fingerprint = lambda path: [path.stat().st_size, ""]
+    put(checkpoint_files, "fingerprint", lambda path: [path.stat().st_size, ""])
 
 
 def each_rank_decides_alone() -> None:
@@ -70,43 +77,44 @@ def each_rank_decides_alone() -> None:
         gathered_WKB[:] = gathered_WKB[distributed.rank()].clone()
         return gathered_WKB
 
-    distributed.gather_examples = alone
+    put(distributed, "gather_examples", alone)
 
 
 def no_sanitising() -> None:
-    Batch.zero_nonfinite = lambda self, *_: torch.ones(
-        len(self.ids), dtype=torch.bool, device=self.mix.device
-    )
+    def all_are_finite(self: Batch, *_: object) -> torch.Tensor:
+        return torch.ones(len(self.ids), dtype=torch.bool, device=self.mix.device)
+
+    put(Batch, "zero_nonfinite", all_are_finite)
 
 
 def no_sums() -> None:
-    dataset.refuse_sum = lambda *args: None
+    put(dataset, "odd_sum", lambda *args: "")
 
 
 def no_lock() -> None:
-    RunLock._lock = lambda self: None
+    put(RunLock, "_lock", lambda self: None)
 
 
 def signals_kill() -> None:
     """Leave the signals to what they do by themselves."""
-    StopRequest.__enter__ = lambda self: self
+    put(StopRequest, "__enter__", lambda self: self)
 
 
 def ranks_outlive_torchrun() -> None:
-    signals.follow_torchrun = lambda: None
+    put(signals, "follow_torchrun", lambda: None)
 
 
 def nonfinite_is_saved() -> None:
-    checkpoints.refuse_nonfinite = lambda states: None
-    separation.Separation._watch_nonfinite = lambda self, is_finite: None
+    put(checkpoints, "refuse_nonfinite", lambda states: None)
+    put(separation.Separation, "_watch_nonfinite", lambda self, is_finite: None)
 
 
 def no_seeding() -> None:
-    separation.seed_step = lambda *args, **kwargs: None
+    put(separation, "seed_step", lambda *args, **kwargs: None)
 
 
 def no_comparison() -> None:
-    separation.refuse_changes = lambda *args: {}
+    put(separation, "refuse_changes", lambda *args: {})
 
 
 def unsafe_loading() -> None:
@@ -116,7 +124,7 @@ def unsafe_loading() -> None:
     def unsafe(*args: object, **kwargs: object) -> object:
         return load(*args, **kwargs | {"weights_only": False})
 
-    torch.load = unsafe
+    put(torch, "load", unsafe)
 
 
 MUTATIONS = {

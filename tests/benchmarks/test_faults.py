@@ -1,10 +1,14 @@
 """That the fault bench notices what falls short; `make faults` runs its rows."""
 
+import contextlib
+import os
+
 import pytest
 import torch
 
 from benchmarks import faults, mutations
 from benchmarks.fault_cases import TARGETS, Bench, Outcome, Target, launch, long_runs
+from benchmarks.fault_cases.mutations import MUTATIONS, apply
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +55,18 @@ def test_unknown_targets_and_mutations_are_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         mutations.main(["gravity"])
     assert "no target R99" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_disables_something_that_is_there(name):
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        with contextlib.suppress(BaseException):
+            apply(name)
+            status = 0
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 @pytest.mark.slow
