@@ -42,7 +42,7 @@ class Canary:
         self.path = path
 
     def __reduce__(self) -> tuple:
-        return os.system, (f"touch {self.path}",)
+        return os.system, (f"touch '{self.path}'",)
 
 
 def plant(path: Path, content: object) -> None:
@@ -239,7 +239,7 @@ def hostile_files(bench: Bench) -> Outcome:
 
     # As a user: weights from a stranger, then a checkpoint in one's own folder.
     recipe = speech(bench.folder, N_epochs=1)
-    canary = bench.folder / "canary run"
+    canary = bench.folder / "canary_of_the_run"
     plant(bench.folder / "stranger" / "separator.ckpt", {"w": Canary(canary)})
     job = run(
         recipe.arguments(bench.folder / "run", pretrained=bench.folder / "stranger"),
