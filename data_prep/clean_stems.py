@@ -304,7 +304,7 @@ def clean_stems(
     found = find_tracks(folder, model.sources, hold_out)
     tracks = sorted([*found["train"], *found.get("valid", ())], key=lambda t: t.name)
     settings = {
-        "data_folder": str(Path(data_folder).absolute()),
+        "data_folder": str(folder),
         "weights": label,
         "sources": list(model.sources),
         "semitones": semitones,

@@ -125,6 +125,12 @@ def _read(
     return torch.from_numpy(wave_TC.T).contiguous()
 
 
+def sample_fault(wave: Tensor) -> str:
+    """`data_prep.faults.level_fault` of samples of any shape, full scale at 1."""
+    low, high = torch.aminmax(wave)
+    return level_fault(float(low), float(high))
+
+
 def refuse_fault(path: str | Path, wave: Tensor) -> None:
     """Raise for samples that are no signal at any level.
 
@@ -140,8 +146,7 @@ def refuse_fault(path: str | Path, wave: Tensor) -> None:
     AudioError
         NaN, Inf, or a peak beyond `data_prep.faults.LARGEST_PEAK`.
     """
-    low, high = torch.aminmax(wave)
-    if fault := level_fault(float(low), float(high)):
+    if fault := sample_fault(wave):
         raise AudioError(
             f"{path}: {fault}; repair or remove it (python -m data_prep.verify lists "
             "all such files)"

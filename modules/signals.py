@@ -47,8 +47,8 @@ class StopRequest:
         for number in _SIGNALS:
             # Of those ignored only nohup's is meant; a shell ignores SIGINT for all
             # that it starts in the background.
-            is_nohup = signal.getsignal(number) is signal.SIG_IGN
-            if not (is_nohup and number == signal.SIGHUP):
+            is_ignored = signal.getsignal(number) is signal.SIG_IGN
+            if not (is_ignored and number == signal.SIGHUP):
                 self._previous[number] = signal.signal(number, self._handle)
         follow_torchrun()
         return self

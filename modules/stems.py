@@ -39,7 +39,7 @@ from torch.utils.data import Dataset
 
 from data_prep.faults import SILENT_PEAK, level_fault
 from data_prep.manifest import DataError, Row, write_text
-from modules.audio import read_stereo, refuse_fault, resample
+from modules.audio import read_stereo, refuse_fault, resample, sample_fault
 from modules.dataset import STREAM_ORDER, Example, ExampleKey, odd_sum
 from modules.pitch import change_pitch_and_tempo
 from modules.randomness import numpy_rng
@@ -464,7 +464,7 @@ class StemDataset(Dataset):
         length = round(self.segment_seconds * self.sample_rate)
         needed = length if tempo == 1 else math.ceil(length * tempo) + 1
         wave_CT = self._read(row, source, start, needed)
-        if not _is_sound(wave_CT):
+        if sample_fault(wave_CT):
             # The training step leaves the example out and names it. Levels are told
             # here: what follows makes them relative to the track's.
             return torch.full((2, length), math.nan)
@@ -514,12 +514,6 @@ def without_offset(wave_CT: Tensor) -> Tensor:
     # Silence that dither has touched is common, and is left alone.
     has_offset = (low_C > SILENT_PEAK).any() or (high_C < -SILENT_PEAK).any()
     return torch.zeros_like(wave_CT) if still and has_offset else wave_CT
-
-
-def _is_sound(wave_CT: Tensor) -> bool:
-    """Whether all samples are finite and within any level."""
-    low, high = torch.aminmax(wave_CT)
-    return not level_fault(float(low), float(high))
 
 
 def _odd_sum(row: Row, mix_CT: Tensor, stems: Sequence[Tensor]) -> str:
