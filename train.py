@@ -14,40 +14,15 @@ from pathlib import Path
 
 import speechbrain as sb
 
-from data_prep.manifest import DataError
-from modules import distributed
-from modules.audio import AudioError
-from modules.checkpoints import (
-    CheckpointMismatch,
-    CheckpointSaveError,
-    DamagedCheckpoint,
-    FolderInUse,
-    NonFiniteWeights,
-    RunLock,
-)
-from modules.lora import LoraError
-from modules.pretrained import PretrainedError, load_pretrained
-from modules.signals import EXIT_REQUEUE, StopRequest, StopRun
-from recipes.hparams import HparamsError, load_hparams, parse_command_line
-from recipes.separation import NonFiniteTraining
-from recipes.settings import settings_of
-from recipes.usage import usage
+from modules.runtime import distributed
+from modules.runtime.errors import UserError
+from modules.runtime.run_lock import RunLock
+from modules.runtime.signals import EXIT_REQUEUE, StopRequest, StopRun
+from modules.weights.pretrained import load_pretrained
+from recipes.config.load import load_hparams, parse_command_line
+from recipes.config.settings import settings_of
+from recipes.config.usage import usage
 
-#: Errors whose message says all that a user needs; any other shows its traceback.
-EXPLAINED = (
-    AudioError,
-    CheckpointMismatch,
-    CheckpointSaveError,
-    DamagedCheckpoint,
-    DataError,
-    FileNotFoundError,
-    FolderInUse,
-    HparamsError,
-    LoraError,
-    NonFiniteTraining,
-    NonFiniteWeights,
-    PretrainedError,
-)
 #: What a full disk or a folder that cannot be written to raises.
 NO_PLACE = {getattr(errno, n) for n in ("EACCES", "EPERM", "EROFS", "ENOTDIR")}
 NO_PLACE |= {getattr(errno, n) for n in ("ENOSPC", "EDQUOT")}
@@ -103,7 +78,7 @@ if __name__ == "__main__":
     except StopRun as stop:  # raised by all ranks together
         print(stop, file=sys.stderr)
         status = EXIT_REQUEUE
-    except EXPLAINED as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)

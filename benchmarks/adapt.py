@@ -41,9 +41,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_prep.manifest import write_text
-from modules.export import export
-from modules.lora_files import read_lora
+from modules.lora.files import read_lora
+from modules.runtime.files import write_text
+from modules.weights.export import export
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = {

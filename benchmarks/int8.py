@@ -20,15 +20,14 @@ import torch
 from torch import nn
 
 from benchmarks.adapt import mean_and_error
-from data_prep import stems
-from data_prep.manifest import DataError, read_manifest
-from modules.apply import apply_model
-from modules.dataset import Example
-from modules.export import CONFIG, WEIGHTS, ExportError, export, load_exported
-from modules.lora import LoraError
-from modules.metrics import score_song
-from modules.pretrained import PretrainedError
-from modules.stems import StemDataset
+from data_prep.music import manifests as stems
+from modules.data.batch import Example
+from modules.data.manifest import read_manifest
+from modules.data.stems import StemDataset
+from modules.inference.songs import apply_model
+from modules.metrics.scores import score_song
+from modules.runtime.errors import DataError, ExportError, LoraError, PretrainedError
+from modules.weights.export import CONFIG, WEIGHTS, export, load_exported
 
 
 @torch.no_grad()

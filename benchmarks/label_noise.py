@@ -20,10 +20,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_prep.clean_stems import read_any_rate
-from data_prep.generate import as_command
-from data_prep.manifest import DataError
-from modules.audit import Key, read_truth, table
+from data_prep.common.cli import as_command
+from data_prep.music.filter import read_any_rate
+from modules.metrics.detection import Key, read_truth, table
+from modules.runtime.errors import DataError
 
 
 def read_scores(path: Path, column: str, sign: float = 1.0) -> dict[Key, float]:

@@ -16,7 +16,7 @@ among our requirements), `SpeedPerturb` of each source, and the sum of what all 
 Recipes run `SpeedPerturb` on the batch, in the training process; the work is the same,
 and the rows "no speeds" leave it out on both sides.
 
-Ours is `modules.mixing.DynamicMixing` as the recipes here use it: draws by counter, no
+Ours is `DynamicMixing` as the recipes here use it: draws by counter, no
 pauses, active-speech levels. Lengths and levels are measured once, by the pool.
 """
 
@@ -37,10 +37,11 @@ from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.dataio import audio_io
 from speechbrain.processing.signal_processing import rescale
 
-from data_prep.generate import as_command, make_all, write_wave
-from modules.audio import read_audio, resample
-from modules.mixing import PEAK, DynamicMixing
-from modules.utterances import Utterance, UtterancePool
+from data_prep.common.cli import as_command
+from data_prep.common.jobs import make_all
+from modules.audio.io import read_audio, resample, write_wave
+from modules.data.dynamic_mixing import PEAK, DynamicMixing
+from modules.data.utterances import Utterance, UtterancePool
 
 RATE = 8000
 SEGMENT = 4 * RATE

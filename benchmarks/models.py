@@ -109,7 +109,7 @@ def reference_mossformer2(layers: int | None) -> nn.Module:
 
 def our_mossformer2(layers: int | None, checkpointing: bool) -> nn.Module:
     """Build ours, as published."""
-    from modules.mossformer2 import MossFormer2
+    from modules.models.mossformer2 import MossFormer2
 
     return MossFormer2(layers=layers or 24, activation_checkpointing=checkpointing)
 
@@ -158,7 +158,7 @@ class ReferenceSepFormer(nn.Module):
 
 def our_sepformer(layers: int | None, checkpointing: bool) -> nn.Module:
     """Build ours, as published."""
-    from modules.sepformer import SepFormer
+    from modules.models.sepformer import SepFormer
 
     depth = {"intra_layers": layers, "inter_layers": layers} if layers else {}
     return SepFormer(activation_checkpointing=checkpointing, **depth)
@@ -194,7 +194,7 @@ def our_htdemucs(
     layers: int | None, samples: int, checkpointing: bool, attention_dropout: bool
 ) -> nn.Module:
     """Build ours, as published."""
-    from modules.htdemucs import HTDemucs
+    from modules.models.htdemucs import HTDemucs
 
     return HTDemucs(
         SOURCES,
@@ -239,7 +239,7 @@ def infer(job: dict, model: nn.Module, mixture_BT: Tensor) -> Tensor:
     if job["side"] == "reference":
         apply_model = demucs_module("apply").apply_model
     else:
-        from modules.apply import apply_model
+        from modules.inference.songs import apply_model
     return apply_model(model, mixture_BT, shifts=0)
 
 

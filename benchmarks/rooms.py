@@ -24,9 +24,9 @@ import pyroomacoustics
 from pyroomacoustics.experimental import measure_rt60
 from scipy.signal import butter, sosfiltfilt
 
-from data_prep.generate import as_command
-from data_prep.whamr_rooms import Placed, draw_room, read_rooms
-from modules.rooms import impulse_responses
+from data_prep.common.cli import as_command
+from data_prep.whamr.rooms import Placed, draw_room, read_rooms
+from modules.audio.rooms import impulse_responses
 
 RATE = 16000
 DECAY_DB = 30
@@ -56,7 +56,7 @@ def straightforward(placed: Placed) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ours(placed: Placed) -> tuple[np.ndarray, np.ndarray]:
-    """The same by `modules.rooms`."""
+    """The same by `modules.audio.rooms`."""
     return (
         impulse_responses(placed.room, RATE, max_order=0),
         impulse_responses(placed.room, RATE),

@@ -21,18 +21,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from modules import distributed
-from modules.audio import named_waves, safe_name, write_audio
-from modules.checkpoint_files import check_fit
-from modules.checkpoints import recency
-from modules.ema import EMA, mean_state
-from modules.logs import RunLog
-from modules.losses import SILENCE
-from modules.metrics import ResultTable
-from modules.overlap_add import separate_in_chunks
-from modules.signals import StopRequest
-from recipes.bookkeeping import listed, print_places, print_scores, short_line
-from recipes.hparams import HparamsError
+from modules.audio.io import named_waves, safe_name, write_audio
+from modules.inference.chunks import separate_in_chunks
+from modules.losses.si_snr import SILENCE
+from modules.metrics.scores import ResultTable
+from modules.monitor.logs import RunLog
+from modules.runtime import distributed
+from modules.runtime.errors import HparamsError
+from modules.runtime.signals import StopRequest
+from modules.weights.checkpoint_files import check_fit
+from modules.weights.checkpointer import recency
+from modules.weights.ema import EMA, mean_state
+from recipes.report import listed, print_places, print_scores, short_line
 
 logger = logging.getLogger(__name__)
 NOTHING_TO_TEST = "the data have no test set; --test_folder=FOLDER names one"
@@ -73,7 +73,7 @@ class Evaluation(sb.Brain):
         Arguments
         ---------
         test_set : DataLoader | None
-            Made by `modules.dataset.make_loader`, this rank's share; None where the
+            Made by `modules.data.loader.make_loader`, this rank's share; None where the
             data have neither a test nor a validation set.
         max_key : str | None
             Checkpoint metric to choose by, higher is better.

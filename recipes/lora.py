@@ -2,7 +2,7 @@
 
 What differs: the separator is frozen and gets adapters once its weights are loaded;
 the optimizer, the EMA and the checkpoints hold the adapters alone. After the test
-`adapters.safetensors` lies in the run's folder, for `modules.lora_files`.
+`adapters.safetensors` lies in the run's folder, for `modules.lora.files`.
 
 With `lora_mode: gradient` the first batches are shown to the network once before
 training, to choose the ranks; these stay in `lora_ranks.json` beside the checkpoints,
@@ -27,20 +27,18 @@ from speechbrain.utils.distributed import if_main_process
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from modules import distributed
-from modules.checkpoint_files import CheckpointMismatch
-from modules.lora import (
-    LoraError,
+from modules.lora.adapters import (
     adaptable,
     add_lora,
     lora_state_dict,
     matching,
     trainable_share,
 )
-from modules.lora_files import load_lora_weights, save_lora
-from modules.lora_ranks import MODES, gradient_ranks, heuristic_ranks
-from modules.randomness import seed_step
-from recipes.hparams import HparamsError
+from modules.lora.files import load_lora_weights, save_lora
+from modules.lora.ranks import MODES, gradient_ranks, heuristic_ranks
+from modules.runtime import distributed
+from modules.runtime.errors import CheckpointMismatch, HparamsError, LoraError
+from modules.runtime.randomness import seed_step
 from recipes.music import MusicSeparation
 from recipes.speech import SpeechSeparation
 

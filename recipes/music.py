@@ -18,18 +18,20 @@ from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data_prep.manifest import read_manifest
-from modules import distributed
-from modules.apply import apply_model
-from modules.audit import Audit
-from modules.dataset import Batch
-from modules.losses import SILENCE
-from modules.metrics import score_song
-from modules.selection import KeepAll, dropped_of
-from modules.stems import StemDataset, measure_levels
-from recipes.hparams import HparamsError
+from modules.data.batch import Batch
+from modules.data.manifest import read_manifest
+from modules.data.stems import StemDataset
+from modules.data.track_levels import measure_levels
+from modules.inference.songs import apply_model
+from modules.losses.choice import Terms
+from modules.losses.selection import KeepAll, dropped_of
+from modules.losses.si_snr import SILENCE
+from modules.losses.suspicion import Audit
+from modules.metrics.scores import score_song
+from modules.runtime import distributed
+from modules.runtime.errors import HparamsError
 from recipes.schedule import total_epochs
-from recipes.separation import Separation, Terms
+from recipes.separation import Separation
 
 logger = logging.getLogger(__name__)
 

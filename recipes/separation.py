@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import speechbrain as sb
 import torch
@@ -36,55 +36,26 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data_prep.faults import LARGEST_PEAK
-from modules import distributed
-from modules.dataset import (
-    Batch,
-    EpochSampler,
-    collate_crops,
-    collate_whole,
-    make_loader,
-)
-from modules.ema import EMA
-from modules.logs import RunLog
-from modules.memory import MemoryProfile
-from modules.randomness import seed_step
-from modules.signals import StopRequest, StopRun
-from recipes.bookkeeping import (
-    NAMED,
-    TrainStats,
-    Window,
-    listed,
-    rewind_epochs,
-    short_line,
-)
+from modules.audio.faults import LARGEST_PEAK
+from modules.data.batch import Batch, collate_crops, collate_whole
+from modules.data.loader import EpochSampler, make_loader
+from modules.losses.choice import Terms
+from modules.monitor.logs import RunLog
+from modules.monitor.memory import MemoryProfile
+from modules.runtime import distributed
+from modules.runtime.errors import HparamsError, NonFiniteTraining
+from modules.runtime.randomness import seed_step
+from modules.runtime.signals import StopRequest, StopRun
+from modules.weights.ema import EMA
+from recipes.config.settings import Settings, refuse_changes
 from recipes.evaluation import Evaluation
-from recipes.hparams import HparamsError
+from recipes.report import NAMED, listed, rewind_epochs, short_line
 from recipes.schedule import update_learning_rate
-from recipes.settings import Settings, refuse_changes
+from recipes.train_stats import TrainStats, Window
 
 logger = logging.getLogger(__name__)
 #: The newest that always stay: should the last one be damaged, there is one before it.
 SPARE_CHECKPOINTS = 2
-
-
-class NonFiniteTraining(RuntimeError):
-    """Too many consecutive optimizer steps were not finite."""
-
-
-class Terms(NamedTuple):
-    """The unreduced losses of a batch.
-
-    `scorable_BK` is False where there is nothing to learn.
-    `rank_BK` is what the selector sees in place of the loss, for instance the loss
-    relative to the level of the target. `silent_BK` is True where a target is silent
-    once its mean is removed; such terms are counted.
-    """
-
-    loss_BK: Tensor
-    scorable_BK: Tensor
-    rank_BK: Tensor | None = None
-    silent_BK: Tensor | None = None
 
 
 @sb.utils.checkpoints.register_checkpoint_hooks
@@ -352,7 +323,7 @@ class Separation(Evaluation):
     # ------------------------------------------------------------------ one epoch
 
     def fit(self, epoch_counter: Any, train_set: Any, valid_set: Any = None) -> None:
-        """SpeechBrain's fit, on loaders made by `modules.dataset.make_loader`."""
+        """SpeechBrain's fit, on loaders made by `modules.data.loader.make_loader`."""
         number, keep = self.hparams.average_last, self.hparams.keep_checkpoints
         short = min(keep, epoch_counter.limit) < number or self.ema is not None
         if number and not self.test_only and short:

@@ -12,16 +12,17 @@ from speechbrain import Stage
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data_prep.manifest import DataError, Row, read_manifest
-from modules import distributed
-from modules.audio import AudioError
-from modules.dataset import Batch, ManifestDataset
-from modules.losses import pit_neg_si_snr
-from modules.metrics import score_example
-from modules.mixing import DynamicMixing, UtterancePool
-from modules.rooms import RoomPool
-from recipes.hparams import HparamsError
-from recipes.separation import Separation, Terms
+from modules.audio.rooms import RoomPool
+from modules.data.batch import Batch
+from modules.data.dynamic_mixing import DynamicMixing, UtterancePool
+from modules.data.manifest import Row, read_manifest
+from modules.data.mixtures import ManifestDataset
+from modules.losses.choice import Terms
+from modules.losses.si_snr import pit_neg_si_snr
+from modules.metrics.scores import score_example
+from modules.runtime import distributed
+from modules.runtime.errors import AudioError, DataError, HparamsError
+from recipes.separation import Separation
 
 logger = logging.getLogger(__name__)
 

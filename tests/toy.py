@@ -28,7 +28,7 @@ class ToySeparator(nn.Module):
 
 
 class ToyStems(nn.Module):
-    """`ToySeparator` for stereo songs, with what `modules.apply` asks of a model."""
+    """`ToySeparator` for stereo songs, with what `apply_model` asks of a model."""
 
     segment = 0.5
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from benchmarks.fault_cases import Bench, Outcome, target
 from benchmarks.fault_cases.crash import Job
-from modules import checkpoint_files
-from modules.checkpoints import AtomicCheckpointer
+from modules.weights import checkpoint_files
+from modules.weights.checkpointer import AtomicCheckpointer
 
 
 @target(

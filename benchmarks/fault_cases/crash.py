@@ -19,8 +19,9 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from torch import nn
 
 from benchmarks.fault_cases import Bench, Outcome, target
-from modules import checkpoint_files
-from modules.checkpoints import AtomicCheckpointer, DamagedCheckpoint
+from modules.runtime.errors import DamagedCheckpoint
+from modules.weights import checkpoint_files
+from modules.weights.checkpointer import AtomicCheckpointer
 
 KILLED = 77  # exit status of a child that was stopped on purpose
 

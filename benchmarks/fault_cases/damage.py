@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from data_prep import verify
+from data_prep.verify import __main__ as verify
 from tests.toy import RATE
 
 Damage = Callable[[Path], None]

@@ -33,7 +33,7 @@ def damaged_files(bench: Bench) -> Outcome:
     """Every damage to every file in process; then the real run goes on."""
     outcome, recovered, number = Outcome(), 0, 0
     log = _Kept()
-    logger = logging.getLogger("modules.checkpoints")
+    logger = logging.getLogger("modules.weights.checkpointer")
     logger.addHandler(log)
     logger.propagate = False
     for damage in DAMAGES:

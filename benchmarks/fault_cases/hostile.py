@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from benchmarks.fault_cases import Bench, Outcome, target
 from benchmarks.fault_cases.jobs import ROOT, run, speech
 from benchmarks.fault_cases.remains import newest
-from data_prep.manifest import read_manifest, write_manifest
-from modules import checkpoint_files
-from modules.checkpoints import AtomicCheckpointer
-from modules.export import load_exported
-from modules.htdemucs import HTDemucs
-from modules.lora_files import load_lora_weights
-from modules.pretrained import load_pretrained
+from modules.data.manifest import read_manifest, write_manifest
+from modules.lora.files import load_lora_weights
+from modules.models.htdemucs import HTDemucs
+from modules.weights import checkpoint_files
+from modules.weights.checkpointer import AtomicCheckpointer
+from modules.weights.export import load_exported
+from modules.weights.pretrained import load_pretrained
 from tests.toy import ToySeparator
 
 OVERRIDE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"

@@ -26,10 +26,11 @@ import torch
 from speechbrain.utils import logger as speechbrain_logger
 
 from benchmarks.fault_cases import mutations
-from modules import distributed
-from modules.dataset import Batch
-from modules.logs import RunLog
-from recipes.separation import Separation, Terms
+from modules.data.batch import Batch
+from modules.losses.choice import Terms
+from modules.monitor.logs import RunLog
+from modules.runtime import distributed
+from recipes.separation import Separation
 from recipes.speech import SpeechSeparation
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.fault_cases.damage import verified
-from data_prep import wsj0mix
-from data_prep.manifest import DataError, read_manifest
+from data_prep.wsj0mix import manifests as wsj0mix
+from modules.data.manifest import read_manifest
+from modules.runtime.errors import DataError
 from tests.toy import RATE, make_corpus
 
 

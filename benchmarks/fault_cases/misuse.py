@@ -10,7 +10,7 @@ from benchmarks.fault_cases import Bench, Outcome, target
 from benchmarks.fault_cases.jobs import Job, Recipe, both, run, run_ranks
 from benchmarks.fault_cases.parallel import side_by_side
 from benchmarks.fault_cases.remains import differences, saved_step
-from modules.checkpoints import AtomicCheckpointer
+from modules.weights.checkpointer import AtomicCheckpointer
 
 DAY = 86_400
 

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import torch
 
-from modules import checkpoint_files, checkpoints, dataset, distributed, signals
-from modules.dataset import Batch
-from modules.run_lock import RunLock
-from modules.signals import StopRequest
+from modules.data import mixtures as dataset
+from modules.data.batch import Batch
+from modules.runtime import distributed, signals
+from modules.runtime.run_lock import RunLock
+from modules.runtime.signals import StopRequest
+from modules.weights import checkpoint_files
+from modules.weights import checkpointer as checkpoints
 from recipes import separation
 
 

@@ -64,7 +64,7 @@ class FaultToy(nn.Module):
 
 
 class FaultStems(nn.Module):
-    """`FaultToy` for stereo songs, with what `modules.apply` asks of a model."""
+    """`FaultToy` for stereo songs, with what `apply_model` asks of a model."""
 
     segment = 0.5
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_model
 
 from benchmarks.adapt import ARMS, command_of, main, parse, seconds_per_step, table
-from modules.htdemucs import HTDemucs
+from modules.models.htdemucs import HTDemucs
 from tests.e2e.test_lora import SIZE, TOY
 from tests.toy import make_songs
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks.label_noise import main
-from modules.audit import average_precision, precision_recall, table
+from modules.metrics.detection import average_precision, precision_recall, table
 
 WRONG = {("a", "drums"): True, ("a", "bass"): False, ("b", "drums"): True}
 SCORE = {("a", "drums"): 0.9, ("a", "bass"): 0.8, ("b", "drums"): 0.1}

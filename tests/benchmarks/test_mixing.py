@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from benchmarks.mixing import SpeechBrainMixing, loudness, main
-from modules.utterances import UtterancePool
+from modules.data.utterances import UtterancePool
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import re
 
 from benchmarks import rooms
-from data_prep.whamr_rooms import draw_room, table_of
+from data_prep.whamr.rooms import draw_room, table_of
 
 
 def test_both_forms_agree(tmp_path, capsys):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import soundfile
 
-from data_prep.manifest import Row
+from modules.data.manifest import Row
 
 
 def assert_sums(rows: Sequence[Row]) -> None:

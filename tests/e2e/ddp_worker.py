@@ -12,9 +12,10 @@ from speechbrain.utils.run_opts import RunOptions
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from modules import distributed  # noqa: E402
-from modules.dataset import Batch, EpochSampler  # noqa: E402
-from recipes.hparams import load_hparams  # noqa: E402
+from modules.data.batch import Batch  # noqa: E402
+from modules.data.loader import EpochSampler  # noqa: E402
+from modules.runtime import distributed  # noqa: E402
+from recipes.config.load import load_hparams  # noqa: E402
 from tests.toy import ToySeparator  # noqa: E402
 
 BATCH, STEPS = 4, 3

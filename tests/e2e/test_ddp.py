@@ -3,17 +3,16 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from speechbrain.utils.run_opts import RunOptions
 
+from tests import ROOT
 from tests.e2e import ddp_worker
 from tests.e2e.ddp_worker import BATCH, FAULTS, STEPS
 from tests.toy import same_weights, weights_of
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.ddp
 NAMES = [fault.__name__ for fault in FAULTS]
 

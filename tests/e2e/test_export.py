@@ -9,11 +9,12 @@ from safetensors.torch import load_file, save_model
 
 import train
 from benchmarks import int8
-from modules import export
-from modules.export import ExportError, load_exported
-from modules.htdemucs import HTDemucs
-from modules.lora_files import load_lora_weights
-from modules.pretrained import PretrainedError, load_pretrained
+from modules.lora.files import load_lora_weights
+from modules.models.htdemucs import HTDemucs
+from modules.runtime.errors import ExportError, PretrainedError
+from modules.weights import export
+from modules.weights.export import load_exported
+from modules.weights.pretrained import load_pretrained
 from tests.e2e.test_lora import SIZE, TOY, plain
 from tests.toy import make_songs
 

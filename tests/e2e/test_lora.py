@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_model
 from torch import Tensor
 
 import train
-from modules.checkpoints import CheckpointMismatch
-from modules.htdemucs import HTDemucs
-from modules.lora import LoraError, add_lora, merge, trainable_share
-from modules.lora_files import load_lora_weights
-from modules.lora_ranks import MODES
-from recipes.hparams import HparamsError, load_hparams
+from modules.lora.adapters import add_lora, merge, trainable_share
+from modules.lora.files import load_lora_weights
+from modules.lora.ranks import MODES
+from modules.models.htdemucs import HTDemucs
+from modules.runtime.errors import CheckpointMismatch, HparamsError, LoraError
+from recipes.config.load import load_hparams
 from recipes.separation import Separation
 from tests.e2e.test_ddp import torchrun
 from tests.e2e.test_music import Killed, epochs_of

@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 import train
-from recipes.hparams import HparamsError
+from modules.runtime.errors import HparamsError
 from tests.e2e.test_ddp import torchrun
 from tests.toy import RATE, make_songs, same_weights, weights_of
 
@@ -298,17 +298,17 @@ def test_rivals_are_trained_side_by_side_and_audited(songs, tmp_path, capsys):
     rivals = tmp_path / "rivals.yaml"
     rivals.write_text(
         f"extends: {TOY}\n"
-        "recipe: !name:recipes.rivals.RivalSeparation\n"
+        "recipe: !name:benchmarks.truncation_rules.RivalSeparation\n"
         "rules: [none, running]\n"
         f"truth: {truth}\n"
         "network: !new:tests.toy.ToyStems\n"
         "    sources: !ref <sources>\n"
         "    samplerate: !ref <sample_rate>\n"
-        "separator: !new:recipes.rivals.Rivals\n"
+        "separator: !new:benchmarks.truncation_rules.Rivals\n"
         "    separator: !ref <network>\n"
         "    rules: !ref <rules>\n"
         "window: 12\n"
-        "select: !new:recipes.rivals.RivalRules\n"
+        "select: !new:benchmarks.truncation_rules.RivalRules\n"
         "    rules: !ref <rules>\n"
         "    window: !ref <window>\n"
     )

@@ -13,15 +13,13 @@ import torch
 import yaml
 
 import train
-from data_prep.manifest import DataError
-from modules.checkpoints import AtomicCheckpointer, CheckpointMismatch
-from modules.curves import read_points
-from modules.signals import StopRun
-from recipes.hparams import HparamsError
+from modules.monitor.curves import read_points
+from modules.runtime.errors import CheckpointMismatch, DataError, HparamsError
+from modules.runtime.signals import StopRun
+from modules.weights.checkpointer import AtomicCheckpointer
 from recipes.separation import Separation
+from tests import ROOT
 from tests.toy import make_corpus, same_weights, weights_of
-
-ROOT = Path(__file__).parents[2]
 
 
 def meta_of(folder: Path) -> dict:
@@ -182,7 +180,8 @@ def test_signals_save_and_the_same_command_ends_with_the_same_bits(
 
 
 def test_a_second_job_in_the_folder_is_refused(toy_arguments, tmp_path):
-    from modules.run_lock import FolderInUse, RunLock
+    from modules.runtime.errors import FolderInUse
+    from modules.runtime.run_lock import RunLock
 
     with (
         RunLock(tmp_path / "run"),

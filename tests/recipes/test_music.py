@@ -6,7 +6,7 @@ import pytest
 import torch
 from speechbrain import Stage
 
-from modules.dataset import Batch
+from modules.data.batch import Batch
 from recipes.music import MusicSeparation
 
 

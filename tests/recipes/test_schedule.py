@@ -4,12 +4,7 @@ import pytest
 import torch
 from speechbrain.nnet.schedulers import NewBobScheduler, ReduceLROnPlateau
 
-from recipes.schedule import (
-    LinearDecay,
-    Steps,
-    total_epochs,
-    update_learning_rate,
-)
+from recipes.schedule import LinearDecay, Steps, total_epochs, update_learning_rate
 
 
 def rate_after(scheduler, losses):

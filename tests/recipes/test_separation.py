@@ -9,10 +9,11 @@ from speechbrain import Stage
 from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor
 
-from modules.checkpoints import NonFiniteWeights
-from modules.dataset import Batch, EpochSampler
-from recipes.hparams import HparamsError, load_hparams
-from recipes.separation import NonFiniteTraining, Separation
+from modules.data.batch import Batch
+from modules.data.loader import EpochSampler
+from modules.runtime.errors import HparamsError, NonFiniteTraining, NonFiniteWeights
+from recipes.config.load import load_hparams
+from recipes.separation import Separation
 from tests.toy import ToySeparator
 
 YAML = Path(__file__).parents[1] / "toy.yaml"

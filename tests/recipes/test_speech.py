@@ -9,11 +9,12 @@ import pytest
 import soundfile
 import torch
 
-from data_prep.manifest import DataError, Row
-from modules.dataset import ManifestDataset
-from modules.mixing import DynamicMixing
-from modules.rooms import Room, RoomPool, impulse_responses
-from modules.utterances import UtterancePool
+from modules.audio.rooms import Room, RoomPool, impulse_responses
+from modules.data.dynamic_mixing import DynamicMixing
+from modules.data.manifest import Row
+from modules.data.mixtures import ManifestDataset
+from modules.data.utterances import UtterancePool
+from modules.runtime.errors import DataError
 from recipes.speech import SpeechSeparation
 
 RATE = 8000

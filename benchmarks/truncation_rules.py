@@ -1,0 +1,200 @@
+"""Rules of truncation side by side: one network for each, trained on the same batches.
+
+Equal weights at the start, equal examples, equal augmentation in equal order: what
+differs in the end is what the rules left out. The networks do not touch each other,
+as long as gradients are not clipped and the optimizer treats each weight by itself.
+
+Legend: N examples of the global batch, K = rules x stems, rule by rule.
+"""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from speechbrain import Stage
+from speechbrain.utils.distributed import if_main_process
+from torch import Tensor, nn
+
+from modules.data.batch import Batch
+from modules.losses.choice import Terms
+from modules.losses.selection import KeepAll, LossTruncation, truncation
+from modules.metrics.detection import read_truth, table
+from recipes.music import MusicSeparation
+
+
+class Rivals(nn.Module):
+    """Copies of a separator that share their input; sources are named rule_stem.
+
+    Arguments
+    ---------
+    separator : nn.Module
+        With `sources`, `samplerate` and `segment`; maps [B, C, T] to [B, S, C, T].
+    rules : Sequence[str]
+        A name for each copy.
+    """
+
+    def __init__(self, separator: nn.Module, rules: Sequence[str]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict({r: copy.deepcopy(separator) for r in rules})
+        self.sources = [f"{r}_{stem}" for r in rules for stem in separator.sources]
+        self.samplerate, self.segment = separator.samplerate, separator.segment
+
+    def forward(self, mixture_BCT: Tensor) -> Tensor:
+        """[B, C, T] to [B, K, C, T]."""
+        return torch.cat([net(mixture_BCT) for net in self.networks.values()], dim=1)
+
+
+class RivalRules:
+    """A selector for each rule, each on its own columns of the losses.
+
+    Arguments
+    ---------
+    rules : Sequence[str]
+        Names that `modules.losses.selection.truncation` knows.
+    window : int
+        Of the running rule.
+    """
+
+    renormalise = True
+
+    def __init__(self, rules: Sequence[str], window: int = 1000) -> None:
+        self.selectors: dict[str, KeepAll | LossTruncation] = {
+            rule: truncation(rule, 1.0, window) for rule in rules
+        }
+
+    @property
+    def quantile(self) -> float:
+        """Share to keep, of every rule that drops."""
+        return next(s.quantile for s in self._dropping())
+
+    @quantile.setter
+    def quantile(self, value: float) -> None:
+        for selector in self._dropping():
+            selector.quantile = value
+
+    @property
+    def batches(self) -> int:
+        """How many batches the pooled rule compares."""
+        return next(s.batches for s in self._dropping())
+
+    @batches.setter
+    def batches(self, value: int) -> None:
+        for selector in self._dropping():
+            selector.batches = value
+
+    def _dropping(self) -> list[LossTruncation]:
+        return [s for s in self.selectors.values() if isinstance(s, LossTruncation)]
+
+    def __call__(self, loss_NK: Tensor) -> Tensor:
+        """Mask of the terms to keep, [N, K]."""
+        parts = loss_NK.chunk(len(self.selectors), dim=1)
+        pairs = zip(self.selectors.values(), parts, strict=True)
+        return torch.cat([select(part) for select, part in pairs], dim=1)
+
+    def check(self, batch_size: int, world_size: int) -> None:
+        """As each rule's own."""
+        for selector in self.selectors.values():
+            selector.check(batch_size, world_size)
+
+    def state_dict(self) -> dict:
+        """Of every rule."""
+        return {rule: s.state_dict() for rule, s in self.selectors.items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a checkpoint."""
+        for rule, selector in self.selectors.items():
+            selector.load_state_dict(state[rule])
+
+
+class RivalSeparation(MusicSeparation):
+    """`MusicSeparation` of `Rivals`; reports the rules side by side, and the audit."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rules = list(self.hparams.rules)
+        self.term_names = [f"{rule}_{s}" for rule in self.rules for s in self.stems]
+        self.term_weights = self.stem_weights * len(self.rules)
+        self.totals = [*self.totals, *(f"nsdr_{rule}" for rule in self.rules)]
+
+    def compute_objectives(
+        self, predictions: Tensor, batch: Batch, stage: Stage
+    ) -> Terms:
+        """The losses of all rivals, rule by rule."""
+        parts = [
+            super(RivalSeparation, self).compute_objectives(est_BSCT, batch, stage)
+            for est_BSCT in predictions.chunk(len(self.rules), dim=1)
+        ]
+        ranks = [part.rank_BK for part in parts if part.rank_BK is not None]
+        # The targets are the same for all: counted once.
+        others = [torch.zeros_like(part.silent_BK) for part in parts[1:]]
+        return Terms(
+            torch.cat([part.loss_BK for part in parts], dim=1),
+            torch.cat([part.scorable_BK for part in parts], dim=1),
+            torch.cat(ranks, dim=1) if ranks else None,
+            torch.cat([parts[0].silent_BK, *others], dim=1),
+        )
+
+    def origin_numbers(self, batch: Batch, terms: int) -> Tensor:
+        """The tracks of the stems, once for each rule."""
+        return super().origin_numbers(batch, terms).repeat(1, len(self.rules))
+
+    def on_choice(self, origin_NK: Tensor, usable_NK: Tensor, keep_NK: Tensor) -> None:
+        """Audit by the last rule."""
+        last = slice(-len(self.stems), None)
+        self.audit.add(origin_NK[:, last], usable_NK[:, last], keep_NK[:, last])
+
+    def score(
+        self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage
+    ) -> dict[str, float | None]:
+        """Scores of every rival, prefixed by its rule; and their mean."""
+        scores: dict[str, float | None] = {}
+        means = []
+        for rule, est_SCT in zip(
+            self.rules, est_ST.chunk(len(self.rules)), strict=True
+        ):
+            own = super().score(est_SCT, target_ST, mix_T, stage)
+            means.append(own["nsdr"])
+            scores |= {f"nsdr_{rule}": own.pop("nsdr")}
+            for name, value in own.items():
+                metric, _, stem = name.partition("_")
+                scores["_".join(filter(None, (metric, rule, stem)))] = value
+        # A song of silence has no score, whoever separated it.
+        found = [mean for mean in means if mean is not None]
+        return {"nsdr": math.fsum(found) / len(found) if found else None} | scores
+
+    def reported(self) -> dict:
+        """Only the mean over the stems, of each rule."""
+        names = [f"{metric}_{r}" for metric in ("nsdr", "sdr") for r in self.rules]
+        metrics = self.summary["metrics"]
+        return self.summary | {"metrics": {name: metrics[name] for name in names}}
+
+    def report(self) -> None:
+        """A row of scores for each rule, then what the audit found."""
+        super().report()
+        if not if_main_process() or self.summary is None:
+            return
+        means = self.summary["metrics"]
+        columns = ["nsdr", *(f"nsdr {stem}" for stem in self.stems), "sdr"]
+        print("\n" + " ".join(f"{name:>12}" for name in ["rule", *columns]))
+        for rule in self.rules:
+            stems = [f"nsdr_{rule}_{stem}" for stem in self.stems]
+            keys = [f"nsdr_{rule}", *stems, f"sdr_{rule}"]
+            values = [means[key]["mean"] for key in keys]
+            shown = ("-" if v is None else f"{v:.2f}" for v in values)
+            print(" ".join(f"{text:>12}" for text in [rule, *shown]))
+        if self.hparams.truth:
+            print(f"\nwhat `{self.rules[-1]}` dropped, against {self.hparams.truth}:")
+            print("\n".join(audit_table(self.audit.rows(), Path(self.hparams.truth))))
+
+
+def audit_table(rows: Sequence[Mapping], truth_file: Path) -> list[str]:
+    """Precision and recall of the suspicion scores, by `detection.table`."""
+    truth = read_truth(truth_file)
+    suspicion = {(row["track"], row["stem"]): row["suspicion"] for row in rows}
+    known = {key: truth[key] for key in suspicion if key in truth}
+    if not any(known.values()):
+        return ["none of the stems that were trained on is wrong"]
+    return table(known, suspicion=suspicion)

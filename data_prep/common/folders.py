@@ -1,0 +1,202 @@
+"""Manifests of a data set that has a folder for each part of its mixtures.
+
+Mixtures, each source and the noise lie in folders of their own; the files of a mixture
+share a name, WAV or FLAC. Each data set's own file says which folders these are.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import soundfile
+
+from modules.data.manifest import THREADS, Row, check_audio, write_manifest
+from modules.runtime.errors import DataError
+from modules.runtime.files import write_text
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".wav", ".flac")
+
+# Part of the fingerprint: raise it when the same files would give other manifests.
+FORMAT = 1
+
+
+class Parts(NamedTuple):
+    """The folders of one split."""
+
+    mixture: Path
+    sources: tuple[Path, ...]
+    noise: Path | None = None
+    images: tuple[Path, ...] = ()
+
+    @property
+    def folders(self) -> list[Path]:
+        """All of them: mixture, sources, noise, images."""
+        noise = [self.noise] if self.noise else []
+        return [self.mixture, *self.sources, *noise, *self.images]
+
+
+def write_manifests(
+    splits: Mapping[str, Parts],
+    save_folder: str | Path,
+    sample_rate: int,
+    maker: str,
+) -> dict[str, str]:
+    """Write a manifest for each split; leave them alone if nothing changed.
+
+    Arguments
+    ---------
+    splits : Mapping[str, Parts]
+        The folders of train, valid and test.
+    save_folder : str | Path
+        Where `train.csv`, `valid.csv` and `test.csv` go, and `<maker>.json`, which
+        knows what they were made from.
+    sample_rate : int
+        In Hz; every file must have it.
+    maker : str
+        Name of the data set.
+
+    Returns
+    -------
+    dict[str, str]
+        Paths of the manifests by split.
+
+    Raises
+    ------
+    DataError
+        A file is missing, unreadable, at another rate, or of another length than its
+        mixture; the message names it.
+    """
+    save_folder = Path(save_folder)
+    folders = {folder for parts in splits.values() for folder in parts.folders}
+    listing = {folder: list_audio(folder) for folder in sorted(folders)}
+    paths = {split: save_folder / f"{split}.csv" for split in splits}
+    state_file = save_folder / f"{maker}.json"
+    files = _fingerprint(splits, listing, sample_rate)
+    if _is_current(state_file, files, list(paths.values())):
+        logger.info("%s: manifests are up to date", save_folder)
+    else:
+        rows = {
+            split: _make_rows(parts, listing, sample_rate)
+            for split, parts in splits.items()
+        }
+        state_file.unlink(missing_ok=True)
+        for split, path in paths.items():
+            write_manifest(path, rows[split])
+            logger.info("%s: %d mixtures", path, len(rows[split]))
+        state = {"files": files, "manifests": _digest(list(paths.values()))}
+        write_text(state_file, json.dumps(state) + "\n")
+    return {split: str(path) for split, path in paths.items()}
+
+
+def list_audio(folder: Path) -> dict[str, os.DirEntry]:
+    """Audio files of a folder by their stem; hidden files are left out."""
+    found: dict[str, os.DirEntry] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            stem, suffix = os.path.splitext(entry.name)
+            if suffix.lower() not in SUFFIXES or entry.name.startswith("."):
+                continue
+            if stem in found:
+                raise DataError(f"{entry.path}: there is {found[stem].name} as well")
+            found[stem] = entry
+    return found
+
+
+def _fingerprint(
+    splits: Mapping[str, Parts],
+    listing: Mapping[Path, Mapping[str, os.DirEntry]],
+    sample_rate: int,
+) -> str:
+    """A digest of names, sizes and times of all files, and of the settings."""
+    digest = hashlib.sha256(repr((FORMAT, sample_rate, dict(splits))).encode())
+    for folder, entries in listing.items():
+        digest.update(os.fsencode(folder) + b"\0")
+        for stem in sorted(entries):
+            try:
+                status = entries[stem].stat()
+            except OSError as error:  # a link to nowhere
+                path = entries[stem].path
+                raise DataError(f"{path} cannot be read ({error.strerror})") from None
+            fields = f"\0{status.st_size}\0{status.st_mtime_ns}\0"
+            digest.update(os.fsencode(entries[stem].name) + fields.encode())
+    return digest.hexdigest()
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """A digest of the contents of files."""
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+def _is_current(state_file: Path, files: str, manifests: Sequence[Path]) -> bool:
+    """Whether the manifests are those once made from exactly these files."""
+    try:
+        state = json.loads(state_file.read_text())
+        return state == {"files": files, "manifests": _digest(manifests)}
+    except (OSError, ValueError):
+        return False
+
+
+def _make_rows(
+    parts: Parts,
+    listing: Mapping[Path, Mapping[str, os.DirEntry]],
+    sample_rate: int,
+) -> list[Row]:
+    """The rows of one split, with every header checked."""
+    mixtures = listing[parts.mixture]
+    if not mixtures:
+        raise DataError(f"{parts.mixture}: holds no {' or '.join(SUFFIXES)} file")
+    for folder in parts.folders[1:]:
+        entries = listing[folder]
+        absent = sorted(mixtures.keys() - entries.keys())
+        if absent:
+            example = folder / mixtures[absent[0]].name
+            more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+            raise DataError(f"{example} does not exist, but its mixture does{more}")
+        spare = sorted(entries.keys() - mixtures.keys())
+        if spare:
+            logger.warning(
+                "%s: %d files have no mixture and are left out, such as %s",
+                *(folder, len(spare), spare[0]),
+            )
+    stems = sorted(mixtures)
+    with ThreadPoolExecutor(THREADS) as threads:
+        paths = [mixtures[stem].path for stem in stems]
+        frames = threads.map(lambda path: _count_frames(path, sample_rate), paths)
+        rows = [
+            Row(
+                id=stem,
+                duration=count / sample_rate,
+                sample_rate=sample_rate,
+                mixture=mixtures[stem].path,
+                sources=tuple(listing[folder][stem].path for folder in parts.sources),
+                noise=listing[parts.noise][stem].path if parts.noise else "",
+                images=tuple(listing[folder][stem].path for folder in parts.images),
+            )
+            for stem, count in zip(stems, frames, strict=True)
+        ]
+    check_audio(rows, [f"mixture {stem}" for stem in stems])
+    return rows
+
+
+def _count_frames(path: str, sample_rate: int) -> int:
+    """Samples in a file, which must be at the given rate."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate, frames = file.samplerate, file.frames
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise DataError(f"{path} cannot be read as audio ({error})") from None
+    if rate != sample_rate:
+        raise DataError(
+            f"{path} is at {rate} Hz, expected {sample_rate} Hz; set "
+            f"--sample_rate={rate} or point data_folder at files of that rate"
+        )
+    if frames == 0:
+        raise DataError(f"{path} holds no samples")
+    return frames

@@ -1,0 +1,161 @@
+"""Make the many files of a data set in parallel, so that a repeated command continues.
+
+A data set is made of jobs (a mixture, a room); every job writes files of its own and
+nothing else, so the result does not depend on how many workers share them. A file is
+there whole or not at all, and a job whose files are all there is not done again. What
+decides the content of the files is noted in the folder: another command cannot
+continue it by mistake.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from modules.runtime.errors import DataError
+from modules.runtime.files import write_text
+
+Job = TypeVar("Job")
+
+SETTINGS = "generated.json"
+
+# Held by a worker while it works on a job.
+BUSY = threading.Lock()
+
+
+def claim_folder(folder: str | Path, settings: dict) -> Path:
+    """Note in an output folder what is being made there.
+
+    Arguments
+    ---------
+    folder : str | Path
+        Absent, empty, or claimed before with equal settings.
+    settings : dict
+        All that decides the content of the files, as JSON can hold it; no paths that
+        may change between two calls.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    DataError
+        The folder holds something else, or files made with other settings.
+    """
+    folder = Path(folder)
+    note = folder / SETTINGS
+    if note.is_file():
+        try:
+            before = json.loads(note.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(
+                f"{note}: is damaged ({error}); give another folder, or remove this one"
+            ) from None
+        changed = [k for k in before | settings if before.get(k) != settings.get(k)]
+        if changed:
+            name = sorted(changed)[0]
+            raise DataError(
+                f"{folder}: was begun with {name}={before.get(name)!r}, now it is "
+                f"{settings.get(name)!r}; give the same settings or another folder"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise DataError(f"{folder}: is not empty; give an empty or a new folder")
+    else:
+        write_text(note, json.dumps(settings, indent=1, sort_keys=True) + "\n")
+    return folder
+
+
+def make_all(
+    make: Callable[[Job], None],
+    jobs: Sequence[Job],
+    outputs: Callable[[Job], Iterable[Path]],
+    workers: int | None = None,
+    desc: str = "",
+) -> int:
+    """Do every job whose files are not all there, with a progress bar.
+
+    Arguments
+    ---------
+    make : Callable
+        Writes the files of a job by `write_wave`. A function of a module, or a
+        `functools.partial` of one, because it is sent to the workers.
+    jobs : Sequence
+        Small and picklable.
+    outputs : Callable
+        The files of a job.
+    workers : int | None
+        Processes; None: one for each core; 0 or 1: in this process.
+    desc : str
+        Label of the bar.
+
+    Returns
+    -------
+    int
+        How many jobs were done, the others being done already.
+
+    Raises
+    ------
+    DataError
+        From the first job that failed; the jobs under way are finished first.
+    """
+    todo = [job for job in jobs if not all(map(_is_there, outputs(job)))]
+    workers = min(os.cpu_count() or 1 if workers is None else workers, len(todo))
+    bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc=desc, smoothing=0)
+    with bar:
+        if workers <= 1:
+            for job in todo:
+                make(job)
+                bar.update()
+            return len(todo)
+        # Fresh processes: to fork one that has threads (torch, soundfile) can hang.
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, context, initializer=_ignore_ctrl_c)
+        try:
+            for done in as_completed([pool.submit(_do, make, job) for job in todo]):
+                done.result()
+                bar.update()
+        except BrokenProcessPool:
+            raise DataError(
+                f"{desc}: a worker was killed, perhaps for want of memory; the same "
+                "command with fewer --workers continues"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return len(todo)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file exists and holds something: a power cut can leave empty ones."""
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def _ignore_ctrl_c() -> None:
+    """Workers finish their job; the parent alone decides to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed stops no workers: they would wait for it for ever."""
+    multiprocessing.parent_process().join()
+    BUSY.acquire()  # after the job under way
+    os._exit(1)
+
+
+def _do(make: Callable[[Job], None], job: Job) -> None:
+    """One job of a worker."""
+    with BUSY:
+        make(job)

@@ -1,0 +1,152 @@
+"""The versions of a WSJ0-like set: `wav{8k,16k}/{min,max}/{tr,cv,tt}`, and their files.
+
+Legend: T sample.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from modules.runtime.errors import DataError
+from modules.runtime.files import list_files
+
+SETS = ("tr", "cv", "tt")
+
+# Positions are noted at this rate, whatever the version.
+NOISE_RATE = 16000
+
+
+def folder_of(sample_rate: int, mode: str) -> str:
+    """The folder of a version.
+
+    Example
+    -------
+    >>> folder_of(8000, "min")
+    'wav8k/min'
+    """
+    return f"wav{sample_rate // 1000}k/{mode}"
+
+
+def check_versions(
+    sample_rates: Sequence[int], modes: Sequence[str]
+) -> list[tuple[int, str]]:
+    """Pairs of rate and mode; the longest, at the highest rate, comes last."""
+    for rate in sample_rates:
+        if rate not in (8000, 16000):
+            raise DataError(f"sample_rates holds {rate!r}, expected 8000 or 16000")
+    for mode in modes:
+        if mode not in ("min", "max"):
+            raise DataError(f"modes holds {mode!r}, expected 'min' or 'max'")
+    if not sample_rates or not modes:
+        raise DataError("sample_rates and modes must each name one version at least")
+    return [
+        (rate, mode)
+        for mode in sorted(set(modes), reverse=True)
+        for rate in sorted(set(sample_rates))
+    ]
+
+
+def mixture_lengths(
+    root: Path, split: str, versions: Sequence[tuple[int, str]]
+) -> dict[str, int]:
+    """Names of a split's mixtures, and how long the longest version is at 16 kHz.
+
+    Raises
+    ------
+    DataError
+        A folder or file that a version needs is missing, or a file unreadable.
+    """
+    names: list[str] | None = None
+    for rate, mode in versions:
+        third = root / folder_of(rate, mode) / split / "s3"
+        if third.is_dir():
+            raise DataError(f"{third}: exists, but a mixture here has 2 talkers")
+        for part in ("s1", "s2"):
+            folder = root / folder_of(rate, mode) / split / part
+            if not folder.is_dir():
+                raise DataError(
+                    f"{folder}: does not exist; make this version of the set or leave "
+                    "it out of --sample_rates and --modes"
+                )
+            found = [path.stem for path in list_files(folder, "*.wav")]
+            if names is None:
+                names, first = found, folder
+            elif found != names:
+                name = sorted(set(found) ^ set(names))[0]
+                raise DataError(f"{folder}: {name}.wav is only here or only in {first}")
+    if not names:
+        raise DataError(f"{root}: holds no mixtures for {split}")
+    rate, mode = versions[-1]
+    folder = root / folder_of(rate, mode) / split / "s1"
+    return {
+        name: frames_of(folder / f"{name}.wav", rate) * NOISE_RATE // rate
+        for name in names
+    }
+
+
+def frames_of(path: Path, sample_rate: int) -> int:
+    """Samples in a file, by its header."""
+    try:
+        info = soundfile.info(path)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as audio ({error})") from None
+    if info.samplerate != sample_rate:
+        raise DataError(f"{path}: is at {info.samplerate} Hz, expected {sample_rate}")
+    return info.frames
+
+
+def read_left(
+    path: Path, sample_rate: int, start: int = 0, frames: int = -1
+) -> np.ndarray:
+    """The left channel of a file or of a part of it, float64 of shape [T].
+
+    Raises
+    ------
+    DataError
+        Unreadable, shorter than asked, at another rate, or not finite.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            file.seek(start)
+            wave_T = file.read(frames, always_2d=True)[:, 0]
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as audio ({error})") from None
+    if rate != sample_rate:
+        raise DataError(f"{path}: is at {rate} Hz, expected {sample_rate} Hz")
+    if len(wave_T) < max(frames, 1):
+        raise DataError(f"{path}: holds no {max(frames, 1)} samples from {start} on")
+    if not np.isfinite(wave_T).all():
+        raise DataError(f"{path}: holds NaN or Inf; repair or remove it")
+    return wave_T
+
+
+def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    """Rows of a CSV with the given columns, each with its place for a message."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error.reason})") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    missing = [name for name in columns if name not in (reader.fieldnames or ())]
+    if missing:
+        raise DataError(f"{path}, row 1: there is no column {missing[0]!r}")
+    for number, cells in enumerate(reader, start=2):
+        if any(cells[name] is None for name in columns):
+            raise DataError(f"{path}, row {number}: has too few fields")
+        yield f"{path}, row {number}", cells
+
+
+def pick(path: Path, found: dict[str, object], names: Sequence[str]) -> list:
+    """What a table says of each name, or say which one it lacks."""
+    missing = [name for name in names if name not in found]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise DataError(f"{path}: has no row for {missing[0]!r}{more}")
+    return [found[name] for name in names]

@@ -1,0 +1,5 @@
+"""Libri2Mix and Libri3Mix."""
+
+from data_prep.librimix.manifests import prepare
+
+__all__ = ["prepare"]

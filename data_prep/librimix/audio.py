@@ -1,0 +1,109 @@
+"""The audio that LibriMix is made of: talkers, and noise as long as they are.
+
+Legend: T sample.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import scipy.signal
+import soundfile
+
+from data_prep.librimix.metadata import Mixture
+from modules.runtime.errors import DataError
+
+RATE = 16000
+
+# Half a Hann window of one second: where a repeat of the noise overlaps the last one.
+FADE = RATE // 2 + 1
+
+# Speeds of the augmented noises by the end of their names, as up and down factors.
+SPEEDS = {"sp08": (5, 4), "sp12": (5, 6)}
+
+
+def corpus_folder(folder: str | Path, name: str) -> Path:
+    """A corpus, given by its folder or by the parent of that."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of {name}")
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def find_noise(folder: Path, path: str) -> tuple[Path, tuple[int, int]]:
+    """The file of a noise, and the factors its length is to be changed by."""
+    file = folder / path
+    match = re.fullmatch(r"(.+)(sp08|sp12)(\.\w+)", path)
+    if match is None or file.is_file():
+        return file, (1, 1)
+    return folder / (match[1] + match[3]), SPEEDS[match[2]]
+
+
+def read_part(path: Path, frames: int = -1) -> np.ndarray:
+    """The first channel of a 16 kHz file as float32 [T], or its first samples."""
+    try:
+        wave_TC, rate = soundfile.read(path, frames, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise DataError(f"{path} cannot be read as audio ({error})") from None
+    if rate != RATE:
+        raise DataError(f"{path} is at {rate} Hz, expected {RATE} Hz")
+    if not len(wave_TC):
+        raise DataError(f"{path} holds no samples")
+    return wave_TC[:, 0]
+
+
+def read_noise(folder: Path, path: str, length: int) -> np.ndarray:
+    """A noise as float32 [T], T = length: cut, or repeated."""
+    file, (up, down) = find_noise(folder, path)
+    # A little more than needed, so that the filter's end is not heard.
+    noise_T = read_part(file, -(-length * down // up) + RATE // 10)
+    if up != down:
+        noise_T = scipy.signal.resample_poly(noise_T, up, down)
+    return extend(noise_T, length)
+
+
+def extend(noise_T: np.ndarray, length: int) -> np.ndarray:
+    """Cut a noise, or repeat it with cross-fades, to a length.
+
+    Raises
+    ------
+    DataError
+        It is too short to be faded.
+
+    Example
+    -------
+    >>> ones_T = np.ones(20000, np.float32)
+    >>> longer_T = extend(ones_T, 50000)
+    >>> longer_T.shape, bool(abs(longer_T - 1).max() < 1e-6)
+    ((50000,), True)
+    """
+    if len(noise_T) >= length:
+        return noise_T[:length]
+    if len(noise_T) <= FADE:
+        raise DataError(
+            f"a noise of {len(noise_T)} samples is too short to be repeated; leave "
+            f"those under {FADE / RATE:.1f} s out"
+        )
+    window_T = np.hanning(2 * FADE - 1).astype(np.float32)
+    rise_T, fall_T = window_T[:FADE], window_T[FADE - 1 :]
+    pieces, total = [noise_T], len(noise_T)
+    while total < length:
+        seam_T = pieces[-1][-FADE:] * fall_T + noise_T[:FADE] * rise_T
+        pieces[-1] = pieces[-1][:-FADE]
+        pieces += [np.concatenate([seam_T, noise_T[FADE:]])]
+        total += len(noise_T) - FADE
+    return np.concatenate(pieces)[:length]
+
+
+def read_parts(
+    librispeech: Path, wham_noise: Path | None, mixture: Mixture
+) -> list[np.ndarray]:
+    """The talkers, each of its own length, and the noise, as long as the longest."""
+    waves = [read_part(librispeech / part.path) for part in mixture.sources]
+    if wham_noise is not None and mixture.noise is not None:
+        longest = max(map(len, waves))
+        try:
+            waves.append(read_noise(wham_noise, mixture.noise.path, longest))
+        except DataError as error:
+            raise DataError(f"{mixture.noise.path}: {error}") from None
+    return waves

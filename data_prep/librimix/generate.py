@@ -1,0 +1,327 @@
+"""LibriMix from LibriSpeech, WHAM! noise and the metadata that says what goes where.
+
+    python -m data_prep.librimix generate --librispeech=/data/LibriSpeech \
+        --wham_noise=/data/wham_noise --metadata=/data/LibriMix/metadata --out=/data
+
+The public metadata is at github.com/JorisCos/LibriMix; without it, `draw` makes some.
+The same command continues what was stopped, and other `--sets`, `--sample_rates`,
+`--modes` and `--types` can be added to the same folder later.
+
+The recipe is the original's: gains are applied at 16 kHz, `scipy.signal.resample_poly`
+changes the rate, then all is cut to the shortest or padded to the longest; 16-bit files
+by libsndfile's rounding, of the mixture and of its parts each. A noise too short for
+the longest talker is repeated, a Hann window of one second fading each repeat into the
+next. Of stereo noise the first channel is taken. Where the metadata names a noise
+played at 0.8 or 1.2 times its speed (`...sp08.wav`, made with sox by the original) and
+there is no such file, it is made from the noise by resampling.
+
+Legend: T sample.
+"""
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.signal
+
+from data_prep.common.jobs import claim_folder, make_all
+from data_prep.librimix.audio import RATE, corpus_folder, find_noise, read_parts
+from data_prep.librimix.metadata import (
+    Mixture,
+    find_metadata,
+    read_metadata,
+    read_note,
+    write_note,
+    write_table,
+)
+from modules.audio.io import write_wave
+from modules.runtime.errors import DataError
+
+TYPES = ("mix_clean", "mix_both", "mix_single")
+
+
+class Job(NamedTuple):
+    """A mixture of a set, `train-100`, `train-360`, `dev` or `test`."""
+
+    set_name: str
+    mixture: Mixture
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the audio comes from, where it goes, and in which versions."""
+
+    librispeech: Path
+    wham_noise: Path | None
+    root: Path
+    sample_rates: tuple[int, ...]
+    modes: tuple[str, ...]
+    types: tuple[str, ...]
+
+    @property
+    def with_noise(self) -> bool:
+        """Whether a version needs the noise."""
+        return self.types != ("mix_clean",)
+
+    @property
+    def versions(self) -> list[tuple[int, str]]:
+        """Sample rates and modes."""
+        return [(rate, mode) for rate in self.sample_rates for mode in self.modes]
+
+    @property
+    def notes(self) -> Path:
+        """Where the rows of the tables wait until all mixtures are made."""
+        rates = "+".join(f"{rate // 1000}k" for rate in self.sample_rates)
+        names = (rates, "+".join(self.modes), "+".join(self.types))
+        return self.root / ".notes" / "_".join(names)
+
+    def version(self, rate: int, mode: str) -> Path:
+        """The folder of a version."""
+        return self.root / f"wav{rate // 1000}k" / mode
+
+    def note(self, job: Job) -> Path:
+        """The file of a mixture's rows."""
+        return self.notes / job.set_name / f"{job.mixture.name}.json"
+
+    def table(self, kind: str, rate: int, mode: str, set_name: str, type_: str) -> Path:
+        """A CSV of the original: `kind` is mixture or metrics."""
+        name = f"{kind}_{set_name}_{type_}.csv"
+        return self.version(rate, mode) / "metadata" / name
+
+    def tables(self, set_name: str) -> list[Path]:
+        """All CSVs of a set."""
+        return [
+            self.table(kind, rate, mode, set_name, type_)
+            for kind in ("mixture", "metrics")
+            for rate, mode in self.versions
+            for type_ in self.types
+        ]
+
+    def waves(self, job: Job, rate: int, mode: str) -> dict[str, Path]:
+        """The audio files of a mixture in one version, by the name of their folder."""
+        parts = [f"s{number + 1}" for number in range(len(job.mixture.sources))]
+        parts += [*(["noise"] if self.with_noise else []), *self.types]
+        place = self.version(rate, mode) / job.set_name
+        return {part: place / part / f"{job.mixture.name}.wav" for part in parts}
+
+
+def generate(
+    librispeech: str | Path,
+    metadata: str | Path,
+    out: str | Path,
+    wham_noise: str | Path | None = None,
+    num_spks: int = 2,
+    sample_rates: Sequence[int] = (8000, 16000),
+    modes: Sequence[str] = ("min", "max"),
+    types: Sequence[str] = TYPES,
+    sets: Sequence[str] | None = None,
+    workers: int | None = None,
+) -> Path:
+    """Make all mixtures of the metadata that are not there yet.
+
+    Arguments
+    ---------
+    librispeech : str | Path
+        The folder of `train-clean-100` and so on, or its parent.
+    metadata : str | Path
+        The folder of `libri2mix_dev-clean.csv` and so on, or its parent.
+    out : str | Path
+        Where `Libri2Mix` (or `Libri3Mix`) is made.
+    wham_noise : str | Path | None
+        The folder of `tr`, `cv` and `tt`, or its parent; None for mix_clean alone.
+    num_spks : int
+        2 or 3.
+    sample_rates, modes, types : Sequence
+        Which versions: 8000, 16000; "min", "max"; mix_clean, mix_both, mix_single.
+    sets : Sequence[str] | None
+        LibriSpeech's names of the sets; None: all that the metadata has.
+    workers : int | None
+        Processes; None: one for each core. The files do not depend on it.
+
+    Returns
+    -------
+    Path
+        The folder that was made.
+
+    Raises
+    ------
+    DataError
+        Something is missing, unreadable or not as the metadata has it.
+    """
+    if wham_noise is None and tuple(types) != ("mix_clean",):
+        raise DataError(
+            f"{' and '.join(types)} need --wham_noise; or --types mix_clean"
+        )
+    root = Path(out) / f"Libri{num_spks}Mix"
+    plan = Plan(
+        corpus_folder(librispeech, "LibriSpeech"),
+        corpus_folder(wham_noise, "wham_noise") if wham_noise else None,
+        root,
+        *(tuple(dict.fromkeys(choice)) for choice in (sample_rates, modes, types)),
+    )
+    files = find_metadata(Path(metadata), num_spks, sets)
+    jobs = [
+        Job(name.replace("-clean", ""), mixture)
+        for name, path in files.items()
+        for mixture in read_metadata(path, num_spks)
+    ]
+    _check_sources(plan, jobs)
+    made_by = "data_prep.librimix generate"
+    claim_folder(root, {"made_by": made_by, "num_spks": num_spks})
+    for name, path in files.items():
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        claim_folder(root / "metadata" / name, {"sha256 of the metadata": digest})
+    set_names = dict.fromkeys(job.set_name for job in jobs)
+    listed = {
+        name: all(table.is_file() for table in plan.tables(name)) for name in set_names
+    }
+
+    def outputs(job: Job) -> Iterator[Path]:
+        for version in plan.versions:
+            yield from plan.waves(job, *version).values()
+        if not listed[job.set_name]:
+            yield plan.note(job)
+
+    make_all(functools.partial(_make, plan), jobs, outputs, workers, root.name)
+    for name in set_names:
+        if not listed[name]:
+            _write_tables(plan, name, [job for job in jobs if job.set_name == name])
+    shutil.rmtree(plan.notes, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another, unfinished command's notes
+        plan.notes.parent.rmdir()
+    return root
+
+
+def _check_sources(plan: Plan, jobs: Sequence[Job]) -> None:
+    """Refuse a start that would stop later for want of a file."""
+    paths: dict[Path, str] = {}
+    for job in jobs:
+        for part in job.mixture.sources:
+            paths[plan.librispeech / part.path] = "--librispeech"
+        if plan.with_noise:
+            if job.mixture.noise is None:
+                raise DataError(
+                    f"{job.mixture.name}: the metadata has no noise for it; use "
+                    "--types mix_clean, or draw metadata with noise"
+                )
+            path, _ = find_noise(plan.wham_noise, job.mixture.noise.path)
+            paths[path] = "--wham_noise"
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{missing[0]} does not exist (of {len(paths)} files that the metadata "
+            f"names {len(missing)} do not); correct {paths[missing[0]]}, or choose "
+            "what there is by --sets"
+        )
+
+
+def _make(plan: Plan, job: Job) -> None:
+    """Write the files of one mixture and note its rows of the tables."""
+    mixture = job.mixture
+    noise_folder = plan.wham_noise if plan.with_noise else None
+    waves = read_parts(plan.librispeech, noise_folder, mixture)
+    gains = [part.gain for part in (*mixture.sources, mixture.noise) if part]
+    scaled = [
+        wave_T * np.float32(gain) for wave_T, gain in zip(waves, gains, strict=False)
+    ]
+    count = len(mixture.sources)
+    note: dict[str, dict] = {}
+    for rate in plan.sample_rates:
+        parts = [
+            wave_T if rate == RATE else scipy.signal.resample_poly(wave_T, rate, RATE)
+            for wave_T in scaled
+        ]
+        for mode in plan.modes:
+            length = (min if mode == "min" else max)(map(len, parts))
+            fitted = [_fit(wave_T, length) for wave_T in parts]
+            files = plan.waves(job, rate, mode)
+            for wave_T, path in zip(fitted, list(files.values()), strict=False):
+                write_wave(path, wave_T, rate)
+            for type_ in plan.types:
+                used = _used(type_, fitted, count)
+                mixed_T = functools.reduce(np.add, used)
+                write_wave(files[type_], mixed_T, rate)
+                note[f"{rate} {mode} {type_}"] = {
+                    "length": length,
+                    "snr": [_snr_db(wave_T, mixed_T) for wave_T in used],
+                }
+    write_note(plan.note(job), note)
+
+
+def _fit(wave_T: np.ndarray, length: int) -> np.ndarray:
+    """Cut or pad with zeros."""
+    return np.pad(wave_T[:length], (0, max(0, length - len(wave_T))))
+
+
+def _used(type_: str, parts: Sequence, count: int) -> list:
+    """What a mixture is the sum of, out of talkers and noise."""
+    talkers = list(parts[: 1 if type_ == "mix_single" else count])
+    return talkers + ([] if type_ == "mix_clean" else [parts[count]])
+
+
+def _snr_db(part_T: np.ndarray, mixture_T: np.ndarray) -> float:
+    """A part against all else in the mixture."""
+    part = np.square(part_T, dtype=np.float64).mean()
+    rest = np.square(mixture_T - part_T, dtype=np.float64).mean()
+    return 10 * math.log10(part / (rest + 1e-10) + 1e-10)
+
+
+def _write_tables(plan: Plan, set_name: str, jobs: Sequence[Job]) -> None:
+    """The original's CSVs: where the files of a mixture are, and how loud its parts."""
+    notes = [read_note(plan.note(job)) for job in jobs]
+    count = len(jobs[0].mixture.sources)
+    for rate, mode in plan.versions:
+        for type_ in plan.types:
+            parts = _used(type_, [*(f"s{k + 1}" for k in range(count)), "noise"], count)
+            labels = [p if p == "noise" else f"source_{p[1:]}" for p in parts]
+            files, snrs = [], []
+            for job, note in zip(jobs, notes, strict=True):
+                row = note[f"{rate} {mode} {type_}"]
+                waves = plan.waves(job, rate, mode)
+                paths = [waves[part].absolute() for part in (type_, *parts)]
+                files.append([job.mixture.name, *paths, row["length"]])
+                snrs.append([job.mixture.name, *row["snr"]])
+            version = (rate, mode, set_name, type_)
+            header = ["mixture_ID", "mixture_path", *(f"{x}_path" for x in labels)]
+            write_table(plan.table("mixture", *version), [*header, "length"], files)
+            header = ["mixture_ID", *(f"{label}_SNR" for label in labels)]
+            write_table(plan.table("metrics", *version), header, snrs)
+
+
+def command_line(name: str, doc: str) -> argparse.ArgumentParser:
+    """The options that `generate` and `draw` share."""
+    parser = argparse.ArgumentParser(
+        prog=f"data_prep.librimix {name}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--librispeech", required=True)
+    parser.add_argument("--wham_noise")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--num_spks", type=int, choices=(2, 3), default=2)
+    parser.add_argument("--sets", nargs="+", help="such as train-clean-100 dev-clean")
+    parser.add_argument("--workers", type=int)
+    return parser
+
+
+def command(arguments: list[str]) -> None:
+    """`generate` from the command line."""
+    parser = command_line("generate", __doc__)
+    parser.add_argument("--metadata", required=True)
+    for name, kind, choices in (
+        ("sample_rates", int, (8000, 16000)),
+        ("modes", str, ("min", "max")),
+        ("types", str, TYPES),
+    ):
+        parser.add_argument(
+            f"--{name}", nargs="+", type=kind, choices=choices, default=choices
+        )
+    print(generate(**vars(parser.parse_args(arguments))))

@@ -1,0 +1,434 @@
+"""Music in stems, a folder for each track, into manifests.
+
+    python -m data_prep.music --data_folder=/data/musdb18hq --save_folder=MANIFESTS \
+        [--sources=drums,bass,other,vocals] [--valid_tracks=8] [--test_folder=FOLDER]
+
+Two layouts are in use; which one a folder has is found by looking into it:
+
+    {train[,valid][,test]}/<track>/{drums,bass,other,vocals}.wav   MUSDB18-HQ, your own
+    <track>/{drums,bass,other,vocals}.wav                          SDXDB23
+
+The sources are named by `sources` and may be any; WAV or FLAC. `mixture.wav` is used
+where it is there and is else the sum of the stems. Other files are ignored.
+
+Where there is no folder `valid`, tracks for validation are held out of the training
+set: the 14 that MUSDB18's authors chose, or a share of any other set. Those of a set
+with label noise are noisy as well: they rank checkpoints well enough, but their score
+is none.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+import soundfile
+
+from modules.data.manifest import THREADS, Row, write_manifest
+from modules.runtime.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+SOURCES = ("drums", "bass", "other", "vocals")
+
+MIXTURE = "mixture"
+
+SUFFIXES = (".wav", ".flac")
+
+# Held out of MUSDB18's training set by its authors (musdb, configs/mus.yaml).
+MUSDB_VALID_TRACKS = (
+    "ANiMAL - Rockshow",
+    "Actions - One Minute Smile",
+    "Alexander Ross - Goodbye Bolero",
+    "Clara Berry And Wooldog - Waltz For My Victims",
+    "Fergessen - Nos Palpitants",
+    "James May - On The Line",
+    "Johnny Lokke - Promises & Lies",
+    "Leaf - Summerghost",
+    "Meaxic - Take A Step",
+    "Patrick Talbot - A Reason To Leave",
+    "Skelpolu - Human Mistakes",
+    "Traffic Experiment - Sirens",
+    "Triviul - Angelsaint",
+    "Young Griffo - Pennies",
+)
+
+HOLD_OUT_SHARE = 0.1
+
+# How many names a message lists.
+MAX_LISTED = 8
+
+
+def prepare(
+    data_folder: str | Path,
+    save_folder: str | Path,
+    sources: Sequence[str] = SOURCES,
+    valid_tracks: Sequence[str] | int | None = None,
+    test_folder: str | Path | None = None,
+    stems: str | Path | None = None,
+    sample_rate: int | None = None,
+) -> dict[str, str]:
+    """Write train, valid and test manifests.
+
+    Arguments
+    ---------
+    data_folder : str | Path
+        A folder in one of the layouts above.
+    save_folder : str | Path
+        Where `train.csv`, `valid.csv` and `test.csv` go.
+    sources : Sequence[str]
+        Names of the stems; source_1, source_2, ... of the manifests are in this order.
+    valid_tracks : Sequence[str] | int | None
+        Training tracks to validate on instead: their names, or how many of the first
+        by name. None takes the folder `valid`, else MUSDB18's 14, else a tenth; 0
+        holds out none.
+    test_folder : str | Path | None
+        A folder of tracks, such as `musdb18hq/test`. None takes the folder `test`;
+        without one the validation tracks are tested on.
+    stems : str | Path | None
+        A JSON file {source: [track, ...]} of the stems to train on; the others stay
+        in the manifest as part of the mixture, marked `unused`.
+    sample_rate : int | None
+        In Hz, that every file must have. None accepts any: reading resamples.
+
+    Returns
+    -------
+    dict[str, str]
+        Paths of the manifests under the keys train, valid and test; the latter two
+        only where there are such tracks.
+
+    Raises
+    ------
+    DataError
+        No track, a track without one of the stems, a file that is unreadable, empty,
+        not of the track's rate or of more than two channels; the message names it.
+        Mono files and unequal lengths are only warned of: a mono file is played on
+        both channels, and a track ends with its shortest stem.
+    """
+    sources = tuple(sources)
+    _check_sources(sources)
+    data_folder, save_folder = Path(data_folder).absolute(), Path(save_folder)
+    tracks = find_tracks(data_folder, sources, valid_tracks)
+    if test_folder is not None:
+        tracks["test"] = _list_tracks(Path(test_folder).absolute(), sources)
+    rows = {
+        split: _make_rows(split_tracks, sources, sample_rate)
+        for split, split_tracks in tracks.items()
+    }
+    if stems is not None:
+        rows["train"] = _restrict(rows, Path(stems), sources)
+    if "test" not in rows and "valid" in rows:
+        logger.info("%s: no test tracks, testing on the validation set", data_folder)
+        rows["test"] = rows["valid"]
+    paths = {}
+    for split in ("train", "valid", "test"):
+        path = save_folder / f"{split}.csv"
+        if split not in rows:
+            path.unlink(missing_ok=True)  # of tracks that are trained on now
+            continue
+        paths[split] = str(write_manifest(path, rows[split]))
+        logger.info("%s: %d tracks", path, len(rows[split]))
+    return paths
+
+
+@dataclass(frozen=True)
+class Track:
+    """A song: its name and files; `mixture` is empty where there is none."""
+
+    name: str
+    sources: tuple[str, ...]
+    mixture: str = ""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files there are."""
+        return (*self.sources, *([self.mixture] if self.mixture else []))
+
+
+def find_tracks(
+    data_folder: Path,
+    sources: Sequence[str],
+    valid_tracks: Sequence[str] | int | None = None,
+) -> dict[str, list[Track]]:
+    """The tracks of each set, in order of their names, found by looking.
+
+    Arguments
+    ---------
+    data_folder, sources, valid_tracks
+        As in `prepare`.
+
+    Returns
+    -------
+    dict[str, list[Track]]
+        Under train, under valid unless none are wanted, under test only if there is
+        such a folder.
+
+    Raises
+    ------
+    DataError
+        No layout fits, a track lacks a stem, or `valid_tracks` cannot be held out.
+    """
+    if not data_folder.is_dir():
+        raise DataError(f"data_folder {data_folder} does not exist or is no folder")
+    has_splits = (data_folder / "train").is_dir()
+    train_folder = data_folder / "train" if has_splits else data_folder
+    tracks = {"train": _list_tracks(train_folder, sources)}
+    for split in ("valid", "test"):
+        if has_splits and (data_folder / split).is_dir():
+            tracks[split] = _list_tracks(data_folder / split, sources)
+    if "valid" in tracks:
+        if valid_tracks is not None:
+            raise DataError(
+                f"valid_tracks is set, but {data_folder / 'valid'} exists: remove one"
+            )
+        return tracks
+    if valid_tracks is not None and not valid_tracks:
+        return tracks
+    held_out = _choose_valid(
+        train_folder, [track.name for track in tracks["train"]], valid_tracks
+    )
+    everything = tracks["train"]
+    tracks["valid"] = [track for track in everything if track.name in held_out]
+    tracks["train"] = [track for track in everything if track.name not in held_out]
+    return tracks
+
+
+def _check_sources(sources: tuple[str, ...]) -> None:
+    """Names must be those of files and differ; the mixture is none of them."""
+    if not sources or any(not name or Path(name).name != name for name in sources):
+        raise DataError(
+            f"sources is {list(sources)}, expected names of files without .wav, such "
+            f"as {list(SOURCES)}"
+        )
+    for name in sources:
+        if name == MIXTURE or sources.count(name) > 1:
+            fault = "the mixture" if name == MIXTURE else "there twice"
+            raise DataError(f"sources: {name!r} is {fault}, expected distinct stems")
+
+
+def _list_tracks(folder: Path, sources: Sequence[str]) -> list[Track]:
+    """Tracks in a folder by name; folders without any of the stems are left out."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} does not exist or is no folder")
+    tracks, others = [], []
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith(".") or not entry.is_dir():
+            continue
+        files = _list_audio(entry)
+        present = [name for name in sources if name in files]
+        if not present:
+            others.append(entry.name)
+            continue
+        absent = [name for name in sources if name not in files]
+        if absent:
+            raise DataError(
+                f"{entry}/{absent[0]}.wav does not exist, but {files[present[0]]} "
+                "does; add it (silence will do) or set --sources"
+            )
+        paths = tuple(str(files[name]) for name in sources)
+        tracks.append(Track(entry.name, paths, str(files.get(MIXTURE, ""))))
+    if not tracks:
+        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:MAX_LISTED])
+        raise DataError(
+            f"{folder}: no tracks found; looked for <track>/{{{','.join(sources)}}}.wav"
+            f"; it holds {there or 'nothing'}"
+        )
+    if others:
+        logger.warning(
+            "%s: %d folders hold none of the stems and are left out, such as %s",
+            *(folder, len(others), others[0]),
+        )
+    return tracks
+
+
+def _list_audio(folder: Path) -> dict[str, Path]:
+    """Audio files of a folder by their name without suffix."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            if path.stem in found:
+                raise DataError(f"{path}: there is {found[path.stem].name} as well")
+            found[path.stem] = path
+    return found
+
+
+def _choose_valid(
+    folder: Path, names: Sequence[str], valid_tracks: Sequence[str] | int | None
+) -> set[str]:
+    """Names of the training tracks to hold out; at least one stays in training."""
+    if isinstance(valid_tracks, str):
+        valid_tracks = [valid_tracks]
+    if valid_tracks is None:
+        published = set(MUSDB_VALID_TRACKS) & set(names)
+        valid_tracks = sorted(published) or max(1, round(HOLD_OUT_SHARE * len(names)))
+        if not published:
+            logger.info(
+                "%s: no clean validation set, holding out %d of %d tracks",
+                *(folder, valid_tracks, len(names)),
+            )
+    # The first by name: tracks of one artist mostly stay on one side.
+    held_out = (
+        set(names[: max(valid_tracks, 0)])
+        if isinstance(valid_tracks, int)
+        else set(valid_tracks)
+    )
+    unknown = sorted(held_out - set(names))
+    if unknown:
+        near = get_close_matches(unknown[0], names, n=1, cutoff=0.0)
+        raise DataError(
+            f"valid_tracks: {folder} has no track {unknown[0]!r}; nearest is "
+            f"{near[0]!r}"
+        )
+    if not 0 < len(held_out) < len(names):
+        raise DataError(
+            f"valid_tracks={valid_tracks}: of the {len(names)} tracks in {folder} at "
+            "least one must be held out and one left for training"
+        )
+    return held_out
+
+
+def _make_rows(
+    tracks: Sequence[Track], sources: Sequence[str], sample_rate: int | None
+) -> list[Row]:
+    """A row for each track, with every header looked at."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        headers = threads.map(
+            lambda t: [_read_header(path) for path in t.files], tracks
+        )
+        rows, warnings = [], []
+        for track, track_headers in zip(tracks, headers, strict=True):
+            row, warning = _make_row(track, track_headers, sample_rate)
+            rows.append(row)
+            warnings += [warning] if warning else []
+    for warning in warnings[:MAX_LISTED]:
+        logger.warning("%s", warning)
+    if len(warnings) > MAX_LISTED:
+        logger.warning(
+            "and %d more tracks with such faults: data_prep.verify lists all",
+            len(warnings) - MAX_LISTED,
+        )
+    return rows
+
+
+def _make_row(
+    track: Track, headers: Sequence["Header"], sample_rate: int | None
+) -> tuple[Row, str]:
+    """The row of a track, and what is worth a warning."""
+    wanted = headers[0].sample_rate if sample_rate is None else sample_rate
+    for path, header in zip(track.files, headers, strict=True):
+        if header.sample_rate != wanted:
+            expected = (
+                f"{wanted} Hz; resample it"
+                if sample_rate is not None
+                else f"{wanted} Hz as {Path(track.files[0]).name}; resample one of them"
+            )
+            raise DataError(
+                f"{path} is at {header.sample_rate} Hz, expected {expected}"
+            )
+        if header.channels > 2:
+            raise DataError(
+                f"{path} has {header.channels} channels, expected stereo; mix it down"
+            )
+    frames = [header.frames for header in headers]
+    faults = []
+    if min(frames) != max(frames):
+        shortest, longest = (
+            Path(track.files[frames.index(f)]).name for f in (min(frames), max(frames))
+        )
+        faults.append(
+            f"{shortest} has {min(frames)} samples, {longest} {max(frames)}: cut to "
+            "the shortest"
+        )
+    mono = [
+        Path(path).name
+        for path, header in zip(track.files, headers, strict=True)
+        if header.channels == 1
+    ]
+    if mono:
+        faults.append(f"{', '.join(mono)} mono, played on both channels")
+    folder = Path(track.files[0]).parent
+    row = Row(
+        id=track.name,
+        duration=min(frames) / wanted,
+        sample_rate=wanted,
+        mixture=track.mixture,
+        sources=track.sources,
+        channels=2,
+    )
+    return row, f"{folder}: {'; '.join(faults)}" if faults else ""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself."""
+
+    sample_rate: int
+    channels: int
+    frames: int
+
+
+def _read_header(path: str) -> Header:
+    """Look at a file, which must be audio and not empty."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            header = Header(file.samplerate, file.channels, file.frames)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise DataError(f"{path} cannot be read as audio ({error})") from None
+    if header.frames == 0:
+        raise DataError(f"{path} holds no samples")
+    return header
+
+
+def _restrict(
+    rows: dict[str, list[Row]], stems: Path, sources: Sequence[str]
+) -> list[Row]:
+    """Training rows with the stems that are not listed marked as unused."""
+    listed = _read_stems(stems, sources)
+    known = {row.id for split in ("train", "valid") for row in rows.get(split, ())}
+    restricted = []
+    for number, name in enumerate(sources, start=1):
+        unknown = sorted(listed[name] - known)
+        if unknown:
+            raise DataError(
+                f"{stems}: {name!r} lists {unknown[0]!r}, which is no track"
+            )
+        if not any(row.id in listed[name] for row in rows["train"]):
+            raise DataError(
+                f"{stems}: lists no training track for {name!r} (source_{number}); "
+                "loosen the filter that wrote it"
+            )
+    for row in rows["train"]:
+        unused = tuple(
+            number
+            for number, name in enumerate(sources, start=1)
+            if row.id not in listed[name]
+        )
+        if len(unused) < len(sources):
+            restricted.append(replace(row, unused=unused))
+    counts = ", ".join(
+        f"{sum(row.id in listed[name] for row in rows['train'])} {name}"
+        for name in sources
+    )
+    logger.info("%s: of %d training tracks %s", stems, len(rows["train"]), counts)
+    return restricted
+
+
+def _read_stems(path: Path, sources: Sequence[str]) -> dict[str, set[str]]:
+    """The tracks listed for each source."""
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise DataError(f"{path}: is not valid JSON ({error})") from None
+    for name in sources:
+        tracks = listed.get(name) if isinstance(listed, dict) else None
+        if not isinstance(tracks, list) or not all(isinstance(t, str) for t in tracks):
+            raise DataError(
+                f"{path}: has no list of tracks for {name!r}, expected "
+                f'{{"{name}": [track, ...], ...}}'
+            )
+    return {name: set(listed[name]) for name in sources}

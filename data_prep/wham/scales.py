@@ -1,0 +1,143 @@
+"""The scales that WHAM!'s noise archive brings: `metadata/scaling_{tr,cv,tt}.npz`.
+
+Its arrays have an entry for each mixture: `utterance_id`, `speech_start_sample_16k`,
+and for each version such as 8k_min the gains `scaling_wham_speech_8k_min` and
+`scaling_wham_noise_8k_min`. The gains from WSJ0 to WSJ0-2mix that it holds as well are
+not needed: speech is taken from WSJ0-2mix.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from modules.runtime.errors import DataError
+
+STARTS = "speech_start_sample_16k"
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Of one mixture: (speech, noise) gains by (rate, mode), speech start at 16 kHz."""
+
+    speech_start: int
+    by_version: dict[tuple[int, str], tuple[float, float]]
+
+
+class _StringsOnly(pickle.Unpickler):
+    """Unpickles an array of strings; anything else that a pickle may call is refused.
+
+    Old numpy files keep strings as Python objects, and a pickle is a program.
+    """
+
+    ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> object:
+        """Only what makes up an array."""
+        if (module, name) == ("_codecs", "encode"):
+            return _latin1  # how numpy before 1.17 wrote bytes
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """The one use that a pickle of an array has for `codecs.encode`."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it wants to encode by {encoding}")
+    return text.encode("latin1")
+
+
+def read_scales(
+    path: Path, names: Iterable[str], versions: Sequence[tuple[int, str]]
+) -> dict[str, Scales]:
+    """Scales of the named mixtures.
+
+    Arguments
+    ---------
+    path : Path
+        The `.npz`; nothing in it is executed.
+    names : Iterable[str]
+        Mixtures, without `.wav`.
+    versions : Sequence[tuple[int, str]]
+        Pairs of rate and mode.
+
+    Returns
+    -------
+    dict[str, Scales]
+        By name, in the order given.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, or lacks an array or a mixture.
+    """
+    keys = {
+        version: [
+            f"scaling_wham_{kind}_{version[0] // 1000}k_{version[1]}"
+            for kind in ("speech", "noise")
+        ]
+        for version in versions
+    }
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            wanted = [
+                "utterance_id",
+                STARTS,
+                *(k for pair in keys.values() for k in pair),
+            ]
+            missing = [key for key in wanted if key not in arrays.files]
+            if missing:
+                raise DataError(f"{path}: has no array {missing[0]!r}")
+            gains = {
+                version: [np.asarray(arrays[key], np.float64) for key in pair]
+                for version, pair in keys.items()
+            }
+            starts = np.asarray(arrays[STARTS]).astype(np.int64)
+        ids = [str(name).removesuffix(".wav") for name in _strings(path)]
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    except pickle.UnpicklingError as error:
+        raise DataError(f"{path}: is not WHAM!'s file: {error}") from None
+    sizes = {len(starts), *(gain.size for pair in gains.values() for gain in pair)}
+    if sizes != {len(ids)}:
+        raise DataError(f"{path}: its arrays differ in length")
+    number = {name: k for k, name in enumerate(ids)}
+    scales = {}
+    for name in names:
+        if name not in number:
+            raise DataError(f"{path}: has no scales for {name!r}")
+        k = number[name]
+        by_version = {
+            version: (float(speech.flat[k]), float(noise.flat[k]))
+            for version, (speech, noise) in gains.items()
+        }
+        scales[name] = Scales(int(starts.flat[k]), by_version)
+    return scales
+
+
+def _strings(path: Path) -> Sequence[str]:
+    """The array `utterance_id`."""
+    with zipfile.ZipFile(path) as archive, archive.open("utterance_id.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        _, _, dtype = read(file)
+        if not dtype.hasobject:
+            with np.load(path, allow_pickle=False) as arrays:
+                return arrays["utterance_id"].ravel().tolist()
+        return _StringsOnly(file).load().ravel().tolist()

@@ -1,0 +1,96 @@
+"""A pool of WHAMR!'s rooms, made once, from which dynamic mixing draws.
+
+Legend: S source, T sample.
+"""
+
+import functools
+import shutil
+from pathlib import Path
+
+import numpy as np
+from scipy.signal import resample_poly
+
+from data_prep.common.jobs import claim_folder, make_all
+from data_prep.common.versions import NOISE_RATE
+from data_prep.whamr.rooms import draw_room
+from modules.audio.rooms import RoomPool, impulse_responses
+from modules.runtime.errors import DataError
+
+# Rooms that are made and kept together: a job of about a second.
+BLOCK = 50
+
+
+def make_pool(
+    out: str | Path,
+    rooms: int,
+    sample_rate: int = 8000,
+    seed: int = 0,
+    workers: int | None = None,
+) -> Path:
+    """Write rooms for dynamic mixing, drawn as those of WHAMR!'s training set.
+
+    Arguments
+    ---------
+    out : str | Path
+        The `.npz` to write; beside it, until it is whole, a folder `<out>.parts`.
+    rooms : int
+        How many; 1000 take about 40 MB at 8 kHz.
+    sample_rate : int
+        Of the mixtures to be made, in Hz. Responses are computed at 16 kHz.
+    seed : int
+        Decides the rooms; those of `generate` are others.
+    workers : int | None
+        Processes; None: one a core.
+
+    Raises
+    ------
+    DataError
+        No such number of rooms, or `out` is there already.
+    """
+    out = Path(out).absolute()
+    if rooms < 1 or sample_rate < 1:
+        raise DataError(
+            f"rooms is {rooms}, sample_rate {sample_rate}; both must be > 0"
+        )
+    if out.suffix != ".npz":
+        raise DataError(f"{out}: the name of a pool ends in .npz")
+    if out.exists():
+        raise DataError(f"{out}: is there already; give another name or remove it")
+    parts = claim_folder(
+        out.with_name(f"{out.name}.parts"),
+        {"set": "rooms", "rooms": rooms, "sample_rate": sample_rate, "seed": seed},
+    )
+    blocks = [range(k, min(k + BLOCK, rooms)) for k in range(0, rooms, BLOCK)]
+
+    def path_of(block: range) -> Path:
+        return _block_path(parts, block)
+
+    make = functools.partial(_make_block, parts, sample_rate, seed)
+    make_all(make, blocks, lambda block: [path_of(block)], workers, f"{BLOCK} rooms")
+    pools = [RoomPool.load(path_of(block)) for block in blocks]
+    RoomPool(
+        sample_rate,
+        [response for pool in pools for response in pool.direct],
+        [response for pool in pools for response in pool.reverberant],
+    ).save(out)
+    shutil.rmtree(parts)
+    return out
+
+
+def _block_path(parts: Path, block: range) -> Path:
+    return parts / f"{block.start:08d}.npz"
+
+
+def _make_block(parts: Path, sample_rate: int, seed: int, block: range) -> None:
+    """Write the responses of some rooms of a pool."""
+    direct, reverberant = [], []
+    for number in block:
+        room = draw_room("tr", f"pool/{number}", seed).room
+        for responses, order in ((direct, 0), (reverberant, None)):
+            wave_ST = impulse_responses(room, NOISE_RATE, order)
+            if order == 0:  # nothing but rounding after the direct path
+                sounds_T = np.abs(wave_ST).max(0) > 1e-9 * wave_ST.max()
+                wave_ST = wave_ST[:, : np.flatnonzero(sounds_T)[-1] + 1]
+            slow_ST = resample_poly(wave_ST, sample_rate, NOISE_RATE, axis=1)
+            responses.append((slow_ST * NOISE_RATE / sample_rate).astype(np.float32))
+    RoomPool(sample_rate, direct, reverberant).save(_block_path(parts, block))

@@ -1,0 +1,137 @@
+"""The rooms of WHAMR!: read from `reverb_params_{tr,cv,tt}.csv`, or drawn alike.
+
+The ranges are those of the WHAMR! paper; how often a set has which T60 range, and the
+spacings of the microphones, were measured on the public files of cv and tt. That of tr
+is not public; its shares are taken from cv, which has the same speakers.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.common.versions import pick, read_table
+from modules.audio.rooms import Point, Room
+from modules.runtime.errors import DataError
+from modules.runtime.randomness import named_rng
+
+COLUMNS = (
+    *("utterance_id", "room_x", "room_y", "room_z"),
+    *("micL_x", "micL_y", "micR_x", "micR_y", "mic_z"),
+    *("s1_x", "s1_y", "s1_z", "s2_x", "s2_y", "s2_z", "T60"),
+)
+
+RT60_RANGES = {"low": (0.1, 0.3), "medium": (0.2, 0.6), "high": (0.4, 1.0)}
+
+RT60_SHARES = {
+    "tr": (0.0, 0.46, 0.54),
+    "cv": (0.0, 0.46, 0.54),
+    "tt": (0.06, 0.36, 0.58),
+}
+
+SPACINGS = (0.15, 0.16, 0.17)
+
+NUM_SPKS = 2
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A room of WHAMR!: two microphones, of which the left is heard, two talkers."""
+
+    utterance_id: str
+    room: Room
+    right: Point
+
+    def cells(self) -> list[str | float]:
+        """In the order of `COLUMNS`."""
+        left, (first, second) = self.room.microphone, self.room.sources
+        ears = [*left[:2], *self.right[:2], left[2]]
+        places = [*self.room.size, *ears, *first, *second]
+        return [f"{self.utterance_id}.wav", *places, self.room.rt60]
+
+
+def draw_room(split: str, name: str, seed: int) -> Placed:
+    """The room of a mixture, by its name.
+
+    Arguments
+    ---------
+    split : str
+        "tr", "cv" or "tt", which decides the shares of the T60 ranges.
+    name : str
+        Of the mixture.
+    seed : int
+        0 to 2**32 - 1.
+
+    Example
+    -------
+    >>> placed = draw_room("tt", "a", seed=1)
+    >>> placed == draw_room("tt", "a", seed=1), placed.room.fault()
+    (True, '')
+    """
+    rng = named_rng(seed, f"whamr/{split}/{name}")
+    size = rng.uniform([5, 5, 3], [10, 10, 4])
+    middle = size[:2] / 2 + rng.uniform(-0.2, 0.2, 2)
+    ear_height, *heights = rng.uniform(0.9, 1.8, 1 + NUM_SPKS).tolist()
+    half = rng.choice(SPACINGS) / 2
+    angle, *angles = rng.uniform(0, 2 * math.pi, 1 + NUM_SPKS)
+    toward = half * np.array([math.cos(angle), math.sin(angle)])
+    sources = []
+    for direction, height in zip(angles, heights, strict=True):
+        distance = rng.uniform(0.66, 2)
+        place = middle + distance * np.array([math.cos(direction), math.sin(direction)])
+        sources.append((*place.tolist(), height))
+    level = rng.choice(list(RT60_RANGES), p=RT60_SHARES[split])
+    return Placed(
+        name,
+        Room(
+            size=tuple(size.tolist()),
+            microphone=(*(middle - toward).tolist(), ear_height),
+            sources=tuple(sources),
+            rt60=float(rng.uniform(*RT60_RANGES[level])),
+        ),
+        (*(middle + toward).tolist(), ear_height),
+    )
+
+
+def table_of(rooms: Iterable[Placed]) -> str:
+    """Rooms as CSV, with the columns of the public files."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    table.writerows(placed.cells() for placed in rooms)
+    return text.getvalue()
+
+
+def read_rooms(path: Path, names: Sequence[str]) -> list[Placed]:
+    """The rooms of the named mixtures from a CSV.
+
+    Raises
+    ------
+    DataError
+        No such file, column or mixture, or an impossible room; names the row.
+    """
+    found = {}
+    for place, cells in read_table(path, COLUMNS):
+        try:
+            value = {name: float(cells[name]) for name in COLUMNS[1:]}
+        except ValueError as error:
+            raise DataError(f"{place}: {error}") from None
+        room = Room(
+            size=(value["room_x"], value["room_y"], value["room_z"]),
+            microphone=(value["micL_x"], value["micL_y"], value["mic_z"]),
+            sources=tuple(
+                (value[f"{part}_x"], value[f"{part}_y"], value[f"{part}_z"])
+                for part in ("s1", "s2")
+            ),
+            rt60=value["T60"],
+        )
+        if fault := room.fault():
+            raise DataError(f"{place}: the room is impossible: {fault}")
+        name = cells["utterance_id"].removesuffix(".wav")
+        right = (value["micR_x"], value["micR_y"], value["mic_z"])
+        found[name] = Placed(name, room, right)
+    return pick(path, found, names)

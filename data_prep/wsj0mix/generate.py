@@ -1,0 +1,366 @@
+"""Make WSJ0-2mix and WSJ0-3mix from WSJ0 and the public lists, as first published.
+
+    python -m data_prep.wsj0mix generate --wsj0=FOLDER --lists=FOLDER --out=FOLDER \
+        [--num_spks=2] [--sample_rates 8000 16000] [--modes min max] [--levels=FILE]
+
+`--wsj0` holds `wsj0/si_tr_s`, `si_dt_05` and `si_et_05`; `--lists` the files
+`mix_{2,3}_spk_{tr,cv,tt}.txt`, in whose lines utterances and levels in dB take turns.
+The recipe, utterance by utterance:
+
+1. level = active speech level (ITU-T P.56) of the utterance at 8 kHz, also for 16 kHz;
+   read from `--levels` (lines `utterance power`) if given, else measured;
+2. gain = 10^(dB / 20) / sqrt(level);
+3. cut to the shortest (min) or pad with zeros to the longest (max), add;
+4. scale all by 0.9 / the highest peak of mixture and sources, round to 16 bits.
+
+The files are `{2,3}speakers/wav{8k,16k}/{min,max}/{tr,cv,tt}/{mix,s1,s2[,s3]}/NAME`,
+named by utterances and levels. They are the same for any number of workers, and the
+same command continues one that was stopped.
+
+Legend: S source, T sample.
+"""
+
+import argparse
+import functools
+import hashlib
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from scipy.signal import resample_poly
+
+from data_prep.common.cli import as_command
+from data_prep.common.jobs import claim_folder, make_all
+from modules.audio.io import write_wave
+from modules.audio.levels import p56_power
+from modules.runtime.errors import DataError
+from modules.runtime.files import list_files
+
+SPLITS = ("tr", "cv", "tt")
+
+# WSJ0's discs hold .wv1 (SPHERE); lists always say .wav.
+SUFFIXES = (".wav", ".wv1", ".wv2", ".sph", ".flac")
+
+PEAK = 0.9
+
+LEVEL_RATE = 8000
+
+# Part of the folder's settings: raise it when the same lists would give other files.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A line of a list: whose utterances, how loud, and for which split."""
+
+    split: str
+    utterances: tuple[str, ...]
+    levels_db: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """The file's: utterances and levels as Matlab's num2str wrote them.
+
+        >>> Mixture("tr", ("wsj0/a/01t.wav", "wsj0/b/20g.wav"), (0.5, -0.5)).name
+        '01t_0.5_20g_-0.5'
+        """
+        parts = zip(self.utterances, self.levels_db, strict=True)
+        return "_".join(f"{Path(path).stem}_{db:.8g}" for path, db in parts)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all mixtures of a data set share; sent to every worker."""
+
+    wsj0: Path
+    out: Path
+    sample_rates: tuple[int, ...]
+    modes: tuple[str, ...]
+    powers: dict[str, float] | None
+
+    def folder(self, rate: int, mode: str, split: str) -> Path:
+        """Where a version's mixtures and sources lie."""
+        return self.out / f"wav{rate // 1000}k" / mode / split
+
+    def outputs(self, mixture: Mixture) -> list[Path]:
+        """All files of a mixture."""
+        parts = ["mix", *(f"s{k + 1}" for k in range(len(mixture.utterances)))]
+        return [
+            self.folder(rate, mode, mixture.split) / part / f"{mixture.name}.wav"
+            for rate in self.sample_rates
+            for mode in self.modes
+            for part in parts
+        ]
+
+
+def generate(
+    wsj0: str | Path,
+    lists: str | Path,
+    out: str | Path,
+    num_spks: int = 2,
+    sample_rates: Sequence[int] = (8000, 16000),
+    modes: Sequence[str] = ("min", "max"),
+    levels: str | Path | None = None,
+    workers: int | None = None,
+) -> Path:
+    """Write all mixtures of the three lists that are not there yet.
+
+    Arguments
+    ---------
+    wsj0 : str | Path
+        The folder that holds `wsj0/`, or that folder itself.
+    lists : str | Path
+        Holds `mix_{num_spks}_spk_{tr,cv,tt}.txt`.
+    out : str | Path
+        `{num_spks}speakers` is made in it.
+    num_spks : int
+        Sources of a mixture.
+    sample_rates, modes : Sequence
+        Versions to write. More can be added by another call.
+    levels : str | Path | None
+        A file of lines `utterance power`, or a folder of such files (`*.txt`).
+    workers : int | None
+        Processes; None: one for each core.
+
+    Returns
+    -------
+    Path
+        The folder of the mixtures, what `prepare` takes as `data_folder`.
+
+    Raises
+    ------
+    DataError
+        A list, utterance or level that is missing or cannot be used, by its name.
+    """
+    for name, values, known in (
+        ("num_spks", [num_spks], (2, 3)),
+        ("sample_rates", sample_rates, (8000, 16000)),
+        ("modes", modes, ("min", "max")),
+    ):
+        unknown = [value for value in values if value not in known]
+        if unknown or not values:
+            raise DataError(f"{name}: {list(values)}, expected some of {known}")
+    listed = [
+        mixture
+        for split in SPLITS
+        for mixture in read_list(
+            Path(lists) / f"mix_{num_spks}_spk_{split}.txt", split, num_spks
+        )
+    ]
+    powers = None if levels is None else read_powers(Path(levels))
+    root = Path(out) / f"{num_spks}speakers"
+    settings = {
+        "made_by": "data_prep.wsj0mix",
+        "format": FORMAT,
+        "lists": _digest(listed),
+        "levels": "P.56" if powers is None else _digest(sorted(powers.items())),
+    }
+    recipe = Recipe(
+        _find_wsj0(Path(wsj0)), root, tuple(sample_rates), tuple(modes), powers
+    )
+    claim_folder(root, settings)
+    make_all(
+        functools.partial(make_mixture, recipe),
+        listed,
+        recipe.outputs,
+        workers,
+        f"WSJ0-{num_spks}mix",
+    )
+    return root
+
+
+def _digest(items: Sequence) -> str:
+    """A short name for all of them and their order."""
+    return hashlib.sha256("\n".join(map(repr, items)).encode()).hexdigest()[:16]
+
+
+def read_list(path: Path, split: str, num_spks: int) -> list[Mixture]:
+    """The mixtures of a list, or a `DataError` that names file and line."""
+    mixtures: dict[str, int] = {}
+    result = []
+    for number, line in enumerate(_read_lines(path), start=1):
+        place, fields = f"{path}, line {number}", line.split()
+        if not fields:
+            continue
+        if len(fields) != 2 * num_spks:
+            raise DataError(
+                f"{place}: has {len(fields)} fields, expected an utterance and a level "
+                f"for each of {num_spks} talkers"
+            )
+        try:
+            levels = tuple(float(level) for level in fields[1::2])
+        except ValueError:
+            levels = (math.nan,)
+        if not all(map(math.isfinite, levels)):
+            raise DataError(f"{place}: levels are {fields[1::2]}, expected dB")
+        mixture = Mixture(split, tuple(fields[::2]), levels)
+        if mixture.name in mixtures:
+            raise DataError(
+                f"{place}: is the mixture of line {mixtures[mixture.name]} once more"
+            )
+        mixtures[mixture.name] = number
+        result.append(mixture)
+    if not result:
+        raise DataError(f"{path}: lists no mixture")
+    return result
+
+
+def read_powers(path: Path) -> dict[str, float]:
+    """Active powers by utterance, from a file or all `*.txt` of a folder."""
+    files = list_files(path, "*.txt") if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{path}: holds no *.txt with lines 'utterance power'")
+    powers = {}
+    for file in files:
+        for number, line in enumerate(_read_lines(file), start=1):
+            fields = line.split()
+            if not fields:
+                continue
+            try:
+                utterance, power = fields[0], float(fields[1])
+                if len(fields) != 2 or not 0 < power < math.inf:
+                    raise ValueError
+            except (IndexError, ValueError):
+                raise DataError(
+                    f"{file}, line {number}: is {line!r}, expected an utterance and "
+                    "its active power, above 0"
+                ) from None
+            powers[utterance] = power
+    return powers
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Lines of a text file."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{path}: does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as text ({error})") from None
+
+
+def _find_wsj0(folder: Path) -> Path:
+    """The folder that a list's paths, which begin with `wsj0/`, start from."""
+    folder = folder.absolute()  # the name of "." is empty
+    if (folder / "wsj0").is_dir():
+        return folder
+    if folder.name == "wsj0" and folder.is_dir():
+        return folder.parent
+    raise DataError(f"{folder}: holds no folder wsj0; give the folder that does")
+
+
+def make_mixture(recipe: Recipe, mixture: Mixture) -> None:
+    """Write all versions of one mixture."""
+    rates = {*recipe.sample_rates, *([] if recipe.powers else [LEVEL_RATE])}
+    waves: dict[int, list[np.ndarray]] = {rate: [] for rate in rates}
+    for path, level_db in zip(mixture.utterances, mixture.levels_db, strict=True):
+        wave_T, rate = _read_utterance(recipe.wsj0 / path)
+        resampled = {new: _resample(wave_T, rate, new) for new in rates}
+        if recipe.powers is None:
+            power = p56_power(resampled[LEVEL_RATE], LEVEL_RATE)
+        else:
+            power = _given_power(recipe.powers, path)
+        gain = 10 ** (level_db / 20) / math.sqrt(power)
+        for new, resampled_T in resampled.items():
+            waves[new].append(gain * resampled_T)
+    for sample_rate in recipe.sample_rates:
+        for mode in recipe.modes:
+            pcm_ST = mix(waves[sample_rate], mode)
+            folder = recipe.folder(sample_rate, mode, mixture.split)
+            parts = ("mix", *(f"s{k + 1}" for k in range(len(pcm_ST) - 1)))
+            for part, pcm_T in zip(parts, pcm_ST, strict=True):
+                write_wave(folder / part / f"{mixture.name}.wav", pcm_T, sample_rate)
+
+
+def mix(waves: Sequence[np.ndarray], mode: str) -> np.ndarray:
+    """Mixture and sources as int16.
+
+    Arguments
+    ---------
+    waves : Sequence[np.ndarray]
+        Sources [T] at their levels, of any lengths.
+    mode : str
+        "min" cuts to the shortest, "max" pads to the longest.
+
+    Returns
+    -------
+    np.ndarray
+        Shape [1 + S, T], the mixture first; the highest peak is 0.9 of full scale.
+    """
+    lengths = [len(wave_T) for wave_T in waves]
+    length = min(lengths) if mode == "min" else max(lengths)
+    all_ST = np.zeros((1 + len(waves), length))
+    for row_T, wave_T in zip(all_ST[1:], waves, strict=True):
+        row_T[: len(wave_T)] = wave_T[:length]
+    all_ST[0] = all_ST[1:].sum(0)
+    scale = PEAK / max(all_ST.max(), -all_ST.min())
+    all_ST *= 2**15 * scale
+    return np.round(all_ST, out=all_ST).astype(np.int16)
+
+
+def _given_power(powers: dict[str, float], path: str) -> float:
+    """The active power of an utterance from `--levels`."""
+    try:
+        return powers[Path(path).stem]
+    except KeyError:
+        raise DataError(
+            f"--levels: has no line for {Path(path).stem} ({path}); leave it out to "
+            "measure all levels"
+        ) from None
+
+
+def _resample(wave_T: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
+    """Polyphase resampling in float64."""
+    return wave_T if rate == new_rate else resample_poly(wave_T, new_rate, rate)
+
+
+def _read_utterance(listed: Path) -> tuple[np.ndarray, int]:
+    """Samples [T] in float64 and rate of an utterance, whatever its suffix."""
+    candidates = [listed, *(listed.with_suffix(suffix) for suffix in SUFFIXES)]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise DataError(f"{listed}: does not exist (nor as {', '.join(SUFFIXES[1:])})")
+    with open(path, "rb") as file:
+        header = file.read(1024)
+    if header.startswith(b"NIST_1A") and b"shorten" in header:
+        raise DataError(
+            f"{path}: is SPHERE compressed by shorten, which no maintained library "
+            f"reads; convert: sph2pipe -f wav {path} {listed.with_suffix('.wav')}"
+        )
+    try:
+        wave_TC, rate = soundfile.read(path, dtype="float64", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as audio ({error})") from None
+    if wave_TC.shape[1] != 1:
+        raise DataError(f"{path}: has {wave_TC.shape[1]} channels, expected mono")
+    if not np.isfinite(wave_TC).all() or not wave_TC.any():
+        raise DataError(f"{path}: is empty, silent or holds NaN; replace it")
+    return wave_TC[:, 0], rate
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command `python -m data_prep.wsj0mix generate`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.wsj0mix generate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--wsj0", required=True)
+    add("--lists", required=True)
+    add("--out", required=True)
+    add("--num_spks", type=int, default=2)
+    add("--sample_rates", type=int, nargs="+", default=(8000, 16000))
+    add("--modes", nargs="+", default=("min", "max"))
+    add("--levels")
+    add("--workers", type=int)
+    options = vars(parser.parse_args(arguments))
+    return as_command(lambda: print(generate(**options)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,438 @@
+"""The one table that every data set is turned into: a CSV with a row for a mixture.
+
+Columns: `id,duration,sample_rate,mixture,noise,source_1,...,source_S`. Paths are
+absolute, `noise` may be empty, `duration` is in seconds and true: times the rate it
+gives the number of samples of every file in the row.
+
+Where a target is not what is in the mixture (an anechoic target of a reverberant
+mixture), columns `image_1,...,image_S` at the end name what is: mixture = images +
+noise. Without them the sources are their own images.
+
+Stems of music need a little more and get two columns at the end. `channels` is 2:
+the files are stereo, and `mixture` may be empty, which stands for the sum of the
+sources. `unused` holds the numbers of the sources that belong to the mixture but are
+not to be trained on, such as "2 4". Music must survive what collections of it come
+with, so a file may be mono or longer than the row says.
+
+Rows are counted as a spreadsheet does: the header is row 1.
+"""
+
+import csv
+import io
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+
+from modules.runtime.errors import DataError
+from modules.runtime.files import write_text
+
+FIXED_COLUMNS = ("id", "duration", "sample_rate", "mixture", "noise")
+
+STEM_COLUMNS = ("channels", "unused")
+
+# Opening a file waits for the disk, not for the processor: more threads than cores.
+THREADS = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """One mixture: its audio files and what is known of them without opening them."""
+
+    id: str
+    duration: float
+    sample_rate: int
+    mixture: str
+    sources: tuple[str, ...]
+    noise: str = ""
+    channels: int = 1
+    unused: tuple[int, ...] = ()
+    images: tuple[str, ...] = ()
+
+    @property
+    def frames(self) -> int:
+        """Number of samples of every file of the row."""
+        return round(self.duration * self.sample_rate)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Mixture, sources, noise and images, those that there are."""
+        named = (self.mixture, *self.sources, self.noise, *self.images)
+        return tuple(path for path in named if path)
+
+    @property
+    def summands(self) -> tuple[str, ...]:
+        """The files whose sum the mixture is: images, or else sources, and noise."""
+        noise = (self.noise,) if self.noise else ()
+        return (*(self.images or self.sources), *noise)
+
+
+def write_manifest(path: str | Path, rows: Sequence[Row]) -> Path:
+    """Write rows, sorted by id, in one atomic step.
+
+    Arguments
+    ---------
+    path : str | Path
+        The CSV to write; its folder is made.
+    rows : Sequence[Row]
+        At least one, ids unique, all with the same number of sources.
+
+    Returns
+    -------
+    Path
+        The path given.
+
+    Raises
+    ------
+    DataError
+        No rows, two rows with one id, or rows that differ in their sources.
+    """
+    if not rows:
+        raise DataError(f"{path}: no rows to write: the data set is empty")
+    rows = sorted(rows, key=lambda row: row.id)
+    for before, row in zip(rows, rows[1:], strict=False):
+        if before.id == row.id:
+            raise DataError(f"{path}: two rows have the id {row.id!r}")
+        if len(before.sources) != len(row.sources):
+            raise DataError(
+                f"{path}: {before.id!r} has {len(before.sources)} sources but "
+                f"{row.id!r} has {len(row.sources)}"
+            )
+    for row in rows:
+        if len(row.images) != (len(row.sources) if rows[0].images else 0):
+            raise DataError(
+                f"{path}: {row.id!r} has {len(row.sources)} sources but "
+                f"{len(row.images)} images; {rows[0].id!r} has {len(rows[0].images)}"
+            )
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    names = [f"source_{k + 1}" for k in range(len(rows[0].sources))]
+    images = [_image_of(name) for name in names] if rows[0].images else []
+    stems = any(row.channels != 1 for row in rows)
+    table.writerow([*FIXED_COLUMNS, *names, *images, *(STEM_COLUMNS if stems else ())])
+    for row in rows:
+        cells = [row.id, repr(row.duration), row.sample_rate, row.mixture, row.noise]
+        last = [row.channels, " ".join(map(str, row.unused))] if stems else []
+        table.writerow([*cells, *row.sources, *row.images, *last])
+    try:
+        return write_text(path, text.getvalue())
+    except UnicodeEncodeError as error:
+        bad = ascii(error.object[max(error.start - 60, 0) : error.end + 20])
+        raise DataError(
+            f"{path}: a file name is not valid UTF-8, rename it: ...{bad}"
+        ) from None
+
+
+def read_manifest(
+    path: str | Path,
+    num_sources: int | None = None,
+    sample_rate: int | None = None,
+    check: bool = True,
+    stems: bool = False,
+) -> list[Row]:
+    """Read a manifest and refuse whatever training could stumble over later.
+
+    Arguments
+    ---------
+    path : str | Path
+        The CSV. A byte-order mark, CRLF line ends, blank lines and any order of the
+        columns are accepted.
+    num_sources : int | None
+        How many sources every row must have; None accepts what the header says.
+    sample_rate : int | None
+        Rate in Hz that every row must have; None accepts any.
+    check : bool
+        Also open the header of every audio file (see `check_audio`).
+    stems : bool
+        Expect stems of music: stereo, the mixture optional.
+
+    Returns
+    -------
+    list[Row]
+        In the order of the file, never empty.
+
+    Raises
+    ------
+    DataError
+        One line with the file, the row, what is wrong and what was expected.
+    """
+    rows, faults = list_manifest(path, num_sources, sample_rate, stems)
+    if faults:
+        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+        raise DataError(faults[0] + more)
+    if check:
+        check_audio(list(rows.values()), list(rows))
+    return list(rows.values())
+
+
+def list_manifest(
+    path: str | Path,
+    num_sources: int | None = None,
+    sample_rate: int | None = None,
+    stems: bool = False,
+) -> tuple[dict[str, Row], list[str]]:
+    """The rows of a manifest that can be read, and all that is wrong with the others.
+
+    Arguments
+    ---------
+    path, num_sources, sample_rate, stems
+        As in `read_manifest`; no audio file is opened.
+
+    Returns
+    -------
+    dict[str, Row]
+        By their place ("FILE, row NUMBER"), in the order of the file.
+    list[str]
+        Faults, a line each. There is one where no row can be read.
+    """
+    rows: dict[str, Row] = {}
+    faults: list[str] = []
+    row_of_id: dict[str, int] = {}
+    try:
+        table = _read_table(path)
+        header, columns = _read_header(path, table, num_sources)
+        for number, cells in enumerate(table, start=2):
+            if not cells:  # a blank line
+                continue
+            place = f"{path}, row {number}"
+            try:
+                row = _checked_row(place, header, columns, cells, sample_rate, stems)
+                if row.id in row_of_id:
+                    raise DataError(
+                        f"{place}: id {row.id!r} is already that of row "
+                        f"{row_of_id[row.id]}"
+                    )
+            except DataError as error:
+                faults.append(str(error))
+                continue
+            row_of_id[row.id] = number
+            rows[place] = row
+    except DataError as error:  # of the file as a whole, or it cannot be read on
+        faults.append(str(error))
+    if not rows and not faults:
+        faults.append(f"{path}: holds no rows: the data set is empty")
+    return rows, faults
+
+
+def _checked_row(
+    place: str,
+    header: list[str],
+    columns: list[str],
+    cells: list[str],
+    sample_rate: int | None,
+    stems: bool,
+) -> Row:
+    """A row that is what is asked for, or say what it is not."""
+    if len(cells) != len(header):
+        raise DataError(
+            f"{place}: has {len(cells)} fields, the header has {len(header)}; "
+            "quote a field that holds a comma"
+        )
+    row = _read_row(place, dict(zip(header, cells, strict=True)), columns)
+    if stems != (row.channels != 1):
+        wanted = "stereo stems" if stems else "mono files"
+        maker = "stems" if stems else "wsj0mix"
+        raise DataError(
+            f"{place}: channels is {row.channels}, expected {wanted}; make the "
+            f"manifest with data_prep.{maker}"
+        )
+    if sample_rate is not None and row.sample_rate != sample_rate:
+        raise DataError(
+            f"{place}: sample_rate is {row.sample_rate} Hz, expected "
+            f"{sample_rate} Hz; prepare the data at that rate or set --sample_rate"
+        )
+    return row
+
+
+def is_of_stems(path: str | Path) -> bool:
+    """Whether a manifest describes stereo stems, by its header."""
+    return STEM_COLUMNS[0] in [name.strip() for name in next(_read_table(path), [])]
+
+
+def _image_of(source: str) -> str:
+    """Name of the column that belongs to a source's."""
+    return source.replace("source_", "image_")
+
+
+def _read_table(path: str | Path) -> Iterator[list[str]]:
+    """The cells of each row of a CSV, blank lines as empty lists."""
+    try:
+        raw = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such manifest; run the data preparation") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, row {number}: byte 0x{raw[error.start]:02x} is not UTF-8; "
+            "save the manifest as UTF-8"
+        ) from None
+    if "\0" in text:
+        number = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(f"{path}, row {number}: holds a zero byte; the file is damaged")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    return _named_rows(path, reader)
+
+
+def _named_rows(path: str | Path, reader: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Pass rows on; a CSV syntax error gets the name of the file and the row."""
+    number = 0
+    while True:
+        number += 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f"{path}, row {number}: is not valid CSV ({error})"
+            ) from None
+        yield cells
+
+
+def _read_header(
+    path: str | Path, table: Iterator[list[str]], num_sources: int | None
+) -> tuple[list[str], list[str]]:
+    """All column names, and those of the sources in order of their number."""
+    header = [name.strip() for name in next(table, [])]
+    sources = sorted(
+        (name for name in header if re.fullmatch(r"source_[1-9]\d*", name)),
+        key=lambda name: int(name.removeprefix("source_")),
+    )
+    expected = ",".join(FIXED_COLUMNS) + ",source_1,source_2,..."
+    names = [*FIXED_COLUMNS, *(f"source_{k + 1}" for k in range(len(sources) or 1))]
+    for name in names:
+        if header.count(name) != 1:
+            fault = "missing" if name not in header else "there twice"
+            raise DataError(
+                f"{path}, row 1: column {name!r} is {fault}; the header must be "
+                f"{expected} and is {','.join(header)!r}"
+            )
+    images = [_image_of(name) for name in sources]
+    known = (*names, *images, *STEM_COLUMNS)
+    unknown = [name for name in header if name not in known]
+    if unknown:
+        raise DataError(
+            f"{path}, row 1: unknown column {unknown[0]!r}; the header must be "
+            f"{expected}"
+        )
+    if 0 < sum(name in header for name in images) < len(images):
+        missing = next(name for name in images if name not in header)
+        raise DataError(f"{path}, row 1: has images, but no column {missing!r}")
+    if num_sources is not None and len(sources) != num_sources:
+        raise DataError(
+            f"{path}, row 1: has {len(sources)} source columns, expected "
+            f"{num_sources}; set --num_spks (for music --sources) or prepare "
+            "the data anew"
+        )
+    return header, sources
+
+
+def _read_row(place: str, cells: dict[str, str], sources: list[str]) -> Row:
+    """Turn the cells of a row into a `Row`, or say which one is wrong."""
+    if not cells["id"]:
+        raise DataError(f"{place}: id is empty")
+    try:
+        duration = float(cells["duration"])
+    except ValueError:
+        duration = math.nan
+    if not (math.isfinite(duration) and duration > 0):
+        raise DataError(
+            f"{place}: duration is {cells['duration']!r}, expected seconds above 0"
+        )
+    rate = cells["sample_rate"].strip()
+    if not (rate.isdecimal() and int(rate) > 0):
+        raise DataError(
+            f"{place}: sample_rate is {cells['sample_rate']!r}, expected a whole "
+            "number of Hz"
+        )
+    channels = cells.get("channels", "1").strip()
+    if channels not in ("1", "2"):
+        raise DataError(f"{place}: channels is {channels!r}, expected 1 or 2")
+    unused = cells.get("unused", "").split()
+    if not all(f"source_{number}" in sources for number in unused):
+        raise DataError(
+            f"{place}: unused is {cells['unused']!r}, expected numbers of sources, 1 "
+            f"to {len(sources)}"
+        )
+    optional = ["noise", *(["mixture"] if channels == "2" else [])]
+    images = [name for name in map(_image_of, sources) if name in cells]
+    for name in ("mixture", "noise", *sources, *images):
+        if name in optional and not cells[name]:
+            continue
+        if not os.path.isabs(cells[name]):
+            raise DataError(
+                f"{place}: {name} is {cells[name]!r}, expected an absolute path"
+            )
+    return Row(
+        id=cells["id"],
+        duration=duration,
+        sample_rate=int(rate),
+        mixture=cells["mixture"],
+        sources=tuple(cells[name] for name in sources),
+        noise=cells["noise"],
+        channels=int(channels),
+        unused=tuple(int(number) for number in unused),
+        images=tuple(cells[name] for name in images),
+    )
+
+
+def check_audio(rows: Sequence[Row], places: Sequence[str] | None = None) -> None:
+    """Open the header of every file: there, mono, at the row's rate, of its length.
+
+    Stems may be mono, or longer than the row says: reading copes with both.
+
+    Arguments
+    ---------
+    rows : Sequence[Row]
+        What to check; the files are opened by several threads.
+    places : Sequence[str] | None
+        What to call each row in a message; None calls it by its id.
+
+    Raises
+    ------
+    DataError
+        For the first faulty row, with the number of others.
+    """
+    places = places or [f"row {row.id!r}" for row in rows]
+    with ThreadPoolExecutor(THREADS) as threads:
+        faults = list(threads.map(header_fault, rows, chunksize=64))
+    found = [
+        f"{place}: {fault}"
+        for place, fault in zip(places, faults, strict=True)
+        if fault
+    ]
+    if found:
+        more = f" (and {len(found) - 1} more rows are faulty)" if len(found) > 1 else ""
+        raise DataError(found[0] + more)
+
+
+def header_fault(row: Row) -> str:
+    """What is wrong with the headers of a row's files; empty when nothing is."""
+    for path in row.files:
+        try:
+            with soundfile.SoundFile(path) as file:
+                rate, channels, frames = file.samplerate, file.channels, file.frames
+        except (soundfile.LibsndfileError, OSError) as error:
+            if not os.path.exists(path):
+                return f"{path} does not exist"
+            return f"{path} cannot be read as audio ({error})"
+        if channels > row.channels:
+            expected = "mono" if row.channels == 1 else "stereo"
+            return f"{path} has {channels} channels, expected {expected}"
+        if rate != row.sample_rate:
+            return f"{path} is at {rate} Hz, the row says {row.sample_rate} Hz"
+        if frames != row.frames and not (row.channels == 2 and frames > row.frames):
+            return (
+                f"{path} has {frames} samples, duration {row.duration} s at "
+                f"{rate} Hz means {row.frames}; truncated, or not from this mixture"
+            )
+    return ""

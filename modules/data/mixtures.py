@@ -1,0 +1,130 @@
+"""From a manifest to batches: what is read, cropped, shuffled and shared out.
+
+Everything random here is a function of (seed, epoch, index), so that an example is
+the same whatever the number of workers, ranks or restarts. The sampler therefore
+hands the data set an `ExampleKey`, not a bare index.
+
+The same classes carry speech, [B, T] and [B, S, T], and music, [B, C, T] and
+[B, S, C, T]: the fields `mix` and `src` therefore have no shape in their names.
+
+Legend: B batch, S source, C channel, T sample.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from modules.audio.io import (
+    change_speed,
+    check_speeds,
+    frames_before_speed,
+    read_audio,
+    refuse_fault,
+)
+from modules.data.batch import STREAM_CROP, Example, ExampleKey
+from modules.data.manifest import Row
+from modules.data.sums import odd_sum
+from modules.runtime.errors import AudioError
+from modules.runtime.randomness import numpy_rng
+
+
+class ManifestDataset(Dataset):
+    """Mixtures on disk: whole for evaluation, random crops for training.
+
+    Arguments
+    ---------
+    rows : Sequence[Row]
+        The manifest, as `modules.data.manifest.read_manifest` gives it.
+    sample_rate : int
+        In Hz; checked again at every read.
+    segment_seconds : float | None
+        Length of the random crop; None reads whole files. A shorter file is read
+        whole.
+    speed_changes : Sequence[int] | None
+        Percentages, one drawn per source; the mixture is then the sum of the
+        changed sources, or their images, and the noise. None leaves the files as
+        they are.
+    seed : int
+        Together with (epoch, index) it decides every draw.
+    check_sums : bool
+        Raise an `AudioError` for a mixture that is not the sum of its sources (or
+        images) and noise, in the stretch of the example. Images, and with
+        `speed_changes` the mixture, are read for this alone, therefore in the first
+        epoch only.
+    strict : bool
+        Raise one for NaN, Inf and absurd levels too, which the training step copes
+        with: a score without such an example would not be that of the set.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        sample_rate: int,
+        segment_seconds: float | None = None,
+        speed_changes: Sequence[int] | None = None,
+        seed: int = 0,
+        check_sums: bool = True,
+        strict: bool = False,
+    ) -> None:
+        check_speeds(speed_changes)
+        self.rows = list(rows)
+        self.sample_rate = sample_rate
+        self.segment = segment_seconds and round(segment_seconds * sample_rate)
+        self.speed_changes = speed_changes
+        self.seed = seed
+        self.check_sums = check_sums
+        self.strict = strict
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: ExampleKey | int) -> Example:
+        epoch, index = (
+            (key.epoch, key.index) if isinstance(key, ExampleKey) else (0, key)
+        )
+        row = self.rows[index]
+        rng = numpy_rng(self.seed, epoch, index, STREAM_CROP)
+        speeds = [100] * len(row.sources)
+        if self.speed_changes:
+            speeds = [int(s) for s in rng.choice(self.speed_changes, len(speeds))]
+
+        available = round(row.duration * self.sample_rate)
+        shortest = min(available * 100 // max(speeds), available)
+        length = min(self.segment or shortest, shortest)
+        start = int(rng.integers(shortest - length + 1))
+
+        def read(path: str, percent: int = 100) -> Tensor:
+            first = start * percent // 100
+            frames = min(frames_before_speed(length, percent), available - first)
+            wave_T = read_audio(path, first, frames, self.sample_rate)
+            if self.strict:
+                refuse_fault(path, wave_T)
+            return change_speed(wave_T, percent)[:length]
+
+        def read_all(paths: Sequence[str], speeds: Sequence[int]) -> Tensor:
+            pairs = zip(paths, speeds, strict=True)
+            return torch.stack([read(path, speed) for path, speed in pairs])
+
+        src_ST = read_all(row.sources, speeds)
+        noise_T = read(row.noise) if row.noise else None
+        if self.speed_changes:
+            mix_T = (read_all(row.images, speeds) if row.images else src_ST).sum(0)
+            mix_T = mix_T if noise_T is None else mix_T + noise_T
+        else:
+            mix_T = read(row.mixture)
+        # What is not read anyway is read in the first epoch, to look at it once.
+        if self.check_sums and (epoch <= 1 or not (self.speed_changes or row.images)):
+            plain_ST = src_ST
+            if self.speed_changes or row.images:
+                plain_ST = read_all(row.images or row.sources, [100] * len(speeds))
+            whole_T = read(row.mixture) if self.speed_changes else mix_T
+            noise = () if noise_T is None else (noise_T.numpy(),)
+            fault = odd_sum(row, whole_T.numpy(), *plain_ST.numpy(), *noise)
+            if fault:
+                raise AudioError(
+                    f"{fault}; make it anew, or, for recordings and coded mixtures, "
+                    "set --check_sums=False --speed_changes=null"
+                )
+        return Example(row.id, mix_T, src_ST, noise_T)

@@ -1,0 +1,343 @@
+"""Examples of music: segments of stems from disk, augmented, remixed into mixtures.
+
+A training example is a sum of stems, each cut from somewhere, changed a little and
+put together anew. Two ways to choose the pieces:
+
+- *segments* (demucs): every stretch of every track, a stride apart, is an example of
+  the epoch; `remix_group` of them then exchange stems among themselves.
+- *independent* (CCOM, part 2): each stem comes from another random place of another
+  random track.
+
+Everything drawn is a function of (seed, epoch, index) alone, the remix too: a
+permutation of the epoch's segments says which group an example is in, and one per
+stem and group says whose stem it takes. So the example is the same for any number of
+workers, ranks or resumes, and no batch operation is needed.
+
+Legend: S source, C channel (always 2), T sample.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from modules.audio.faults import SILENT_PEAK
+from modules.audio.io import read_stereo, refuse_fault, resample, sample_fault
+from modules.audio.pitch import change_pitch_and_tempo
+from modules.data.augmentation import NO_AUGMENTATION, Augmentation
+from modules.data.batch import STREAM_ORDER, Example, ExampleKey
+from modules.data.manifest import Row
+from modules.data.sums import odd_sum
+from modules.data.track_levels import Level
+from modules.runtime.errors import DataError
+from modules.runtime.randomness import numpy_rng
+
+logger = logging.getLogger(__name__)
+
+# See the other streams in modules/data/mixtures.py and modules/data/dynamic_mixing.py.
+STREAM_REMIX, STREAM_SEGMENT, STREAM_STEM = 4, 5, 6
+
+
+class Segment(NamedTuple):
+    """A stretch of a track: number of its row, start in seconds, and of its draws."""
+
+    row: int
+    start: float
+    number: int
+
+
+class StemDataset(Dataset):
+    """Stems on disk: whole tracks for evaluation, augmented segments for training.
+
+    Arguments
+    ---------
+    rows : Sequence[Row]
+        The manifest, read with `read_manifest(path, len(sources), stems=True)`.
+    sample_rate : int
+        Rate in Hz of the examples; files at another are resampled.
+    segment_seconds : float | None
+        Length of the examples; None gives whole tracks, in the order of `rows`,
+        without any augmentation. What is read of a track is longer, see
+        `window_seconds`: 7.8 s of training needs 10 s with the default augmentation.
+    stride_seconds : float
+        Distance of the segments of a track.
+    augmentation : Augmentation | None
+        None takes the segments as they are.
+    levels : Mapping[str, Level] | None
+        By track id: each stem has its track's mean subtracted and is divided by its
+        track's standard deviation. None leaves the levels as they are on disk.
+    independent : bool
+        Draw each stem from a random place of a random track; the unused stems of a
+        manifest (`Row.unused`) are then left out. Nothing is remixed.
+    examples_per_epoch : int | None
+        Length of the data set; None takes the number of segments. With less than
+        that an epoch sees a random part of them, with more it begins again.
+    seed : int
+        Together with (epoch, index) it decides every draw.
+    check_sums : bool
+        Note a mixture file of a whole track that is not the sum of its stems. That is
+        no error: finished music often went through a limiter.
+
+    Raises
+    ------
+    DataError
+        A source without a usable stem; a track without a level; unused stems
+        although `independent` is False.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        sample_rate: int = 44100,
+        segment_seconds: float | None = None,
+        stride_seconds: float = 1.0,
+        augmentation: Augmentation | None = None,
+        levels: Mapping[str, Level] | None = None,
+        independent: bool = False,
+        examples_per_epoch: int | None = None,
+        seed: int = 0,
+        check_sums: bool = True,
+    ) -> None:
+        self.rows = list(rows)
+        self.check_sums = check_sums
+        self.sample_rate = sample_rate
+        self.segment_seconds = segment_seconds
+        self.augmentation = augmentation or NO_AUGMENTATION
+        self.levels = levels
+        self.independent = independent
+        self.seed = seed
+        missing = [r.id for r in self.rows if levels is not None and r.id not in levels]
+        if missing:
+            raise DataError(f"track {missing[0]!r} has no level; measure_levels first")
+        if segment_seconds is None:
+            self.num_examples = len(self.rows)
+            return
+        if segment_seconds <= 0 or stride_seconds <= 0:
+            raise ValueError(
+                f"segment_seconds={segment_seconds}, stride_seconds={stride_seconds}: "
+                "above 0"
+            )
+        self.window_seconds = self.augmentation.window(segment_seconds)
+        self.places = [
+            (number, step * stride_seconds)
+            for number, row in enumerate(self.rows)
+            for step in range(self._segments_of(row, stride_seconds))
+        ]
+        self.num_examples = examples_per_epoch or len(self.places)
+        num_sources = len(self.rows[0].sources)
+        # For each source the rows that it may be taken from.
+        self.pools = [
+            [n for n, row in enumerate(self.rows) if number not in row.unused]
+            for number in range(1, num_sources + 1)
+        ]
+        for number, pool in enumerate(self.pools, start=1):
+            if not pool:
+                raise DataError(f"no track has a source_{number} that may be used")
+            if len(pool) < len(self.rows) and not independent:
+                raise DataError(
+                    f"only {len(pool)} of {len(self.rows)} tracks may use source_"
+                    f"{number}: whole segments need every stem; set "
+                    "--independent=True or leave out --stems"
+                )
+
+    def _segments_of(self, row: Row, stride_seconds: float) -> int:
+        """How many segments a track has; the last may reach beyond its end."""
+        beyond = row.duration - self.window_seconds
+        return 1 if beyond <= 0 else math.ceil(beyond / stride_seconds) + 1
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def __getitem__(self, key: ExampleKey | int) -> Example:
+        """The example of (seed, epoch, index); a bare index means epoch 0.
+
+        Returns
+        -------
+        Example
+            mix [C, T], src [S, C, T], C = 2. In training the mixture is the sum of
+            the stems; for a whole track it is its mixture file, where there is one.
+            `origins` names the track each stem is from; the id says what was cut
+            where.
+        """
+        epoch, index = (
+            (key.epoch, key.index) if isinstance(key, ExampleKey) else (0, key)
+        )
+        if not 0 <= index < self.num_examples:
+            raise IndexError(f"example {index} of {self.num_examples}")
+        if self.segment_seconds is None:
+            return self._whole(self.rows[index])
+        choose = self._independent if self.independent else self._remixed
+        segments = choose(epoch, index)
+        src_SCT = torch.stack(
+            [self._stem(epoch, segment, s) for s, segment in enumerate(segments)]
+        )
+        origins = tuple(self.rows[segment.row].id for segment in segments)
+        names = [
+            f"{origin}@{segment.start:.1f}s"
+            for origin, segment in zip(origins, segments, strict=True)
+        ]
+        name = "+".join(dict.fromkeys(names))
+        return Example(name, src_SCT.sum(0), src_SCT, origins=origins)
+
+    def _whole(self, row: Row) -> Example:
+        """A whole track at its true level, or normalised if there are levels.
+
+        NaN, Inf and absurd levels are errors here: a score without the track would not
+        be that of the set.
+        """
+
+        def read(path: str) -> Tensor:
+            wave_CT = read_stereo(path, 0, row.frames, row.sample_rate)
+            refuse_fault(path, wave_CT)
+            return wave_CT
+
+        def made(wave_CT: Tensor) -> Tensor:
+            wave_CT = resample(wave_CT, row.sample_rate, self.sample_rate)
+            return self.levels[row.id].normalize(wave_CT) if self.levels else wave_CT
+
+        waves, note = [read(path) for path in row.sources], ""
+        if row.mixture:
+            whole_CT = read(row.mixture)
+            note = _odd_sum(row, whole_CT, waves) if self.check_sums else ""
+        src_SCT = torch.stack([made(without_offset(wave_CT)) for wave_CT in waves])
+        mix_CT = made(whole_CT) if row.mixture else src_SCT.sum(0)
+        origins = (row.id,) * len(row.sources)
+        return Example(row.id, mix_CT, src_SCT, origins=origins, note=note)
+
+    # ------------------------------------------------------------- which segments
+
+    def _remixed(self, epoch: int, index: int) -> list[Segment]:
+        """The segment that each source is taken from: one of the example's group.
+
+        Every stem of every segment is used once in a pass over the segments.
+        """
+        size = self.augmentation.remix_group
+        passes, position = divmod(index, len(self.places))
+        order = _epoch_order(self.seed, epoch, passes, len(self.places))
+        group, place = divmod(position, size)
+        members = order[group * size : (group + 1) * size]
+        number_sources = len(self.pools)
+        if size == 1:
+            chosen = [place] * number_sources
+        else:
+            rng = numpy_rng(self.seed, epoch, passes, group, STREAM_REMIX)
+            chosen = [
+                int(rng.permutation(len(members))[place]) for _ in range(number_sources)
+            ]
+        segments = []
+        for k in chosen:
+            row, start = self.places[members[k]]
+            number = passes * len(self.places) + int(members[k])
+            segments.append(Segment(row, start, number))
+        return segments
+
+    def _independent(self, epoch: int, index: int) -> list[Segment]:
+        """A random place of a random track for each source."""
+        segments = []
+        for source, pool in enumerate(self.pools):
+            rng = numpy_rng(self.seed, epoch, index, source, STREAM_ORDER)
+            row = pool[int(rng.integers(len(pool)))]
+            room = max(self.rows[row].duration - self.window_seconds, 0.0)
+            segments.append(Segment(row, float(rng.uniform(0, room)), index))
+        return segments
+
+    # ------------------------------------------------------------------- one stem
+
+    def _stem(self, epoch: int, segment: Segment, source: int) -> Tensor:
+        """Read, change and normalise one stem of a segment: [C, T]."""
+        settings = self.augmentation
+        shared = numpy_rng(self.seed, epoch, segment.number, STREAM_SEGMENT)
+        own = numpy_rng(self.seed, epoch, segment.number, source, STREAM_STEM)
+        # All draws are made whatever is used: switching one thing off leaves the rest.
+        late = (shared if settings.shift_same else own).uniform(
+            0, settings.shift_seconds
+        )
+        semitones, tempo = self._draw_repitch(shared if settings.repitch_same else own)
+        swap, negate = own.random(2) < 0.5
+        gain = own.uniform(*(settings.scale or (1.0, 1.0)))
+
+        row = self.rows[segment.row]
+        start = segment.start + late * tempo
+        length = round(self.segment_seconds * self.sample_rate)
+        needed = length if tempo == 1 else math.ceil(length * tempo) + 1
+        wave_CT = self._read(row, source, start, needed)
+        if sample_fault(wave_CT):
+            # The training step leaves the example out and names it. Levels are told
+            # here: what follows makes them relative to the track's.
+            return torch.full((2, length), math.nan)
+        wave_CT = change_pitch_and_tempo(wave_CT, self.sample_rate, semitones, tempo)
+        wave_CT = wave_CT[:, :length]
+        if self.levels is not None:
+            wave_CT = self.levels[row.id].normalize(wave_CT)
+        if swap and settings.flip_channels:
+            wave_CT = wave_CT.flip(0)
+        return wave_CT * (-gain if negate and settings.flip_sign else gain)
+
+    def _draw_repitch(self, rng: np.random.Generator) -> tuple[int, float]:
+        """Change of pitch in semitones and speed; 0 and 1 most of the time."""
+        settings = self.augmentation
+        happens = rng.random() < settings.repitch_probability
+        pitch = int(
+            rng.integers(-settings.pitch_semitones, settings.pitch_semitones + 1)
+        )
+        percent = rng.normal(0, settings.tempo_std)
+        limit = settings.tempo_limit
+        percent = float(np.clip(percent, -limit, limit))
+        return (pitch, 1 + percent / 100) if happens else (0, 1.0)
+
+    def _read(self, row: Row, source: int, start: float, frames: int) -> Tensor:
+        """Read `frames` at the data set's rate; zeros follow the end of the track."""
+        first = round(start * row.sample_rate)
+        wanted = math.ceil(frames * row.sample_rate / self.sample_rate)
+        wanted = min(wanted, row.frames - first)
+        if wanted <= 0:
+            return torch.zeros(2, frames)
+        wave_CT = read_stereo(row.sources[source], first, wanted, row.sample_rate)
+        wave_CT = without_offset(wave_CT)
+        wave_CT = resample(wave_CT, row.sample_rate, self.sample_rate)[:, :frames]
+        return F.pad(wave_CT, (0, frames - wave_CT.shape[-1]))
+
+
+def without_offset(wave_CT: Tensor) -> Tensor:
+    """Zeros in the place of a constant, which is no sound; all else as it is.
+
+    Example
+    -------
+    >>> without_offset(torch.full((2, 3), 0.1)).abs().max().item()
+    0.0
+    """
+    low_C, high_C = wave_CT.amin(1), wave_CT.amax(1)
+    still = (high_C - low_C).max() <= SILENT_PEAK
+    # Silence that dither has touched is common, and is left alone.
+    has_offset = (low_C > SILENT_PEAK).any() or (high_C < -SILENT_PEAK).any()
+    return torch.zeros_like(wave_CT) if still and has_offset else wave_CT
+
+
+def _odd_sum(row: Row, mix_CT: Tensor, stems: Sequence[Tensor]) -> str:
+    """That a mixture is not the sum of its stems, if these are all stems it has."""
+    mixture, parts = mix_CT.numpy(), [wave_CT.numpy() for wave_CT in stems]
+    fault = odd_sum(row, mixture, *parts)
+    if not fault:
+        return ""
+    known = {Path(path) for path in row.files}
+    suffixes = {path.suffix for path in known}
+    there = Path(row.mixture).parent.iterdir()
+    if any(path.suffix in suffixes and path not in known for path in there):
+        return ""  # `sources` names some of the stems only
+    # A file of integers cannot hold what is over full scale.
+    clipped = odd_sum(row, mixture, np.clip(np.sum(parts, axis=0), -1, 1))
+    return fault if clipped else ""
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, passes: int, count: int) -> np.ndarray:
+    """Order of the segments in an epoch, the same in every process."""
+    return numpy_rng(seed, epoch, passes, STREAM_ORDER).permutation(count)

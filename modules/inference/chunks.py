@@ -1,0 +1,146 @@
+"""Separate signals of any length in overlapping chunks.
+
+A separator returns its sources in any order, and the order may change from one chunk
+to the next. Each chunk is therefore put into the order that agrees best with what is
+already there over the overlap, and then cross-faded into it:
+
+    order = argmax over permutations of  sum_j <previous_j, new_order(j)>
+
+which is the order with the least squared difference. The products are not normalised:
+where only one voice speaks, the other streams hold faint copies of it that correlate
+just as well, and only the level tells them apart.
+
+Shapes: B batch, S source, T sample, C sample of a chunk.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from modules.losses.si_snr import best_permutation, reorder
+
+
+def separate_in_chunks(
+    separator: Callable[[Tensor], Tensor],
+    mix_BT: Tensor,
+    chunk: int,
+    overlap: int,
+    batch_size: int = 1,
+) -> Tensor:
+    """Run a separator over long mixtures, piece by piece.
+
+    All chunks have the same length: the last one is moved back to end with the signal,
+    so that the separator never sees a short remainder. Memory in the separator does
+    not grow with T. Whether gradients are kept is the caller's choice.
+
+    Where all streams are silent over an overlap, nothing tells the order and that of
+    the separator is kept: choose an overlap longer than the pauses in the speech.
+
+    Arguments
+    ---------
+    separator : Callable[[Tensor], Tensor]
+        Maps `mix_BT` to `est_BST` with as many samples.
+    mix_BT : Tensor
+        Mixtures, `[B, T]`.
+    chunk : int
+        Samples per chunk. Up to this length the result is `separator(mix_BT)`.
+    overlap : int
+        Samples that neighbouring chunks share at least; 0 < overlap < chunk.
+    batch_size : int
+        Chunks per call of the separator (each is a batch of B). A separator that
+        treats the examples of a batch independently returns the same for any value.
+
+    Returns
+    -------
+    est_BST : Tensor
+        Estimates, in the order of the first chunk.
+
+    Raises
+    ------
+    ValueError
+        On sizes that cannot be, or if the separator changes the number of samples.
+
+    Example
+    -------
+    >>> halves = lambda mix_BT: torch.stack([0.25 * mix_BT, 0.75 * mix_BT], dim=1)
+    >>> mix_BT = torch.arange(10.0).expand(1, -1)
+    >>> est_BST = separate_in_chunks(halves, mix_BT, chunk=4, overlap=2)
+    >>> torch.equal(est_BST, halves(mix_BT))
+    True
+    """
+    if mix_BT.ndim != 2:
+        raise ValueError(f"the mixture must be [B, T], got {tuple(mix_BT.shape)}")
+    if not 0 < overlap < chunk:
+        raise ValueError(f"need 0 < overlap < chunk, got {overlap=} and {chunk=}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    samples = mix_BT.shape[-1]
+    if samples <= chunk:
+        return _checked(separator, mix_BT)
+
+    starts = _starts(samples, chunk, overlap)
+    est_BST: Tensor | None = None
+    done = 0
+    for start, new_BSC in _separated(separator, mix_BT, chunk, starts, batch_size):
+        if est_BST is None:
+            est_BST = new_BSC.new_empty((*new_BSC.shape[:2], samples))
+        else:
+            previous_BSC = est_BST[..., start:done]
+            shared = done - start
+            new_BSC = _in_order_of(previous_BSC, new_BSC)
+            faded_BSC = _cross_fade(previous_BSC, new_BSC[..., :shared])
+            new_BSC = torch.cat([faded_BSC, new_BSC[..., shared:]], dim=-1)
+        done = start + chunk
+        est_BST[..., start:done] = new_BSC
+    assert est_BST is not None  # there are at least two chunks
+    return est_BST
+
+
+def _starts(samples: int, chunk: int, overlap: int) -> list[int]:
+    """First samples of the chunks; the last chunk ends where the signal ends."""
+    last = samples - chunk
+    return [*range(0, last, chunk - overlap), last]
+
+
+def _separated(
+    separator: Callable[[Tensor], Tensor],
+    mix_BT: Tensor,
+    chunk: int,
+    starts: list[int],
+    batch_size: int,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (start, estimates of the chunk), `batch_size` chunks per call."""
+    for first in range(0, len(starts), batch_size):
+        group = starts[first : first + batch_size]
+        mix_BC = torch.cat([mix_BT[:, start : start + chunk] for start in group])
+        est_BSC = _checked(separator, mix_BC)
+        yield from zip(group, est_BSC.split(mix_BT.shape[0]), strict=True)
+
+
+def _checked(separator: Callable[[Tensor], Tensor], mix_BT: Tensor) -> Tensor:
+    est_BST = separator(mix_BT)
+    batch, samples = mix_BT.shape
+    if est_BST.ndim != 3 or est_BST.shape[::2] != (batch, samples):
+        raise ValueError(
+            f"the separator must map {(batch, samples)} to [{batch}, S, {samples}], "
+            f"got {tuple(est_BST.shape)}"
+        )
+    return est_BST
+
+
+def _in_order_of(previous_BSC: Tensor, new_BSC: Tensor) -> Tensor:
+    """Reorder the new sources to agree with the previous ones where both exist."""
+    shared_BSC = new_BSC[..., : previous_BSC.shape[-1]]
+    # cost[b, i, j]: new source i continuing stream j
+    cost_BSS = -torch.einsum(
+        "bic,bjc->bij", shared_BSC.detach().float(), previous_BSC.detach().float()
+    )
+    return reorder(new_BSC, best_permutation(cost_BSS))
+
+
+def _cross_fade(old_BSC: Tensor, new_BSC: Tensor) -> Tensor:
+    """Linear fade, exact where both sides are equal."""
+    length = old_BSC.shape[-1]
+    weight_C = torch.arange(1, length + 1, device=old_BSC.device) / (length + 1)
+    return torch.lerp(old_BSC, new_BSC, weight_C.to(old_BSC.dtype))

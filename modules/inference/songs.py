@@ -1,0 +1,302 @@
+"""Separate whole songs with a model that was trained on segments of them.
+
+As ``demucs.apply.apply_model``, with the same numbers for the same settings: a song is
+cut into segments that overlap, each segment is separated, and the estimates are
+averaged with triangular weights, so that one segment fades into the next. A segment
+that is cut short, at the end of the song, is filled up with what lies before it.
+
+On top of that the song can be separated several times, moved by a random time each,
+and the estimates averaged (the *shift trick*: a model is not quite indifferent to where
+a sound begins). And several models can share the work, each with a weight for each
+source: a `Bag`.
+
+A model has ``sources`` (names), ``samplerate`` and ``segment`` (seconds), and maps
+`[B, C, T]` to `[B, S, C, T]`; `modules.models.htdemucs.HTDemucs` is one.
+
+Shapes: B batch, S source, C audio channel, T sample, M sample of a segment.
+"""
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modules.runtime.randomness import numpy_rng
+
+MAX_SHIFT_SECONDS = 0.5
+
+
+class Bag(nn.Module):
+    """Models of the same sources, each with a weight for each source.
+
+    Arguments
+    ---------
+    models : Sequence[nn.Module]
+        At least one; with equal ``sources`` and ``samplerate``.
+    weights : Sequence[Sequence[float]] | None
+        A row for each model with a weight for each source, not negative. None: all
+        equal. One model for each source is the identity matrix.
+
+    Raises
+    ------
+    ValueError
+        The models do not fit each other or the weights, or no model has a positive
+        weight for a source.
+
+    Example
+    -------
+    >>> model = nn.Module()
+    >>> model.sources, model.samplerate = ["drums", "bass"], 44100
+    >>> Bag([model, model], [[1, 0], [0, 1]]).weights
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        weights: Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        super().__init__()
+        if not models:
+            raise ValueError("a bag needs at least one model")
+        first = models[0]
+        for model in models:
+            for name in ("sources", "samplerate"):
+                one, other = getattr(first, name), getattr(model, name)
+                if one != other:
+                    raise ValueError(
+                        f"models of a bag differ in {name}: {one}, {other}"
+                    )
+        if weights is None:
+            weights = [[1.0] * len(first.sources) for _ in models]
+        if [len(row) for row in weights] != [len(first.sources)] * len(models):
+            raise ValueError(
+                f"weights must have {len(models)} rows (models) of "
+                f"{len(first.sources)} numbers (sources), got {weights}"
+            )
+        self.models = nn.ModuleList(models)
+        self.weights = [[float(value) for value in row] for row in weights]
+        self.sources = first.sources
+        self.samplerate = first.samplerate
+        columns = zip(*self.weights, strict=True)
+        for name, column in zip(self.sources, columns, strict=True):
+            if not (min(column) >= 0 and 0 < sum(column) < float("inf")):
+                raise ValueError(f"weights of {name} must be >= 0, not all 0: {column}")
+
+
+@torch.no_grad()
+def apply_model(
+    model: nn.Module,
+    mixture_BCT: Tensor,
+    *,
+    shifts: int = 1,
+    overlap: float = 0.25,
+    transition_power: float = 1.0,
+    segment_seconds: float | Fraction | None = None,
+    batch_size: int = 1,
+    normalize: bool = False,
+    seed: int = 0,
+    offsets: Sequence[int] | None = None,
+) -> Tensor:
+    """Separate songs of any length, in evaluation mode and without gradients.
+
+    Segments are computed on the model's device; mixture and estimates stay on the
+    mixture's, so that a GPU never holds a whole song.
+
+    Arguments
+    ---------
+    model : nn.Module
+        A model, or a `Bag` of them. Its mode is put back in the end.
+    mixture_BCT : Tensor
+        Songs [B, C, T].
+    shifts : int
+        Separations that are averaged, each moved by a random time of up to half a
+        second; 0: one that is not moved.
+    overlap : float
+        Part of a segment that the next one repeats, 0 <= overlap < 1.
+    transition_power : float
+        Power of the triangular weights, >= 1; large: shorter fades.
+    segment_seconds : float | Fraction | None
+        Length of the segments; None: that of the model.
+    batch_size : int
+        Segments per call of the model (each is a batch of B).
+    normalize : bool
+        Standardise each song by mean and deviation of its mono downmix first and undo
+        it in the end, as demucs' command line does.
+    seed : int
+        Seed of the shifts: equal seeds give equal estimates.
+    offsets : Sequence[int] | None
+        The shifts themselves, in samples from 0 to half a second: `shifts` numbers
+        for each model of a bag, one model after the other. None: drawn.
+
+    Returns
+    -------
+    estimate_BSCT : Tensor
+        Estimates, in the order of ``model.sources``.
+
+    Raises
+    ------
+    ValueError
+        An argument is out of range; the message names it.
+
+    Example
+    -------
+    >>> class Halves(nn.Module):
+    ...     sources, samplerate, segment = ["a", "b"], 100, 2
+    ...     def forward(self, mixture_BCT):
+    ...         return torch.stack([mixture_BCT / 2, mixture_BCT / 2], dim=1)
+    >>> song_BCT = torch.randn(1, 2, 1234)
+    >>> torch.allclose(apply_model(Halves(), song_BCT).sum(dim=1), song_BCT, atol=1e-6)
+    True
+    """
+    bag = model if isinstance(model, Bag) else Bag([model])
+    max_shift = int(MAX_SHIFT_SECONDS * bag.samplerate)
+    if mixture_BCT.dim() != 3 or mixture_BCT.shape[-1] == 0:
+        raise ValueError(
+            "the mixture must be [batch, channels, samples >= 1], got "
+            f"{list(mixture_BCT.shape)}"
+        )
+    for name, value, low in (
+        ("shifts", shifts, 0),
+        ("batch_size", batch_size, 1),
+        ("transition_power", transition_power, 1),
+    ):
+        if not value >= low:
+            raise ValueError(f"{name} must be at least {low}, got {value}")
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap must be in [0, 1), got {overlap}")
+    if segment_seconds is not None and not segment_seconds > 0:
+        raise ValueError(f"segment_seconds must be positive, got {segment_seconds}")
+    draws = len(bag.models) * shifts
+    if offsets is None:
+        offsets = numpy_rng(seed).integers(0, max_shift + 1, draws).tolist()
+    if len(offsets) != draws or not all(0 <= o <= max_shift for o in offsets):
+        raise ValueError(f"offsets must be {draws} numbers in 0..{max_shift}")
+
+    if normalize:
+        mono_B1T = mixture_BCT.mean(dim=1, keepdim=True)
+        mean_B11 = mono_B1T.mean(dim=-1, keepdim=True)
+        std_B11 = 1e-8 + mono_B1T.std(
+            dim=-1, correction=int(mono_B1T.shape[-1] > 1), keepdim=True
+        )
+        mixture_BCT = (mixture_BCT - mean_B11) / std_B11
+
+    estimate_BSCT: Tensor | None = None
+    weight_NS = torch.tensor(bag.weights, device=mixture_BCT.device)
+    share_NS = weight_NS / weight_NS.sum(dim=0)
+    for index, (single, share_S) in enumerate(zip(bag.models, share_NS, strict=True)):
+        training = single.training
+        single.eval()
+        try:
+            new_BSCT = _shifted(
+                single,
+                mixture_BCT,
+                offsets[index * shifts : (index + 1) * shifts],
+                max_shift,
+                overlap,
+                transition_power,
+                segment_seconds,
+                batch_size,
+            )
+        finally:
+            single.train(training)
+        new_BSCT *= share_S[:, None, None]
+        estimate_BSCT = (
+            new_BSCT if estimate_BSCT is None else estimate_BSCT.add_(new_BSCT)
+        )
+    assert estimate_BSCT is not None  # a bag is never empty
+    if normalize:
+        estimate_BSCT.mul_(std_B11[:, None]).add_(mean_B11[:, None])
+    return estimate_BSCT
+
+
+def _shifted(
+    model: nn.Module,
+    mixture_BCT: Tensor,
+    offsets: Sequence[int],
+    max_shift: int,
+    *options: object,
+) -> Tensor:
+    """Average of the separations that begin `max_shift - offset` early."""
+    samples = mixture_BCT.shape[-1]
+    if not offsets:
+        return _separate(model, mixture_BCT, 0, samples, *options)
+    padded_BCT = F.pad(mixture_BCT, (max_shift, max_shift))
+    total_BSCT: Tensor | None = None
+    for offset in offsets:
+        early = max_shift - offset
+        new_BSCT = _separate(model, padded_BCT, offset, samples + early, *options)
+        new_BSCT = new_BSCT[..., early:]
+        total_BSCT = new_BSCT if total_BSCT is None else total_BSCT.add_(new_BSCT)
+    return total_BSCT.div_(len(offsets))
+
+
+def _separate(
+    model: nn.Module,
+    song_BCT: Tensor,
+    first: int,
+    samples: int,
+    overlap: float,
+    transition_power: float,
+    segment_seconds: float | Fraction | None,
+    batch_size: int,
+) -> Tensor:
+    """Separate `samples` samples of a song from `first` on, segment by segment."""
+    seconds = model.segment if segment_seconds is None else segment_seconds
+    length = int(model.samplerate * seconds)
+    stride = int((1 - overlap) * length)
+    if stride < 1:
+        raise ValueError(f"segments of {length} samples leave no step at {overlap=}")
+    weight_M = _triangle(length, song_BCT.device) ** transition_power
+    estimate_BSCT: Tensor | None = None
+    total_T = torch.zeros(samples, device=song_BCT.device)
+    starts = list(range(0, samples, stride))
+    pieces = [(first + start, min(length, samples - start)) for start in starts]
+    separated = _segments(model, song_BCT, pieces, length, batch_size)
+    for start, new_BSCM in zip(starts, separated, strict=True):
+        if estimate_BSCT is None:
+            estimate_BSCT = new_BSCM.new_zeros((*new_BSCM.shape[:-1], samples))
+        here = slice(start, start + new_BSCM.shape[-1])
+        weight = weight_M[: new_BSCM.shape[-1]]
+        estimate_BSCT[..., here] += weight * new_BSCM
+        total_T[here] += weight
+    assert estimate_BSCT is not None  # there is at least one sample
+    return estimate_BSCT.div_(total_T)
+
+
+def _segments(
+    model: nn.Module,
+    song_BCT: Tensor,
+    pieces: list[tuple[int, int]],
+    length: int,
+    batch_size: int,
+) -> Iterator[Tensor]:
+    """Yield the estimates of the pieces (first sample, samples), as long as these."""
+    device = next((p.device for p in model.parameters()), song_BCT.device)
+    for index in range(0, len(pieces), batch_size):
+        group = pieces[index : index + batch_size]
+        segments = [_with_context(song_BCT, *piece, length) for piece in group]
+        estimate_BSCM = model(torch.cat(segments).to(device)).to(song_BCT.device)
+        parts = estimate_BSCM.split(song_BCT.shape[0])
+        for (_, samples), part_BSCM in zip(group, parts, strict=True):
+            before = (length - samples) // 2
+            yield part_BSCM[..., before : before + samples]
+
+
+def _with_context(song_BCT: Tensor, first: int, samples: int, length: int) -> Tensor:
+    """A piece in the middle of `length` samples of the song, zeros beyond its ends."""
+    start = first - (length - samples) // 2
+    stop = start + length
+    left, right = max(0, -start), max(0, stop - song_BCT.shape[-1])
+    return F.pad(song_BCT[..., max(0, start) : stop], (left, right))
+
+
+def _triangle(length: int, device: torch.device) -> Tensor:
+    """Weights [M] that rise to 1 in the middle and fall again."""
+    half = length // 2
+    rising = torch.arange(1, half + 1, device=device)
+    falling = torch.arange(length - half, 0, -1, device=device)
+    weight_M = torch.cat([rising, falling])
+    return weight_M / weight_M.max()

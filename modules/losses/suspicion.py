@@ -1,0 +1,114 @@
+"""The suspicion score: how often each stem of each track was left out of training.
+
+A stem that truncation drops again and again is hard to separate, or has the wrong
+label. The counts are taken from the choice of the global batch, so all ranks hold the
+same ones, and they are part of the checkpoint.
+
+Legend: N examples of the global batch, K stems, R tracks.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from modules.runtime.files import write_text
+
+
+class Audit:
+    """Counts by track and stem.
+
+    Arguments
+    ---------
+    tracks : Sequence[str]
+        Ids of the training tracks.
+    stems : Sequence[str]
+        Names of the stems, in the order of the loss terms.
+
+    Example
+    -------
+    >>> audit = Audit(["song"], ["drums", "bass"])
+    >>> zero, one = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    >>> audit.add(zero, usable_NK=one, keep_NK=torch.tensor([[True, False]]))
+    >>> [(row["stem"], row["suspicion"]) for row in audit.rows()]
+    [('bass', 1.0), ('drums', 0.0)]
+    """
+
+    def __init__(self, tracks: Sequence[str], stems: Sequence[str]) -> None:
+        self.tracks, self.stems = list(tracks), list(stems)
+        self.numbers = {track: number for number, track in enumerate(self.tracks)}
+        shape = (len(self.tracks), len(self.stems))
+        self.offered_RK = torch.zeros(shape, dtype=torch.int64)
+        self.dropped_RK = torch.zeros(shape, dtype=torch.int64)
+
+    def add(self, origin_NK: Tensor, usable_NK: Tensor, keep_NK: Tensor) -> None:
+        """Count one choice.
+
+        Arguments
+        ---------
+        origin_NK : Tensor
+            Number of the track that each stem is from; read where usable.
+        usable_NK, keep_NK : Tensor
+            What could be trained on, and what was.
+        """
+        columns_K = torch.arange(len(self.stems), device=origin_NK.device)
+        origin_NK = origin_NK.nan_to_num().long()
+        places_NK = (origin_NK * len(self.stems) + columns_K).cpu()
+        for counts_RK, mask_NK in (
+            (self.offered_RK, usable_NK),
+            (self.dropped_RK, usable_NK & ~keep_NK),
+        ):
+            places = places_NK[mask_NK.cpu()]
+            counts_RK.view(-1).index_add_(0, places, torch.ones_like(places))
+
+    def rows(self) -> list[dict[str, str | int | float]]:
+        """Track, stem, counts and suspicion (share dropped), most suspect first.
+
+        A stem that was never offered has no row.
+        """
+        rows = [
+            {
+                "track": track,
+                "stem": stem,
+                "offered": offered,
+                "dropped": dropped,
+                "suspicion": dropped / offered,
+            }
+            for track, offered_K, dropped_K in zip(
+                self.tracks,
+                self.offered_RK.tolist(),
+                self.dropped_RK.tolist(),
+                strict=True,
+            )
+            for stem, offered, dropped in zip(
+                self.stems, offered_K, dropped_K, strict=True
+            )
+            if offered
+        ]
+        return sorted(rows, key=lambda r: (-r["suspicion"], r["track"], r["stem"]))
+
+    def write_csv(self, path: str | Path) -> Path:
+        """Write the rows in one atomic step."""
+        text = io.StringIO(newline="")
+        names = ["track", "stem", "offered", "dropped", "suspicion"]
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows())
+        return write_text(path, text.getvalue())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The counts."""
+        return {"offered_RK": self.offered_RK, "dropped_RK": self.dropped_RK}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue the counts of a checkpoint."""
+        if state["offered_RK"].shape != self.offered_RK.shape:
+            raise ValueError(
+                f"the checkpoint counts {list(state['offered_RK'].shape)} tracks and "
+                f"stems, this run has {list(self.offered_RK.shape)}"
+            )
+        self.offered_RK.copy_(state["offered_RK"])
+        self.dropped_RK.copy_(state["dropped_RK"])

@@ -1,0 +1,913 @@
+"""HTDemucs: music separation in the time and the frequency domain at once.
+
+Rouard, Massa, Défossez, "Hybrid transformers for music source separation" (ICASSP
+2023, arXiv 2211.08553), with the state_dict keys of the demucs package and the same
+numbers for the same weights. Two U-Nets run side by side, one over the waveform and
+one over its spectrogram; at the bottom a transformer lets them look at each other, and
+their outputs are added:
+
+    mixture ──┬── STFT ── encoder ───┐              ┌── decoder ── inverse STFT ── + ──
+              └───────── tencoder ───┴ transformer ─┴── tdecoder ───────────────── ┘
+
+Supported is the family of the published models: complex numbers as channels, sine
+positions, pre-norm attention, and branches that never merge (at most 4 levels). What
+differs from demucs is how it computes: attention goes through
+``scaled_dot_product_attention`` in training and evaluation alike, and the length of a
+training batch leaves no trace in the model.
+
+Shape letters: B batch, S source, C audio channel, T sample, Z audio channel times the
+two parts of a complex number, N feature channel, F frequency, L frame, P position in a
+sequence, D transformer feature, H head, E feature of a head, X a row of a batch of
+sequences.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+KERNEL, STRIDE = 8, 4  # of every encoder and decoder layer
+
+MAX_DEPTH = 4  # a fifth level would normalise groups of channels: another network
+
+EMBEDDING_SCALE = 10.0  # of the frequency embedding: speeds up its learning
+
+EMBEDDING_WEIGHT = 0.2  # its share in the features
+
+DCONV_INIT, LAYER_SCALE_INIT = 1e-3, 1e-4  # residual branches start almost closed
+
+RESCALE = 0.1  # target of the initial weights' standard deviation
+
+MAX_PERIOD = 10000.0
+
+# The constructor of demucs.htdemucs.HTDemucs has these defaults where ours has others.
+DEMUCS_DEFAULTS = {
+    "audio_channels": 2,
+    "channels": 48,
+    "growth": 2,
+    "depth": 4,
+    "nfft": 4096,
+    "dconv_mode": 1,
+    "dconv_comp": 8,
+    "dconv_depth": 2,
+    "bottom_channels": 0,
+    "t_layers": 5,
+    "t_heads": 8,
+    "t_dropout": 0.0,
+    "samplerate": 44100,
+    "segment": 10,
+}
+
+# Its other arguments that change the output, and the values that make this network.
+DEMUCS_FIXED = {
+    "cac": True,
+    "rewrite": True,
+    "multi_freqs": None,
+    "freq_emb": EMBEDDING_WEIGHT,
+    "emb_scale": EMBEDDING_SCALE,
+    "kernel_size": KERNEL,
+    "stride": STRIDE,
+    "context": 1,
+    "context_enc": 0,
+    "norm_starts": 4,
+    "t_emb": "sin",
+    "t_hidden_scale": 4.0,
+    "t_norm_in": True,
+    "t_norm_in_group": False,
+    "t_group_norm": False,
+    "t_norm_first": True,
+    "t_norm_out": True,
+    "t_max_period": MAX_PERIOD,
+    "t_layer_scale": True,
+    "t_gelu": True,
+    "t_weight_pos_embed": 1.0,
+    "t_sin_random_shift": 0,
+    "t_sparse_self_attn": False,
+    "t_sparse_cross_attn": False,
+    "t_cross_first": False,
+    "use_train_segment": True,
+}
+
+# And those that play no part once the weights are there and the others are as above.
+DEMUCS_IGNORED = {
+    *("wiener_iters", "end_iters", "wiener_residual", "multi_freqs_depth"),
+    *("emb_smooth", "time_stride", "norm_groups", "dconv_init", "rescale"),
+    *("t_max_positions", "t_weight_decay", "t_lr", "t_cape_mean_normalize"),
+    *("t_cape_augment", "t_cape_glob_loc_scale", "t_mask_type", "t_sparsity"),
+    *("t_mask_random_seed", "t_sparse_attn_window", "t_global_window"),
+    "t_auto_sparsity",
+}
+
+logger = logging.getLogger(__name__)
+
+Seconds = int | float | str | Fraction | Sequence[int]
+
+
+class HTDemucs(nn.Module):
+    """Separates a mixture of music into its sources.
+
+    The default arguments are the published model (demucs' ``955717e8``): 41 984 456
+    parameters for four stereo sources. demucs' repository default is
+    ``dconv_mode=1, bottom_channels=0, t_dropout=0.0``: 26 899 536.
+
+    In evaluation a mixture shorter than the segment is padded to it with zeros, as
+    demucs does, for the model has learned no shorter ones. The segment is what this
+    constructor was given: no forward pass changes it, so that evaluation depends on
+    the weights, the configuration and the input alone.
+
+    Arguments
+    ---------
+    sources : Sequence[str]
+        Names of the sources, in the order of the output.
+    segment_seconds : int | float | str | Fraction | Sequence[int]
+        Length of the training examples; two integers are a fraction.
+    samplerate : int
+        Samples a second.
+    audio_channels : int
+        Channels of the mixture and of each source.
+    channels : int
+        Features of the first level.
+    growth : int
+        Factor of the features from one level to the next.
+    depth : int
+        Levels of the U-Nets, 1 to 4; ``nfft / 2`` frequencies must allow for them.
+    nfft : int
+        Samples of an STFT frame; frames advance by a quarter of it.
+    dconv_mode : int
+        Dilated residual branches in: 0 no layer, 1 encoders, 2 decoders, 3 both.
+    dconv_comp, dconv_depth : int
+        Reduction of the features inside such a branch, and branches a layer.
+    bottom_channels : int
+        Features of the transformer; 0: those of the last level.
+    t_layers, t_heads : int
+        Transformer layers of each of the two branches, self- and cross-attention in
+        turn (0: no transformer), and attention heads.
+    t_dropout : float
+        Dropout probability inside the transformer.
+    attention_dropout : bool
+        Apply it to the attention weights as well, as demucs does. Without, the CPU
+        keeps no attention map: half the memory of a training step at 7.8 s.
+    activation_checkpointing : bool
+        Keep only the input of each layer for the backward pass and compute the rest
+        again: slower, and much leaner.
+
+    Raises
+    ------
+    ValueError
+        An argument is out of range, or they do not fit each other; it is named.
+
+    Example
+    -------
+    >>> model = HTDemucs(
+    ...     ["music", "speech"], segment_seconds=(1, 10), samplerate=8000, channels=8,
+    ...     depth=2, nfft=256, bottom_channels=0, t_layers=1, t_heads=1,
+    ... )
+    >>> model(torch.randn(3, 2, 1001)).shape
+    torch.Size([3, 2, 2, 1001])
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        segment_seconds: Seconds = (39, 5),
+        samplerate: int = 44100,
+        *,
+        audio_channels: int = 2,
+        channels: int = 48,
+        growth: int = 2,
+        depth: int = 4,
+        nfft: int = 4096,
+        dconv_mode: int = 3,
+        dconv_comp: int = 8,
+        dconv_depth: int = 2,
+        bottom_channels: int = 512,
+        t_layers: int = 5,
+        t_heads: int = 8,
+        t_dropout: float = 0.02,
+        attention_dropout: bool = True,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_sources(sources)
+        _check_integers(
+            samplerate=(samplerate, 1, None),
+            audio_channels=(audio_channels, 1, None),
+            channels=(channels, 1, None),
+            growth=(growth, 1, None),
+            depth=(depth, 1, MAX_DEPTH),
+            nfft=(nfft, 8, None),
+            dconv_mode=(dconv_mode, 0, 3),
+            dconv_comp=(dconv_comp, 1, None),
+            dconv_depth=(dconv_depth, 1, None),
+            bottom_channels=(bottom_channels, 0, None),
+            t_layers=(t_layers, 0, None),
+            t_heads=(t_heads, 1, None),
+        )
+        if not 0 <= t_dropout < 1:
+            raise ValueError(f"t_dropout={t_dropout!r}: must be in [0, 1)")
+        if nfft % (2 * STRIDE**depth) or nfft // 2 // STRIDE ** (depth - 1) <= KERNEL:
+            raise ValueError(
+                f"nfft={nfft}: {depth} levels need a multiple of {2 * STRIDE**depth} "
+                f"above {2 * KERNEL * STRIDE ** (depth - 1)}"
+            )
+        if dconv_mode and channels < dconv_comp:
+            raise ValueError(f"dconv_comp={dconv_comp}: exceeds {channels} channels")
+        if bottom_channels and not t_layers:
+            raise ValueError(f"bottom_channels={bottom_channels}: no transformer")
+        bottom = channels * growth ** (depth - 1)
+        features = bottom_channels or bottom
+        if t_layers and (features % t_heads or features % 4):
+            raise ValueError(
+                f"t_heads={t_heads}: the transformer's {features} features must be a "
+                "multiple of it, and of 4"
+            )
+        self.segment = seconds(segment_seconds)
+        self.segment_samples = int(self.segment * samplerate)
+        if self.segment_samples < 1:
+            raise ValueError(f"segment_seconds={segment_seconds!r}: not one sample")
+        self.sources = list(sources)
+        self.samplerate = samplerate
+        self.audio_channels = audio_channels
+        self.nfft = nfft
+        self.activation_checkpointing = activation_checkpointing
+        self.config = {
+            "samplerate": samplerate,
+            "audio_channels": audio_channels,
+            "channels": channels,
+            "growth": growth,
+            "depth": depth,
+            "nfft": nfft,
+            "dconv_mode": dconv_mode,
+            "dconv_comp": dconv_comp,
+            "dconv_depth": dconv_depth,
+            "bottom_channels": bottom_channels,
+            "t_layers": t_layers,
+            "t_heads": t_heads,
+            "t_dropout": t_dropout,
+        }
+
+        self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
+        self.tencoder, self.tdecoder = nn.ModuleList(), nn.ModuleList()
+        in_channels = audio_channels
+        out_channels = len(self.sources) * audio_channels
+        for level in range(depth):
+            width = channels * growth**level
+            branch = {"compress": dconv_comp, "depth": dconv_depth}
+            down = branch if dconv_mode & 1 else None
+            up = branch if dconv_mode & 2 else None
+            two = 2 if level == 0 else 1  # real and imaginary part
+            # In the order of demucs, so that a seed starts both with equal weights.
+            encoder = EncoderLayer(two * in_channels, width, True, down)
+            tencoder = EncoderLayer(in_channels, width, False, down)
+            decoder = DecoderLayer(width, two * out_channels, True, up, level == 0)
+            tdecoder = DecoderLayer(width, out_channels, False, up, level == 0)
+            self.encoder.append(encoder)
+            self.tencoder.append(tencoder)
+            self.decoder.insert(0, decoder)
+            self.tdecoder.insert(0, tdecoder)
+            if level == 0:
+                self.freq_emb = FrequencyEmbedding(nfft // 2 // STRIDE, width)
+            in_channels = out_channels = width
+        rescale_convolutions(self)
+        self.bottom = bool(bottom_channels)
+        if self.bottom:
+            for tail in ("", "_t"):
+                self.add_module(
+                    f"channel_upsampler{tail}", nn.Conv1d(bottom, features, 1)
+                )
+                self.add_module(
+                    f"channel_downsampler{tail}", nn.Conv1d(features, bottom, 1)
+                )
+        self.crosstransformer = (
+            CrossTransformer(
+                features,
+                t_heads,
+                t_layers,
+                t_dropout,
+                t_dropout if attention_dropout else 0.0,
+            )
+            if t_layers
+            else None
+        )
+
+    def forward(self, mixture_BCT: Tensor) -> Tensor:
+        """Separate a batch of mixtures.
+
+        Arguments
+        ---------
+        mixture_BCT : Tensor
+            Mixtures [B, C, T], any T >= 1, any level. In evaluation fewer samples
+            than the segment's are padded to it; more are used as they are.
+
+        Returns
+        -------
+        Tensor
+            Estimates [B, S, C, T], at least in float32.
+
+        Raises
+        ------
+        ValueError
+            If the mixture is not [B, C, T] with the model's C and at least one sample.
+        """
+        if (
+            mixture_BCT.dim() != 3
+            or mixture_BCT.shape[1] != self.audio_channels
+            or mixture_BCT.shape[-1] == 0
+        ):
+            raise ValueError(
+                f"mixture: expected [batch, {self.audio_channels} channels, samples "
+                f">= 1], got {list(mixture_BCT.shape)}"
+            )
+        length = mixture_BCT.shape[-1]
+        # The waveform's precision is that of the weights also under autocast.
+        mixture_BCT = mixture_BCT.to(self.encoder[0].conv.weight.dtype)
+        if not self.training and length < self.segment_samples:
+            mixture_BCT = F.pad(mixture_BCT, (0, self.segment_samples - length))
+        with torch.autocast(mixture_BCT.device.type, enabled=False):
+            spectrum_BZFL = to_spectrum(mixture_BCT, self.nfft)
+            x_BZFL, mean, std = normalise(spectrum_BZFL)
+            xt_BCT, mean_t, std_t = normalise(mixture_BCT)
+        x_BZFL, xt_BCT = self._networks(x_BZFL, xt_BCT)
+        with torch.autocast(mixture_BCT.device.type, enabled=False):
+            x_BZFL = torch.addcmul(mean, x_BZFL.to(std.dtype), std)
+            x_BCT = to_waveform(x_BZFL, self.nfft, mixture_BCT.shape[-1])
+            x_BCT = x_BCT + torch.addcmul(mean_t, xt_BCT.to(std_t.dtype), std_t)
+        shape = (len(self.sources), self.audio_channels)
+        return x_BCT.unflatten(1, shape)[..., :length]
+
+    def _networks(self, x: Tensor, xt: Tensor) -> tuple[Tensor, Tensor]:
+        """Both U-Nets: spectrum [B, Z, F, L] and waveform [B, C, T] to S times them."""
+        skips, skips_t, lengths_t = [], [], []
+        for level, (encode, encode_t) in enumerate(
+            zip(self.encoder, self.tencoder, strict=True)
+        ):
+            lengths_t.append(xt.shape[-1])
+            x, xt = self._run(encode, x), self._run(encode_t, xt)
+            if level == 0:
+                x = x + self.freq_emb().to(x.dtype)
+            skips.append(x)
+            skips_t.append(xt)
+        if self.crosstransformer is not None:
+            x, xt = self._transform(x, xt)
+        for decode, decode_t in zip(self.decoder, self.tdecoder, strict=True):
+            x = self._run(decode, x, skips.pop())
+            xt = self._run(decode_t, xt, skips_t.pop())[..., : lengths_t.pop()]
+        return x, xt
+
+    def _transform(self, x_BNFL: Tensor, xt_BNL: Tensor) -> tuple[Tensor, Tensor]:
+        """The transformer, between a change of the number of features and back."""
+        frequencies = x_BNFL.shape[2]
+        # Positions of the spectrogram run over the frequencies first, then the frames.
+        x_BPD = x_BNFL.permute(0, 3, 2, 1).flatten(1, 2)
+        xt_BPD = xt_BNL.transpose(1, 2)
+        if self.bottom:
+            x_BPD = pointwise(self.channel_upsampler, x_BPD)
+            xt_BPD = pointwise(self.channel_upsampler_t, xt_BPD)
+        x_BPD, xt_BPD = self.crosstransformer(x_BPD, xt_BPD, frequencies, self._run)
+        if self.bottom:
+            x_BPD = pointwise(self.channel_downsampler, x_BPD)
+            xt_BPD = pointwise(self.channel_downsampler_t, xt_BPD)
+        x_BNFL = x_BPD.unflatten(1, (-1, frequencies)).permute(0, 3, 2, 1)
+        return x_BNFL, xt_BPD.transpose(1, 2)
+
+    def _run(self, layer: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
+
+    def adapt_package(
+        self,
+        klass: str,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        state: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Check that a package of demucs holds this network, and order its sources.
+
+        The dropout probability may differ: it is no part of what was learned. The
+        sources may stand in another order: the output layers are reordered by name.
+
+        Arguments
+        ---------
+        klass : str
+            Full name of the class that the package was made from.
+        args, kwargs : Sequence[object], Mapping[str, object]
+            Arguments of that class's constructor.
+        state : dict[str, Tensor]
+            The weights.
+
+        Returns
+        -------
+        dict[str, Tensor]
+            The weights for this model.
+
+        Raises
+        ------
+        ValueError
+            Another class, or another configuration: the message lists what differs.
+        """
+        if klass != "demucs.htdemucs.HTDemucs":
+            raise ValueError(f"holds a {klass}, not a demucs.htdemucs.HTDemucs")
+        if len(args) > 1 or (args and "sources" in kwargs):
+            raise ValueError(f"has {len(args)} positional arguments; known is sources")
+        theirs = {**({"sources": args[0]} if args else {}), **kwargs}
+        sources = theirs.pop("sources", None)
+        sources = list(map(str, sources)) if isinstance(sources, (list, tuple)) else []
+        differ = []
+        if sorted(sources) != sorted(self.sources):
+            differ.append(("sources", sources, f"the model's {self.sources}"))
+        ours = {**self.config, "segment": self.segment, "channels_time": None}
+        for name, default in {**DEMUCS_DEFAULTS, "channels_time": None}.items():
+            value = theirs.pop(name, default)
+            if name != "t_dropout" and not _same(name, value, ours[name]):
+                differ.append((name, value, f"the model's {ours[name]}"))
+        for name, needed in DEMUCS_FIXED.items():
+            value = theirs.pop(name, needed)
+            if (value or None) != (needed or None):
+                differ.append((name, value, f"supported is {needed}"))
+        if differ:
+            raise ValueError(
+                "holds another model\n"
+                + "\n".join(f"  {n}: the package's {v}, {o}" for n, v, o in differ)
+            )
+        if unknown := sorted(map(str, theirs.keys() - DEMUCS_IGNORED)):
+            # demucs itself drops the arguments that its constructor does not have.
+            logger.warning("Unknown arguments in the package: %s", ", ".join(unknown))
+        return self._reorder_sources(state, sources)
+
+    def _reorder_sources(
+        self, state: dict[str, Tensor], order: list[str]
+    ) -> dict[str, Tensor]:
+        """Bring the output layers from the order of the sources to the model's own."""
+        index = torch.tensor([order.index(name) for name in self.sources])
+        last = len(self.decoder) - 1
+        state = dict(state)
+        for branch in ("decoder", "tdecoder"):
+            for name, dim in (("weight", 1), ("bias", 0)):
+                key = f"{branch}.{last}.conv_tr.{name}"
+                if key in state and state[key].shape[dim] % len(order) == 0:
+                    blocks = state[key].unflatten(dim, (len(order), -1))
+                    state[key] = blocks.index_select(dim, index).flatten(dim, dim + 1)
+        return state
+
+
+# ---------------------------------------------------------------- the U-Nets
+
+
+class EncoderLayer(nn.Module):
+    """Down by a factor of 4 in frequency or time, with a residual branch and a gate.
+
+    Input [B, N, F, L] and output [B, N', F / 4, L], or [B, N, T] and [B, N', T / 4],
+    rounded up.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        frequency: bool,
+        branch: dict[str, int] | None,
+    ) -> None:
+        super().__init__()
+        self.frequency = frequency
+        pad = KERNEL // 4
+        if frequency:
+            kernel, stride, padding = (KERNEL, 1), (STRIDE, 1), (pad, 0)
+            self.conv = nn.Conv2d(in_channels, channels, kernel, stride, padding)
+            self.rewrite = nn.Conv2d(channels, 2 * channels, 1)
+        else:
+            self.conv = nn.Conv1d(in_channels, channels, KERNEL, STRIDE, pad)
+            self.rewrite = nn.Conv1d(channels, 2 * channels, 1)
+        self.dconv = DilatedBranches(channels, **branch) if branch else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.frequency:
+            x = F.pad(x, (0, -x.shape[-1] % STRIDE))
+        x = F.gelu(self.conv(x))
+        if self.dconv is not None:
+            x = along_time(self.dconv, x)
+        return F.glu(self.rewrite(x), dim=1)
+
+
+class DecoderLayer(nn.Module):
+    """The way back: skip, gate, residual branch, and up by a factor of 4.
+
+    Input and skip [B, N, F, L], output [B, N', 4 F, L]; or [B, N, T] and [B, N', 4 T].
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        frequency: bool,
+        branch: dict[str, int] | None,
+        last: bool,
+    ) -> None:
+        super().__init__()
+        self.last = last
+        pad = KERNEL // 4
+        if frequency:
+            self.conv_tr = nn.ConvTranspose2d(
+                channels, out_channels, (KERNEL, 1), (STRIDE, 1), (pad, 0)
+            )
+            self.rewrite = nn.Conv2d(channels, 2 * channels, 3, padding=1)
+        else:
+            self.conv_tr = nn.ConvTranspose1d(
+                channels, out_channels, KERNEL, STRIDE, pad
+            )
+            self.rewrite = nn.Conv1d(channels, 2 * channels, 3, padding=1)
+        self.dconv = DilatedBranches(channels, **branch) if branch else None
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = F.glu(self.rewrite(x + skip), dim=1)
+        if self.dconv is not None:
+            x = along_time(self.dconv, x)
+        x = self.conv_tr(x)
+        return x if self.last else F.gelu(x)
+
+
+class DilatedBranches(nn.Module):
+    """Residual branches along time with growing dilation: [X, N, T] to the same."""
+
+    def __init__(self, channels: int, compress: int, depth: int) -> None:
+        super().__init__()
+        hidden = channels // compress
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv1d(channels, hidden, 3, dilation=2**i, padding=2**i),
+                nn.GroupNorm(1, hidden),
+                nn.GELU(),
+                nn.Conv1d(hidden, 2 * channels, 1),
+                nn.GroupNorm(1, 2 * channels),
+                nn.GLU(dim=1),
+                ChannelScale(channels, DCONV_INIT),
+            )
+            for i in range(depth)
+        )
+
+    def forward(self, x_XNT: Tensor) -> Tensor:
+        for layer in self.layers:
+            *branch, scale = layer
+            y = x_XNT
+            for module in branch:
+                y = module(y)
+            x_XNT = torch.addcmul(x_XNT, scale.scale[:, None], y)
+        return x_XNT
+
+
+class ChannelScale(nn.Module):
+    """A learned gain a channel; whoever owns it multiplies."""
+
+    def __init__(self, channels: int, init: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((channels,), init))
+
+
+class FrequencyEmbedding(nn.Module):
+    """A learned vector a frequency, which the convolutions alone could not tell."""
+
+    def __init__(self, frequencies: int, channels: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(frequencies, channels)
+        with torch.no_grad():
+            # Starts smooth over the frequencies: a random walk of constant variance.
+            walk = self.embedding.weight.cumsum(dim=0)
+            steps = torch.arange(1, frequencies + 1, device=walk.device)
+            walk = walk / steps.to(walk).sqrt()[:, None]
+            self.embedding.weight.copy_(walk / EMBEDDING_SCALE)
+
+    def forward(self) -> Tensor:
+        """Return what is added to the features, [N, F, 1]."""
+        scale = EMBEDDING_WEIGHT * EMBEDDING_SCALE
+        return scale * self.embedding.weight.t().unsqueeze(-1)
+
+
+def along_time(branches: nn.Module, x: Tensor) -> Tensor:
+    """Apply the branches to [B, N, T], or to every frequency of [B, N, F, L]."""
+    if x.dim() == 3:
+        return branches(x)
+    y_XNL = branches(x.transpose(1, 2).flatten(0, 1))
+    return y_XNL.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+
+
+def rescale_convolutions(model: nn.Module) -> None:
+    """Bring the initial weights' deviation halfway (in decibels) to `RESCALE`."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, kinds):
+                scale = (module.weight.std() / RESCALE).sqrt()
+                module.weight.div_(scale)
+                module.bias.div_(scale)
+
+
+# ---------------------------------------------------------------- the transformer
+
+
+class CrossTransformer(nn.Module):
+    """Two sequences that attend to themselves and to each other in turn."""
+
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        layers: int,
+        dropout: float,
+        attention_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.norm_in = nn.LayerNorm(features)
+        self.norm_in_t = nn.LayerNorm(features)
+        self.layers, self.layers_t = nn.ModuleList(), nn.ModuleList()
+        for index in range(layers):
+            kind = CrossLayer if index % 2 else SelfLayer
+            for stack in (self.layers, self.layers_t):
+                stack.append(kind(features, heads, dropout, attention_dropout))
+
+    def forward(
+        self,
+        x_BPD: Tensor,
+        xt_BPD: Tensor,
+        frequencies: int,
+        run: Callable[..., Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Transform the spectrogram's sequence and the waveform's.
+
+        `run(layer, *inputs)` calls a layer, with or without checkpointing.
+        """
+        frames, features = x_BPD.shape[1] // frequencies, x_BPD.shape[-1]
+        table_PD = grid_positions(frames, frequencies, features, x_BPD.device)
+        x_BPD = self.norm_in(x_BPD) + table_PD
+        table_PD = line_positions(xt_BPD.shape[1], features, x_BPD.device)
+        xt_BPD = self.norm_in_t(xt_BPD) + table_PD
+        for layer, layer_t in zip(self.layers, self.layers_t, strict=True):
+            if isinstance(layer, CrossLayer):
+                x_BPD, xt_BPD = run(layer, x_BPD, xt_BPD), run(layer_t, xt_BPD, x_BPD)
+            else:
+                x_BPD, xt_BPD = run(layer, x_BPD), run(layer_t, xt_BPD)
+        return x_BPD, xt_BPD
+
+
+class TransformerLayer(nn.Module):
+    """What self- and cross-attention layers share: feed-forward, norms, gains."""
+
+    def __init__(self, features: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.linear1 = nn.Linear(features, 4 * features)
+        self.linear2 = nn.Linear(4 * features, features)
+        self.norm1 = nn.LayerNorm(features)
+        self.norm2 = nn.LayerNorm(features)
+        self.norm_out = GlobalNorm(1, features)
+        self.gamma_1 = ChannelScale(features, LAYER_SCALE_INIT)
+        self.gamma_2 = ChannelScale(features, LAYER_SCALE_INIT)
+
+    def add(self, x_BPD: Tensor, gamma: ChannelScale, y_BPD: Tensor) -> Tensor:
+        """Add a residual branch."""
+        return torch.addcmul(x_BPD, gamma.scale, self.drop(y_BPD))
+
+    def feed_forward(self, x_BPD: Tensor) -> Tensor:
+        """Two linear layers with a GELU between them."""
+        return self.linear2(self.drop(F.gelu(self.linear1(x_BPD))))
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Dropout, in training."""
+        return F.dropout(x, self.dropout, self.training)
+
+
+class SelfLayer(TransformerLayer):
+    """Self-attention and feed-forward: [B, P, D] to the same."""
+
+    def __init__(
+        self, features: int, heads: int, dropout: float, attention_dropout: float
+    ) -> None:
+        attention = Attention(features, heads, attention_dropout)
+        super().__init__(features, dropout)
+        self.self_attn = attention
+
+    def forward(self, x_BPD: Tensor) -> Tensor:
+        y_BPD = self.norm1(x_BPD)
+        x_BPD = self.add(x_BPD, self.gamma_1, self.self_attn(y_BPD, y_BPD))
+        x_BPD = self.add(x_BPD, self.gamma_2, self.feed_forward(self.norm2(x_BPD)))
+        return self.norm_out(x_BPD)
+
+
+class CrossLayer(TransformerLayer):
+    """Attention to the other branch and feed-forward: [B, P, D] to the same."""
+
+    def __init__(
+        self, features: int, heads: int, dropout: float, attention_dropout: float
+    ) -> None:
+        attention = Attention(features, heads, attention_dropout)
+        super().__init__(features, dropout)
+        self.cross_attn = attention
+        self.norm3 = nn.LayerNorm(features)
+
+    def forward(self, x_BPD: Tensor, other_BPD: Tensor) -> Tensor:
+        y_BPD = self.cross_attn(self.norm1(x_BPD), self.norm2(other_BPD))
+        x_BPD = self.add(x_BPD, self.gamma_1, y_BPD)
+        x_BPD = self.add(x_BPD, self.gamma_2, self.feed_forward(self.norm3(x_BPD)))
+        return self.norm_out(x_BPD)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with the parameters of ``nn.MultiheadAttention``."""
+
+    def __init__(self, features: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * features, features))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * features))
+        self.out_proj = nn.Linear(features, features)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query_BPD: Tensor, key_BPD: Tensor) -> Tensor:
+        if query_BPD is key_BPD:
+            projected = F.linear(query_BPD, self.in_proj_weight, self.in_proj_bias)
+            q, k, v = projected.chunk(3, dim=-1)
+        else:
+            sizes = [query_BPD.shape[-1], 2 * query_BPD.shape[-1]]
+            weight_q, weight_kv = self.in_proj_weight.split(sizes)
+            bias_q, bias_kv = self.in_proj_bias.split(sizes)
+            q = F.linear(query_BPD, weight_q, bias_q)
+            k, v = F.linear(key_BPD, weight_kv, bias_kv).chunk(2, dim=-1)
+        q_BHPE, k_BHPE, v_BHPE = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v)
+        )
+        y_BHPE = F.scaled_dot_product_attention(
+            q_BHPE, k_BHPE, v_BHPE, dropout_p=self.dropout if self.training else 0.0
+        )
+        return self.out_proj(y_BHPE.transpose(1, 2).flatten(-2))
+
+
+class GlobalNorm(nn.GroupNorm):
+    """Group norm with one group, on channels-last input [B, P, D], in float32."""
+
+    def forward(self, x_BPD: Tensor) -> Tensor:
+        x_BPD = x_BPD.to(self.weight.dtype)
+        x_BPD = x_BPD - x_BPD.mean((1, 2), keepdim=True)
+        variance = x_BPD.square().mean((1, 2), keepdim=True)
+        gain = self.weight * torch.rsqrt(variance + self.eps)
+        return torch.addcmul(self.bias, x_BPD, gain)
+
+
+def line_positions(length: int, features: int, device: torch.device) -> Tensor:
+    """Positions of the waveform's sequence [P, D]: all cosines, then all sines."""
+    half = features // 2
+    position = torch.arange(length, device=device)[:, None]
+    exponent = torch.arange(half, device=device) / max(half - 1, 1)
+    angle = position / MAX_PERIOD**exponent
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def grid_positions(
+    frames: int, frequencies: int, features: int, device: torch.device
+) -> Tensor:
+    """Positions of the spectrogram's sequence [P, D]: half for L, half for F."""
+    half = features // 2
+    even = torch.arange(0, half, 2, device=device).float()
+    rate = torch.exp(even * -(math.log(MAX_PERIOD) / half))
+
+    def table(length: int) -> Tensor:
+        angle = torch.arange(length, device=device).float()[:, None] * rate
+        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+    time_LFD = table(frames)[:, None].expand(-1, frequencies, -1)
+    freq_LFD = table(frequencies)[None].expand(frames, -1, -1)
+    return torch.cat([time_LFD, freq_LFD], dim=-1).flatten(0, 1)
+
+
+def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """Apply a convolution of kernel 1 to channels-last input."""
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
+
+
+# ---------------------------------------------------------------- the spectrum
+
+
+def to_spectrum(wave_BCT: Tensor, nfft: int) -> Tensor:
+    """Orthonormal STFT with complex numbers as channels, [B, 2 C, nfft / 2, L].
+
+    A frame starts at every quarter of a frame, L = ceil(T / (nfft / 4)) of them, so
+    that the layers' strides divide frequencies and the frames go with the samples. The
+    highest frequency, nfft / 2, is left out.
+    """
+    hop = nfft // 4
+    side = hop * 3 // 2
+    frames = -(-wave_BCT.shape[-1] // hop)
+    wave_BCT = pad_reflecting(wave_BCT, side, side + frames * hop - wave_BCT.shape[-1])
+    window = torch.hann_window(nfft, dtype=wave_BCT.dtype, device=wave_BCT.device)
+    framed = wave_BCT.unfold(-1, nfft, hop) * window
+    spectrum_BCLF = torch.fft.rfft(framed, norm="ortho")[..., :-1]
+    parts = torch.view_as_real(spectrum_BCLF)
+    return parts.permute(0, 1, 4, 3, 2).flatten(1, 2)
+
+
+def to_waveform(spectrum_BZFL: Tensor, nfft: int, length: int) -> Tensor:
+    """The inverse of `to_spectrum`, [B, Z / 2, length].
+
+    As in demucs, the frames that would begin before the first one or after the last
+    one count as zero: up to 3/8 of a frame at either end comes back quieter.
+    """
+    hop = nfft // 4
+    side = hop * 3 // 2
+    parts = spectrum_BZFL.unflatten(1, (-1, 2)).permute(0, 1, 4, 3, 2).contiguous()
+    # irfft takes the missing highest frequency for zero.
+    framed = torch.fft.irfft(torch.view_as_complex(parts), nfft, norm="ortho")
+    window = torch.hann_window(nfft, dtype=framed.dtype, device=framed.device)
+    # Four windows lie over every sample, and their squares add up to 3 / 2.
+    quarters = (framed * (window / 1.5)).unflatten(-1, (4, hop))
+    wave = sum(F.pad(quarters[..., i, :], (0, 0, i, 3 - i)) for i in range(4)).flatten(
+        -2
+    )
+    return wave[..., side : side + length]
+
+
+def pad_reflecting(wave: Tensor, left: int, right: int) -> Tensor:
+    """Pad by reflection, a wave that is too short for it with zeros first."""
+    missing = max(left, right) - wave.shape[-1] + 1
+    if missing > 0:
+        zeros_right = min(right, missing)
+        zeros_left = missing - zeros_right
+        wave = F.pad(wave, (zeros_left, zeros_right))
+        left, right = left - zeros_left, right - zeros_right
+    return F.pad(wave, (left, right), mode="reflect")
+
+
+def normalise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Standardise every example; returns the mean and the deviation as well."""
+    over = tuple(range(1, x.dim()))
+    mean = x.mean(over, keepdim=True)
+    # A single value has no deviation: 0, where the usual estimate is NaN.
+    std = x.std(over, correction=int(x[0].numel() > 1), keepdim=True)
+    return (x - mean) / (1e-5 + std), mean, std
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def seconds(value: Seconds) -> Fraction:
+    """An exact length in seconds; a float counts as the decimal that it prints as.
+
+    Raises
+    ------
+    ValueError
+        It is no positive number and no two integers.
+
+    Example
+    -------
+    >>> seconds(7.8) == seconds((39, 5)) == seconds("39/5")
+    True
+    """
+    try:
+        if isinstance(value, (list, tuple)):
+            numerator, denominator = value
+            result = Fraction(numerator, denominator)
+        else:
+            result = Fraction(str(value))
+    except (TypeError, ValueError, ZeroDivisionError):
+        result = Fraction(0)
+    if result <= 0:
+        raise ValueError(
+            f"segment_seconds={value!r}: must be a positive number of seconds, or two "
+            "integers that divide to one"
+        )
+    return result
+
+
+def _same(name: str, theirs: object, ours: object) -> bool:
+    """Whether a package's argument means what the model's own one says."""
+    if name != "segment":
+        return theirs == ours
+    try:
+        return seconds(theirs) == ours
+    except ValueError:
+        return False
+
+
+def _check_sources(sources: Sequence[str]) -> None:
+    if (
+        isinstance(sources, str)
+        or not sources
+        or not all(isinstance(name, str) and name for name in sources)
+        or len(set(sources)) < len(sources)
+    ):
+        raise ValueError(f"sources={sources!r}: must be a list of different names")
+
+
+def _check_integers(**limits: tuple[object, int, int | None]) -> None:
+    """Refuse what is no integer or not from the second value to the third."""
+    for name, (value, low, high) in limits.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value < low or (high is not None and value > high):
+            most = "" if high is None else f" and at most {high}"
+            raise ValueError(
+                f"{name}={value!r}: must be an integer of at least {low}{most}"
+            )

@@ -1,0 +1,155 @@
+"""The file in which a run keeps its curves, and the picture of it.
+
+`curves.csv` has one value a line (`kind,step,name,value`), so that new names can come
+at any time and a kill can damage no more than the last line.
+"""
+
+import csv
+import io
+import logging
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # slow to import, and only needed for a picture
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("kind", "step", "name", "value")
+
+# Panels whose name needs words.
+TITLES = {
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "skipped": "steps skipped",
+}
+
+# Most points of a line in the picture; beyond that it shows means over blocks.
+MAX_POINTS = 1000
+
+
+class Point(NamedTuple):
+    """A row of curves.csv; `kind` is "step" or "epoch" and `step` the number of it."""
+
+    kind: str
+    step: int
+    name: str
+    value: float
+
+
+def read_points(path: Path) -> list[Point]:
+    """Rows of a `curves.csv`; lines that are damaged are left out with a warning."""
+    points, damaged = [], 0
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        next(file, None)  # header
+        for line in file:
+            try:
+                # line by line: in a damaged one, a quote must not swallow the rest
+                ((kind, step, name, value),) = csv.reader((line,))
+                if kind not in ("step", "epoch"):
+                    raise ValueError(kind)
+                points.append(Point(kind, int(step), name, float(value)))
+            except ValueError:
+                damaged += 1
+    if damaged:
+        logger.warning(f"{path}: ignored {damaged} damaged lines")
+    return points
+
+
+def as_text(rows: list) -> str:
+    """Rows as lines of the file."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def repair(path: Path) -> None:
+    """Make sure of a header and whole lines: a kill may have cut the last one off."""
+    header = as_text([COLUMNS]).encode()
+    with open(path, "ab+") as file:
+        size = file.tell()
+        file.seek(0)
+        start = file.read(len(header))
+        if not header.startswith(start):
+            raise ValueError(f"{path} is not a log of this program; move it away")
+        if start != header:
+            file.truncate(0)
+            file.write(header)
+            return
+        end = size
+        while end > len(header):
+            file.seek(end - 1)
+            if file.read(1) == b"\n":
+                break
+            end -= 1
+        if end < size:
+            file.truncate(end)
+
+
+def draw_curves(points: list[Point], path: Path) -> Path:
+    """Draw a panel for each quantity and axis into a PNG, atomically."""
+    # slow to import, and only needed here; the Figure class alone needs no display
+    from matplotlib.figure import Figure
+
+    panels: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for kind, step, name, value in points:
+        lines = panels.setdefault((kind, _topic(name)), {})
+        lines.setdefault(name, {})[step] = value if math.isfinite(value) else math.nan
+    columns = 3
+    rows = max(1, math.ceil(len(panels) / columns))
+    figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    # panels by step before panels by epoch, each in the order of their first value
+    for key in sorted(panels, key=lambda key: key[0] != "step"):
+        axis = next(axes)
+        for name, values in panels[key].items():
+            marker = "." if len(values) < 60 else None
+            axis.plot(*_thinned(values), label=name, marker=marker)
+        axis.set(xlabel=key[0], title=f"{key[1]}, by {key[0]}")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        if len(panels[key]) > 1:
+            axis.legend(fontsize="small")
+    for axis in axes:
+        axis.set_axis_off()
+    return save_figure(figure, path)
+
+
+def save_figure(figure: "Figure", path: Path) -> Path:
+    """Write a figure of matplotlib as a PNG, atomically."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        figure.savefig(partial, format="png", dpi=100)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _thinned(values: dict[int, float]) -> tuple[list[float], list[float]]:
+    """Steps and values in order, as means over blocks where there are too many."""
+    steps = sorted(values)
+    size = math.ceil(len(steps) / MAX_POINTS)
+    blocks = [steps[i : i + size] for i in range(0, len(steps), size)]
+    means = [_mean([values[step] for step in block]) for block in blocks]
+    return [_mean(block) for block in blocks], means
+
+
+def _mean(values: list) -> float:
+    """Mean of the finite values, NaN if there are none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _topic(name: str) -> str:
+    """The panel of a name: `valid/si_snr_i` and `test/sdr` belong together."""
+    name = name.rsplit("/", 1)[-1]
+    if "loss" in name:
+        return "loss"
+    if "kept" in name:
+        return "share kept"
+    if "snr" in name or "sdr" in name:
+        return "SI-SNR, SDR (dB)"
+    return TITLES.get(name, name.replace("_", " "))

@@ -1,0 +1,260 @@
+"""One place for what a run logs: `curves.csv`, `curves.png` and TensorBoard.
+
+There are two axes. Values of training steps are logged against the number of steps
+finished, statistics of stages (and audio) against the number of the epoch; both count
+from 1. `curves.csv` keeps every value in long format (`kind,step,name,value`), is only
+ever appended to, and is the source of `curves.png`. TensorBoard shows the two axes as
+the runs `tensorboard/steps` and `tensorboard/epochs`, because on resume each has to be
+rewound to a number of its own.
+
+Shapes: T sample, F frequency, L frame.
+"""
+
+import gc
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modules.monitor.curves import (
+    COLUMNS,
+    Point,
+    as_text,
+    draw_curves,
+    read_points,
+    repair,
+)
+from modules.runtime.files import write_text
+
+# Spectrograms: window and smallest hop in seconds, range in dB, most frames.
+WINDOW, HOP, RANGE_DB, MAX_FRAMES = 0.032, 0.008, 80.0, 1024
+
+
+class RunLog:
+    """Logs of one run. Only the main process may have one.
+
+    Everything is on disk when a call returns, so a killed run loses nothing, and files
+    are closed between calls.
+
+    Arguments
+    ---------
+    output_folder : str | Path
+        Where `curves.csv`, `curves.png` and `tensorboard/` are kept. What an earlier
+        run logged there stays; see `rewind`.
+    tensorboard : bool
+        Whether to write TensorBoard events.
+
+    Raises
+    ------
+    ImportError
+        If TensorBoard is wanted and not installed.
+    ValueError
+        If `curves.csv` is another program's.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> log = RunLog(folder, tensorboard=False)
+    >>> log.scalars(1, loss=2.5)
+    >>> log.epoch(1, {"train": {"loss": 2.0}, "valid": {"loss": 3.0}})
+    >>> print((folder / "curves.csv").read_text())
+    kind,step,name,value
+    step,1,loss,2.5
+    epoch,1,train/loss,2.0
+    epoch,1,valid/loss,3.0
+    """
+
+    def __init__(self, output_folder: str | Path, tensorboard: bool = True) -> None:
+        self.folder = Path(output_folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.csv_path = self.folder / "curves.csv"
+        self._writer_class = _summary_writer_class() if tensorboard else None
+        self._writers: dict[str, Any] = {}
+        self._purge: dict[str, int | None] = {"step": None, "epoch": None}
+        repair(self.csv_path)
+
+    def scalars(self, step: int, **values: float) -> None:
+        """Log values of a training step: loss, lr, grad_norm, kept share and so on.
+
+        Every call is kept for good, so call it every so many steps, not at each.
+
+        Arguments
+        ---------
+        step : int
+            Steps finished since the start of training, this one included.
+        **values : float
+            Numbers or tensors of one element; they may be NaN.
+        """
+        self._add("step", step, values)
+
+    def epoch(
+        self, epoch: int, stage_stats: Mapping[str, float | Mapping[str, float]]
+    ) -> None:
+        """Log the statistics of an epoch.
+
+        Arguments
+        ---------
+        epoch : int
+            Number of the epoch, from 1.
+        stage_stats : Mapping
+            `{"train": {"loss": 1.0}, "valid": {...}}` becomes `train/loss` and so on;
+            a plain number keeps its name.
+        """
+        values: dict[str, float] = {}
+        for name, value in stage_stats.items():
+            if isinstance(value, Mapping):
+                values |= {f"{name}/{key}": value[key] for key in value}
+            else:
+                values[name] = value
+        self._add("epoch", epoch, values)
+
+    def audio(self, tag: str, wave_T: Tensor, sample_rate: int, epoch: int) -> None:
+        """Put a signal into TensorBoard, at its own level unless that would clip.
+
+        Samples that are not finite are played as 0. Without TensorBoard nothing is
+        done; here and in `spectrogram`.
+
+        Arguments
+        ---------
+        tag : str
+            Title under which TensorBoard shows it.
+        wave_T : Tensor
+            The signal; one with a peak above 1 is scaled down to 1.
+        sample_rate : int
+            In Hz.
+        epoch : int
+            Number of the epoch.
+        """
+        if self._writer_class is None:
+            return
+        wave_T = _finite(wave_T)
+        wave_T = wave_T / wave_T.abs().max().clamp(min=1)
+        writer = self._writer("epoch")
+        writer.add_audio(tag, wave_T, epoch, sample_rate=sample_rate)
+        writer.flush()
+
+    def spectrogram(
+        self, tag: str, wave_T: Tensor, sample_rate: int, epoch: int
+    ) -> None:
+        """Put a picture of a signal's spectrum over time into TensorBoard.
+
+        Arguments
+        ---------
+        tag, wave_T, sample_rate, epoch
+            As for `audio`.
+        """
+        if self._writer_class is None:
+            return
+        writer = self._writer("epoch")
+        writer.add_image(tag, spectrogram_image(wave_T, sample_rate), epoch)
+        writer.flush()
+
+    def rewind(self, step: int, epoch: int) -> None:
+        """Forget what was logged after the state from which a run goes on.
+
+        Call it with the numbers in the checkpoint before logging anything, or with
+        zeros when training starts anew.
+
+        Arguments
+        ---------
+        step : int
+            Steps finished in that state; rows of later ones are dropped.
+        epoch : int
+            Epochs finished in that state; rows of later ones are dropped.
+        """
+        last = {"step": step, "epoch": epoch}
+        kept = [p for p in read_points(self.csv_path) if p.step <= last[p.kind]]
+        write_text(self.csv_path, as_text([COLUMNS, *kept]))
+        self.close()
+        # TensorBoard drops what earlier event files hold from this number on
+        self._purge = {kind: number + 1 for kind, number in last.items()}
+
+    def curves(self) -> Path:
+        """Draw all of `curves.csv` into `curves.png`, atomically.
+
+        Returns
+        -------
+        path : Path
+            Of the picture: a panel for each quantity and axis, where losses and
+            metrics of different stages share one.
+        """
+        path = draw_curves(read_points(self.csv_path), self.folder / "curves.png")
+        # A figure is made of reference cycles, 15 MB of them; left alone they pile up.
+        gc.collect()
+        return path
+
+    def close(self) -> None:
+        """Close the TensorBoard files. Logging may go on afterwards."""
+        while self._writers:
+            self._writers.popitem()[1].close()
+
+    def _add(self, kind: str, number: int, values: Mapping[str, float]) -> None:
+        points = [Point(kind, number, k, float(v)) for k, v in values.items()]
+        with open(self.csv_path, "a", encoding="utf-8", newline="") as file:
+            file.write(as_text(points))
+        if self._writer_class is None:
+            return
+        writer = self._writer(kind)
+        for point in points:
+            writer.add_scalar(point.name, point.value, number)
+        writer.flush()
+
+    def _writer(self, kind: str) -> Any:
+        if kind not in self._writers:
+            folder = self.folder / "tensorboard" / f"{kind}s"
+            self._writers[kind] = self._writer_class(
+                str(folder), purge_step=self._purge[kind]
+            )
+        return self._writers[kind]
+
+
+def spectrogram_image(wave_T: Tensor, sample_rate: int) -> Tensor:
+    """Magnitude spectrogram as a grey picture.
+
+    Arguments
+    ---------
+    wave_T : Tensor
+        The signal; samples that are not finite count as 0.
+    sample_rate : int
+        In Hz.
+
+    Returns
+    -------
+    image_1FL : Tensor
+        Within [0, 1], which are 80 dB up to the loudest point; 0 Hz is the last row.
+        At most 1025 frames.
+    """
+    window = round(WINDOW * sample_rate)
+    hop = max(round(HOP * sample_rate), math.ceil(len(wave_T) / MAX_FRAMES))
+    spectrum_FL = torch.stft(
+        _finite(wave_T),
+        n_fft=window,
+        hop_length=hop,
+        window=torch.hann_window(window),
+        pad_mode="constant",
+        return_complex=True,
+    )
+    power_FL = spectrum_FL.abs().square()
+    # the floor only keeps digital silence out of the logarithm
+    level_FL = 10 * torch.log10(power_FL / power_FL.max().clamp(min=1e-20) + 1e-20)
+    return (1 + level_FL / RANGE_DB).clamp(0, 1).flip(0).unsqueeze(0)
+
+
+def _finite(wave_T: Tensor) -> Tensor:
+    wave_T = wave_T.detach().float().cpu()
+    return torch.nan_to_num(wave_T, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _summary_writer_class() -> type:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            f"TensorBoard cannot be imported ({error}): run `pip install tensorboard`, "
+            "or set `tensorboard: False`"
+        ) from None
+    return SummaryWriter

@@ -1,0 +1,288 @@
+"""Where the memory of training goes: the first steps, module by module.
+
+`memory.csv` has a row for each module that holds something, in bytes:
+
+    parameters, gradients, optimizer   of the module's own parameters, as measured
+    saved       what its own operations keep for the backward, at the moment of the
+                highest sum over all modules; a tensor that several modules keep counts
+                once, for the first of them, and a view as all of the memory under it
+    cuda_peak   all memory that tensors held while its forward ran, at the highest
+
+Modules are those of the network; `(outside)` is what runs in none of them, as the loss.
+`(sum)` adds the rows up: more than is ever needed at once, because gradients come as
+saved tensors go. `(peak)` is what was really held: on CUDA the most that tensors held
+in these steps (the allocator reserves more), else the peak of the resident memory of
+the process since it began, in which Python and torch count too.
+
+Not in it: what an operation needs for itself for a moment, what a checkpointed block
+computes again within the backward (`cuda_peak` has it), averaged weights, buffers of
+DistributedDataParallel, the workers that load data.
+
+Values do not change under the profile, and steps take a little longer. With
+`--compile` the modules of the network do not run as such: nothing is known by module.
+"""
+
+import csv
+import io
+import resource
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from modules.monitor.curves import save_figure
+from modules.runtime.files import write_text
+
+COLUMNS = ("module", "class", "parameters", "gradients", "optimizer", "saved")
+
+STACKED = COLUMNS[2:]
+
+OUTSIDE = "(outside)"
+
+MAX_BARS = 30
+
+
+class Saved:
+    """A tensor that waits for the backward; says when it is let go."""
+
+    __slots__ = ("key", "release", "tensor")
+
+    def __init__(self, tensor: Tensor, key: int, release: Callable) -> None:
+        self.tensor, self.key, self.release = tensor, key, release
+
+    def __del__(self) -> None:
+        self.release(self.key)
+
+
+class MemoryProfile:
+    """A context of each step: measures the first ones, then does nothing.
+
+    Arguments
+    ---------
+    model : nn.Module
+        The network, on its device.
+    optimizer : Optimizer
+        Of its parameters.
+    folder : str | Path
+        Where `memory.csv` and `memory.png` go.
+    steps : int
+        How many to measure. The first has no state of the optimizer yet.
+
+    Example
+    -------
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh())
+    >>> optimizer = torch.optim.Adam(model.parameters())
+    >>> profile = MemoryProfile(model, optimizer, getfixture("tmp_path"), steps=1)
+    >>> with profile:
+    ...     model(torch.zeros(2, 4)).sum().backward()
+    ...     optimizer.step()
+    >>> profile.saved["0"], profile.saved["1"]  # input of one, output of the other
+    (32, 64)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        folder: str | Path,
+        steps: int = 3,
+    ) -> None:
+        self.model, self.optimizer, self.folder = model, optimizer, Path(folder)
+        self.steps_left = steps
+        device = next(model.parameters()).device
+        self.cuda = device if device.type == "cuda" else None
+        #: Bytes by name of a module, at the peak; and now.
+        self.saved: Counter[str] = Counter()
+        self.cuda_peaks: Counter[str] = Counter()
+        self._now: Counter[str] = Counter()
+        #: Bytes of gradients, by parameter.
+        self.gradients: dict[Tensor, int] = {}
+        #: By address of the memory: how often it is kept, bytes, for which module.
+        self._kept: dict[int, list] = {}
+        self._running: list[str] = []
+        self._undo: list[Callable[[], None]] = []
+
+    def __enter__(self) -> "MemoryProfile":
+        """Start to watch a step, if one is still to be measured."""
+        if not self.steps_left:
+            return self
+        self.permanent = {
+            tensor.untyped_storage().data_ptr()
+            for tensor in (*self.model.parameters(), *self.model.buffers())
+        }
+        self._reset_cuda_peak()
+        for name, module in self.model.named_modules():
+            enter = module.register_forward_pre_hook(self._enter_hook(name))
+            # Also when a checkpoint ends its recomputation early, by an exception.
+            leave = module.register_forward_hook(self._leave, always_call=True)
+            self._undo += [enter.remove, leave.remove]
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                hook = parameter.register_post_accumulate_grad_hook(self._gradient)
+                self._undo.append(hook.remove)
+        hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+        hooks.__enter__()
+        self._undo.append(lambda: hooks.__exit__(None, None, None))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop watching and write what is known, also of a step that failed."""
+        if not self.steps_left:
+            return
+        while self._undo:
+            self._undo.pop()()
+        self._running.clear()
+        self._note_cuda_peak()
+        self._note_peak()
+        self.steps_left -= 1
+        self.write()  # after each step: the next one may run out of memory
+
+    # ------------------------------------------------------------------ watching
+
+    def _pack(self, tensor: Tensor) -> Saved | Tensor:
+        if tensor.layout != torch.strided:
+            return tensor
+        storage = tensor.untyped_storage()
+        key = storage.data_ptr()
+        if key in self.permanent or not key:
+            return tensor
+        module = self._running[-1] if self._running else OUTSIDE
+        kept = self._kept.setdefault(key, [0, storage.nbytes(), module])
+        kept[0] += 1
+        if kept[0] == 1:
+            self._now[module] += kept[1]
+        return Saved(tensor, key, self._release)
+
+    def _unpack(self, saved: Saved | Tensor) -> Tensor:
+        return saved.tensor if isinstance(saved, Saved) else saved
+
+    def _release(self, key: int) -> None:
+        kept = self._kept[key]
+        kept[0] -= 1
+        if kept[0] == 0:
+            self._note_peak()
+            self._now[kept[2]] -= kept[1]
+            del self._kept[key]
+
+    def _note_peak(self) -> None:
+        if self._now.total() > self.saved.total():
+            self.saved = Counter(self._now)
+
+    def _enter_hook(self, name: str) -> Callable:
+        def enter(module: nn.Module, inputs: object) -> None:
+            self._note_cuda_peak()
+            self._running.append(name)
+
+        return enter
+
+    def _leave(self, module: nn.Module, inputs: object, output: object) -> None:
+        self._note_cuda_peak()
+        self._running.pop()
+
+    def _gradient(self, parameter: Tensor) -> None:
+        self.gradients[parameter] = parameter.grad.nbytes
+
+    def _reset_cuda_peak(self) -> None:
+        if self.cuda is not None:
+            torch.cuda.reset_peak_memory_stats(self.cuda)
+
+    def _note_cuda_peak(self) -> None:
+        """The peak since the last note is one of all modules that were running."""
+        if self.cuda is None:
+            return
+        peak = torch.cuda.max_memory_allocated(self.cuda)
+        for name in ("(peak)", *self._running):
+            self.cuda_peaks[name] = max(self.cuda_peaks[name], peak)
+        self._reset_cuda_peak()
+
+    # ------------------------------------------------------------------ the files
+
+    def rows(self) -> list[dict[str, str | int]]:
+        """A row for each module that holds something, in the order of the network."""
+        rows, seen = [], set()
+        for name, module in self.model.named_modules():
+            parameters = [p for p in module.parameters(recurse=False) if p not in seen]
+            seen.update(parameters)
+            states = [self.optimizer.state.get(p, {}).values() for p in parameters]
+            row = {
+                "module": name or "(network)",
+                "class": type(module).__name__,
+                "parameters": sum(map(_bytes, parameters)),
+                "gradients": sum(self.gradients.get(p, 0) for p in parameters),
+                "optimizer": sum(_bytes(v) for state in states for v in state),
+                "saved": self.saved[name],
+            }
+            if any(row[column] for column in STACKED):
+                rows.append(row | {"cuda_peak": self.cuda_peaks.get(name, "")})
+        outside = dict.fromkeys(STACKED, 0) | {"saved": self.saved[OUTSIDE]}
+        rows.append({"module": OUTSIDE, "class": "", **outside, "cuda_peak": ""})
+        return rows
+
+    def write(self) -> None:
+        """Write both files."""
+        rows = self.rows()
+        total = {name: sum(row[name] for row in rows) for name in STACKED}
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(
+            text, (*COLUMNS, "total", "cuda_peak"), restval="", lineterminator="\n"
+        )
+        writer.writeheader()
+        for row in [*rows, {"module": "(sum)", **total}]:
+            writer.writerow(row | {"total": sum(row[name] for name in STACKED)})
+        peak = self.cuda_peaks["(peak)"] if self.cuda else resident_peak()
+        writer.writerow(
+            {"module": "(peak)", "class": str(self.cuda or "process"), "total": peak}
+        )
+        write_text(self.folder / "memory.csv", text.getvalue())
+        where = f"on {self.cuda}" if self.cuda else "of the process"
+        title = f"sum {sum(total.values()) / 1e6:.0f} MB, peak {where} {peak / 1e6:.0f}"
+        draw(rows, f"{title} MB", self.folder / "memory.png")
+
+
+def draw(rows: list[dict], title: str, path: Path) -> Path:
+    """Stacked bars, of groups of modules where there are more than `MAX_BARS`."""
+    # slow to import, and only needed here
+    from matplotlib.figure import Figure
+
+    names = [row["module"].split(".") for row in rows]
+    for depth in range(max(map(len, names)), 0, -1):
+        bars: dict[str, Counter[str]] = {}
+        for row, parts in zip(rows, names, strict=True):
+            bar = bars.setdefault(".".join(parts[:depth]), Counter())
+            bar.update({name: row[name] for name in STACKED})
+        if len(bars) <= MAX_BARS:
+            break
+    # The network's order; of too many even so the largest.
+    largest = sorted(bars, key=lambda name: -bars[name].total())[:MAX_BARS]
+    shown = [name for name in bars if name in largest][::-1]
+    figure = Figure(figsize=(9, 1.5 + 0.28 * len(shown)), layout="constrained")
+    axis = figure.subplots()
+    left = [0.0] * len(shown)
+    for column in STACKED:
+        widths = [bars[name][column] / 1e6 for name in shown]
+        axis.barh(shown, widths, left=left, label=column)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axis.set(xlabel="MB", title=title)
+    axis.legend(fontsize="small")
+    axis.grid(axis="x", alpha=0.3)
+    return save_figure(figure, path)
+
+
+def resident_peak() -> int:
+    """The most memory that this process has ever had resident, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _bytes(value: object) -> int:
+    return value.nbytes if isinstance(value, Tensor) else 0

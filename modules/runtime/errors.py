@@ -1,0 +1,57 @@
+"""Every error whose message is all that a user needs.
+
+Each message names the file, key or value and says what to do. `train.py` and the other
+commands print it as one line; any other exception is a bug and shows its traceback.
+"""
+
+
+class UserError(Exception):
+    """Base of the errors below."""
+
+
+class DataError(UserError, ValueError):
+    """Data cannot be used; the message names file and row."""
+
+
+class AudioError(UserError, ValueError):
+    """A file cannot be used as audio."""
+
+
+class HparamsError(UserError, ValueError):
+    """A key, value or file of the settings is wrong."""
+
+
+class LoraError(UserError, ValueError):
+    """Adapters cannot be made, saved or loaded."""
+
+
+class PretrainedError(UserError, ValueError):
+    """Pretrained weights cannot be used."""
+
+
+class ExportError(UserError, ValueError):
+    """A run or a folder cannot be exported or loaded."""
+
+
+class FolderInUse(UserError, RuntimeError):
+    """Another job holds the folder."""
+
+
+class CheckpointSaveError(UserError, RuntimeError):
+    """Nothing was saved (disk full, read-only); earlier checkpoints are intact."""
+
+
+class NonFiniteWeights(UserError, RuntimeError):
+    """A tensor to be saved holds NaN or Inf."""
+
+
+class DamagedCheckpoint(UserError, RuntimeError):
+    """A checkpoint is not as it was saved."""
+
+
+class CheckpointMismatch(UserError, RuntimeError):
+    """A checkpoint was saved with other settings."""
+
+
+class NonFiniteTraining(UserError, RuntimeError):
+    """Too many consecutive optimizer steps were not finite."""

@@ -1,0 +1,101 @@
+"""One job per output folder: two would overwrite each other's checkpoints.
+
+The lock is `flock` on a file in the folder. The system drops it when the process
+dies, however it dies, so a lock never has to be removed by hand. The file's text says
+who holds it; it stays behind and means nothing by itself.
+"""
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+
+from speechbrain.utils.distributed import get_rank
+
+from modules.runtime.distributed import is_distributed, run_on_main
+from modules.runtime.errors import FolderInUse
+
+LOCK_FILE = ".lock"
+
+
+class RunLock:
+    """Hold a folder for this job; a context manager.
+
+    Rank 0 takes the lock for all ranks of the job. Use it before anything is written
+    or cleaned in the folder, which includes the checkpointer's leftovers.
+
+    Arguments
+    ---------
+    folder : str | Path
+        Output folder of the run; made when absent.
+    patience : float
+        Seconds to wait for a holder that is about to die, such as the killed job that
+        this one continues.
+
+    Raises
+    ------
+    FolderInUse
+        From `acquire`, on every rank when the process group exists.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> with RunLock(folder):
+    ...     RunLock(folder, patience=0).acquire()
+    Traceback (most recent call last):
+    modules.runtime.errors.FolderInUse: ... is in use by process ... on ...
+    """
+
+    def __init__(self, folder: str | Path, patience: float = 3.0) -> None:
+        self.path = Path(folder) / LOCK_FILE
+        self.patience = patience
+        self._descriptor: int | None = None
+        # A forked data worker shares the lock with its parent and can outlive it by
+        # seconds; it must not keep the next job out.
+        os.register_at_fork(after_in_child=self.release)
+
+    def acquire(self) -> "RunLock":
+        """Take the lock or raise `FolderInUse`; call it on every rank."""
+        if is_distributed():
+            run_on_main(self._lock)
+        elif get_rank() in (None, 0):
+            self._lock()
+        return self
+
+    def release(self) -> None:
+        """Give the lock back; nothing happens when it is not held."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _lock(self) -> None:
+        if self._descriptor is not None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        deadline = time.monotonic() + self.patience
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if time.monotonic() >= deadline:
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+                os.close(descriptor)
+                raise FolderInUse(
+                    f"{self.path.parent} is in use by {holder or 'another process'}; "
+                    "wait until it ends or choose another output folder"
+                )
+            time.sleep(0.05)
+        os.ftruncate(descriptor, 0)
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        holder = f"process {os.getpid()} on {socket.gethostname()} since {started}\n"
+        os.pwrite(descriptor, holder.encode(), 0)
+        self._descriptor = descriptor
+
+    def __enter__(self) -> "RunLock":
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

@@ -1,0 +1,193 @@
+"""The files of one checkpoint on disk: digests, flushing and reading back.
+
+CKPT.yaml holds the meta values and a manifest (name, size and digest of every other
+file); its last line is the digest of what stands above it.
+"""
+
+import contextlib
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from speechbrain.utils.checkpoints import METAFNAME, PARAMFILE_EXT, Checkpoint
+from torch import Tensor
+
+from modules.runtime.errors import (
+    CheckpointMismatch,
+    DamagedCheckpoint,
+    NonFiniteWeights,
+)
+from modules.runtime.files import fingerprint, fsync
+
+MANIFEST = "manifest"
+
+DIGEST_LINE = b"# digest: "
+
+# The same safe loader in C, where PyYAML has it: every save reads all CKPT.yaml.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# A scheduler fed with a numpy loss keeps numpy scalars; they are data, not code.
+_NUMPY_SCALARS = [
+    np._core.multiarray.scalar,
+    np.dtype,
+    *(type(np.dtype(t)) for t in (np.float32, np.float64, np.int32, np.int64)),
+]
+
+
+def check_fit(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Compare the names and shapes of saved tensors with those of a network.
+
+    Raises
+    ------
+    CheckpointMismatch
+        How many differ, and one of them.
+    """
+    here = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    there = {name: list(tensor.shape) for name, tensor in state.items()}
+    names = [*here, *(name for name in there if name not in here)]
+    differ = [name for name in names if here.get(name) != there.get(name)]
+    if not differ:
+        return
+    # One of another shape says more than one that is absent.
+    first = next((n for n in differ if n in here and n in there), differ[0])
+    saved, wanted = (shapes.get(first, "absent") for shapes in (there, here))
+    raise CheckpointMismatch(
+        f"{len(differ)} of {len(names)} tensors differ, for instance {first}: {saved} "
+        f"there, {wanted} here; give the same sizes as before, or another output_folder"
+    )
+
+
+def seal(folder: Path, meta: dict) -> None:
+    """Write CKPT.yaml, the last file of a checkpoint, and flush everything to disk.
+
+    Arguments
+    ---------
+    folder : Path
+        Holds the parameter files, complete.
+    meta : dict
+        Plain Python values; the manifest is added to it.
+    """
+    paths = sorted(folder.iterdir())
+    # Side by side: flushing waits for the disk, a digest for the CPU.
+    with ThreadPoolExecutor(max_workers=1) as flusher:
+        flushed = [flusher.submit(fsync, path) for path in paths]
+        meta[MANIFEST] = {path.name: fingerprint(path) for path in paths}
+    for result in flushed:
+        result.result()  # raises what the flush of that file did
+    body = yaml.safe_dump(meta, allow_unicode=True).encode()
+    with open(folder / METAFNAME, "wb") as file:
+        file.write(body + DIGEST_LINE + _digest(body).encode() + b"\n")
+    fsync(folder / METAFNAME)
+    fsync(folder)
+
+
+def read_checkpoint(path: Path, check_digests: bool = False) -> Checkpoint:
+    """Describe a checkpoint folder after comparing its files with the manifest.
+
+    Arguments
+    ---------
+    path : Path
+        The folder.
+    check_digests : bool
+        Read every file and compare its digest; otherwise sizes only.
+
+    Raises
+    ------
+    DamagedCheckpoint
+        Something is missing or differs; the message says which file and how.
+    """
+    try:
+        body, mark, line = (path / METAFNAME).read_bytes().rpartition(DIGEST_LINE)
+        if not mark or line != _digest(body).encode() + b"\n":
+            raise DamagedCheckpoint(
+                f"{METAFNAME} is damaged or not written by AtomicCheckpointer"
+            )
+        meta = yaml.load(body, _LOADER)
+        for name, (size, digest) in meta[MANIFEST].items():
+            present = (path / name).stat().st_size
+            if present != size:
+                raise DamagedCheckpoint(f"{name} has {present} of {size} bytes")
+            if check_digests and fingerprint(path / name)[1] != digest:
+                raise DamagedCheckpoint(f"{name} does not match its digest")
+        files = {
+            name.removesuffix(PARAMFILE_EXT): path / name for name in meta[MANIFEST]
+        }
+    except OSError as error:
+        raise DamagedCheckpoint(f"{error.filename}: {error.strerror}") from error
+    except (yaml.YAMLError, LookupError, TypeError, ValueError) as error:
+        raise DamagedCheckpoint(f"{METAFNAME} cannot be read: {error}") from error
+    return Checkpoint(path, meta, files)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def named_tensors(state: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested containers, with a dotted name."""
+    if isinstance(state, Tensor):
+        yield name, state
+    elif isinstance(state, Mapping):
+        for key, value in state.items():
+            yield from named_tensors(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(state, list | tuple):
+        for index, value in enumerate(state):
+            yield from named_tensors(value, f"{name}.{index}" if name else str(index))
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor Inf.
+
+    By its smallest and largest value, a tenth of the time of `isfinite().all()`, which
+    would take longer than writing the checkpoint.
+    """
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(bool(value.isfinite()) for value in torch.aminmax(tensor))
+
+
+def refuse_nonfinite(states: dict[str, object]) -> None:
+    bad = [name for name, tensor in named_tensors(states) if not is_finite(tensor)]
+    if bad:
+        more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+        raise NonFiniteWeights(
+            f"not saved: NaN or Inf in '{bad[0]}'{more}; the checkpoints saved before "
+            "are intact, lower lr before going on from them"
+        )
+
+
+def plain(value: object, name: str = "meta") -> object:
+    """The value in types that YAML keeps: numbers, text, lists and dicts."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return value.item() if math.prod(value.shape) == 1 else value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {plain(k, name): plain(v, f"{name}.{k}") for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item, name) for item in value]
+    raise TypeError(f"{name} has a value that cannot be saved: {value!r}")
+
+
+@contextlib.contextmanager
+def weights_only_loading() -> Iterator[None]:
+    """Make every `torch.load`, in foreign load hooks too, read data and never code."""
+    force, forbid = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = {key: os.environ.pop(key, None) for key in (force, forbid)}
+    os.environ[force] = "1"
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            yield
+    finally:
+        del os.environ[force]
+        os.environ.update({k: v for k, v in before.items() if v is not None})

@@ -1,0 +1,408 @@
+"""Checkpoints that survive a kill, a full disk and a damaged file.
+
+A checkpoint is written into `.tmp-*`, its files are flushed, CKPT.yaml with the size
+and digest of each comes last, and one rename to `CKPT+*` publishes it; deleting is a
+rename to `.trash-*` first. A kill at any moment therefore leaves whole checkpoints
+only (design: `reliability.md`, section 3). Loading checks everything before it
+touches anything. "Recent" is the order of saving, never the clock.
+"""
+
+import logging
+import math
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from speechbrain.utils.checkpoints import (
+    CKPT_PREFIX,
+    DEFAULT_LOAD_HOOKS,
+    DEFAULT_SAVE_HOOKS,
+    PARAMFILE_EXT,
+    Checkpoint,
+    Checkpointer,
+    ckpt_recency,
+    get_default_hook,
+    torch_recovery,
+)
+from speechbrain.utils.distributed import MainProcessContext
+
+from modules.runtime.distributed import gather_objects, run_on_main
+from modules.runtime.errors import (
+    CheckpointMismatch,
+    CheckpointSaveError,
+    DamagedCheckpoint,
+)
+from modules.runtime.files import fsync
+from modules.weights.checkpoint_files import (
+    check_fit,
+    named_tensors,
+    plain,
+    read_checkpoint,
+    refuse_nonfinite,
+    seal,
+    weights_only_loading,
+)
+
+TMP, TRASH = ".tmp-", ".trash-"
+
+COUNTER = "save_counter"
+
+logger = logging.getLogger(__name__)
+
+
+def recency(ckpt: Checkpoint) -> int:
+    """Rank of a checkpoint in the order of saving; a higher number is newer."""
+    return ckpt.meta[COUNTER]
+
+
+class AtomicCheckpointer(Checkpointer):
+    """SpeechBrain's Checkpointer with atomic publishing and validated loading.
+
+    Arguments and methods are those of `speechbrain.utils.checkpoints.Checkpointer`;
+    any object with `state_dict` and `load_state_dict` is recoverable without hooks.
+    Call every method on all ranks: rank 0 alone reads directories, writes and deletes,
+    all ranks load, and an error of one is raised by all. Hold a `RunLock` meanwhile.
+
+    Example
+    -------
+    >>> model = torch.nn.Linear(2, 2)
+    >>> checkpointer = AtomicCheckpointer(getfixture("tmp_path"), {"model": model})
+    >>> saved = checkpointer.save_checkpoint(meta={"loss": torch.tensor(0.5)})
+    >>> _ = torch.nn.init.zeros_(model.weight)
+    >>> checkpointer.recover_if_possible(min_key="loss").meta["loss"]
+    0.5
+    >>> bool(model.weight.any())
+    True
+    """
+
+    def __init__(self, checkpoints_dir: str | Path, *args: object, **kwargs: object):
+        super().__init__(checkpoints_dir, *args, **kwargs)
+        self._damaged: dict[Path, str] = {}
+        self._cleaned: Path | None = None
+
+    # ------------------------------------------------------------------ saving
+
+    def save_checkpoint(
+        self,
+        meta: Mapping | None = None,
+        end_of_epoch: bool = True,
+        name: str | None = None,
+        verbosity: int = logging.INFO,
+    ) -> Checkpoint:
+        """Publish a checkpoint of all recoverables, or leave everything as it was.
+
+        Arguments
+        ---------
+        meta : Mapping | None
+            Values to rank by; numbers, text, tensors, arrays, paths and containers of
+            them, kept as plain Python.
+        end_of_epoch : bool
+            Handed to the load hooks on recovery.
+        name : str | None
+            Put into the folder's name, `CKPT+<name>+<counter>`.
+        verbosity : int
+            Level of the log line.
+
+        Raises
+        ------
+        NonFiniteWeights
+            NaN or Inf in a tensor of a recoverable; nothing is written.
+        CheckpointSaveError
+            Writing failed; names the folder and the bytes needed.
+        """
+        ckpt = run_on_main(self._publish, dict(meta or {}), end_of_epoch, name)
+        logger.log(verbosity, "saved checkpoint %s", ckpt.path)
+        return ckpt
+
+    def save_and_keep_only(
+        self,
+        meta: Mapping | None = None,
+        end_of_epoch: bool = True,
+        name: str | None = None,
+        num_to_keep: int = 1,
+        keep_recent: bool = True,
+        importance_keys: Sequence[Callable] = (),
+        max_keys: Sequence[str] = (),
+        min_keys: Sequence[str] = (),
+        ckpt_predicate: Callable | None = None,
+        verbosity: int = logging.INFO,
+        spare: int = 0,
+    ) -> None:
+        """Save, then delete all but the best by each key; see the parent class.
+
+        `spare` is that of `delete_checkpoints`.
+        """
+        self.save_checkpoint(meta, end_of_epoch, name, verbosity)
+        self.delete_checkpoints(
+            num_to_keep=num_to_keep,
+            max_keys=max_keys,
+            min_keys=min_keys,
+            importance_keys=[*importance_keys, *([recency] if keep_recent else [])],
+            ckpt_predicate=ckpt_predicate,
+            verbosity=verbosity,
+            spare=spare,
+        )
+
+    def _publish(self, meta: dict, end_of_epoch: bool, name: str | None) -> Checkpoint:
+        meta = {"unixtime": time.time(), "end-of-epoch": end_of_epoch, **plain(meta)}
+        states = {
+            key: obj.state_dict()
+            for key, obj in self.recoverables.items()
+            if hasattr(obj, "state_dict")
+        }
+        refuse_nonfinite(states)
+        self._clean_leftovers()
+        meta[COUNTER] = self._next_counter()
+        suffix = f"{name}+{meta[COUNTER]:08d}" if name else f"{meta[COUNTER]:08d}"
+        final = self.checkpoints_dir / f"{CKPT_PREFIX}+{suffix}"
+        tmp = self.checkpoints_dir / f"{TMP}{uuid.uuid4().hex}"
+        try:
+            os.makedirs(tmp)
+            with MainProcessContext():  # hooks must not wait for the other ranks
+                for key, obj in self.recoverables.items():
+                    path = tmp / f"{key}{PARAMFILE_EXT}"
+                    self._save_one(key, obj, states.get(key), path)
+            seal(tmp, meta)
+            os.rename(tmp, final)
+            fsync(self.checkpoints_dir)
+        except BaseException as error:
+            shutil.rmtree(tmp, ignore_errors=True)
+            if not isinstance(error, Exception):
+                raise
+            needed = sum(t.nbytes for _, t in named_tensors(states))
+            free = shutil.disk_usage(self.checkpoints_dir).free
+            raise CheckpointSaveError(
+                f"cannot save a checkpoint in {self.checkpoints_dir} (about {needed} "
+                f"bytes needed, {free} bytes free): {type(error).__name__}: {error}; "
+                "the checkpoints saved before are intact"
+            ) from error
+        return read_checkpoint(final)
+
+    def _save_one(self, name: str, obj: object, state: object, path: Path) -> None:
+        hook = self.custom_save_hooks.get(name)
+        hook = hook or get_default_hook(obj, DEFAULT_SAVE_HOOKS)
+        if hook is not None:
+            hook(obj, path)
+        elif state is not None:
+            torch.save(state, path)
+        else:
+            raise TypeError(f"no save hook for recoverable '{name}' ({type(obj)})")
+
+    def _next_counter(self) -> int:
+        names = [path.name for path in self.checkpoints_dir.glob(f"{CKPT_PREFIX}+*")]
+        found = [re.search(r"\+(\d{8,})$", name) for name in names]
+        return 1 + max((int(match[1]) for match in found if match), default=0)
+
+    # ---------------------------------------------------------------- choosing
+
+    def list_checkpoints(self) -> list[Checkpoint]:
+        """Checkpoints whose files are all there in full, newest first.
+
+        Digests are not read here, so it is cheap; a checkpoint found damaged is left
+        out with one warning. Each rank that calls it looks for itself.
+        """
+        found = []
+        for path in self.checkpoints_dir.glob(f"{CKPT_PREFIX}+*"):
+            if path in self._damaged or not path.is_dir():
+                continue
+            try:
+                found.append(read_checkpoint(path))
+            except DamagedCheckpoint as error:
+                self._leave_out(path, error)
+        return sorted(found, key=recency, reverse=True)
+
+    def find_checkpoints(
+        self,
+        importance_key: Callable | None = None,
+        max_key: str | None = None,
+        min_key: str | None = None,
+        ckpt_predicate: Callable | None = None,
+        max_num_checkpoints: int | None = None,
+    ) -> list[Checkpoint]:
+        """`list_checkpoints` filtered and ranked as in the parent class, best first.
+
+        A checkpoint whose value under the key is absent, NaN or Inf does not count.
+        """
+        if sum(key is not None for key in (importance_key, max_key, min_key)) > 1:
+            raise ValueError("give one of importance_key, max_key and min_key only")
+        ckpts = self.list_checkpoints()
+        if ckpt_predicate is not None:
+            ckpts = [ckpt for ckpt in ckpts if ckpt_predicate(ckpt)]
+        key = max_key if max_key is not None else min_key
+        if key is not None:
+            ckpts = [ckpt for ckpt in ckpts if _is_finite(ckpt.meta.get(key))]
+            ckpts.sort(key=lambda c: c.meta[key], reverse=max_key is not None)
+        elif importance_key not in (None, ckpt_recency):  # the latter reads the clock
+            ckpts.sort(key=importance_key, reverse=True)
+        return ckpts[:max_num_checkpoints]
+
+    def find_checkpoint(self, **criteria: Callable | str | None) -> Checkpoint | None:
+        """The first of `find_checkpoints(**criteria)` whose digests are right."""
+        return run_on_main(self._first_whole, criteria)
+
+    def _first_whole(self, criteria: dict) -> Checkpoint | None:
+        for ckpt in self.find_checkpoints(**criteria):
+            try:
+                return read_checkpoint(ckpt.path, check_digests=True)
+            except DamagedCheckpoint as error:
+                self._leave_out(ckpt.path, error)
+        return None
+
+    def _leave_out(self, path: Path, error: DamagedCheckpoint) -> None:
+        self._damaged[path] = str(error)
+        logger.warning("checkpoint %s is damaged and left out: %s", path, error)
+
+    # ----------------------------------------------------------------- loading
+
+    def recover_if_possible(
+        self, **criteria: Callable | str | None
+    ) -> Checkpoint | None:
+        """Load the best whole checkpoint by the criteria, by default the newest.
+
+        Arguments
+        ---------
+        **criteria : Callable | str | None
+            importance_key, max_key or min_key, and ckpt_predicate, as for
+            `find_checkpoints`.
+
+        Returns
+        -------
+        Checkpoint | None
+            What was loaded; None when there is nothing to load.
+
+        Raises
+        ------
+        DamagedCheckpoint
+            There are checkpoints, but none that can be loaded is whole.
+        CheckpointMismatch
+            The checkpoint does not fit the recoverables; the message names which.
+        RuntimeError
+            A recoverable refused its file.
+        """
+        ckpt = run_on_main(self._choose, criteria)
+        if ckpt is None:
+            logger.info("no checkpoint in %s yet", self.checkpoints_dir)
+        else:
+            self._call_load_hooks(ckpt)
+        return ckpt
+
+    def load_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Load this checkpoint after checking it; `DamagedCheckpoint` if it is not."""
+        run_on_main(read_checkpoint, checkpoint.path, True)
+        self._call_load_hooks(checkpoint)
+
+    def _choose(self, criteria: dict) -> Checkpoint | None:
+        self._clean_leftovers()
+        ckpt = self._first_whole(criteria)
+        damaged = {p: reason for p, reason in self._damaged.items() if p.exists()}
+        # Where whole ones are left, none of them was asked for (max_key).
+        if ckpt is None and damaged and self._first_whole({}) is None:
+            listed = "; ".join(f"{p}: {reason}" for p, reason in damaged.items())
+            raise DamagedCheckpoint(
+                f"no whole checkpoint to load ({listed}); move the damaged ones away "
+                "to start afresh"
+            )
+        return ckpt
+
+    def _call_load_hooks(self, checkpoint: Checkpoint) -> None:
+        # What is absent is found before the first object changes.
+        for name in sorted(self.recoverables.keys() - checkpoint.paramfiles.keys()):
+            optional = self.allow_partial_load or self.optional_recoverables.get(name)
+            message = f"checkpoint {checkpoint.path} holds no '{name}'"
+            if not optional and not name.startswith("dataloader"):
+                held = ", ".join(sorted(checkpoint.paramfiles))
+                raise CheckpointMismatch(
+                    f"{message}, only {held}: it was saved with other settings; give "
+                    "the same as before, or another output_folder"
+                )
+            logger.warning("%s; it keeps its present state", message)
+        failure, name = None, ""
+        try:
+            with weights_only_loading():
+                for name in self.recoverables:
+                    if path := checkpoint.paramfiles.get(name):
+                        self._load_one(name, path, checkpoint.meta["end-of-epoch"])
+        except Exception as error:
+            fits = not isinstance(error, CheckpointMismatch)
+            failure = (RuntimeError if fits else CheckpointMismatch)(
+                f"cannot load '{name}' from checkpoint {checkpoint.path}: {error}"
+            )
+            failure.__cause__ = error
+        failures = gather_objects(None if failure is None else str(failure))
+        if failure is not None:
+            raise failure
+        for rank, message in enumerate(failures):
+            if message is not None:
+                raise RuntimeError(f"rank {rank}: {message}")
+        logger.info("loaded checkpoint %s", checkpoint.path)
+
+    def _load_one(self, name: str, path: Path, end_of_epoch: bool) -> None:
+        obj = self.recoverables[name]
+        hook = self.custom_load_hooks.get(name)
+        hook = hook or get_default_hook(obj, DEFAULT_LOAD_HOOKS)
+        if hook is not None and hook is not torch_recovery:
+            hook(obj, path, end_of_epoch)
+            return
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(obj, torch.nn.Module):
+            check_fit(obj, state)
+            obj.load_state_dict(state, strict=True)
+        else:
+            obj.load_state_dict(state)
+
+    # ---------------------------------------------------------------- deleting
+
+    def delete_checkpoints(
+        self,
+        *,
+        num_to_keep: int = 1,
+        min_keys: Sequence[str] | None = None,
+        max_keys: Sequence[str] | None = None,
+        importance_keys: Sequence[Callable] = (recency,),
+        ckpt_predicate: Callable | None = None,
+        verbosity: int = logging.INFO,
+        spare: int = 0,
+    ) -> None:
+        """Delete what no key ranks among its best `num_to_keep`; see the parent.
+
+        The newest `spare` of all stay whatever the predicate and the keys say: should
+        the newest be damaged, the one before it is taken.
+        """
+        if num_to_keep < 0:
+            raise ValueError(f"num_to_keep must not be negative, got {num_to_keep}")
+        orders = [{"min_key": key} for key in min_keys or ()]
+        orders += [{"max_key": key} for key in max_keys or ()]
+        orders += [{"importance_key": key} for key in importance_keys]
+
+        def delete() -> None:
+            newest = self.find_checkpoints(importance_key=recency) if spare else []
+            ranked, kept = {}, {ckpt.path for ckpt in newest[:spare]}
+            for order in orders:
+                found = self.find_checkpoints(**order, ckpt_predicate=ckpt_predicate)
+                ranked |= dict.fromkeys(ckpt.path for ckpt in found)
+                kept |= {ckpt.path for ckpt in found[:num_to_keep]}
+            for path in ranked.keys() - kept:
+                trash = self.checkpoints_dir / f"{TRASH}{uuid.uuid4().hex}"
+                os.rename(path, trash)
+                fsync(self.checkpoints_dir)
+                shutil.rmtree(trash)
+                logger.log(verbosity, "deleted checkpoint %s", path)
+
+        run_on_main(delete)
+
+    def _clean_leftovers(self) -> None:
+        """Remove, once per folder, what a killed process left half done."""
+        if self._cleaned != self.checkpoints_dir and self.checkpoints_dir.is_dir():
+            for path in self.checkpoints_dir.iterdir():
+                if path.name.startswith((TMP, TRASH)):
+                    shutil.rmtree(path, ignore_errors=True)  # read-only: harmless
+            self._cleaned = self.checkpoints_dir
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

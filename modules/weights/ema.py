@@ -1,0 +1,191 @@
+"""Averages of weights, for evaluation: over the steps (EMA), or of some checkpoints.
+
+After optimizer step t:  shadow <- d * shadow + (1 - d) * weight,  in float32 or wider,
+with d = min(decay, (1 + t) / (10 + t)) while warming up, so that the first weights are
+forgotten after a few steps and not after 1 / (1 - decay) of them (the warm-up of
+TensorFlow's ExponentialMovingAverage).
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from modules.runtime.distributed import unwrap
+
+
+class EMA:
+    """Averages the trainable parameters of one module.
+
+    Buffers and frozen parameters are not averaged: evaluation uses the live ones.
+    The average is a pure function of the weights it was shown, so ranks with equal
+    weights hold equal averages, and a run that resumes continues it exactly.
+
+    Arguments
+    ---------
+    decay : float
+        Weight d of the past, 0 <= decay < 1.
+    warmup : bool
+        Start with a shorter memory, see the formula above.
+
+    Example
+    -------
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> _ = nn.init.zeros_(layer.weight)
+    >>> ema = EMA(decay=0.5, warmup=False).attach(layer)
+    >>> _ = nn.init.ones_(layer.weight)
+    >>> ema.update()
+    >>> with ema.applied():
+    ...     layer.weight.item()
+    0.5
+    >>> layer.weight.item()
+    1.0
+    """
+
+    def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        self.decay = decay
+        self.warmup = warmup
+        self.steps = 0
+        self._module: nn.Module | None = None
+        self._weights: dict[str, nn.Parameter] = {}
+        self._shadow: dict[str, Tensor] = {}
+        self._is_applied = False
+
+    def attach(self, module: nn.Module) -> "EMA":
+        """Start averaging this module, from the weights it has now.
+
+        Arguments
+        ---------
+        module : nn.Module
+            On its final device; a DistributedDataParallel or compiled wrapper is
+            looked through.
+
+        Returns
+        -------
+        EMA
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            The module has nothing to train.
+        """
+        self._module = unwrap(module)
+        self._weights = {
+            name: weight
+            for name, weight in self._module.named_parameters()
+            if weight.requires_grad
+        }
+        if not self._weights:
+            raise ValueError("EMA: the module has no trainable parameters to average")
+        self._shadow = {
+            name: weight.detach().to(_wide(weight.dtype), copy=True)
+            for name, weight in self._weights.items()
+        }
+        self.steps = 0
+        return self
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the weights; call it after each optimizer step."""
+        self._require_idle("update")
+        decay = self.decay
+        if self.warmup:
+            decay = min(decay, (1 + self.steps) / (10 + self.steps))
+        shadow = list(self._shadow.values())
+        weights = [w.detach().to(_wide(w.dtype)) for w in self._weights.values()]
+        torch._foreach_lerp_(shadow, weights, 1 - decay)
+        self.steps += 1
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Give the module the averaged weights inside a `with` block.
+
+        On leaving, by an exception too, every parameter and buffer is restored bit by
+        bit. Inside, `update` and `state_dict` refuse: a checkpoint saved there would
+        keep the average in place of the weights.
+        """
+        self._require_idle("applied")
+        live = [*self._module.parameters(), *self._module.buffers()]
+        saved = [tensor.detach().clone() for tensor in live]
+        self._is_applied = True
+        try:
+            with torch.no_grad():
+                for name, weight in self._weights.items():
+                    weight.copy_(self._shadow[name])
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, before in zip(live, saved, strict=True):
+                    tensor.copy_(before)
+            self._is_applied = False
+
+    def averaged_state_dict(self) -> dict[str, Tensor]:
+        """The module's `state_dict` with the average in place, as a copy to export."""
+        with self.applied():
+            state = self._module.state_dict()
+            return {name: tensor.clone() for name, tensor in state.items()}
+
+    def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
+        """What a resume needs: the number of updates and the average (no copy)."""
+        self._require_idle("state_dict")
+        return {"steps": self.steps, "shadow": dict(self._shadow)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, int | dict[str, Tensor]]) -> None:
+        """Continue from `state_dict()` of an EMA of a module with the same weights.
+
+        Raises
+        ------
+        RuntimeError
+            Nothing attached yet, or names or shapes differ; nothing is changed then.
+        """
+        self._require_idle("load_state_dict")
+        shadow = state["shadow"]
+        if odd := sorted(shadow.keys() ^ self._shadow.keys()):
+            raise RuntimeError(
+                f"EMA: {len(odd)} weights are only in the saved or only in the present "
+                f"network, the first is '{odd[0]}'"
+            )
+        for name, mine in self._shadow.items():
+            if shadow[name].shape != mine.shape:
+                raise RuntimeError(
+                    f"EMA: '{name}' is {tuple(shadow[name].shape)} in the saved and "
+                    f"{tuple(mine.shape)} in the present network"
+                )
+        for name, mine in self._shadow.items():
+            mine.copy_(shadow[name])
+        self.steps = int(state["steps"])
+
+    def _require_idle(self, what: str) -> None:
+        if self._module is None:
+            raise RuntimeError(f"EMA.{what}: call attach(module) first")
+        if self._is_applied:
+            raise RuntimeError(f"EMA.{what} must not be called inside applied()")
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """At least float32: in bfloat16 an update of 1e-3 of a weight rounds to nothing."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def mean_state(states: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of state dicts, entry by entry, in float64.
+
+    (SpeechBrain's `average_state_dicts` adds in place, so entries that share their
+    memory, as MossFormer2's rotary frequencies do, are added several times.)
+
+    Example
+    -------
+    >>> mean_state([{"weight": torch.tensor([1.0])}, {"weight": torch.tensor([2.0])}])
+    {'weight': tensor([1.5000])}
+    """
+    totals: dict[str, Tensor] = {}
+    count = 0
+    for count, state in enumerate(states, start=1):  # noqa: B007
+        for name, tensor in state.items():
+            totals[name] = totals.get(name, 0) + tensor.double()
+    return {name: (total / count).to(state[name]) for name, total in totals.items()}

@@ -1,0 +1,166 @@
+"""What a run was trained with, kept in its checkpoints, and what a resume changes.
+
+A resume that silently trains on with another batch size, or silently ignores a new
+learning rate, is worse than one that stops. Every setting that may change what is
+trained is therefore compared; those below are free.
+"""
+
+import logging
+from collections.abc import Mapping
+
+import ruamel.yaml
+from speechbrain.utils.checkpoints import Checkpoint
+
+from modules.runtime.errors import HparamsError
+
+logger = logging.getLogger(__name__)
+
+#: Places, speed, logs, evaluation, and for how long to train.
+FREE = frozenset(
+    [
+        *("experiment_name", "output_folder", "save_folder", "data_folder"),
+        *("base_folder_dm", "test_folder", "pretrained", "load_pretrained", "prepare"),
+        *("ddp_timeout", "num_workers", "activation_checkpointing", "allow_changes"),
+        *("N_epochs", "epoch_counter", "nonfinite_patience", "valid_every"),
+        *("eval_batch_size", "eval_chunk_seconds", "shifts", "overlap", "eval_chunks"),
+        *("n_audio_to_save", "log_every", "tensorboard", "train_logger", "truth"),
+        *("profile_memory", "check_sums", "checkpoint_minutes"),
+        *("keep_checkpoints", "average_last", "checkpointer", "modules", "recipe"),
+        "__set_seed",
+    ]
+)
+
+Settings = dict[str, object]
+
+
+def settings_of(resolved: str) -> Settings:
+    """The settings of a resolved YAML that decide what is trained.
+
+    Arguments
+    ---------
+    resolved : str
+        YAML text with every reference filled in, as `load_hparams` returns it.
+
+    Returns
+    -------
+    Settings
+        Plain values by dotted key; the class of an object stands under its own key.
+
+    Example
+    -------
+    >>> settings_of("N_epochs: 3\\noptimizer: !name:torch.optim.Adam\\n    lr: 0.1")
+    {'optimizer': '!name:torch.optim.Adam', 'optimizer.lr': 0.1}
+    """
+    tree = ruamel.yaml.YAML().load(resolved)
+    settings: Settings = {}
+    for key, node in tree.items():
+        if key not in FREE:
+            _flatten(settings, key, node)
+    return settings
+
+
+def _flatten(settings: Settings, key: str, node: object) -> None:
+    """Add a node of the YAML tree under its dotted key."""
+    tag = getattr(getattr(node, "tag", None), "value", None)
+    if isinstance(node, Mapping):
+        if tag or not node:
+            settings[key] = tag or "{}"
+        for name, value in node.items():
+            _flatten(settings, f"{key}.{name}", value)
+    elif isinstance(node, list):
+        settings[key] = (f"{tag} " if tag else "") + f"[{', '.join(map(_text, node))}]"
+    elif tag:
+        settings[key] = f"{tag} {getattr(node, 'value', node)}".strip()
+    elif isinstance(node, bool) or node is None:
+        settings[key] = node
+    else:
+        kind = next((k for k in (int, float) if isinstance(node, k)), str)
+        settings[key] = kind(node)
+
+
+def _text(node: object) -> str:
+    """An item of a list in one line."""
+    settings: Settings = {}
+    _flatten(settings, "", node)
+    if list(settings) == [""]:
+        return str(settings[""])
+    return ", ".join(f"{key.lstrip('.')}: {value}" for key, value in settings.items())
+
+
+def changed_settings(
+    before: Settings, now: Settings
+) -> dict[str, tuple[object, object]]:
+    """The former and the present value of all settings that differ.
+
+    A setting that only one side has counts as "not set" on the other.
+
+    Example
+    -------
+    >>> changed_settings({"lr": 0.1, "seed": 1}, {"lr": 0.2, "seed": 1})
+    {'lr': (0.1, 0.2)}
+    """
+    absent = "not set"
+    pairs = {
+        key: (before.get(key, absent), now.get(key, absent)) for key in before | now
+    }
+    return {key: (old, new) for key, (old, new) in pairs.items() if old != new}
+
+
+def describe(changed: Mapping[str, tuple[object, object]]) -> str:
+    """One line: each change once, under the key that a user would set.
+
+    Example
+    -------
+    >>> describe({"optimizer.lr": (0.1, 0.2), "lr": (0.1, 0.2)})
+    'lr: 0.1 -> 0.2'
+    """
+    texts: list[str] = []
+    told: set[tuple[str, str]] = set()
+    for key in sorted(changed, key=lambda key: (key.count("."), key)):
+        old, new = map(str, changed[key])
+        # What a top-level key brings about further down goes without saying.
+        if "." not in key or (old, new) not in told:
+            texts.append(f"{key}: {old} -> {new}")
+        told.add((old, new))
+    return "; ".join(texts)
+
+
+def refuse_changes(
+    found: Checkpoint | None, now: Settings, allowed: bool
+) -> dict[str, tuple[object, object]]:
+    """What differs from the settings that a checkpoint was saved with.
+
+    Arguments
+    ---------
+    found : Checkpoint | None
+        That is about to be resumed.
+    now : Settings
+        Of this run.
+    allowed : bool
+        Whether the user accepts changes.
+
+    Returns
+    -------
+    dict
+        The former and the present value by key.
+
+    Raises
+    ------
+    HparamsError
+        There are changes and they were not accepted; lists them all.
+    """
+    if found is None:
+        return {}
+    if "settings" not in found.meta:  # saved before these were kept
+        logger.warning(f"{found.path} does not say its settings: none is compared")
+        return {}
+    changed = changed_settings(found.meta["settings"], now)
+    if changed and not allowed:
+        raise HparamsError(
+            f"{found.path} was saved with other settings: {describe(changed)}. Give "
+            "the former ones, or another --output_folder, or accept the change by "
+            "--allow_changes=True"
+        )
+    if changed:
+        logger.warning(f"Going on with other settings: {describe(changed)}")
+    return changed

@@ -1,0 +1,119 @@
+"""What `python train.py --help` prints: what to type, every key and its default."""
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from speechbrain.utils.run_opts import HELP_TEXTS
+
+from recipes.config.load import given_options, load_tree, load_trees
+from recipes.config.overrides import written
+
+USAGE = """\
+usage: python train.py FILE.yaml [--key=value ...]
+       torchrun --standalone --nproc_per_node=N train.py FILE.yaml [--key=value ...]
+
+Trains, then tests the best checkpoint. The same command again resumes; --test_only
+scores the best checkpoint again. Every key of the YAML file is an option; of a nested
+one name what changes, as --lr_scheduler='{patience: 3}'.
+"""
+
+# SpeechBrain's options that people use most; the others are only named.
+USUAL = (
+    *("device", "test_only", "debug", "precision", "eval_precision", "compile"),
+    *("grad_accumulation_factor", "max_grad_norm", "optimizer_step_limit"),
+    *("ckpt_interval_minutes", "ckpt_interval_steps", "noprogressbar"),
+)
+
+COLUMN = 34
+
+#: Keys whose value brings in another file, with keys of its own.
+CHOOSING = ("dataset",)
+
+
+def usage(arguments: Sequence[str], folder: Path = Path("hparams")) -> str:
+    """The text for a command line that asks for help.
+
+    Arguments
+    ---------
+    arguments : Sequence[str]
+        As typed; if it names a YAML file, the text lists the keys of this, with the
+        block of the data set that is named.
+    folder : Path
+        Of the recipes that are listed otherwise.
+
+    Raises
+    ------
+    HparamsError
+        There is no such YAML file or data set.
+    """
+    files = [argument for argument in arguments if not argument.startswith("-")]
+    if files:
+        given = given_options(list(arguments))
+        choice = {key: given[key] for key in CHOOSING if key in given}
+        parts = [f"keys of {files[0]}, and their defaults:", *_keys(files[0], choice)]
+    else:
+        parts = ["recipes (FILE.yaml --help lists the keys of one):"]
+        parts += [
+            _line(f"{folder.name}/{path.name}", _summary(path))
+            for path in sorted(folder.glob("*.yaml"))
+            if "Not run by itself" not in path.read_text(encoding="utf-8")
+        ]
+    parts += ["", "SpeechBrain's options:"]
+    parts += [
+        _line(f"--{name}", re.split(r"\. ?(?=[A-Z]|$)", HELP_TEXTS[name])[0])
+        for name in USUAL
+    ]
+    others = sorted(HELP_TEXTS.keys() - set(USUAL))
+    text = "and " + ", ".join(f"--{name}" for name in others)
+    parts += textwrap.wrap(text, 86, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join([USAGE, *parts])
+
+
+def _keys(param_file: str, choice: Mapping[str, str]) -> list[str]:
+    """A line for each key, then one for each object with settings of its own."""
+    said: dict[str, str] = {}
+    for tree in load_trees(param_file, choice):
+        for key, tokens in tree.ca.items.items():
+            beside = tokens[2].value if tokens[2] else ""
+            if beside.startswith("#"):
+                text = beside.split("\n")[0].lstrip("# ")
+                said[key] = re.sub(r"\[\w+\] ?", "", text)  # of the default alone
+    plain, objects = [], []
+    for key, node in load_tree(param_file, choice).items():
+        if not isinstance(node, Mapping):
+            plain.append(_line(f"--{key}={_default(node)}", said.get(key, "")))
+            continue
+        own = {name: _default(value) for name, value in node.items()}
+        # What is a reference, as {lr: <lr>}, is changed by the key that it names.
+        text = ", ".join(f"{k}: {v}" for k, v in own.items() if not v.startswith("<"))
+        if text and not key.startswith("_") and "{" not in text:
+            objects.append(f"  --{key}='{{{text}}}'")
+    return [*plain, "", "objects, and their settings:", *objects]
+
+
+def _default(node: Any) -> str:
+    """A node of the YAML tree, on one line."""
+    tag = getattr(getattr(node, "tag", None), "value", None) or ""
+    if isinstance(node, Mapping):
+        inner = ", ".join(f"{key}: {_default(value)}" for key, value in node.items())
+        return f"{tag} {{{inner}}}".strip()
+    if isinstance(node, list):
+        return f"[{', '.join(_default(item) for item in node)}]"
+    if tag == "!PLACEHOLDER":
+        return "... (required)"
+    return f"{tag} {node.value}".removeprefix("!ref").strip() if tag else written(node)
+
+
+def _line(option: str, remark: str) -> str:
+    room = " " * (COLUMN - len(option)) if len(option) < COLUMN else "  "
+    return f"  {option}{room}{remark}".rstrip()
+
+
+def _summary(path: Path) -> str:
+    """The beginning of the comment that opens a YAML file."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    text = " ".join(line.lstrip("# ") for line in lines[: lines.index("#")])
+    return textwrap.shorten(text, 60, placeholder=" ...")

@@ -1,0 +1,188 @@
+"""The stem filter: a separator that hears frequencies finds the wrong labels."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import nn
+
+from data_prep.music import filter as clean_stems
+from data_prep.music.filter import Margins, judge, loudness_db
+from modules.runtime.errors import DataError
+
+RATE = 8000
+
+
+class ByFrequency(nn.Module):
+    """An ideal separator of a low and a high source, cut at 1 kHz."""
+
+    sources, samplerate, segment = ["low", "high"], RATE, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, mixture_BCT):
+        spectrum = torch.fft.rfft(mixture_BCT)
+        is_low = torch.fft.rfftfreq(mixture_BCT.shape[-1], 1 / RATE) < 1000
+        parts = [spectrum * is_low, spectrum * ~is_low]
+        waves = [torch.fft.irfft(p, mixture_BCT.shape[-1]) for p in parts]
+        return torch.stack(waves, dim=1)
+
+
+def tone(frequency: float, seconds: float = 2.0) -> np.ndarray:
+    time_T = np.arange(round(seconds * RATE)) / RATE
+    return np.tile(0.3 * np.sin(2 * np.pi * frequency * time_T)[:, None], (1, 2))
+
+
+@pytest.fixture
+def data_folder(tmp_path):
+    """Three tracks; in the second the labels are exchanged, the third has silence."""
+    for track, (low, high) in {
+        "a": (300, 2000),
+        "b": (2000, 300),
+        "c": (400, None),
+    }.items():
+        for name, frequency in (("low", low), ("high", high)):
+            wave = tone(frequency) if frequency else 0 * tone(1)
+            (tmp_path / "data" / track).mkdir(parents=True, exist_ok=True)
+            soundfile.write(tmp_path / "data" / track / f"{name}.wav", wave, RATE)
+    return tmp_path / "data"
+
+
+def rows_of(folder) -> dict:
+    with open(folder / "margins.csv", newline="") as file:
+        return {(row["track"], row["stem"]): row for row in csv.DictReader(file)}
+
+
+def test_loudness_is_that_of_the_sum_of_absolute_samples():
+    wave_SCT = torch.tensor([[[0.5, -0.5]], [[5.0, 5.0]], [[0.0, 0.0]]])
+    assert loudness_db(wave_SCT).tolist() == pytest.approx([0, 20, -200])
+
+
+def test_the_margin_is_large_for_the_right_name_and_negative_for_the_other():
+    low_CT = torch.from_numpy(tone(300).T).float().contiguous()
+    right, loudness = judge(ByFrequency(), low_CT, "low")
+    wrong, _ = judge(ByFrequency(), low_CT, "high")
+    assert right > 20 and wrong == pytest.approx(-right)
+    assert set(loudness) == {"low", "high"}
+
+
+def test_the_pitch_is_moved_before_the_separation():
+    # 800 Hz lies below the cut, 6 semitones higher at 1131 Hz it lies above.
+    edge_CT = torch.from_numpy(tone(800).T).float().contiguous()
+    assert judge(ByFrequency(), edge_CT, "low", semitones=0)[0] > 0
+    assert judge(ByFrequency(), edge_CT, "low", semitones=6)[0] < 0
+
+
+def test_the_right_stems_are_listed_and_the_silent_is_not_judged(data_folder, tmp_path):
+    out = tmp_path / "out"
+    clean = clean_stems.clean_stems(data_folder, ByFrequency(), out)
+    assert clean == {"low": ["a", "c"], "high": ["a"]}
+    assert json.loads((out / "clean.json").read_text()) == clean
+    status = {key: row["status"] for key, row in rows_of(out).items()}
+    assert status == {
+        ("a", "low"): "clean",
+        ("a", "high"): "clean",
+        ("b", "low"): "mixed",
+        ("b", "high"): "mixed",
+        ("c", "low"): "clean",
+        ("c", "high"): "silent",
+    }
+    assert (out / "margins.png").stat().st_size > 1000
+
+
+def test_a_single_track_is_judged(data_folder, tmp_path):
+    for track in "bc":
+        shutil.rmtree(data_folder / track)
+    clean_stems.clean_stems(data_folder, ByFrequency(), tmp_path / "out")
+    assert rows_of(tmp_path / "out").keys() == {("a", "low"), ("a", "high")}
+
+
+def test_an_interrupted_run_continues(data_folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    judged = []
+
+    def stop_after_two(model, stem_CT, name, *settings):
+        if len(judged) == 2:
+            raise KeyboardInterrupt
+        judged.append(name)
+        return judge(model, stem_CT, name, *settings)
+
+    monkeypatch.setattr(clean_stems, "judge", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        clean_stems.clean_stems(data_folder, ByFrequency(), out)
+    assert len(rows_of(out)) == 2
+    monkeypatch.setattr(clean_stems, "judge", judge)
+    clean_stems.clean_stems(data_folder, ByFrequency(), out)
+    whole = tmp_path / "whole"
+    clean_stems.clean_stems(data_folder, ByFrequency(), whole)
+    assert rows_of(out) == rows_of(whole)
+
+
+@pytest.fixture
+def command(data_folder, tmp_path, monkeypatch) -> list[str]:
+    """Arguments of the program, which finds an ideal separator."""
+    monkeypatch.setattr(clean_stems, "load_model", lambda *_: ByFrequency())
+    out = tmp_path / "out"
+    return [f"--data_folder={data_folder}", "--checkpoint=x", f"--out={out}"]
+
+
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(command, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(clean_stems, "judge", interrupt)
+        clean_stems.main(command)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "stopped; the same command continues"
+    )
+    clean_stems.main(command)
+    assert "low        2 clean" in capsys.readouterr().out
+
+
+def test_where_nothing_is_clean_the_largest_margin_is_shown(command, tmp_path, capsys):
+    clean_stems.main([*command, "--threshold=200"])
+    text = capsys.readouterr().out
+    best = max(
+        (float(row["margin_db"]), stem, track)
+        for (track, stem), row in rows_of(tmp_path / "out").items()
+        if row["status"] != "silent"
+    )
+    assert "high       0 clean" in text and "no stem reaches 200 dB" in text
+    assert f"{best[0]:.1f} dB ({best[1]} of {best[2]})" in text
+    clean_stems.main(command)  # judges nothing anew
+    assert "no stem reaches" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("margins", [[], [3.2], [-90.0, 80.0], [19.99, 20.0, 20.01]])
+def test_bins_cover_all_margins_and_meet_at_the_threshold(margins):
+    edges = clean_stems.bin_edges(margins, 20.0)
+    assert 20.0 in edges and 2 <= len(edges) <= 33
+    assert all(edges[0] <= margin < edges[-1] for margin in margins)
+    assert len({round(b - a, 6) for a, b in zip(edges, edges[1:], strict=False)}) == 1
+
+
+def test_margins_of_other_settings_are_not_mixed(tmp_path):
+    Margins(tmp_path, ["low"], {"tempo": 2.0})
+    Margins(tmp_path, ["low"], {"tempo": 2.0})
+    with pytest.raises(DataError, match="another tempo"):
+        Margins(tmp_path, ["low"], {"tempo": 1.0})
+
+
+def test_a_file_in_the_place_of_the_results_is_one_line(command, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(SystemExit, match=f"^error: {tmp_path}/out: File exists"):
+        clean_stems.main(command)
+
+
+def test_wrong_arguments_are_one_line(tmp_path):
+    arguments = ["--data_folder=none", f"--checkpoint={tmp_path}", "--out=none"]
+    with pytest.raises(SystemExit, match="^error: .*hyperparams.yaml"):
+        clean_stems.main(arguments)

@@ -1,0 +1,281 @@
+"""Manifests of stems: layouts, hold-outs, restrictions, and clear errors."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from data_prep.music.__main__ import main
+from data_prep.music.manifests import MUSDB_VALID_TRACKS, SOURCES, prepare
+from data_prep.verify.__main__ import main as check
+from modules.data.manifest import read_manifest
+from modules.runtime.errors import DataError
+
+RATE = 8000
+FRAMES = 4000
+
+
+def write_track(folder: Path, names=SOURCES, seed=0, mixture=False) -> Path:
+    """Stereo noise in 16-bit files; the mixture is their sum."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    total = np.zeros((FRAMES, 2), np.int16)
+    for name in names:
+        wave = rng.integers(-3000, 3000, (FRAMES, 2), dtype=np.int16)
+        soundfile.write(folder / f"{name}.wav", wave, RATE, subtype="PCM_16")
+        total += wave
+    if mixture:
+        soundfile.write(folder / "mixture.wav", total, RATE, subtype="PCM_16")
+    return folder
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """SDXDB23: twelve tracks without a mixture."""
+    for number in range(12):
+        write_track(tmp_path / "sdx" / f"{number:02d}-uuid", seed=number)
+    return tmp_path / "sdx"
+
+
+def ids(manifest: str) -> list[str]:
+    return [row.id for row in read_manifest(manifest, stems=True)]
+
+
+def test_a_flat_folder_holds_out_the_first_tracks_and_has_no_mixture(flat, tmp_path):
+    manifests = prepare(flat, tmp_path / "save")
+    rows = read_manifest(manifests["train"], 4, RATE, stems=True)
+    assert ids(manifests["valid"]) == ids(manifests["test"]) == ["00-uuid"]
+    assert [row.id for row in rows] == [f"{k:02d}-uuid" for k in range(1, 12)]
+    row = rows[0]
+    assert (row.mixture, row.channels, row.frames) == ("", 2, FRAMES)
+    assert [Path(path).stem for path in row.sources] == list(SOURCES)
+
+
+def test_the_manifests_do_not_depend_on_when_they_are_made(flat, tmp_path):
+    texts = [
+        [Path(path).read_text() for path in prepare(flat, tmp_path / name).values()]
+        for name in ("a", "b")
+    ]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("valid_tracks", [0, []])
+def test_without_a_hold_out_every_track_is_trained_on(flat, tmp_path, valid_tracks):
+    prepare(flat, tmp_path / "save")
+    manifests = prepare(flat, tmp_path / "save", valid_tracks=valid_tracks)
+    assert list(manifests) == ["train"] and len(ids(manifests["train"])) == 12
+    # Those of the earlier call would list tracks that are trained on now.
+    assert [path.name for path in (tmp_path / "save").iterdir()] == ["train.csv"]
+
+    prepare(flat, tmp_path / "other", valid_tracks=valid_tracks, test_folder=flat)
+    names = sorted(path.name for path in (tmp_path / "other").iterdir())
+    assert names == ["test.csv", "train.csv"]
+
+
+@pytest.mark.parametrize("valid_tracks", [3, ["02-uuid", "00-uuid", "01-uuid"]])
+def test_the_hold_out_can_be_chosen(flat, tmp_path, valid_tracks):
+    manifests = prepare(flat, tmp_path / "save", valid_tracks=valid_tracks)
+    assert ids(manifests["valid"]) == ["00-uuid", "01-uuid", "02-uuid"]
+    assert len(ids(manifests["train"])) == 9
+
+
+def test_a_test_folder_of_another_set(flat, tmp_path):
+    write_track(tmp_path / "musdb" / "Song", mixture=True)
+    manifests = prepare(flat, tmp_path / "save", test_folder=tmp_path / "musdb")
+    (row,) = read_manifest(manifests["test"], stems=True)
+    assert row.id == "Song" and row.mixture.endswith("Song/mixture.wav")
+
+
+def test_musdb_holds_out_its_published_tracks(tmp_path):
+    published = sorted(MUSDB_VALID_TRACKS)[:2]
+    for name in [*published, "AAA - First", "Zed - Last"]:
+        write_track(tmp_path / "hq" / "train" / name, mixture=True)
+    write_track(tmp_path / "hq" / "test" / "Test - Song", mixture=True)
+    manifests = prepare(tmp_path / "hq", tmp_path / "save")
+    assert ids(manifests["valid"]) == published
+    assert ids(manifests["train"]) == ["AAA - First", "Zed - Last"]
+    assert ids(manifests["test"]) == ["Test - Song"]
+    assert check([*manifests.values()]) == 0
+
+
+def test_own_stems_in_any_order_other_files_ignored(tmp_path):
+    stems = ("kick", "hihat", "vocals")
+    for split in ("train", "valid"):
+        folder = write_track(tmp_path / "own" / split / "a", stems)
+        (folder / "notes.txt").write_text("x")
+        soundfile.write(folder / "preview.wav", np.zeros(5), 44100)
+    (tmp_path / "own" / "train" / "empty").mkdir()
+    manifests = prepare(tmp_path / "own", tmp_path / "save", ["vocals", "kick"])
+    (row,) = read_manifest(manifests["train"], 2, stems=True)
+    assert [Path(path).name for path in row.sources] == ["vocals.wav", "kick.wav"]
+
+
+def test_stems_restricts_training_and_keeps_the_mixture(flat, tmp_path):
+    listed = {name: ["03-uuid", "04-uuid"] for name in SOURCES}
+    listed["bass"] = ["04-uuid", "00-uuid"]
+    (tmp_path / "clean.json").write_text(json.dumps(listed))
+    manifests = prepare(flat, tmp_path / "save", stems=tmp_path / "clean.json")
+    rows = read_manifest(manifests["train"], 4, stems=True)
+    assert [(row.id, row.unused) for row in rows] == [
+        ("03-uuid", (2,)),
+        ("04-uuid", ()),
+    ]
+    assert all(len(row.sources) == 4 and all(row.sources) for row in rows)
+    assert ids(manifests["valid"]) == ["00-uuid"], "validation is not restricted"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "clean.json: is not valid JSON"),
+        ('{"drums": []}', "lists no training track for 'drums'|no list of tracks for"),
+        ('{"drums": "all"}', "clean.json: has no list of tracks for 'drums'"),
+        (
+            json.dumps({name: ["nowhere"] for name in SOURCES}),
+            "clean.json: 'drums' lists 'nowhere', which is no track",
+        ),
+        (
+            json.dumps({name: ["00-uuid"] for name in SOURCES}),
+            "clean.json: lists no training track for 'drums'",
+        ),
+    ],
+)
+def test_a_faulty_list_of_stems(flat, tmp_path, text, message):
+    (tmp_path / "clean.json").write_text(text)
+    with pytest.raises(DataError, match=message) as error:
+        prepare(flat, tmp_path / "save", stems=tmp_path / "clean.json")
+    assert "\n" not in str(error.value)
+
+
+def resample_file(path: Path) -> None:
+    soundfile.write(path, soundfile.read(path)[0], RATE * 2)
+
+
+def three_channels(path: Path) -> None:
+    soundfile.write(path, np.zeros((FRAMES, 3)), RATE)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (os.remove, "05-uuid/bass.wav does not exist, but .*05-uuid/drums.wav does"),
+        (lambda path: path.write_text("<html>"), "bass.wav cannot be read as audio"),
+        (lambda path: soundfile.write(path, np.zeros((0, 2)), RATE), "no samples"),
+        (resample_file, "bass.wav is at 16000 Hz, expected 8000 Hz as drums.wav"),
+        (three_channels, "bass.wav has 3 channels, expected stereo"),
+        (lambda path: os.link(path, path.with_suffix(".flac")), "there is bass.flac"),
+    ],
+)
+def test_what_stops_the_preparation_is_named_in_one_line(
+    flat, tmp_path, spoil, message
+):
+    spoil(flat / "05-uuid" / "bass.wav")
+    with pytest.raises(DataError, match=message) as error:
+        prepare(flat, tmp_path / "save")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "save").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sources": ["mixture"]}, "sources: 'mixture' is the mixture"),
+        ({"sources": ["bass", "bass"]}, "'bass' is there twice"),
+        ({"sources": ["../bass"]}, "expected names of files"),
+        ({"sources": ["piano"]}, "no tracks found.*holds 00-uuid"),
+        ({"valid_tracks": 12}, "one must be held out and one left"),
+        ({"valid_tracks": ["00-uid"]}, "no track '00-uid'; nearest is '00-uuid'"),
+        ({"sample_rate": 44100}, "is at 8000 Hz, expected 44100 Hz; resample it"),
+        ({"test_folder": "/nowhere"}, "/nowhere does not exist"),
+        ({"stems": "/nowhere.json"}, "/nowhere.json: cannot be read"),
+    ],
+)
+def test_options_that_cannot_be(flat, tmp_path, options, message):
+    with pytest.raises(DataError, match=message) as error:
+        prepare(flat, tmp_path / "save", **options)
+    assert "\n" not in str(error.value)
+
+
+def test_unequal_lengths_and_mono_are_warned_of_and_survived(flat, tmp_path, caplog):
+    path = flat / "05-uuid" / "bass.wav"
+    wave, _ = soundfile.read(path)
+    soundfile.write(path, wave[:3000, 0], RATE)
+    with caplog.at_level(logging.WARNING):
+        manifests = prepare(flat, tmp_path / "save")
+    (warning,) = caplog.messages
+    assert "05-uuid: bass.wav has 3000 samples, drums.wav 4000: cut" in warning
+    assert "bass.wav mono, played on both channels" in warning
+    rows = {row.id: row for row in read_manifest(manifests["train"], stems=True)}
+    assert rows["05-uuid"].frames == 3000
+
+
+def test_a_file_in_the_place_of_the_manifests_is_one_line(
+    flat, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "file").touch()
+    options = [f"--data_folder={flat}", f"--save_folder={tmp_path}/file"]
+    monkeypatch.setattr("sys.argv", ["stems", *options])
+    assert main() == 1
+    assert f"error: {tmp_path}/file" in capsys.readouterr().err
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: FRAMES * 2])
+
+
+def change(wave):
+    """A function that replaces the samples of a file."""
+    return lambda path: soundfile.write(
+        path, wave(soundfile.read(path)[0]), RATE, subtype="FLOAT"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "messages"),
+    [
+        (change(lambda w: w[:-1]), ["bass.wav has 3999 samples, others of the track"]),
+        (change(lambda w: w[:, :1]), ["bass.wav is mono, expected stereo"]),
+        (resample_file, ["bass.wav is at 16000 Hz, the row says 8000 Hz"]),
+        (change(np.zeros_like), ["bass.wav is silent"]),
+        (change(lambda w: w * np.nan), ["bass.wav holds NaN or Inf"]),
+        (change(lambda w: np.clip(50 * w, -1, 1)), ["bass.wav is clipped: "]),
+        (cut_short, ["bass.wav is truncated: holds "]),
+        (lambda path: path.write_bytes(b""), ["bass.wav cannot be read as audio"]),
+        (os.remove, ["bass.wav is missing"]),
+        (change(lambda w: w * 0.9), ["mixture.wav is not the sum of its stems"]),
+        (
+            change(lambda w: np.zeros((100, 1))),
+            ["bass.wav is mono", "bass.wav has 100 samples", "bass.wav is silent"],
+        ),
+    ],
+)
+def test_check_names_every_fault_of_stems(tmp_path, capsys, spoil, messages):
+    for name in ("a", "b"):
+        write_track(tmp_path / "x" / name, mixture=True)
+    manifest = prepare(tmp_path / "x", tmp_path / "save", valid_tracks=["a"])["train"]
+    assert check([manifest]) == 0
+    capsys.readouterr()
+    spoil(tmp_path / "x" / "b" / "bass.wav")
+    assert check([manifest]) == 1
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == f"{manifest}: 1 rows, {len(messages)} faults"
+    for line, message in zip(lines, messages, strict=True):
+        assert line.startswith(f"{manifest}, row 2 (b): ") and message in line
+
+
+def test_a_manifest_of_stems_is_none_of_speech_and_the_reverse(flat, tmp_path):
+    manifest = prepare(flat, tmp_path / "save")["train"]
+    with pytest.raises(DataError, match="row 2: channels is 2, expected mono"):
+        read_manifest(manifest)
+    text = Path(manifest).read_text().replace(",2,\n", ",3,\n")
+    (tmp_path / "odd.csv").write_text(text)
+    with pytest.raises(DataError, match="row 2: channels is '3', expected 1 or 2"):
+        read_manifest(tmp_path / "odd.csv", stems=True)
+    text = Path(manifest).read_text().replace(",2,\n", ",2,5\n")
+    (tmp_path / "odd.csv").write_text(text)
+    with pytest.raises(DataError, match="row 2: unused is '5', expected .* 1 to 4"):
+        read_manifest(tmp_path / "odd.csv", stems=True)

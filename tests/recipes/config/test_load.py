@@ -1,0 +1,360 @@
+"""YAML files, their variants and overrides."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from speechbrain.utils.run_opts import RunOptions
+
+from modules.runtime.errors import DataError, HparamsError
+from recipes.config.load import load_hparams, load_tree, parse_command_line
+from tests import ROOT
+
+# Extended by others, not run themselves.
+BASES = {"base.yaml", "speech.yaml", "music.yaml"}
+DATASETS = sorted((ROOT / "hparams" / "datasets").glob("*.yaml"))
+RECIPES = sorted(p for p in (ROOT / "hparams").glob("*.yaml") if p.name not in BASES)
+SPEECH = [
+    ROOT / "hparams" / f"{name}_tiny.yaml" for name in ("mossformer2", "sepformer")
+]
+TOY = str(ROOT / "tests" / "toy.yaml")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_names_only_keys_that_something_reads(path, tmp_path):
+    """A key that nobody reads is a setting that does nothing."""
+    _, resolved = load_hparams(
+        path, {"data_folder": "/none", "output_folder": str(tmp_path)}
+    )
+    texts = [p.read_text() for p in (ROOT / "hparams").rglob("*.yaml")]
+    code = "".join(
+        p.read_text()
+        for p in [
+            ROOT / "train.py",
+            ROOT / "benchmarks" / "truncation_rules.py",
+            *(ROOT / "recipes").rglob("*.py"),
+        ]
+    )
+    for key in yaml.compose(resolved).value:
+        name = key[0].value
+        used = (
+            any(f"<{name}>" in text for text in texts)
+            or f"hparams.{name}" in code
+            or f'hparams["{name}"]' in code
+            or name in RunOptions.__dataclass_fields__
+            or name == "__set_seed"
+        )
+        assert used, f"{path.name}: nothing reads {name}"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_says_its_published_score(path):
+    header = path.read_text().split("extends")[0]
+    assert "Published" in header or "measured" in header.lower() or "demo" in header
+
+
+@pytest.mark.parametrize("path", DATASETS, ids=lambda path: path.stem)
+def test_every_data_set_says_its_published_score(path):
+    header = path.read_text().split("prepare")[0]
+    assert "Published" in header or "Not a published" in header
+    assert "measured" in header.lower()
+
+
+@pytest.mark.parametrize("path", DATASETS, ids=lambda path: path.stem)
+def test_every_data_set_can_be_chosen_for_both_models(path, tmp_path):
+    """Its keys can be overridden, all are read, and its `prepare` takes them."""
+    module = f"data_prep.{path.stem}"
+    for recipe in SPEECH:
+        arguments = [str(recipe), f"--dataset={path.stem}", "--data_folder=/none"]
+        _, _, overrides = parse_command_line([*arguments, "--sample_rate=16000"])
+        hparams, resolved = load_hparams(recipe, overrides)
+        prepare = hparams["prepare"]
+        assert prepare.func.__module__.startswith(f"{module}.")
+        inspect.signature(prepare.func).bind(**prepare.keywords)
+        assert prepare.keywords["sample_rate"] == 16000
+        assert {"num_spks", "mode"} <= prepare.keywords.keys()  # else it ignores them
+        if path.stem != "synthetic":  # that one makes what is not there
+            with pytest.raises(DataError, match="/none"):
+                prepare(save_folder=tmp_path)
+        written = tmp_path / "hyperparams.yaml"
+        written.write_text(resolved)
+        again, _ = load_hparams(written)
+        assert again["prepare"].keywords == prepare.keywords
+    text = path.read_text()
+    for key in yaml.compose(text).value:
+        name = key[0].value
+        speech = (ROOT / "hparams" / "speech.yaml").read_text()
+        base = (ROOT / "hparams" / "base.yaml").read_text()
+        known = f"\n{name}:" in speech + base or f"<{name}>" in text
+        assert known or name == "prepare", f"{path.name}: nothing reads {name}"
+
+
+def test_a_data_set_brings_its_settings_and_a_folder_of_its_own(tmp_path):
+    def load(recipe, *arguments):
+        path = str(ROOT / "hparams" / f"{recipe}.yaml")
+        _, _, overrides = parse_command_line([path, "--data_folder=/none", *arguments])
+        return load_hparams(path, overrides)[0]
+
+    plain = load("mossformer2_tiny")
+    assert (
+        plain["dynamic_mixing"]
+        and plain["output_folder"] == "results/mossformer2_tiny/1234"
+    )
+    libri = load("mossformer2_tiny", "--dataset", "librimix", "--task=mix_both")
+    assert (
+        not libri["dynamic_mixing"] and libri["prepare"].keywords["task"] == "mix_both"
+    )
+    assert libri["output_folder"] == "results/mossformer2_tiny_librimix/1234"
+    mixed = load("sepformer_tiny", "--dynamic_mixing=True", "--dataset=librimix")
+    assert mixed["dynamic_mixing"]
+    assert mixed["segment_seconds"] == 2  # a variant comes after the data set
+    demo = load("demo")
+    assert demo["base_folder_dm"] == "/none/wsj0/si_tr_s"
+    assert load("demo", "--dataset=librimix")["base_folder_dm"] is None
+
+
+def test_a_variant_may_choose_the_data_set(tmp_path):
+    variant = tmp_path / "mine.yaml"
+    variant.write_text(f"extends: {SPEECH[1]}\ndataset: librimix\ntask: mix_both\n")
+    hparams, _ = load_hparams(variant, {"data_folder": "/none"})
+    assert hparams["prepare"].keywords["task"] == "mix_both"
+    other, _ = load_hparams(variant, {"data_folder": "/none", "dataset": "wsj0mix"})
+    assert other["prepare"].func.__module__ == "data_prep.wsj0mix.manifests"
+
+
+def test_a_wrong_data_set_lists_those_that_there_are():
+    for arguments in (["--dataset=libri"], ["--dataset"], ["--dataset", "../speech"]):
+        with pytest.raises(HparamsError) as error:
+            parse_command_line([str(SPEECH[0]), *arguments])
+        message = str(error.value)
+        assert "expected one of librimix, synthetic, wham, whamr, wsj0mix" in message
+    with pytest.raises(HparamsError, match="unknown key --task: did you mean"):
+        parse_command_line([TOY, "--task=mix_both"])  # not a key of WSJ0-mix
+    with pytest.raises(HparamsError, match="unknown key --dataset"):
+        parse_command_line([str(ROOT / "hparams" / "htdemucs.yaml"), "--dataset=wham"])
+
+
+def test_resolved_text_gives_the_same_run(tmp_path):
+    overrides = {"data_folder": "/none", "output_folder": str(tmp_path), "lr": 0.25}
+    _, resolved = load_hparams(TOY, overrides)
+    written = tmp_path / "hyperparams.yaml"
+    written.write_text(resolved)
+    again, _ = load_hparams(written)
+    assert again["optimizer"].keywords["lr"] == 0.25
+    assert again["modules"]["separator"] is again["separator"]
+    assert again["checkpointer"].recoverables["separator"] is again["separator"]
+
+
+def test_a_variant_changes_only_what_it_names(tmp_path):
+    settings = {"data_folder": "/none", "output_folder": str(tmp_path)}
+    (tmp_path / "variant.yaml").write_text(f"extends: {TOY}\nlr: 0.5\n")
+    changed, _ = load_hparams(tmp_path / "variant.yaml", settings)
+    plain, _ = load_hparams(TOY, settings)
+    differing = {
+        key
+        for key, value in plain.items()
+        if isinstance(value, int | float | str | list | None) and changed[key] != value
+    }
+    assert differing == {"lr"}
+    assert changed["optimizer"].keywords["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num_spk=3"], "unknown key --num_spk: did you mean num_spks?"),
+        (["--precison=bf16"], "did you mean precision?"),
+        (["--dev=cpu"], "unknown key --dev"),  # argparse would take the abbreviation
+        (["--lr"], "--lr needs one value"),
+        (["lr=1"], "unexpected argument 'lr=1'"),
+        (["--precision=fp8"], "precision"),
+        (["--optimizer_step_limit=few"], "optimizer_step_limit"),
+        (["--select=[1"], "not valid YAML"),
+    ],
+)
+def test_a_wrong_argument_is_one_clear_line(arguments, message):
+    with pytest.raises(HparamsError) as error:
+        parse_command_line([TOY, *arguments])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def load(*arguments: str, file: str | Path = TOY) -> dict:
+    _, _, overrides = parse_command_line([str(file), "--data_folder=/x", *arguments])
+    return load_hparams(file, overrides)[0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--lr_scheduler={patiense: 3}", "lr_scheduler[patiense]: did you mean patien"),
+        ("--lr_scheduler={PATIENCE: 3}", "did you mean patience? (there are: dont_ha"),
+        ("--lr_scheduler={q: 3}", "lr_scheduler[q]: the nearest is "),
+        ("--patience=3", "did you mean --lr_scheduler='{patience: ...}'?"),
+        ("--zzz=3", "unknown key --zzz: the nearest is "),
+        ("--separator={layers: 3}", "separator[layers]: "),
+    ],
+)
+def test_a_misspelt_key_names_its_neighbour_nested_or_not(argument, message):
+    with pytest.raises(HparamsError) as error:
+        load(argument)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--batch_size=two", "batch_size=two: expected an integer, as its default 1"),
+        ("--batch_size=True", "batch_size=True: expected an integer"),
+        ("--batch_size=0", "batch_size=0: must be above 0"),
+        ("--batch_size=null", "batch_size=null: expected an integer"),
+        ("--N_epochs=1.5", "N_epochs=1.5: expected an integer, as its default 200"),
+        ("--lr=abc", "lr=abc: expected a number, as its default 0.00015"),
+        ("--lr=[1]", "lr=[1]: expected a number"),
+        (
+            "--segment_seconds=True",
+            "=True: expected a number or null, as its default 4",
+        ),
+        ("--dynamic_mixing=no", "dynamic_mixing=no: expected True or False"),
+        ("--segment_seconds=x", "segment_seconds=x: expected a number or null"),
+        ("--speed_changes=[95, x]", "[95, x]: expected a list (each item an integer)"),
+        ("--select={threshold: a}", "select[threshold]=a: expected a number, as its"),
+        ("--optimizer=5", "optimizer=5: expected keys and values"),
+        ("--seed=-1", "seed=-1: must not be negative"),
+        ("--select=null", "select=null: expected keys and values"),
+        ("--mode=[1]", "mode=[1]: expected text, as its default min"),
+    ],
+)
+def test_a_value_of_the_wrong_type_says_what_is_expected(argument, expected):
+    with pytest.raises(HparamsError) as error:
+        load(argument)
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "key", "value"),
+    [
+        ("--lr=1", "lr", 1),
+        ("--lr=1e-4", "lr", 1e-4),
+        ("--clip_grad_norm=0.5", "clip_grad_norm", 0.5),
+        ("--threshold=-20", "threshold", -20),
+        ("--segment_seconds=null", "segment_seconds", None),
+        ("--speed_changes=null", "speed_changes", None),
+        ("--examples_per_epoch=7", "examples_per_epoch", 7),
+        ("--experiment_name=007", "experiment_name", "007"),
+        ("--base_folder_dm=5", "base_folder_dm", "5"),
+        ("--lr_scheduler=null", "lr_scheduler", None),
+        ("--base_folder_dm=~/talkers", "base_folder_dm", f"{Path.home()}/talkers"),
+    ],
+)
+def test_a_value_of_the_right_type_arrives(argument, key, value):
+    loaded = load(argument)[key]
+    assert loaded == value and type(loaded) is type(value)
+
+
+def test_types_come_from_every_file_that_is_extended(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: {TOY}\nlr: 1\nmine: null\nseparator: !new:a.B\n")
+    assert load_hparams(TOY, {"data_folder": "x", "lr": 0.5})[0]["lr"] == 0.5
+    for value in ("null", "3", "text"):  # null says nothing of its type
+        with pytest.raises(ImportError):  # a.B: the value itself was taken
+            load(f"--mine={value}", "--lr=0.5", file=path)
+    with pytest.raises(HparamsError, match="mine.yaml|gives separator no keys"):
+        load("--separator={size: 3}", file=path)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_what_a_recipe_says_of_null_is_true(path):
+    """A key whose comment explains null takes it."""
+    lines = [
+        line for parent in (ROOT / "hparams").glob("*.yaml")
+        for line in parent.read_text().splitlines() if "null:" in line
+    ]  # fmt: skip
+    names = {line.split(":")[0] for line in lines if line[0].isalpha()}
+    assert {"segment_seconds", "speed_changes", "examples_per_epoch"} <= names
+    known = names & load_tree(path).keys()
+    tree = load_tree(path, dict.fromkeys(known))
+    assert {tree[name] for name in known} == {None}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_number_with_a_fraction_by_nature_takes_one(path):
+    names = {
+        *("lr", "clip_grad_norm", "ema_decay", "loss_upper_lim", "threshold"),
+        *("train_seconds", "stride_seconds", "segment_seconds", "eval_chunk_seconds"),
+        *("lora_alpha", "lora_dropout", "overlap", "pretrained_seconds"),
+    }
+    known = names & load_tree(path).keys()
+    tree = load_tree(path, dict.fromkeys(known, 0.5))
+    assert {tree[name] for name in known} == {0.5}
+
+
+def test_a_device_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(HparamsError, match="--device=cuda: this machine has none of"):
+        parse_command_line([TOY, "--device=cuda"])
+    with pytest.raises(HparamsError, match="--device=gpu: no such device; expected"):
+        parse_command_line([TOY, "--device=gpu"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert parse_command_line([TOY, "--device=cuda:0"])[1].device == "cuda:0"
+    with pytest.raises(HparamsError, match="cuda:3: this machine has only 1 of"):
+        parse_command_line([TOY, "--device=cuda:3"])
+
+
+def test_a_nested_override_leaves_its_neighbours(tmp_path):
+    _, _, overrides = parse_command_line(
+        [
+            TOY,
+            "--data_folder=/none",
+            f"--output_folder={tmp_path}",
+            "--lr_scheduler={patience: 7}",
+        ]
+    )
+    scheduler = load_hparams(TOY, overrides)[0]["lr_scheduler"]
+    assert (scheduler.patience, scheduler.factor) == (7, 0.5)
+
+
+def test_values_with_equals_signs_and_spaces_survive(tmp_path):
+    folder = tmp_path / "a=b c"
+    _, _, overrides = parse_command_line([TOY, f"--data_folder={folder}", "--lr", "1"])
+    assert overrides == {"data_folder": str(folder), "lr": 1}
+    numbered = [TOY, "--data_folder=/data/set #1", "--mode='max' # not min"]
+    given = parse_command_line(numbered)[2]
+    assert given == {"data_folder": "/data/set #1", "mode": "max"}
+
+
+def test_a_file_that_is_not_run_by_itself_is_one_line():
+    with pytest.raises(HparamsError, match='speech.yaml: .*"separator" is not valid'):
+        load_hparams("hparams/speech.yaml", {"data_folder": "x"})
+
+
+def test_a_placeholder_asks_for_its_value():
+    with pytest.raises(HparamsError, match="--data_folder=..."):
+        load_hparams(TOY)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(HparamsError, match="hparams/none.yaml: no such YAML file"):
+        parse_command_line(["hparams/none.yaml"])
+    with pytest.raises(HparamsError, match="first argument must be a YAML file"):
+        parse_command_line(["--data_folder=x"])
+
+
+def test_run_options_are_typed():
+    _, run_opts, overrides = parse_command_line(
+        [TOY, "--optimizer_step_limit=3", "--debug", "--precision", "bf16"]
+    )
+    assert run_opts.optimizer_step_limit == 3
+    assert run_opts.debug and run_opts.precision == "bf16"
+    assert overrides == {}
+
+
+def test_a_value_that_its_object_refuses_is_one_line(tmp_path):
+    path = ROOT / "hparams" / "mossformer2_tiny.yaml"
+    overrides = {"data_folder": "/none", "output_folder": str(tmp_path), "layers": 0}
+    with pytest.raises(HparamsError, match="layers=0 must be") as error:
+        load_hparams(path, overrides)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,66 @@
+"""Which settings a resume compares, and how it tells what changed."""
+
+import pytest
+
+from recipes.config.load import load_hparams
+from recipes.config.settings import FREE, changed_settings, describe, settings_of
+from tests import ROOT
+
+TOY = ROOT / "tests" / "toy.yaml"
+
+
+def settings(**overrides: object) -> dict[str, object]:
+    given = {"data_folder": "/data", **overrides}
+    return settings_of(load_hparams(TOY, given)[1])
+
+
+def test_what_is_trained_is_compared():
+    changed = changed_settings(
+        settings(), settings(lr=0.5, batch_size=2, speed_changes=None, dropout=0.1)
+    )
+    assert changed["lr"] == (0.00015, 0.5)
+    assert changed["optimizer.lr"] == (0.00015, 0.5)
+    text = describe(changed)
+    assert text == (
+        "batch_size: 1 -> 2; dropout: 0.0 -> 0.1; lr: 0.00015 -> 0.5; "
+        "speed_changes: [95, 100, 105] -> None"
+    )
+
+
+def test_places_logs_workers_and_length_are_free():
+    now = settings(
+        data_folder="/elsewhere",
+        output_folder="/out",
+        N_epochs=7,
+        num_workers=9,
+        log_every=3,
+        valid_every=2,
+        keep_checkpoints=4,
+        allow_changes=True,
+    )
+    assert changed_settings(settings(), now) == {}
+
+
+def test_another_object_is_named():
+    other = settings_of("optimizer: !name:torch.optim.SGD\n    lr: 0.1\n")
+    adam = settings_of("optimizer: !name:torch.optim.Adam\n    lr: 0.1\n")
+    assert describe(changed_settings(adam, other)) == (
+        "optimizer: !name:torch.optim.Adam -> !name:torch.optim.SGD"
+    )
+
+
+def test_every_value_is_plain():
+    for path in (ROOT / "hparams").glob("*.yaml"):
+        try:
+            text = load_hparams(path, {"data_folder": "/d", "pretrained": "/p"})[1]
+        except Exception as error:  # base files that are not run by themselves
+            assert path.name in ("base.yaml", "speech.yaml", "music.yaml"), error
+            continue
+        for key, value in settings_of(text).items():
+            assert value is None or type(value) in (bool, int, float, str), key
+
+
+@pytest.mark.parametrize("name", sorted(FREE))
+def test_a_free_setting_exists(name):
+    texts = [path.read_text() for path in (ROOT / "hparams").glob("*.yaml")]
+    assert any(line.startswith(f"{name}:") for t in texts for line in t.splitlines())
