@@ -78,7 +78,7 @@ def command_of(arm: str, options: argparse.Namespace, further: list[str]) -> lis
         f"--log_every={max(1, options.steps // LOGGED)}",
         "--n_audio_to_save=0",
         "--tensorboard=False",
-        "--eval_chunks=1",  # else a test may need more memory than training
+        "--segments_per_call=1",  # else a test may need more memory than training
         *([f"--lr={rate}"] if rate is not None else []),
         *further,
         *ARMS[arm],

@@ -25,7 +25,7 @@ from modules.metrics.detection import read_truth, table
 from recipes.music import MusicSeparation
 
 
-class Rivals(nn.Module):
+class RuleNetworks(nn.Module):
     """Copies of a separator that share their input; sources are named rule_stem.
 
     Arguments
@@ -47,22 +47,22 @@ class Rivals(nn.Module):
         return torch.cat([net(mixture_BCT) for net in self.networks.values()], dim=1)
 
 
-class RivalRules:
+class RuleSelectors:
     """A selector for each rule, each on its own columns of the losses.
 
     Arguments
     ---------
     rules : Sequence[str]
         Names that `modules.losses.selection.truncation` knows.
-    window : int
+    memory : int
         Of the running rule.
     """
 
     renormalise = True
 
-    def __init__(self, rules: Sequence[str], window: int = 1000) -> None:
+    def __init__(self, rules: Sequence[str], memory: int = 1000) -> None:
         self.selectors: dict[str, KeepAll | LossTruncation] = {
-            rule: truncation(rule, 1.0, window) for rule in rules
+            rule: truncation(rule, 1.0, memory) for rule in rules
         }
 
     @property
@@ -109,8 +109,8 @@ class RivalRules:
             selector.load_state_dict(state[rule])
 
 
-class RivalSeparation(MusicSeparation):
-    """`MusicSeparation` of `Rivals`; reports the rules side by side, and the audit."""
+class RuleComparison(MusicSeparation):
+    """`MusicSeparation` of `RuleNetworks`; reports the rules side by side."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -124,10 +124,10 @@ class RivalSeparation(MusicSeparation):
     ) -> Terms:
         """The losses of all rivals, rule by rule."""
         parts = [
-            super(RivalSeparation, self).compute_objectives(est_BSCT, batch, stage)
+            super(RuleComparison, self).compute_objectives(est_BSCT, batch, stage)
             for est_BSCT in predictions.chunk(len(self.rules), dim=1)
         ]
-        ranks = [part.rank_BK for part in parts if part.rank_BK is not None]
+        ranks = [part.sort_key_BK for part in parts if part.sort_key_BK is not None]
         # The targets are the same for all: counted once.
         others = [torch.zeros_like(part.silent_BK) for part in parts[1:]]
         return Terms(
@@ -142,9 +142,9 @@ class RivalSeparation(MusicSeparation):
         return super().origin_numbers(batch, terms).repeat(1, len(self.rules))
 
     def on_choice(self, origin_NK: Tensor, usable_NK: Tensor, keep_NK: Tensor) -> None:
-        """Audit by the last rule."""
+        """Suspicion by the last rule."""
         last = slice(-len(self.stems), None)
-        self.audit.add(origin_NK[:, last], usable_NK[:, last], keep_NK[:, last])
+        self.suspicion.add(origin_NK[:, last], usable_NK[:, last], keep_NK[:, last])
 
     def score(
         self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage
@@ -172,7 +172,7 @@ class RivalSeparation(MusicSeparation):
         return self.summary | {"metrics": {name: metrics[name] for name in names}}
 
     def report(self) -> None:
-        """A row of scores for each rule, then what the audit found."""
+        """A row of scores for each rule, then what the suspicion scores found."""
         super().report()
         if not if_main_process() or self.summary is None:
             return
@@ -187,7 +187,9 @@ class RivalSeparation(MusicSeparation):
             print(" ".join(f"{text:>12}" for text in [rule, *shown]))
         if self.hparams.truth:
             print(f"\nwhat `{self.rules[-1]}` dropped, against {self.hparams.truth}:")
-            print("\n".join(audit_table(self.audit.rows(), Path(self.hparams.truth))))
+            print(
+                "\n".join(audit_table(self.suspicion.rows(), Path(self.hparams.truth)))
+            )
 
 
 def audit_table(rows: Sequence[Mapping], truth_file: Path) -> list[str]:

@@ -26,7 +26,7 @@ from modules.inference.songs import apply_model
 from modules.losses.choice import Terms
 from modules.losses.selection import KeepAll, dropped_of
 from modules.losses.si_snr import SILENCE
-from modules.losses.suspicion import Audit
+from modules.losses.suspicion import Suspicion
 from modules.metrics.scores import score_song
 from modules.runtime import distributed
 from modules.runtime.errors import HparamsError
@@ -62,9 +62,9 @@ class MusicSeparation(Separation):
         select = self.hparams.select
         select.batches = self.grad_accumulation_factor
         try:
-            total_epochs(self.hparams.lr_scheduler)  # refuses all but Steps
-            for step in self.hparams.lr_scheduler.steps:
-                select.quantile = step.quantile
+            total_epochs(self.hparams.lr_scheduler)  # refuses all but Phases
+            for phase in self.hparams.lr_scheduler.phases:
+                select.quantile = phase.quantile
                 select.check(self.hparams.batch_size, distributed.world_size())
         except ValueError as error:
             raise HparamsError(str(error)) from error
@@ -82,42 +82,42 @@ class MusicSeparation(Separation):
 
         A silent stem is as good a target as any: it teaches silence. It is counted.
 
-        With `rank_by_level` a stem is judged by its error relative to the level of
+        With `relative_to_level` a stem is judged by its error relative to the level of
         its target (at least 1 % of the mixture's), so that loud stems are not the
         first to be dropped; what is trained on stays the plain error.
         """
         target_BSCT = batch.src
         loss_BS = (predictions.float() - target_BSCT).abs().mean((2, 3))
         weighs_S = torch.tensor(self.stem_weights, device=loss_BS.device) > 0
-        rank_BS = None
-        if self.hparams.rank_by_level:
+        sort_key_BS = None
+        if self.hparams.relative_to_level:
             floor_B1 = 0.01 * batch.mix.abs().mean((1, 2))[:, None]
             level_BS = target_BSCT.abs().mean((2, 3)).maximum(floor_B1)
             # A silent mixture has only silent stems: any error is as good as another.
-            rank_BS = loss_BS.detach() / level_BS.clamp(min=1e-8)
+            sort_key_BS = loss_BS.detach() / level_BS.clamp(min=1e-8)
         # Quicker than the power: samples this close together have no more than that.
         swing_BSC = target_BSCT.amax(3) - target_BSCT.amin(3)
         silent_BS = swing_BSC.amax(2) <= 2 * math.sqrt(SILENCE)
-        return Terms(loss_BS, weighs_S.expand_as(loss_BS), rank_BS, silent_BS)
+        return Terms(loss_BS, weighs_S.expand_as(loss_BS), sort_key_BS, silent_BS)
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
-        """Enter the step of the recipe that the epoch belongs to."""
+        """Enter the phase of the recipe that the epoch belongs to."""
         super().on_stage_start(stage, epoch)
         if stage != Stage.TRAIN:
             return
-        step = self.hparams.lr_scheduler.at(epoch)
-        self.hparams.select.quantile = step.quantile
+        phase = self.hparams.lr_scheduler.at(epoch)
+        self.hparams.select.quantile = phase.quantile
         for group in self.optimizer.param_groups:
-            group["lr"] = step.lr
-        if epoch == step.first_epoch and self.step == 0:
-            # Each step of CCOM's recipe is a run of its own: weights go on, Adam's
+            group["lr"] = phase.lr
+        if epoch == phase.first_epoch and self.step == 0:
+            # Each phase of CCOM's recipe is a run of its own: weights go on, Adam's
             # moments begin anew.
             self.optimizer.state.clear()
-            keeps_all = step.quantile == 1 or isinstance(self.hparams.select, KeepAll)
-            kept = "all" if keeps_all else f"the lowest {step.quantile:g} of"
+            keeps_all = phase.quantile == 1 or isinstance(self.hparams.select, KeepAll)
+            kept = "all" if keeps_all else f"the lowest {phase.quantile:g} of"
             logger.info(
-                f"Step {step.number}: epochs {step.epochs}, lr {step.lr:g}, keeping "
-                f"{kept} losses"
+                f"Phase {phase.number}: epochs {phase.epochs}, lr {phase.lr:g}, "
+                f"keeping {kept} losses"
             )
 
     def on_fit_batch_start(self, batch: Batch, should_step: bool) -> None:
@@ -134,7 +134,7 @@ class MusicSeparation(Separation):
 
     def origin_numbers(self, batch: Batch, terms: int) -> Tensor:
         """Number of the track that each stem was cut from, [B, S]."""
-        numbers = self.audit.numbers
+        numbers = self.suspicion.numbers
         return torch.tensor(
             [[numbers[track] for track in origins] for origins in batch.origins],
             device=batch.mix.device,
@@ -142,17 +142,17 @@ class MusicSeparation(Separation):
 
     def on_choice(self, origin_NK: Tensor, usable_NK: Tensor, keep_NK: Tensor) -> None:
         """Count what was dropped, for the suspicion score."""
-        self.audit.add(origin_NK, usable_NK, keep_NK)
+        self.suspicion.add(origin_NK, usable_NK, keep_NK)
 
     # ------------------------------------------------------------------ evaluation
 
     def _load_for_evaluation(self, max_key: str | None) -> None:
-        """The best weights; but the audit of the whole run, not up to their epoch."""
+        """Load the best weights, but the suspicion scores of the whole run."""
         newest = self.checkpointer.find_checkpoint()
         super()._load_for_evaluation(max_key)
         if newest is not None:
-            path = newest.paramfiles["audit"]
-            self.audit.load_state_dict(torch.load(path, "cpu", weights_only=True))
+            path = newest.paramfiles["suspicion"]
+            self.suspicion.load_state_dict(torch.load(path, "cpu", weights_only=True))
 
     def separate(self, mix_BT: Tensor) -> Tensor:
         """Separate whole songs [B, C, T] in overlapping segments."""
@@ -161,7 +161,7 @@ class MusicSeparation(Separation):
             mix_BT,
             shifts=self.hparams.shifts,
             overlap=self.hparams.overlap,
-            batch_size=self.hparams.eval_chunks,
+            batch_size=self.hparams.segments_per_call,
             normalize=True,
             seed=self.hparams.seed,
         )
@@ -207,8 +207,8 @@ class MusicSeparation(Separation):
 
     def report(self) -> None:
         """The table of scores, and the suspicion scores in a CSV."""
-        if if_main_process() and self.audit.dropped_RK.any():
-            self.audit.write_csv(self.output_folder / "suspicion.csv")
+        if if_main_process() and self.suspicion.dropped_RK.any():
+            self.suspicion.write_csv(self.output_folder / "suspicion.csv")
         super().report()
 
     #: Names of validation scores besides those of the loss terms.
@@ -225,7 +225,12 @@ class MusicSeparation(Separation):
             )
         for name, value, is_right, wanted in (
             ("overlap", hparams.overlap, 0 <= hparams.overlap < 1, "from 0 to below 1"),
-            ("eval_chunks", hparams.eval_chunks, hparams.eval_chunks >= 1, "1 or more"),
+            (
+                "segments_per_call",
+                hparams.segments_per_call,
+                hparams.segments_per_call >= 1,
+                "1 or more",
+            ),
         ):
             if not is_right:
                 raise HparamsError(f"{name}={value}: must be {wanted}")
@@ -261,7 +266,7 @@ class MusicSeparation(Separation):
         train_set = StemDataset(
             rows["train"],
             sample_rate=hparams.sample_rate,
-            segment_seconds=hparams.train_seconds,
+            segment_seconds=hparams.segment_seconds,
             stride_seconds=hparams.stride_seconds,
             augmentation=hparams.augmentation,
             levels=levels,
@@ -269,8 +274,8 @@ class MusicSeparation(Separation):
             examples_per_epoch=hparams.examples_per_epoch,
             seed=hparams.seed,
         )
-        self.audit = Audit([row.id for row in rows["train"]], self.stems)
-        self.checkpointer.add_recoverable("audit", self.audit)
+        self.suspicion = Suspicion([row.id for row in rows["train"]], self.stems)
+        self.checkpointer.add_recoverable("suspicion", self.suspicion)
         return (
             self.loader(train_set, hparams.batch_size, training=True),
             *(

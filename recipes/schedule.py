@@ -1,4 +1,4 @@
-"""What changes from epoch to epoch: the learning rate, and the steps of a recipe."""
+"""What changes from epoch to epoch: the learning rate, and the phases of a recipe."""
 
 import math
 from collections.abc import Sequence
@@ -49,8 +49,8 @@ class LinearDecay:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step: how long, how fast, and which share of the losses counts."""
+class Phase:
+    """One phase: how long, how fast, and which share of the losses counts."""
 
     number: int
     first_epoch: int
@@ -59,28 +59,28 @@ class Step:
     quantile: float
 
 
-class Steps:
-    """Training in steps that follow each other, each with its own settings.
+class Phases:
+    """Training in phases that follow each other, each with its own settings.
 
     All of it is a function of the epoch alone, so a run that resumes is in the right
-    step by itself.
+    phase by itself.
 
     Arguments
     ---------
     epochs, lr, quantile : Sequence[float]
-        Length, learning rate and truncation quantile of every step.
+        Length, learning rate and truncation quantile of every phase.
     only : int | None
-        Run this step alone, counted from 1.
+        Run this phase alone, counted from 1.
 
     Raises
     ------
     ValueError
-        Lists of different lengths; a number out of range; no such step.
+        Lists of different lengths; a number out of range; no such phase.
 
     Example
     -------
-    >>> steps = Steps(epochs=[500, 200], lr=[3e-4, 1e-4], quantile=[0.7, 0.5])
-    >>> steps.total, steps.at(500).number, steps.at(501).lr
+    >>> phases = Phases(epochs=[500, 200], lr=[3e-4, 1e-4], quantile=[0.7, 0.5])
+    >>> phases.total, phases.at(500).number, phases.at(501).lr
     (700, 1, 0.0001)
     """
 
@@ -93,7 +93,7 @@ class Steps:
     ) -> None:
         if not len(epochs) == len(lr) == len(quantile) > 0:
             raise ValueError(
-                "a step needs epochs, lr and quantile, but there are "
+                "a phase needs epochs, lr and quantile, but there are "
                 f"{len(epochs)}, {len(lr)} and {len(quantile)} of them"
             )
         if min(epochs) < 1 or min(lr) <= 0 or not all(0 < q <= 1 for q in quantile):
@@ -103,20 +103,20 @@ class Steps:
             )
         numbers = range(1, len(epochs) + 1)
         if only is not None and only not in numbers:
-            raise ValueError(f"step={only}: there are steps 1 to {len(epochs)}")
+            raise ValueError(f"phase={only}: there are phases 1 to {len(epochs)}")
         self.rates = [*lr]
-        self.steps: list[Step] = []
+        self.phases: list[Phase] = []
         self.total = 0
         for number, *settings in zip(numbers, epochs, lr, quantile, strict=True):
             if only in (None, number):
-                self.steps.append(Step(number, self.total + 1, *settings))
+                self.phases.append(Phase(number, self.total + 1, *settings))
                 self.total += settings[0]
 
-    def at(self, epoch: int) -> Step:
-        """The step that an epoch, counted from 1, belongs to; the last one for ever."""
+    def at(self, epoch: int) -> Phase:
+        """Return the phase of an epoch, counted from 1; the last phase never ends."""
         return max(
-            (step for step in self.steps if step.first_epoch <= epoch),
-            key=lambda step: step.first_epoch,
+            (phase for phase in self.phases if phase.first_epoch <= epoch),
+            key=lambda phase: phase.first_epoch,
         )
 
     def rate(self, epoch: int) -> float:
@@ -177,14 +177,14 @@ class RateFactor:
         return 1.0
 
 
-def total_epochs(steps: Steps) -> int:
-    """Length of all steps; for a YAML, which cannot ask an object."""
-    if not isinstance(steps, Steps):
+def total_epochs(phases: Phases) -> int:
+    """Length of all phases; for a YAML, which cannot ask an object."""
+    if not isinstance(phases, Phases):
         raise ValueError(
-            f"lr_scheduler={steps}: music recipes need recipes.schedule.Steps; one "
-            "step of one rate is {epochs: [100], lr: [0.0003], quantile: [1]}"
+            f"lr_scheduler={phases}: music recipes need recipes.schedule.Phases; one "
+            "phase of one rate is {epochs: [100], lr: [0.0003], quantile: [1]}"
         )
-    return steps.total
+    return phases.total
 
 
 def update_learning_rate(
@@ -199,7 +199,7 @@ def update_learning_rate(
     ---------
     scheduler : object | None
         SpeechBrain's ReduceLROnPlateau or NewBobScheduler, which wait for the loss,
-        LinearDecay or Steps; None keeps the rate.
+        LinearDecay or Phases; None keeps the rate.
     optimizer : torch.optim.Optimizer
         Whose rate it is.
     epoch : int
@@ -214,7 +214,7 @@ def update_learning_rate(
     """
     if scheduler is None:
         return
-    if isinstance(scheduler, LinearDecay | Steps):
+    if isinstance(scheduler, LinearDecay | Phases):
         set_rate(optimizer, scheduler.rate(epoch + 1))
     elif isinstance(scheduler, ReduceLROnPlateau):
         if loss is not None:
@@ -226,5 +226,5 @@ def update_learning_rate(
         raise TypeError(
             f"lr_scheduler: {type(scheduler).__name__} is not supported; use "
             "SpeechBrain's ReduceLROnPlateau or NewBobScheduler, "
-            "recipes.schedule.LinearDecay or Steps, or null"
+            "recipes.schedule.LinearDecay or Phases, or null"
         )

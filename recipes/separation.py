@@ -47,7 +47,7 @@ from modules.runtime.errors import HparamsError, NonFiniteTraining
 from modules.runtime.randomness import seed_step
 from modules.runtime.signals import StopRequest, StopRun
 from modules.weights.ema import EMA
-from recipes.config.settings import Settings, refuse_changes
+from recipes.config.settings import Settings, check_settings
 from recipes.evaluation import Evaluation
 from recipes.report import NAMED, listed, rewind_epochs, short_line
 from recipes.schedule import update_learning_rate
@@ -163,8 +163,10 @@ class Separation(Evaluation):
     def _choose(self, batch: Batch, terms: Terms, finite_B: Tensor) -> Tensor:
         """Mask [B, K] of this rank's terms to train on, decided by all ranks."""
         loss_BK = terms.loss_BK.float()
-        rank_BK = loss_BK if terms.rank_BK is None else terms.rank_BK.float()
-        finite_BK = finite_B[:, None] & loss_BK.isfinite() & rank_BK.isfinite()
+        sort_key_BK = (
+            loss_BK if terms.sort_key_BK is None else terms.sort_key_BK.float()
+        )
+        finite_BK = finite_B[:, None] & loss_BK.isfinite() & sort_key_BK.isfinite()
         usable_BK = finite_BK & terms.scorable_BK & batch.counts_B[:, None]
         usable_BK &= loss_BK < self.hparams.loss_upper_lim
         silent_BK = torch.zeros_like(usable_BK)
@@ -173,7 +175,7 @@ class Separation(Evaluation):
         terms_K = loss_BK.shape[1]
         columns = [
             loss_BK.nan_to_num(),
-            rank_BK.nan_to_num(),
+            sort_key_BK.nan_to_num(),
             usable_BK,
             self.origin_numbers(batch, terms_K),
             silent_BK,
@@ -185,14 +187,14 @@ class Separation(Evaluation):
         local_BV = torch.cat([column.to(loss_BK) for column in columns], dim=1)
         gathered_WVB = distributed.gather_examples(local_BV.T, self.hparams.batch_size)
         gathered_NV = gathered_WVB.transpose(1, 2).flatten(0, 1)
-        loss_NK, rank_NK, usable_NK, origin_NK, silent_NK, flags = gathered_NV.split(
-            [terms_K] * 5 + [4], dim=1
+        loss_NK, sort_key_NK, usable_NK, origin_NK, silent_NK, flags = (
+            gathered_NV.split([terms_K] * 5 + [4], dim=1)
         )
         usable_NK = usable_NK == 1
         finite_N, counts_N, stop_N, save_N = (flags == 1).unbind(1)
 
         select = self.hparams.select
-        keep_NK = select(rank_NK.where(usable_NK, torch.nan)) & usable_NK
+        keep_NK = select(sort_key_NK.where(usable_NK, torch.nan)) & usable_NK
         self.on_choice(origin_NK, usable_NK, keep_NK)
         sums = [
             counts_N.sum()[None],
@@ -338,7 +340,7 @@ class Separation(Evaluation):
         """Wrap, make the optimizer, resume; then say where the run stands."""
         found = self.checkpointer.find_checkpoint()
         allowed = self.hparams.allow_changes
-        changed = refuse_changes(found, self._all_settings(), allowed)
+        changed = check_settings(found, self._all_settings(), allowed)
         super().on_fit_start()
         self._begin_average(found)
         self._take_over(changed)

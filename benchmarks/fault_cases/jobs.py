@@ -87,7 +87,7 @@ def music(folder: Path, **settings: object) -> Recipe:
     if not songs.exists():
         make_songs(songs)
     defaults = {"data_folder": songs, "valid_tracks": 1}
-    defaults |= {"truncation": "running", "window": 6}
+    defaults |= {"truncation": "running", "loss_memory": 6}
     return Recipe(HERE / "music.yaml", COMMON | defaults | settings)
 
 

@@ -45,7 +45,7 @@ CHANGES: dict[str, dict[str, tuple[object, str]]] = {
         "batch_size": (2, "batch_size: 4 -> 2"),
         "grad_accumulation_factor": (3, "grad_accumulation_factor: 2 -> 3"),
         "truncation": ("pooled", "truncation: running -> pooled"),
-        "window": (8, "window: 6 -> 8"),
+        "loss_memory": (8, "loss_memory: 6 -> 8"),
     },
 }
 

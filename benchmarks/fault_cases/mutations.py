@@ -91,7 +91,7 @@ def no_sanitising() -> None:
 
 
 def no_sums() -> None:
-    put(dataset, "odd_sum", lambda *args: "")
+    put(dataset, "sum_mismatch", lambda *args: "")
 
 
 def no_lock() -> None:
@@ -108,7 +108,7 @@ def ranks_outlive_torchrun() -> None:
 
 
 def nonfinite_is_saved() -> None:
-    put(checkpoints, "refuse_nonfinite", lambda states: None)
+    put(checkpoints, "check_finite", lambda states: None)
     put(separation.Separation, "_watch_nonfinite", lambda self, is_finite: None)
 
 
@@ -117,7 +117,7 @@ def no_seeding() -> None:
 
 
 def no_comparison() -> None:
-    put(separation, "refuse_changes", lambda *args: {})
+    put(separation, "check_settings", lambda *args: {})
 
 
 def unsafe_loading() -> None:

@@ -63,7 +63,7 @@ def ranks_agree(bench: Bench) -> Outcome:
         # A window of whole steps, for ranks fill it in another order.
         "music": music(
             bench.folder,
-            **shared | {"grad_accumulation_factor": 3, "window": 8},
+            **shared | {"grad_accumulation_factor": 3, "loss_memory": 8},
             batch_size=2,
             examples_per_epoch=28,
         ),

@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--sources", default=",".join(SOURCES))
     parser.add_argument("--valid_tracks", type=int)
     parser.add_argument("--test_folder")
-    parser.add_argument("--stems")
+    parser.add_argument("--train_stems")
     parser.add_argument("--sample_rate", type=int)
     args = vars(parser.parse_args())
     args["sources"] = args["sources"].split(",")

@@ -12,7 +12,7 @@ Written into `--out`, the table after every stem, so that an interrupted run con
 the status, the list and the picture at the end:
 
     margins.csv   a row per stem: status, margin, loudness of every output, in dB
-    clean.json    {source: [track, ...]}, what `--stems=` of a recipe takes
+    clean.json    {source: [track, ...]}, what `--train_stems=` of a recipe takes
     margins.png   a histogram of the margins for each stem
     settings.json what the margins depend on; a run with other settings is refused
 """

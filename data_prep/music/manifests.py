@@ -68,7 +68,7 @@ def prepare(
     sources: Sequence[str] = SOURCES,
     valid_tracks: Sequence[str] | int | None = None,
     test_folder: str | Path | None = None,
-    stems: str | Path | None = None,
+    train_stems: str | Path | None = None,
     sample_rate: int | None = None,
 ) -> dict[str, str]:
     """Write train, valid and test manifests.
@@ -88,7 +88,7 @@ def prepare(
     test_folder : str | Path | None
         A folder of tracks, such as `musdb18hq/test`. None takes the folder `test`;
         without one the validation tracks are tested on.
-    stems : str | Path | None
+    train_stems : str | Path | None
         A JSON file {source: [track, ...]} of the stems to train on; the others stay
         in the manifest as part of the mixture, marked `unused`.
     sample_rate : int | None
@@ -118,8 +118,8 @@ def prepare(
         split: _make_rows(split_tracks, sources, sample_rate)
         for split, split_tracks in tracks.items()
     }
-    if stems is not None:
-        rows["train"] = _restrict(rows, Path(stems), sources)
+    if train_stems is not None:
+        rows["train"] = _restrict(rows, Path(train_stems), sources)
     if "test" not in rows and "valid" in rows:
         logger.info("%s: no test tracks, testing on the validation set", data_folder)
         rows["test"] = rows["valid"]

@@ -147,7 +147,7 @@ def prepare(
     label_noise: bool = False,
     valid_tracks: Sequence[str] | int | None = None,
     test_folder: str | Path | None = None,
-    stems: str | Path | None = None,
+    train_stems: str | Path | None = None,
     **parameters: int | float,
 ) -> dict[str, str]:
     """Make the songs where they are missing, and their manifests.
@@ -163,7 +163,7 @@ def prepare(
     label_noise : bool
         Train on the songs with wrong stems, and validate on some of them; the test
         songs are clean in either case.
-    valid_tracks, test_folder, stems
+    valid_tracks, test_folder, train_stems
         As for `data_prep.music.prepare`.
     **parameters : int | float
         Fields of `Parameters`.
@@ -180,7 +180,7 @@ def prepare(
         sources,
         valid_tracks=valid_tracks,
         test_folder=test_folder or songs / "clean" / "test",
-        stems=stems,
+        train_stems=train_stems,
     )
 
 

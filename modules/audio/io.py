@@ -175,7 +175,7 @@ def sample_fault(wave: Tensor) -> str:
     return level_fault(float(low), float(high))
 
 
-def refuse_fault(path: str | Path, wave: Tensor) -> None:
+def check_samples(path: str | Path, wave: Tensor) -> None:
     """Raise for samples that are no signal at any level.
 
     Arguments

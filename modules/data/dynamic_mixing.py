@@ -33,11 +33,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from modules.audio.faults import LARGEST_PEAK
-from modules.audio.io import check_speeds, read_audio, refuse_fault, resample
+from modules.audio.io import check_samples, check_speeds, read_audio, resample
 from modules.audio.levels import loudness_db
 from modules.audio.rooms import RoomPool
 from modules.data.batch import Example, ExampleKey
-from modules.data.utterances import Utterance, UtterancePool, refuse_change
+from modules.data.utterances import Utterance, UtterancePool, check_unchanged
 from modules.runtime.errors import AudioError, DataError
 from modules.runtime.randomness import numpy_rng
 
@@ -92,7 +92,7 @@ def read_crop(
     AudioError
         The file has changed since it was measured; the message names it.
     """
-    refuse_change(utterance)
+    check_unchanged(utterance)
     up, down = sample_rate * 100, utterance.sample_rate * percent
     first = start * down // up
     wanted = min(-(-frames * down // up), utterance.frames - first)
@@ -258,7 +258,7 @@ class DynamicMixing(Dataset):
             wave_T = read_crop(utterance, start, length, self.sample_rate, speed)
             norm = float(torch.linalg.vector_norm(wave_T))
             if not norm <= LARGEST_PEAK:  # as it is where a sample exceeds that, or NaN
-                refuse_fault(utterance.path, wave_T)
+                check_samples(utterance.path, wave_T)
             power = norm**2 / length
             if power < 10 ** ((utterance.level_db - PAUSE_DB) / 10):
                 return None
@@ -299,7 +299,7 @@ class DynamicMixing(Dataset):
     ) -> Tensor | None:
         """A crop of noise, `snr_db` less loud than the first source; None: silent."""
         noise_T = read_audio(path, start, len(first_T), self.sample_rate)
-        refuse_fault(path, noise_T)
+        check_samples(path, noise_T)
         speech_db, noise_db = (
             loudness_db(wave_T.numpy(), self.sample_rate)
             for wave_T in (first_T, noise_T)

@@ -18,14 +18,14 @@ from torch.utils.data import Dataset
 
 from modules.audio.io import (
     change_speed,
+    check_samples,
     check_speeds,
     frames_before_speed,
     read_audio,
-    refuse_fault,
 )
 from modules.data.batch import STREAM_CROP, Example, ExampleKey
 from modules.data.manifest import Row
-from modules.data.sums import odd_sum
+from modules.data.sums import sum_mismatch
 from modules.runtime.errors import AudioError
 from modules.runtime.randomness import numpy_rng
 
@@ -100,7 +100,7 @@ class ManifestDataset(Dataset):
             frames = min(frames_before_speed(length, percent), available - first)
             wave_T = read_audio(path, first, frames, self.sample_rate)
             if self.strict:
-                refuse_fault(path, wave_T)
+                check_samples(path, wave_T)
             return change_speed(wave_T, percent)[:length]
 
         def read_all(paths: Sequence[str], speeds: Sequence[int]) -> Tensor:
@@ -121,7 +121,7 @@ class ManifestDataset(Dataset):
                 plain_ST = read_all(row.images or row.sources, [100] * len(speeds))
             whole_T = read(row.mixture) if self.speed_changes else mix_T
             noise = () if noise_T is None else (noise_T.numpy(),)
-            fault = odd_sum(row, whole_T.numpy(), *plain_ST.numpy(), *noise)
+            fault = sum_mismatch(row, whole_T.numpy(), *plain_ST.numpy(), *noise)
             if fault:
                 raise AudioError(
                     f"{fault}; make it anew, or, for recordings and coded mixtures, "

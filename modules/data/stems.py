@@ -30,12 +30,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from modules.audio.faults import SILENT_PEAK
-from modules.audio.io import read_stereo, refuse_fault, resample, sample_fault
+from modules.audio.io import check_samples, read_stereo, resample, sample_fault
 from modules.audio.pitch import change_pitch_and_tempo
 from modules.data.augmentation import NO_AUGMENTATION, Augmentation
 from modules.data.batch import STREAM_ORDER, Example, ExampleKey
 from modules.data.manifest import Row
-from modules.data.sums import odd_sum
+from modules.data.sums import sum_mismatch
 from modules.data.track_levels import Level
 from modules.runtime.errors import DataError
 from modules.runtime.randomness import numpy_rng
@@ -145,7 +145,7 @@ class StemDataset(Dataset):
                 raise DataError(
                     f"only {len(pool)} of {len(self.rows)} tracks may use source_"
                     f"{number}: whole segments need every stem; set "
-                    "--independent=True or leave out --stems"
+                    "--independent=True or leave out --train_stems"
                 )
 
     def _segments_of(self, row: Row, stride_seconds: float) -> int:
@@ -196,7 +196,7 @@ class StemDataset(Dataset):
 
         def read(path: str) -> Tensor:
             wave_CT = read_stereo(path, 0, row.frames, row.sample_rate)
-            refuse_fault(path, wave_CT)
+            check_samples(path, wave_CT)
             return wave_CT
 
         def made(wave_CT: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ class StemDataset(Dataset):
         waves, note = [read(path) for path in row.sources], ""
         if row.mixture:
             whole_CT = read(row.mixture)
-            note = _odd_sum(row, whole_CT, waves) if self.check_sums else ""
+            note = _sum_mismatch(row, whole_CT, waves) if self.check_sums else ""
         src_SCT = torch.stack([made(without_offset(wave_CT)) for wave_CT in waves])
         mix_CT = made(whole_CT) if row.mixture else src_SCT.sum(0)
         origins = (row.id,) * len(row.sources)
@@ -321,10 +321,10 @@ def without_offset(wave_CT: Tensor) -> Tensor:
     return torch.zeros_like(wave_CT) if still and has_offset else wave_CT
 
 
-def _odd_sum(row: Row, mix_CT: Tensor, stems: Sequence[Tensor]) -> str:
+def _sum_mismatch(row: Row, mix_CT: Tensor, stems: Sequence[Tensor]) -> str:
     """That a mixture is not the sum of its stems, if these are all stems it has."""
     mixture, parts = mix_CT.numpy(), [wave_CT.numpy() for wave_CT in stems]
-    fault = odd_sum(row, mixture, *parts)
+    fault = sum_mismatch(row, mixture, *parts)
     if not fault:
         return ""
     known = {Path(path) for path in row.files}
@@ -333,7 +333,7 @@ def _odd_sum(row: Row, mix_CT: Tensor, stems: Sequence[Tensor]) -> str:
     if any(path.suffix in suffixes and path not in known for path in there):
         return ""  # `sources` names some of the stems only
     # A file of integers cannot hold what is over full scale.
-    clipped = odd_sum(row, mixture, np.clip(np.sum(parts, axis=0), -1, 1))
+    clipped = sum_mismatch(row, mixture, np.clip(np.sum(parts, axis=0), -1, 1))
     return fault if clipped else ""
 
 

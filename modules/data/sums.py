@@ -38,7 +38,7 @@ def sum_fault(row: Row, distance: float, peak: float) -> str:
     return f"is not the sum of its {whole}{noise} (off by {distance:.2g} of full scale)"
 
 
-def odd_sum(row: Row, mixture: np.ndarray, *parts: np.ndarray) -> str:
+def sum_mismatch(row: Row, mixture: np.ndarray, *parts: np.ndarray) -> str:
     """That a mixture is not the sum of its parts, with its name; empty where it is.
 
     Arguments

@@ -3,7 +3,7 @@
 Files are measured once, several at a time, and the result is kept in an index; after
 that a start of training opens none of them. A file that cannot be used (unreadable,
 truncated, silent, constant, NaN, too short) is left out with a warning that names it.
-A file that changes while training reads it is an error (`refuse_change`).
+A file that changes while training reads it is an error (`check_unchanged`).
 """
 
 import csv
@@ -332,7 +332,7 @@ def _file_state(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def refuse_change(utterance: Utterance) -> None:
+def check_unchanged(utterance: Utterance) -> None:
     """Raise if a file is no longer what was measured.
 
     Arguments

@@ -77,24 +77,24 @@ class LossTruncation:
     is compared with, stem by stem, with linear interpolation; losses that are not
     finite are taken out first. `pool` says what a loss is compared with:
 
-    - "rank": the batch of its own process. With `renormalise=False` this is CCOM's
+    - "process": the batch of its own process. With `renormalise=False` this is CCOM's
       rule: the mean still runs over the whole batch, dropped terms counting as 0.
       Among B losses it drops B - 1 - floor((B - 1) quantile), whatever they are: with
       4 a process, 1 at 0.7 (and at 0.9), 2 at 0.5 and 3 at 0.3.
     - "world": the batch of all processes and, where `batches` of them are accumulated
       for an optimizer step, the batches before it, as many in all (those that follow
       are not known yet when the present one is trained on).
-    - "window": the last `window` losses of all processes and accumulated batches, the
-      present ones among them. Nothing is dropped before `window` losses were seen.
+    - "running": the last `memory` losses of all processes and accumulated batches, the
+      present ones among them. Nothing is dropped before `memory` losses were seen.
 
     Arguments
     ---------
     quantile : float
         Share to keep, above 0 and at most 1 (which keeps everything).
     pool : str
-        "rank", "world" or "window".
-    window : int
-        Number of losses per stem to remember, for "window".
+        "process", "world" or "running".
+    memory : int
+        Number of losses per stem to remember, for "running".
     renormalise : bool
         True lets the mean run over the kept terms.
     batches : int
@@ -115,20 +115,20 @@ class LossTruncation:
     def __init__(
         self,
         quantile: float,
-        pool: str = "rank",
-        window: int = 1000,
+        pool: str = "process",
+        memory: int = 1000,
         renormalise: bool = False,
         batches: int = 1,
     ) -> None:
         if not 0 < quantile <= 1:
             raise ValueError(f"quantile={quantile} must be above 0 and at most 1")
-        if pool not in ("rank", "world", "window"):
-            raise ValueError(f"pool={pool!r} must be rank, world or window")
-        if window < 1:
-            raise ValueError(f"window={window}: must be 1 or more")
+        if pool not in ("process", "world", "running"):
+            raise ValueError(f"pool={pool!r} must be process, world or running")
+        if memory < 1:
+            raise ValueError(f"memory={memory}: must be 1 or more")
         self.quantile = quantile
         self.pool = pool
-        self.window = window
+        self.memory = memory
         self.renormalise = renormalise
         self.batches = batches
         self.past_WK: Tensor | None = None
@@ -142,7 +142,7 @@ class LossTruncation:
         loss_NK : Tensor
             Losses of all ranks, one rank's after the other's.
         """
-        if self.pool == "rank":
+        if self.pool == "process":
             loss_RBK = loss_NK.unflatten(0, (world_size(), -1))
             threshold_RK = torch.stack([self._quantile(part) for part in loss_RBK])
             self.threshold_K = threshold_RK.nanmean(0)
@@ -154,8 +154,8 @@ class LossTruncation:
             # how many ranks share it.
             seen_NK = loss_NK.unflatten(0, (world_size(), -1)).transpose(0, 1)
             seen_NK = seen_NK.flatten(0, 1)
-            self._remember(seen_NK[~seen_NK.isnan().all(1)], self.window)
-        if self.pool == "window" and len(self.past_WK) < self.window:
+            self._remember(seen_NK[~seen_NK.isnan().all(1)], self.memory)
+        if self.pool == "running" and len(self.past_WK) < self.memory:
             self.threshold_K = torch.full_like(loss_NK[0], torch.inf)
         else:
             self.threshold_K = self._quantile(self.past_WK)
@@ -164,12 +164,12 @@ class LossTruncation:
     def _quantile(self, loss_NK: Tensor) -> Tensor:
         return torch.nanquantile(loss_NK.float(), self.quantile, dim=0)
 
-    def _remember(self, loss_NK: Tensor, window: int) -> None:
-        """Append the losses; forget the oldest beyond the window."""
+    def _remember(self, loss_NK: Tensor, memory: int) -> None:
+        """Append the losses; keep the newest `memory`."""
         seen_WK = loss_NK.detach().float()
         if self.past_WK is not None:
             seen_WK = torch.cat([self.past_WK.to(seen_WK.device), seen_WK])
-        self.past_WK = seen_WK[-window:]
+        self.past_WK = seen_WK[-memory:]
 
     def check(self, batch_size: int, world_size: int) -> None:
         """Refuse a comparison with too few losses to drop any.
@@ -180,9 +180,9 @@ class LossTruncation:
             The message says what the quantile means at this batch size.
         """
         compared = {
-            "rank": batch_size,
+            "process": batch_size,
             "world": batch_size * world_size * self.batches,
-            "window": self.window,
+            "running": self.memory,
         }[self.pool]
         if self.quantile == 1 or dropped_of(compared, self.quantile):
             return
@@ -191,7 +191,7 @@ class LossTruncation:
             f"loss truncation at quantile {self.quantile} drops none of {compared} "
             f"losses (pool={self.pool}): n losses lose n - 1 - floor((n - 1) * "
             f"quantile), so at least {needed} are needed; raise the batch size, or "
-            "compare with more losses (pool=window)"
+            "compare with more losses (pool=running)"
         )
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -220,7 +220,7 @@ def dropped_of(count: int, quantile: float) -> int:
 
 
 def truncation(
-    rule: str, quantile: float, window: int = 1000
+    rule: str, quantile: float, memory: int = 1000
 ) -> KeepAll | LossTruncation:
     """A selector by the name of its rule.
 
@@ -228,11 +228,11 @@ def truncation(
     ---------
     rule : str
         "none" keeps everything; "ccom" is team CCOM's rule exactly; "pooled" compares
-        over all processes and accumulated batches, "running" over a window, and both
-        average what they kept.
+        over all processes and accumulated batches, "running" over the last `memory`
+        losses, and both average what they kept.
     quantile : float
         Share to keep.
-    window : int
+    memory : int
         Losses per stem that "running" remembers.
 
     Raises
@@ -242,7 +242,7 @@ def truncation(
     """
     if rule == "none":
         return KeepAll()
-    pools = {"ccom": "rank", "pooled": "world", "running": "window"}
+    pools = {"ccom": "process", "pooled": "world", "running": "running"}
     if rule not in pools:
         raise ValueError(f"truncation={rule!r} must be none, {', '.join(pools)}")
-    return LossTruncation(quantile, pools[rule], window, renormalise=rule != "ccom")
+    return LossTruncation(quantile, pools[rule], memory, renormalise=rule != "ccom")

@@ -18,7 +18,7 @@ from torch import Tensor
 from modules.runtime.files import write_text
 
 
-class Audit:
+class Suspicion:
     """Counts by track and stem.
 
     Arguments
@@ -30,10 +30,10 @@ class Audit:
 
     Example
     -------
-    >>> audit = Audit(["song"], ["drums", "bass"])
+    >>> suspicion = Suspicion(["song"], ["drums", "bass"])
     >>> zero, one = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
-    >>> audit.add(zero, usable_NK=one, keep_NK=torch.tensor([[True, False]]))
-    >>> [(row["stem"], row["suspicion"]) for row in audit.rows()]
+    >>> suspicion.add(zero, usable_NK=one, keep_NK=torch.tensor([[True, False]]))
+    >>> [(row["stem"], row["suspicion"]) for row in suspicion.rows()]
     [('bass', 1.0), ('drums', 0.0)]
     """
 

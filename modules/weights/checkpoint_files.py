@@ -154,7 +154,7 @@ def is_finite(tensor: Tensor) -> bool:
     return all(bool(value.isfinite()) for value in torch.aminmax(tensor))
 
 
-def refuse_nonfinite(states: dict[str, object]) -> None:
+def check_finite(states: dict[str, object]) -> None:
     bad = [name for name, tensor in named_tensors(states) if not is_finite(tensor)]
     if bad:
         more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""

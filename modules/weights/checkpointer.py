@@ -39,11 +39,11 @@ from modules.runtime.errors import (
 )
 from modules.runtime.files import fsync
 from modules.weights.checkpoint_files import (
+    check_finite,
     check_fit,
     named_tensors,
     plain,
     read_checkpoint,
-    refuse_nonfinite,
     seal,
     weights_only_loading,
 )
@@ -155,7 +155,7 @@ class AtomicCheckpointer(Checkpointer):
             for key, obj in self.recoverables.items()
             if hasattr(obj, "state_dict")
         }
-        refuse_nonfinite(states)
+        check_finite(states)
         self._clean_leftovers()
         meta[COUNTER] = self._next_counter()
         suffix = f"{name}+{meta[COUNTER]:08d}" if name else f"{meta[COUNTER]:08d}"

@@ -29,8 +29,8 @@ _TYPES: dict[str, Any] = {
     "pretrained": str | None,
     "segment_seconds": float | None,
     "speed_changes": list | None,
-    "stems": str | None,
-    "step": int | None,
+    "train_stems": str | None,
+    "phase": int | None,
     "test_folder": str | None,
     "train_set": str | None,
     "truth": str | None,
@@ -40,7 +40,7 @@ _TYPES: dict[str, Any] = {
 _POSITIVE = {
     *("N_epochs", "batch_size", "eval_batch_size", "examples_per_epoch"),
     *("log_every", "keep_checkpoints", "lr", "sample_rate", "num_spks"),
-    *("segment_seconds", "train_seconds", "stride_seconds", "eval_chunk_seconds"),
+    *("segment_seconds", "stride_seconds", "eval_chunk_seconds"),
 }
 
 _CAN_BE_OFF = {"augmentation", "lr_scheduler"}  # objects that nothing needs

@@ -22,7 +22,13 @@ FREE = frozenset(
         *("base_folder_dm", "test_folder", "pretrained", "load_pretrained", "prepare"),
         *("ddp_timeout", "num_workers", "activation_checkpointing", "allow_changes"),
         *("N_epochs", "epoch_counter", "nonfinite_patience", "valid_every"),
-        *("eval_batch_size", "eval_chunk_seconds", "shifts", "overlap", "eval_chunks"),
+        *(
+            "eval_batch_size",
+            "eval_chunk_seconds",
+            "shifts",
+            "overlap",
+            "segments_per_call",
+        ),
         *("n_audio_to_save", "log_every", "tensorboard", "train_logger", "truth"),
         *("profile_memory", "check_sums", "checkpoint_minutes"),
         *("keep_checkpoints", "average_last", "checkpointer", "modules", "recipe"),
@@ -125,7 +131,7 @@ def describe(changed: Mapping[str, tuple[object, object]]) -> str:
     return "; ".join(texts)
 
 
-def refuse_changes(
+def check_settings(
     found: Checkpoint | None, now: Settings, allowed: bool
 ) -> dict[str, tuple[object, object]]:
     """What differs from the settings that a checkpoint was saved with.

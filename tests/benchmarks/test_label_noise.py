@@ -1,4 +1,4 @@
-"""Figures of the audit, by hand."""
+"""Figures of the suspicion, by hand."""
 
 import runpy
 import sys

@@ -90,7 +90,7 @@ class Killed(Exception):
 def test_a_killed_run_ends_with_the_same_bits(
     arguments, tmp_path, monkeypatch, truncation, stop_after
 ):
-    options = {"truncation": truncation, "window": 6, "ckpt_interval_steps": 1}
+    options = {"truncation": truncation, "loss_memory": 6, "ckpt_interval_steps": 1}
     train.main(arguments(**options, output_folder=tmp_path / "whole"))
 
     from recipes.music import MusicSeparation
@@ -140,7 +140,7 @@ def test_suspicion_counts_the_whole_run_not_up_to_the_best_epoch(arguments, tmp_
     with open(path) as file:
         rows = list(csv.DictReader(file))
     segments = sum(int(row["offered"]) for row in rows if row["stem"] == "low")
-    newest = sorted((tmp_path / "run" / "save").glob("CKPT+*/audit.ckpt"))[-1]
+    newest = sorted((tmp_path / "run" / "save").glob("CKPT+*/suspicion.ckpt"))[-1]
     saved = torch.load(newest, weights_only=True)["offered_RK"][:, 0].sum()
     assert segments == saved == 2 * 3 * 5  # epochs, tracks, segments of a track
     text = path.read_text()
@@ -149,14 +149,14 @@ def test_suspicion_counts_the_whole_run_not_up_to_the_best_epoch(arguments, tmp_
 
 
 def test_one_step_alone(arguments, tmp_path):
-    train.main(arguments(truncation="ccom", step=2))
+    train.main(arguments(truncation="ccom", phase=2))
     (line,) = epochs_of(tmp_path / "run")
     assert "lr: 1.00e-03" in line
 
 
 def test_a_stem_of_weight_0_is_not_trained(arguments, tmp_path):
     # The window of losses has none of that stem, and is saved all the same.
-    train.main(arguments(weights="[0,1]", truncation="running", window=4))
+    train.main(arguments(weights="[0,1]", truncation="running", loss_memory=4))
     text = epochs_of(tmp_path / "run")[0]
     assert "low_kept: nan" in text and "high_kept: nan" not in text
 
@@ -222,9 +222,9 @@ def test_a_silent_stem_is_named_once_and_has_no_part_in_any_mean(arguments, tmp_
     [
         ({"monitor": "sdr"}, "monitor=sdr: no score of a validation, .* nsdr_low"),
         ({"overlap": 1.0}, "overlap=1.0: must be from 0 to below 1"),
-        ({"eval_chunks": 0}, "eval_chunks=0: must be 1 or more"),
+        ({"segments_per_call": 0}, "segments_per_call=0: must be 1 or more"),
         ({"shifts": -1}, "shifts=-1: must not be negative"),
-        ({"lr_scheduler": "null", "N_epochs": 1}, "music recipes need .*Steps"),
+        ({"lr_scheduler": "null", "N_epochs": 1}, "music recipes need .*Phases"),
     ],
 )
 def test_what_would_fail_later_is_refused_before_training(arguments, option, message):
@@ -242,11 +242,11 @@ def test_stems_of_other_songs_and_a_list_of_clean_ones(arguments, tmp_path):
     (tmp_path / "clean.json").write_text(json.dumps(clean))
     train.main(
         arguments(
-            stems=tmp_path / "clean.json",
+            train_stems=tmp_path / "clean.json",
             independent=True,
             examples_per_epoch=8,
             truncation="running",
-            window=8,
+            loss_memory=8,
         )
     )
     with open(tmp_path / "run" / "suspicion.csv") as file:
@@ -298,23 +298,24 @@ def test_rivals_are_trained_side_by_side_and_audited(songs, tmp_path, capsys):
     rivals = tmp_path / "rivals.yaml"
     rivals.write_text(
         f"extends: {TOY}\n"
-        "recipe: !name:benchmarks.truncation_rules.RivalSeparation\n"
+        "recipe: !name:benchmarks.truncation_rules.RuleComparison\n"
         "rules: [none, running]\n"
         f"truth: {truth}\n"
         "network: !new:tests.toy.ToyStems\n"
         "    sources: !ref <sources>\n"
         "    samplerate: !ref <sample_rate>\n"
-        "separator: !new:benchmarks.truncation_rules.Rivals\n"
+        "separator: !new:benchmarks.truncation_rules.RuleNetworks\n"
         "    separator: !ref <network>\n"
         "    rules: !ref <rules>\n"
-        "window: 12\n"
-        "select: !new:benchmarks.truncation_rules.RivalRules\n"
+        "loss_memory: 12\n"
+        "select: !new:benchmarks.truncation_rules.RuleSelectors\n"
         "    rules: !ref <rules>\n"
-        "    window: !ref <window>\n"
+        "    memory: !ref <loss_memory>\n"
     )
     options = {
         "data_folder": songs, "valid_tracks": 1, "output_folder": tmp_path / "run",
-        "num_workers": 0, "tensorboard": False, "device": "cpu", "rank_by_level": True,
+        "num_workers": 0, "tensorboard": False, "device": "cpu",
+        "relative_to_level": True,
     }  # fmt: skip
     train.main([str(rivals), *(f"--{name}={value}" for name, value in options.items())])
     line = epochs_of(tmp_path / "run")[1]

@@ -20,7 +20,7 @@ def test_a_silent_stem_is_counted_and_teaches_silence(offset):
     ones_B = torch.ones(2)
     batch = Batch(["a", "b"], src_BSCT.sum(1), src_BSCT, ones_B, ones_B > 0)
     brain = SimpleNamespace(
-        stem_weights=[1, 1, 0], hparams=SimpleNamespace(rank_by_level=False)
+        stem_weights=[1, 1, 0], hparams=SimpleNamespace(relative_to_level=False)
     )
     estimate_BSCT = src_BSCT + 0.5
     terms = MusicSeparation.compute_objectives(brain, estimate_BSCT, batch, Stage.TRAIN)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from speechbrain.nnet.schedulers import NewBobScheduler, ReduceLROnPlateau
 
-from recipes.schedule import LinearDecay, Steps, total_epochs, update_learning_rate
+from recipes.schedule import LinearDecay, Phases, total_epochs, update_learning_rate
 
 
 def rate_after(scheduler, losses):
@@ -49,13 +49,13 @@ CCOM = {
 
 
 def test_steps_follow_each_other():
-    steps = Steps(**CCOM)
+    steps = Phases(**CCOM)
     assert steps.total == 900
     numbers = [steps.at(epoch).number for epoch in (1, 500, 501, 700, 701, 900, 999)]
     assert numbers == [1, 1, 2, 2, 3, 3, 3]
     assert [steps.at(epoch).first_epoch for epoch in (3, 600, 900)] == [1, 501, 701]
-    assert rate_after(Steps([2, 1], [1.0, 0.1], [1, 1]), [None]) == 1.0
-    assert rate_after(Steps([2, 1], [1.0, 0.1], [1, 1]), [None] * 2) == 0.1
+    assert rate_after(Phases([2, 1], [1.0, 0.1], [1, 1]), [None]) == 1.0
+    assert rate_after(Phases([2, 1], [1.0, 0.1], [1, 1]), [None] * 2) == 0.1
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def test_steps_follow_each_other():
 )  # fmt: skip
 def test_steps_of_impossible_numbers_are_refused(change):
     fine = {"epochs": [5, 2], "lr": [0.1, 0.2], "quantile": [1, 0.5]}
-    Steps(**fine)
+    Phases(**fine)
     with pytest.raises(ValueError, match="quantiles above 0 and at most 1"):
-        Steps(**(fine | change))
+        Phases(**(fine | change))
 
 
 def test_a_length_needs_steps():
@@ -75,12 +75,12 @@ def test_a_length_needs_steps():
 
 
 def test_one_step_alone_begins_with_epoch_one():
-    alone = Steps(**CCOM, only=2)
+    alone = Phases(**CCOM, only=2)
     assert (alone.total, alone.at(1).number, alone.at(1).quantile) == (200, 2, 0.5)
-    with pytest.raises(ValueError, match="step=4: there are steps 1 to 3"):
-        Steps(**CCOM, only=4)
+    with pytest.raises(ValueError, match="phase=4: there are phases 1 to 3"):
+        Phases(**CCOM, only=4)
     with pytest.raises(ValueError, match="3, 2 and 3"):
-        Steps([1, 1, 1], [1.0, 1.0], [1, 1, 1])
+        Phases([1, 1, 1], [1.0, 1.0], [1, 1, 1])
 
 
 def test_another_scheduler_is_refused_by_name():

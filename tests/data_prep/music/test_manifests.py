@@ -118,7 +118,7 @@ def test_stems_restricts_training_and_keeps_the_mixture(flat, tmp_path):
     listed = {name: ["03-uuid", "04-uuid"] for name in SOURCES}
     listed["bass"] = ["04-uuid", "00-uuid"]
     (tmp_path / "clean.json").write_text(json.dumps(listed))
-    manifests = prepare(flat, tmp_path / "save", stems=tmp_path / "clean.json")
+    manifests = prepare(flat, tmp_path / "save", train_stems=tmp_path / "clean.json")
     rows = read_manifest(manifests["train"], 4, stems=True)
     assert [(row.id, row.unused) for row in rows] == [
         ("03-uuid", (2,)),
@@ -147,7 +147,7 @@ def test_stems_restricts_training_and_keeps_the_mixture(flat, tmp_path):
 def test_a_faulty_list_of_stems(flat, tmp_path, text, message):
     (tmp_path / "clean.json").write_text(text)
     with pytest.raises(DataError, match=message) as error:
-        prepare(flat, tmp_path / "save", stems=tmp_path / "clean.json")
+        prepare(flat, tmp_path / "save", train_stems=tmp_path / "clean.json")
     assert "\n" not in str(error.value)
 
 
@@ -191,7 +191,7 @@ def test_what_stops_the_preparation_is_named_in_one_line(
         ({"valid_tracks": ["00-uid"]}, "no track '00-uid'; nearest is '00-uuid'"),
         ({"sample_rate": 44100}, "is at 8000 Hz, expected 44100 Hz; resample it"),
         ({"test_folder": "/nowhere"}, "/nowhere does not exist"),
-        ({"stems": "/nowhere.json"}, "/nowhere.json: cannot be read"),
+        ({"train_stems": "/nowhere.json"}, "/nowhere.json: cannot be read"),
     ],
 )
 def test_options_that_cannot_be(flat, tmp_path, options, message):

@@ -10,7 +10,7 @@ import soundfile
 
 from modules.data import utterances
 from modules.data.manifest import Row
-from modules.data.utterances import UtterancePool, refuse_change
+from modules.data.utterances import UtterancePool, check_unchanged
 from modules.runtime.errors import AudioError, DataError
 
 RATE = 8000
@@ -149,9 +149,9 @@ def test_unusable_files_are_left_out_counted_and_named(tmp_path, caplog, monkeyp
 def test_a_file_may_be_touched_but_not_changed_while_it_is_used(tmp_path):
     path = write(tmp_path / "bob" / "one.wav")
     (talk,) = UtterancePool.scan(tmp_path).by_speaker[0]
-    refuse_change(talk)
+    check_unchanged(talk)
     os.utime(path, ns=(1, 1))
-    refuse_change(talk)
+    check_unchanged(talk)
     for change, reason in (
         (lambda: write(path, 1.0, level_db=-30), "other samples"),
         (lambda: write(path, 2.0), "other samples"),
@@ -160,11 +160,11 @@ def test_a_file_may_be_touched_but_not_changed_while_it_is_used(tmp_path):
     ):
         change()
         with pytest.raises(AudioError, match=f"one.wav: has changed .*{reason}") as e:
-            refuse_change(talk)
+            check_unchanged(talk)
         assert "\n" not in str(e.value)
     path.unlink()
     with pytest.raises(AudioError, match="one.wav: cannot be read"):
-        refuse_change(talk)
+        check_unchanged(talk)
 
 
 def test_what_a_pipe_has_written_is_whole(tmp_path):

@@ -120,7 +120,7 @@ def test_the_mean_runs_over_the_batch_for_ccom_and_over_the_kept_otherwise():
 
 
 def test_the_window_waits_until_it_is_full_and_then_compares_with_the_past():
-    running = truncation("running", 0.75, window=8)
+    running = truncation("running", 0.75, memory=8)
     assert running(torch.full((4, 1), 1.0)).all()
     assert running(torch.tensor([[1.0], [1.0], [1.0], [99.0]]))[:3].all()
     # A clean batch loses nothing, unlike under a rule that looks at the batch alone.
@@ -130,7 +130,7 @@ def test_the_window_waits_until_it_is_full_and_then_compares_with_the_past():
 
 
 def test_the_window_is_a_window():
-    running = truncation("running", 0.5, window=4)
+    running = truncation("running", 0.5, memory=4)
     running(torch.full((4, 1), 5.0))
     running(torch.full((4, 1), 1.0))
     assert running.past_WK.flatten().tolist() == [1.0] * 4
@@ -139,7 +139,7 @@ def test_the_window_is_a_window():
 
 def test_what_a_window_forgets_does_not_depend_on_the_ranks(monkeypatch):
     """Examples are dealt out in turns: rank 1 of 2 has the odd ones of a batch."""
-    alone, shared = (truncation("running", 0.5, window=6) for _ in range(2))
+    alone, shared = (truncation("running", 0.5, memory=6) for _ in range(2))
     for seed in range(3):
         loss_NK = losses(4, seed=seed)
         monkeypatch.setattr(selection, "world_size", lambda: 1)
@@ -152,7 +152,7 @@ def test_what_a_window_forgets_does_not_depend_on_the_ranks(monkeypatch):
 
 def test_a_window_continues_from_a_checkpoint():
     for rule in ("running", "pooled"):
-        one, other = (truncation(rule, 0.6, window=16) for _ in range(2))
+        one, other = (truncation(rule, 0.6, memory=16) for _ in range(2))
         one.batches = other.batches = 3
         for seed in range(5):
             one(losses(4, seed=seed).index_fill(0, torch.tensor(seed % 4), torch.nan))
@@ -182,5 +182,5 @@ def test_arguments_out_of_range_are_refused(arguments):
 
 
 def test_a_window_that_holds_nothing_is_refused():
-    with pytest.raises(ValueError, match="window=-8: must be 1 or more"):
-        truncation("running", 0.7, window=-8)
+    with pytest.raises(ValueError, match="memory=-8: must be 1 or more"):
+        truncation("running", 0.7, memory=-8)

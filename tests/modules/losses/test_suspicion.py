@@ -5,7 +5,7 @@ import csv
 import pytest
 import torch
 
-from modules.losses.suspicion import Audit
+from modules.losses.suspicion import Suspicion
 
 
 def choice(*rows: tuple[int, int, bool, bool]):
@@ -19,32 +19,34 @@ def choice(*rows: tuple[int, int, bool, bool]):
 
 
 def test_counts_go_to_the_track_that_the_stem_is_from():
-    audit = Audit(["a", "b", "c"], ["drums", "bass"])
-    audit.add(*choice((1, 0, True, False), (1, 0, True, False), (1, 0, True, True)))
-    audit.add(*choice((0, 1, True, True), (1, 1, False, False), (1, 0, True, False)))
-    rows = {(row["track"], row["stem"]): row for row in audit.rows()}
+    suspicion = Suspicion(["a", "b", "c"], ["drums", "bass"])
+    suspicion.add(*choice((1, 0, True, False), (1, 0, True, False), (1, 0, True, True)))
+    suspicion.add(
+        *choice((0, 1, True, True), (1, 1, False, False), (1, 0, True, False))
+    )
+    rows = {(row["track"], row["stem"]): row for row in suspicion.rows()}
     assert set(rows) == {("b", "drums"), ("a", "bass")}
     assert rows["b", "drums"] == {
         "track": "b", "stem": "drums", "offered": 4, "dropped": 3, "suspicion": 0.75
     }  # fmt: skip
     assert rows["a", "bass"]["suspicion"] == 0.0
-    assert audit.rows()[0]["track"] == "b"
+    assert suspicion.rows()[0]["track"] == "b"
 
 
 def test_counts_continue_from_a_checkpoint():
-    one, other = (Audit(["a"], ["drums", "bass"]) for _ in range(2))
+    one, other = (Suspicion(["a"], ["drums", "bass"]) for _ in range(2))
     one.add(*choice((0, 0, True, False)))
     other.load_state_dict(one.state_dict())
-    for audit in (one, other):
-        audit.add(*choice((0, 0, True, True)))
+    for suspicion in (one, other):
+        suspicion.add(*choice((0, 0, True, True)))
     assert one.rows() == other.rows()
     with pytest.raises(ValueError, match=r"\[1, 2\].*\[2, 2\]"):
-        Audit(["a", "b"], ["drums", "bass"]).load_state_dict(one.state_dict())
+        Suspicion(["a", "b"], ["drums", "bass"]).load_state_dict(one.state_dict())
 
 
 def test_the_csv_reads_back(tmp_path):
-    audit = Audit(["a, b"], ["drums", "bass"])
-    audit.add(*choice((0, 1, True, False)))
-    with open(audit.write_csv(tmp_path / "suspicion.csv")) as file:
+    suspicion = Suspicion(["a, b"], ["drums", "bass"])
+    suspicion.add(*choice((0, 1, True, False)))
+    with open(suspicion.write_csv(tmp_path / "suspicion.csv")) as file:
         (row,) = csv.DictReader(file)
     assert (row["track"], row["stem"], row["suspicion"]) == ("a, b", "bass", "1.0")

@@ -283,7 +283,7 @@ def test_what_a_recipe_says_of_null_is_true(path):
 def test_a_number_with_a_fraction_by_nature_takes_one(path):
     names = {
         *("lr", "clip_grad_norm", "ema_decay", "loss_upper_lim", "threshold"),
-        *("train_seconds", "stride_seconds", "segment_seconds", "eval_chunk_seconds"),
+        *("segment_seconds", "stride_seconds", "segment_seconds", "eval_chunk_seconds"),
         *("lora_alpha", "lora_dropout", "overlap", "pretrained_seconds"),
     }
     known = names & load_tree(path).keys()
