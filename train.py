@@ -10,30 +10,55 @@ The same command again resumes. `--test_only` scores the best checkpoint,
 
 import errno
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import speechbrain as sb
 
 from modules.runtime import distributed
 from modules.runtime.errors import UserError
+from modules.runtime.files import write_text
 from modules.runtime.run_lock import RunLock
 from modules.runtime.signals import EXIT_REQUEUE, StopRequest, StopRun
 from modules.weights.pretrained import load_pretrained
 from recipes.config.load import load_hparams, parse_command_line
 from recipes.config.settings import settings_of
 from recipes.config.usage import usage
+from recipes.report import OnMetrics
 
 #: What a full disk or a folder that cannot be written to raises.
 NO_PLACE = {getattr(errno, n) for n in ("EACCES", "EPERM", "EROFS", "ENOTDIR")}
 NO_PLACE |= {getattr(errno, n) for n in ("ENOSPC", "EDQUOT")}
 
 
-def main(arguments: list[str]) -> None:
-    """Run one experiment from its command line."""
+def main(arguments: Sequence[str], on_metrics: OnMetrics | None = None) -> dict | None:
+    """Run one experiment from its command line.
+
+    Arguments
+    ---------
+    arguments : Sequence[str]
+        The YAML file and the options.
+    on_metrics : OnMetrics | None
+        Called on the main process with what the logs get, for a live plot or a sweep:
+        `on_metrics("batch" | "epoch" | "test", number, {name: value})`.
+
+    Returns
+    -------
+    dict | None
+        The test's summary: `{"metrics": {name: {"mean": ..., ...}}, ...}`; None
+        without a test.
+
+    Raises
+    ------
+    UserError
+        What the user can mend; the message says how.
+    StopRun
+        On request, when a checkpoint is saved.
+    """
     if {"-h", "--help"} & set(arguments):
         print(usage(arguments, Path(__file__).parent / "hparams"))
-        return
-    param_file, run_opts, overrides = parse_command_line(arguments)
+        return None
+    param_file, run_opts, overrides = parse_command_line(list(arguments))
     hparams, resolved = load_hparams(param_file, overrides)
     run_opts = distributed.init_process_group(run_opts, hparams["ddp_timeout"])
     output_folder = Path(hparams["output_folder"])
@@ -43,8 +68,7 @@ def main(arguments: list[str]) -> None:
         sb.create_experiment_directory(run_folder)
         manifests = distributed.run_on_main(hparams["prepare"])
         if hparams["pretrained"]:
-            own = "load_pretrained" in hparams
-            load = hparams["load_pretrained"] if own else load_pretrained
+            load = hparams.get("load_pretrained", load_pretrained)
             load(hparams["separator"], hparams["pretrained"])
 
         brain = hparams["recipe"](
@@ -56,19 +80,14 @@ def main(arguments: list[str]) -> None:
         )
         brain.stop_request = stop_request
         brain.settings = settings_of(resolved)
+        brain.reporter.on_metrics = on_metrics
         train_set, valid_set, test_set = brain.make_loaders(manifests)
         # Last, so that a command that is refused leaves an earlier run's file alone.
-        distributed.run_on_main(save_text, run_folder / "hyperparams.yaml", resolved)
+        distributed.run_on_main(write_text, run_folder / "hyperparams.yaml", resolved)
         brain.fit(hparams["epoch_counter"], train_set, valid_set)
         brain.evaluate(test_set, max_key=brain.monitor)
         brain.report()
-
-
-def save_text(path: Path, text: str) -> None:
-    """Write a text file whole."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+        return brain.summary
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Legend: N examples of the global batch, K = rules x stems, rule by rule.
 """
 
 import copy
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,10 +20,12 @@ from speechbrain.utils.distributed import if_main_process
 from torch import Tensor, nn
 
 from modules.data.batch import Batch
-from modules.losses.choice import Terms
-from modules.losses.selection import KeepAll, LossTruncation, truncation
+from modules.losses.choice import Choice, Terms
+from modules.losses.selection import Selector, truncation
 from modules.metrics.detection import read_truth, table
+from recipes.config.schema import MusicSettings, setting
 from recipes.music import MusicSeparation
+from recipes.separation import Separation
 
 
 class RuleNetworks(nn.Module):
@@ -47,7 +50,7 @@ class RuleNetworks(nn.Module):
         return torch.cat([net(mixture_BCT) for net in self.networks.values()], dim=1)
 
 
-class RuleSelectors:
+class RuleSelectors(Selector):
     """A selector for each rule, each on its own columns of the losses.
 
     Arguments
@@ -55,52 +58,30 @@ class RuleSelectors:
     rules : Sequence[str]
         Names that `modules.losses.selection.truncation` knows.
     memory : int
-        Of the running rule.
+        Losses that the running rule remembers.
     """
 
-    renormalise = True
-
     def __init__(self, rules: Sequence[str], memory: int = 1000) -> None:
-        self.selectors: dict[str, KeepAll | LossTruncation] = {
-            rule: truncation(rule, 1.0, memory) for rule in rules
-        }
-
-    @property
-    def quantile(self) -> float:
-        """Share to keep, of every rule that drops."""
-        return next(s.quantile for s in self._dropping())
-
-    @quantile.setter
-    def quantile(self, value: float) -> None:
-        for selector in self._dropping():
-            selector.quantile = value
-
-    @property
-    def batches(self) -> int:
-        """How many batches the pooled rule compares."""
-        return next(s.batches for s in self._dropping())
-
-    @batches.setter
-    def batches(self, value: int) -> None:
-        for selector in self._dropping():
-            selector.batches = value
-
-    def _dropping(self) -> list[LossTruncation]:
-        return [s for s in self.selectors.values() if isinstance(s, LossTruncation)]
+        self.selectors = {rule: truncation(rule, 1.0, memory) for rule in rules}
 
     def __call__(self, loss_NK: Tensor) -> Tensor:
-        """Mask of the terms to keep, [N, K]."""
+        """Return the mask of the terms to keep, [N, K]."""
         parts = loss_NK.chunk(len(self.selectors), dim=1)
         pairs = zip(self.selectors.values(), parts, strict=True)
         return torch.cat([select(part) for select, part in pairs], dim=1)
 
+    def enter_phase(self, quantile: float, batches: int) -> None:
+        """Hand the phase to every rule."""
+        for selector in self.selectors.values():
+            selector.enter_phase(quantile, batches)
+
     def check(self, batch_size: int, world_size: int) -> None:
-        """As each rule's own."""
+        """Run every rule's check."""
         for selector in self.selectors.values():
             selector.check(batch_size, world_size)
 
     def state_dict(self) -> dict:
-        """Of every rule."""
+        """Return the state of every rule."""
         return {rule: s.state_dict() for rule, s in self.selectors.items()}
 
     def load_state_dict(self, state: dict) -> None:
@@ -109,12 +90,23 @@ class RuleSelectors:
             selector.load_state_dict(state[rule])
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuleSettings(MusicSettings):
+    """What the comparison reads besides."""
+
+    rules: list[str] = setting()
+    truth: str | None = setting(free=True)
+
+
 class RuleComparison(MusicSeparation):
     """`MusicSeparation` of `RuleNetworks`; reports the rules side by side."""
 
+    settings_class: type[RuleSettings] = RuleSettings
+    config: RuleSettings
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.rules = list(self.hparams.rules)
+        self.rules = list(self.config.rules)
         self.term_names = [f"{rule}_{s}" for rule in self.rules for s in self.stems]
         self.term_weights = self.stem_weights * len(self.rules)
         self.totals = [*self.totals, *(f"nsdr_{rule}" for rule in self.rules)]
@@ -122,7 +114,7 @@ class RuleComparison(MusicSeparation):
     def compute_objectives(
         self, predictions: Tensor, batch: Batch, stage: Stage
     ) -> Terms:
-        """The losses of all rivals, rule by rule."""
+        """Return the losses of all rules, rule by rule."""
         parts = [
             super(RuleComparison, self).compute_objectives(est_BSCT, batch, stage)
             for est_BSCT in predictions.chunk(len(self.rules), dim=1)
@@ -135,16 +127,15 @@ class RuleComparison(MusicSeparation):
             torch.cat([part.scorable_BK for part in parts], dim=1),
             torch.cat(ranks, dim=1) if ranks else None,
             torch.cat([parts[0].silent_BK, *others], dim=1),
+            torch.cat([part.origin_BK for part in parts], dim=1),
         )
 
-    def origin_numbers(self, batch: Batch, terms: int) -> Tensor:
-        """The tracks of the stems, once for each rule."""
-        return super().origin_numbers(batch, terms).repeat(1, len(self.rules))
-
-    def on_choice(self, origin_NK: Tensor, usable_NK: Tensor, keep_NK: Tensor) -> None:
-        """Suspicion by the last rule."""
+    def on_choice(self, choice: Choice, batch: Batch) -> None:
+        """Count by the last rule for the suspicion scores."""
+        Separation.on_choice(self, choice, batch)
         last = slice(-len(self.stems), None)
-        self.suspicion.add(origin_NK[:, last], usable_NK[:, last], keep_NK[:, last])
+        masks = choice.origin_NK, choice.usable_NK, choice.keep_NK
+        self.suspicion.add(*(table_NK[:, last] for table_NK in masks))
 
     def score(
         self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage
@@ -165,11 +156,11 @@ class RuleComparison(MusicSeparation):
         found = [mean for mean in means if mean is not None]
         return {"nsdr": math.fsum(found) / len(found) if found else None} | scores
 
-    def reported(self) -> dict:
-        """Only the mean over the stems, of each rule."""
+    def reported(self, summary: dict) -> dict:
+        """Return only the mean over the stems, of each rule."""
         names = [f"{metric}_{r}" for metric in ("nsdr", "sdr") for r in self.rules]
-        metrics = self.summary["metrics"]
-        return self.summary | {"metrics": {name: metrics[name] for name in names}}
+        metrics = summary["metrics"]
+        return summary | {"metrics": {name: metrics[name] for name in names}}
 
     def report(self) -> None:
         """A row of scores for each rule, then what the suspicion scores found."""
@@ -185,10 +176,10 @@ class RuleComparison(MusicSeparation):
             values = [means[key]["mean"] for key in keys]
             shown = ("-" if v is None else f"{v:.2f}" for v in values)
             print(" ".join(f"{text:>12}" for text in [rule, *shown]))
-        if self.hparams.truth:
-            print(f"\nwhat `{self.rules[-1]}` dropped, against {self.hparams.truth}:")
+        if self.config.truth:
+            print(f"\nwhat `{self.rules[-1]}` dropped, against {self.config.truth}:")
             print(
-                "\n".join(audit_table(self.suspicion.rows(), Path(self.hparams.truth)))
+                "\n".join(audit_table(self.suspicion.rows(), Path(self.config.truth)))
             )
 
 

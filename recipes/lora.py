@@ -39,6 +39,7 @@ from modules.lora.ranks import MODES, gradient_ranks, heuristic_ranks
 from modules.runtime import distributed
 from modules.runtime.errors import CheckpointMismatch, HparamsError, LoraError
 from modules.runtime.randomness import seed_step
+from recipes.config.schema import MusicLoraSettings, SpeechLoraSettings
 from recipes.music import MusicSeparation
 from recipes.speech import SpeechSeparation
 
@@ -78,34 +79,34 @@ class Adapting:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        hparams = self.hparams
-        if hparams.lora_mode not in MODES:
+        config = self.config
+        if config.lora_mode not in MODES:
             raise HparamsError(
-                f"lora_mode={hparams.lora_mode}: use one of {', '.join(MODES)}"
+                f"lora_mode={config.lora_mode}: use one of {', '.join(MODES)}"
             )
-        if not hparams.pretrained:
+        if not config.pretrained:
             raise HparamsError(
                 "pretrained: adapters need a trained model; give --pretrained=FOLDER"
             )
-        if not isinstance(hparams.layer_ranks or {}, dict):
+        if not isinstance(config.layer_ranks or {}, dict):
             raise HparamsError(
-                f"layer_ranks={hparams.layer_ranks}: give patterns and their ranks, "
+                f"layer_ranks={config.layer_ranks}: give patterns and their ranks, "
                 "as {encoder.*: 4}"
             )
-        if not isinstance(hparams.train_fully, list):
+        if not isinstance(config.train_fully, list):
             raise HparamsError(
-                f"train_fully={hparams.train_fully}: give a list of patterns, [] for "
+                f"train_fully={config.train_fully}: give a list of patterns, [] for "
                 "none"
             )
         for name in ("lora_min_rank", "lora_gradient_steps"):
-            value, least = getattr(hparams, name), int(name != "lora_min_rank")
+            value, least = getattr(config, name), int(name != "lora_min_rank")
             if type(value) is not int or value < least:
                 raise HparamsError(
                     f"{name}={value!r}: must be an integer, {least} or more"
                 )
-        if hparams.average_last:
+        if config.average_last:
             raise HparamsError(
-                f"average_last={hparams.average_last}: the mean of two adapters' "
+                f"average_last={config.average_last}: the mean of two adapters' "
                 "factors is not that of their products; use ema_decay"
             )
         self.adapted = self.modules["separator"]
@@ -113,7 +114,7 @@ class Adapting:
         self.opt_class = lambda given: make_optimizer(trainable(given))
         del self.checkpointer.recoverables["separator"]
         self.checkpointer.add_recoverable("adapters", AdapterFile(self.adapted))
-        if hparams.lora_mode != "gradient":
+        if config.lora_mode != "gradient":
             self._adapt({})
         elif (ranks := distributed.run_on_main(self._read_ranks)) is not None:
             self._adapt(ranks)
@@ -141,22 +142,22 @@ class Adapting:
 
     def _adapt(self, gradient: dict[str, int]) -> None:
         """Freeze the network and add its adapters."""
-        hparams = self.hparams
+        config = self.config
         # A pattern of the user's comes before the rule.
-        rules = dict(hparams.layer_ranks or {})
+        rules = dict(config.layer_ranks or {})
         try:
-            if hparams.lora_mode == "heuristic":
-                gradient = heuristic_ranks(self.adapted, hparams.lora_rank)
+            if config.lora_mode == "heuristic":
+                gradient = heuristic_ranks(self.adapted, config.lora_rank)
             for name, rank in gradient.items():
                 rules.setdefault(name, rank)
             add_lora(
                 self.adapted,
-                rank=hparams.lora_rank,
-                alpha=hparams.lora_alpha,
-                dropout=hparams.lora_dropout,
-                max_rank=hparams.lora_max_rank,
+                rank=config.lora_rank,
+                alpha=config.lora_alpha,
+                dropout=config.lora_dropout,
+                max_rank=config.lora_max_rank,
                 layer_ranks=rules,
-                train_fully=hparams.train_fully,
+                train_fully=config.train_fully,
             )
         except LoraError as error:
             raise HparamsError(str(error)) from error
@@ -172,13 +173,13 @@ class Adapting:
         The weights do not move, and all finite terms count, dropped or not. Weights
         that a pattern of the user's decides about are left out.
         """
-        hparams, model = self.hparams, self.adapted
+        config, model = self.config, self.adapted
         trained = [p for p in model.parameters() if p.requires_grad]
         weights = adaptable(model)
         try:
-            decided = matching(hparams.layer_ranks or (), weights, "layer_ranks")
+            decided = matching(config.layer_ranks or (), weights, "layer_ranks")
             names = dict(model.named_parameters())
-            decided += matching(hparams.train_fully, names, "train_fully")
+            decided += matching(config.train_fully, names, "train_fully")
         except LoraError as error:
             raise HparamsError(str(error)) from error
         weights = {n: w for n, w in weights.items() if n not in decided}
@@ -189,10 +190,10 @@ class Adapting:
             weight.requires_grad_(True)
         self.modules.train()
         train_set.batch_sampler.set_position(1, first_step=0)
-        first = itertools.islice(train_set, hparams.lora_gradient_steps)
+        first = itertools.islice(train_set, config.lora_gradient_steps)
         for step, batch in enumerate(first, start=1):
             batch = batch.to(self.device)
-            seed_step(hparams.seed, distributed.rank(), 1, step)
+            seed_step(config.seed, distributed.rank(), 1, step)
             finite_B = batch.zero_nonfinite(self.largest_peak) & batch.counts_B
             with self.training_ctx:
                 outputs = self.compute_forward(batch, Stage.TRAIN)
@@ -214,10 +215,10 @@ class Adapting:
 
     def _choose_by_gradient(self, gradients: dict[str, Tensor]) -> dict[str, int]:
         """Ranks by `gradient_ranks`, kept in a file."""
-        hparams = self.hparams
-        limits = hparams.lora_min_rank, hparams.lora_max_rank
+        config = self.config
+        limits = config.lora_min_rank, config.lora_max_rank
         try:
-            ranks = gradient_ranks(gradients, hparams.lora_rank, *limits)
+            ranks = gradient_ranks(gradients, config.lora_rank, *limits)
         except LoraError as error:
             raise HparamsError(str(error)) from error
         path = self._ranks_file
@@ -248,23 +249,27 @@ class Adapting:
 
     def _settings(self) -> dict[str, object]:
         """What the ranks depend on, in the types of JSON."""
-        hparams = self.hparams
+        config = self.config
         return {
-            "lora_rank": hparams.lora_rank,
-            "lora_min_rank": hparams.lora_min_rank,
-            "lora_max_rank": hparams.lora_max_rank,
-            "lora_gradient_steps": hparams.lora_gradient_steps,
-            "layer_ranks": dict(hparams.layer_ranks or {}),
-            "train_fully": list(hparams.train_fully),
+            "lora_rank": config.lora_rank,
+            "lora_min_rank": config.lora_min_rank,
+            "lora_max_rank": config.lora_max_rank,
+            "lora_gradient_steps": config.lora_gradient_steps,
+            "layer_ranks": dict(config.layer_ranks or {}),
+            "train_fully": list(config.train_fully),
         }
 
 
 class MusicLora(Adapting, MusicSeparation):
     """Adapters of a music separator."""
 
+    settings_class = MusicLoraSettings
+
 
 class SpeechLora(Adapting, SpeechSeparation):
     """Adapters of a speech separator."""
+
+    settings_class = SpeechLoraSettings
 
 
 def trainable(given: Any) -> list:

@@ -23,14 +23,16 @@ from modules.data.manifest import read_manifest
 from modules.data.stems import StemDataset
 from modules.data.track_levels import measure_levels
 from modules.inference.songs import apply_model
-from modules.losses.choice import Terms
+from modules.losses.choice import Choice, Terms
 from modules.losses.selection import KeepAll, dropped_of
 from modules.losses.si_snr import SILENCE
 from modules.losses.suspicion import Suspicion
 from modules.metrics.scores import score_song
 from modules.runtime import distributed
 from modules.runtime.errors import HparamsError
-from recipes.schedule import total_epochs
+from recipes.config.schema import MusicSettings
+from recipes.evaluation import Scores
+from recipes.schedule import Phase, total_epochs
 from recipes.separation import Separation
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ logger = logging.getLogger(__name__)
 class MusicSeparation(Separation):
     """Trains `modules.separator` on the L1 loss of every stem."""
 
+    settings_class: type[MusicSettings] = MusicSettings
+    config: MusicSettings
     example_metric = "nsdr"
     # An instrument may rest. And training segments are relative to their track's level,
     # so that `StemDataset` looks at the files'.
@@ -47,9 +51,9 @@ class MusicSeparation(Separation):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.monitor = self.hparams.monitor
-        self.stems = list(self.hparams.sources)
-        self.stem_weights = [float(weight) for weight in self.hparams.weights]
+        self.monitor = self.config.monitor
+        self.stems = list(self.config.sources)
+        self.stem_weights = [float(weight) for weight in self.config.weights]
         if len(self.stem_weights) != len(self.stems) or not (
             all(weight >= 0 for weight in self.stem_weights) and any(self.stem_weights)
         ):
@@ -59,13 +63,12 @@ class MusicSeparation(Separation):
             )
         self.term_names, self.term_weights = self.stems, self.stem_weights
         self.target_names = self.stems
-        select = self.hparams.select
-        select.batches = self.grad_accumulation_factor
         try:
-            total_epochs(self.hparams.lr_scheduler)  # refuses all but Phases
-            for phase in self.hparams.lr_scheduler.phases:
-                select.quantile = phase.quantile
-                select.check(self.hparams.batch_size, distributed.world_size())
+            total_epochs(self.config.lr_scheduler)  # refuses all but Phases
+            for phase in self.config.lr_scheduler.phases:
+                self._enter(phase)
+                select = self.config.select
+                select.check(self.config.batch_size, distributed.world_size())
         except ValueError as error:
             raise HparamsError(str(error)) from error
 
@@ -88,9 +91,9 @@ class MusicSeparation(Separation):
         """
         target_BSCT = batch.src
         loss_BS = (predictions.float() - target_BSCT).abs().mean((2, 3))
-        weighs_S = torch.tensor(self.stem_weights, device=loss_BS.device) > 0
+        weighs_S = loss_BS.new_tensor(self.stem_weights) > 0
         sort_key_BS = None
-        if self.hparams.relative_to_level:
+        if self.config.relative_to_level:
             floor_B1 = 0.01 * batch.mix.abs().mean((1, 2))[:, None]
             level_BS = target_BSCT.abs().mean((2, 3)).maximum(floor_B1)
             # A silent mixture has only silent stems: any error is as good as another.
@@ -98,51 +101,40 @@ class MusicSeparation(Separation):
         # Quicker than the power: samples this close together have no more than that.
         swing_BSC = target_BSCT.amax(3) - target_BSCT.amin(3)
         silent_BS = swing_BSC.amax(2) <= 2 * math.sqrt(SILENCE)
-        return Terms(loss_BS, weighs_S.expand_as(loss_BS), sort_key_BS, silent_BS)
+        numbers = self.suspicion.numbers
+        origin_BS = loss_BS.new_tensor(
+            [[numbers[track] for track in origins] for origins in batch.origins]
+        )
+        return Terms(
+            loss_BS, weighs_S.expand_as(loss_BS), sort_key_BS, silent_BS, origin_BS
+        )
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
         """Enter the phase of the recipe that the epoch belongs to."""
         super().on_stage_start(stage, epoch)
         if stage != Stage.TRAIN:
             return
-        phase = self.hparams.lr_scheduler.at(epoch)
-        self.hparams.select.quantile = phase.quantile
-        for group in self.optimizer.param_groups:
-            group["lr"] = phase.lr
+        phase = self.config.lr_scheduler.at(epoch)
+        self._enter(phase)
         if epoch == phase.first_epoch and self.step == 0:
             # Each phase of CCOM's recipe is a run of its own: weights go on, Adam's
             # moments begin anew.
             self.optimizer.state.clear()
-            keeps_all = phase.quantile == 1 or isinstance(self.hparams.select, KeepAll)
+            keeps_all = phase.quantile == 1 or isinstance(self.config.select, KeepAll)
             kept = "all" if keeps_all else f"the lowest {phase.quantile:g} of"
             logger.info(
                 f"Phase {phase.number}: epochs {phase.epochs}, lr {phase.lr:g}, "
                 f"keeping {kept} losses"
             )
 
-    def on_fit_batch_start(self, batch: Batch, should_step: bool) -> None:
-        """Set the learning rate of the next optimizer step: warm-up and decay."""
-        super().on_fit_batch_start(batch, should_step)
-        epochs = self.hparams.epoch_counter.limit
-        steps = self.train_sampler.steps_per_epoch / self.grad_accumulation_factor
-        # A function of the number of steps, which the checkpoints hold.
-        factor = self.hparams.rate_factor.at(
-            self.optimizer_step, epochs * math.ceil(steps)
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = factor * self.hparams.lr_scheduler.rate(self.epoch)
+    def _enter(self, phase: Phase) -> None:
+        accumulated = self.grad_accumulation_factor
+        self.config.select.enter_phase(phase.quantile, accumulated)
 
-    def origin_numbers(self, batch: Batch, terms: int) -> Tensor:
-        """Number of the track that each stem was cut from, [B, S]."""
-        numbers = self.suspicion.numbers
-        return torch.tensor(
-            [[numbers[track] for track in origins] for origins in batch.origins],
-            device=batch.mix.device,
-        )
-
-    def on_choice(self, origin_NK: Tensor, usable_NK: Tensor, keep_NK: Tensor) -> None:
+    def on_choice(self, choice: Choice, batch: Batch) -> None:
         """Count what was dropped, for the suspicion score."""
-        self.suspicion.add(origin_NK, usable_NK, keep_NK)
+        super().on_choice(choice, batch)
+        self.suspicion.add(choice.origin_NK, choice.usable_NK, choice.keep_NK)
 
     # ------------------------------------------------------------------ evaluation
 
@@ -154,34 +146,34 @@ class MusicSeparation(Separation):
             path = newest.paramfiles["suspicion"]
             self.suspicion.load_state_dict(torch.load(path, "cpu", weights_only=True))
 
-    def separate(self, mix_BT: Tensor) -> Tensor:
+    def separate(self, mix_BCT: Tensor) -> Tensor:
         """Separate whole songs [B, C, T] in overlapping segments."""
         return apply_model(
-            distributed.unwrap(self.modules["separator"]),
-            mix_BT,
-            shifts=self.hparams.shifts,
-            overlap=self.hparams.overlap,
-            batch_size=self.hparams.segments_per_call,
+            self.network,
+            mix_BCT,
+            shifts=self.config.shifts,
+            overlap=self.config.overlap,
+            batch_size=self.config.segments_per_call,
             normalize=True,
-            seed=self.hparams.seed,
+            seed=self.config.seed,
         )
 
     def score(
-        self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage
-    ) -> dict[str, float | None]:
-        """nSDR of the challenge per stem; at the test BSSEval's SDR as well."""
+        self, est_SCT: Tensor, target_SCT: Tensor, mix_CT: Tensor, stage: Stage
+    ) -> Scores:
+        """Score a song per stem by the challenge's nSDR, at the test by SDR too."""
         return score_song(
-            est_ST,
-            target_ST,
-            mix_T,
-            self.hparams.sample_rate,
+            est_SCT,
+            target_SCT,
+            mix_CT,
+            self.config.sample_rate,
             self.stems,
             with_bsseval=stage == Stage.TEST,
         )
 
-    def silent_targets(self, id_: str, target_ST: Tensor) -> list[str]:
-        """The silent stems of a song; a constant one can be scored."""
-        silent_S = target_ST.square().mean((1, 2)) <= SILENCE
+    def silent_targets(self, id_: str, target_SCT: Tensor) -> list[str]:
+        """Name the silent stems of a song; a constant one can be scored."""
+        silent_S = target_SCT.square().mean((1, 2)) <= SILENCE
         pairs = zip(self.stems, silent_S.tolist(), strict=True)
         return [f"{stem} of {id_}" for stem, is_silent in pairs if is_silent]
 
@@ -194,10 +186,10 @@ class MusicSeparation(Separation):
         """
         if stage != Stage.VALID:
             return {}
-        quantile = self.hparams.lr_scheduler.at(self.epoch or 1).quantile
+        quantile = self.config.lr_scheduler.at(self.epoch or 1).quantile
         means = []
         for name, weight in zip(self.term_names, self.term_weights, strict=True):
-            values = [row[f"nsdr_{name}"] for row in self.table.rows]
+            values = [row[f"nsdr_{name}"] for row in self.evaluator.table.rows]
             finite = sorted(v for v in values if v is not None and math.isfinite(v))
             best = finite[dropped_of(len(finite), quantile) if finite else 0 :]
             if weight and best:
@@ -216,24 +208,12 @@ class MusicSeparation(Separation):
 
     def _check_evaluation(self) -> None:
         """Refuse now what the first validation would stumble over."""
-        hparams = self.hparams
         known = [*self.totals, *(f"nsdr_{name}" for name in self.term_names)]
         if self.monitor not in known:
             raise HparamsError(
                 f"monitor={self.monitor}: no score of a validation, which has "
                 f"{', '.join(known)}"
             )
-        for name, value, is_right, wanted in (
-            ("overlap", hparams.overlap, 0 <= hparams.overlap < 1, "from 0 to below 1"),
-            (
-                "segments_per_call",
-                hparams.segments_per_call,
-                hparams.segments_per_call >= 1,
-                "1 or more",
-            ),
-        ):
-            if not is_right:
-                raise HparamsError(f"{name}={value}: must be {wanted}")
 
     # ------------------------------------------------------------------ data
 
@@ -252,38 +232,38 @@ class MusicSeparation(Separation):
         DataError
             An empty set, a wrong sample rate, a missing file.
         """
-        hparams = self.hparams
+        config = self.config
         self._check_evaluation()
-        rates = hparams.lr_scheduler.rates
-        if hparams.lr not in rates:
-            logger.warning(f"lr={hparams.lr} has no effect: lr_scheduler says {rates}")
+        rates = config.lr_scheduler.rates
+        if config.lr not in rates:
+            logger.warning(f"lr={config.lr} has no effect: lr_scheduler says {rates}")
         rows = {
             name: read_manifest(path, len(self.stems), stems=True)
             for name, path in manifests.items()
         }
-        index = f"{hparams.save_folder}/levels.csv"
+        index = f"{config.save_folder}/levels.csv"
         levels = distributed.run_on_main(measure_levels, rows["train"], index)
         train_set = StemDataset(
             rows["train"],
-            sample_rate=hparams.sample_rate,
-            segment_seconds=hparams.segment_seconds,
-            stride_seconds=hparams.stride_seconds,
-            augmentation=hparams.augmentation,
+            sample_rate=config.sample_rate,
+            segment_seconds=config.segment_seconds,
+            stride_seconds=config.stride_seconds,
+            augmentation=config.augmentation,
             levels=levels,
-            independent=hparams.independent,
-            examples_per_epoch=hparams.examples_per_epoch,
-            seed=hparams.seed,
+            independent=config.independent,
+            examples_per_epoch=config.examples_per_epoch,
+            seed=config.seed,
         )
         self.suspicion = Suspicion([row.id for row in rows["train"]], self.stems)
         self.checkpointer.add_recoverable("suspicion", self.suspicion)
         return (
-            self.loader(train_set, hparams.batch_size, training=True),
+            self.loader(train_set, config.batch_size, training=True),
             *(
                 self.loader(
                     StemDataset(
-                        rows[name], hparams.sample_rate, check_sums=hparams.check_sums
+                        rows[name], config.sample_rate, check_sums=config.check_sums
                     ),
-                    hparams.eval_batch_size,
+                    config.eval_batch_size,
                 )
                 if name in rows
                 else None

@@ -1,17 +1,140 @@
-"""What a run prints: the line of an epoch, the table of scores, where its files are."""
+"""What a run says: log files, curves, the line of an epoch, the table of scores."""
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import speechbrain as sb
+from speechbrain.utils.train_logger import FileTrainLogger
+
+from modules.monitor.logs import RunLog
+from modules.runtime import distributed
 from modules.runtime.files import write_text
 
-#: Messages name so many examples.
+logger = logging.getLogger(__name__)
+
+#: Called on the main process with "batch", "epoch" or "test", its number, and values.
+OnMetrics = Callable[[str, int, Mapping[str, float]], None]
+
+#: Number of examples named in a message.
 NAMED = 5
 
 
+class Reporter:
+    """Tells a run's story: train_log.txt, curves, TensorBoard, the log, a callback.
+
+    Arguments
+    ---------
+    folder : Path
+        Where curves and TensorBoard files go.
+    train_logger : FileTrainLogger
+        SpeechBrain's writer of train_log.txt.
+    every : int
+        Batches between two points of the curves.
+    tensorboard : bool
+        Whether to write its events.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        train_logger: FileTrainLogger,
+        every: int,
+        tensorboard: bool,
+    ) -> None:
+        self.folder = folder
+        self.train_logger = train_logger
+        self.every = every
+        self.tensorboard = tensorboard
+        self.on_metrics: OnMetrics | None = None
+        self.curves: RunLog | None = None  # only the main process has one
+        self._clock = time.time()
+
+    def open(self, step: int, epochs_done: int) -> None:
+        """Start logging where the run stands; what comes after that is forgotten."""
+        if sb.utils.distributed.if_main_process():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.curves = RunLog(self.folder, tensorboard=self.tensorboard)
+            self.curves.rewind(step=step, epoch=epochs_done)
+            rewind_epochs(Path(self.train_logger.save_file), epochs_done)
+
+    def begin_epoch(self) -> None:
+        """Measure the speed of the next batches from now on."""
+        self._clock = time.time()
+
+    def batch(
+        self, step: int, number: int, examples: int, values: Mapping[str, float]
+    ) -> None:
+        """Log a training batch, if it is the turn of this one.
+
+        Arguments
+        ---------
+        step : int
+            Batches since the start of training.
+        number : int
+            Batches since the start of the epoch.
+        examples : int
+            Examples of this rank's batch.
+        values : Mapping[str, float]
+            What to log.
+        """
+        if self.curves is None or number % self.every:
+            return
+        done = examples * self.every * distributed.world_size()
+        values = {
+            **values,
+            "examples_per_second": done / (time.time() - self._clock),
+        }
+        self.curves.scalars(step, **values)
+        self._clock = time.time()
+        self._tell("batch", step, values)
+
+    def epoch(
+        self,
+        epoch: int,
+        lr: float,
+        train: Mapping[str, float],
+        valid: Mapping[str, float],
+        hidden: Sequence[str] = (),
+    ) -> None:
+        """Log a finished epoch, on every rank; the short line leaves `hidden` out."""
+        # On all ranks: SpeechBrain's logger broadcasts, and writes on the main one.
+        self.train_logger.log_stats(
+            {"epoch": epoch, "lr": lr},
+            train_stats=train,
+            valid_stats=valid,
+            verbose=False,
+        )
+        stages = {"train": train, "valid": valid}
+        logger.info(short_line(f"epoch {epoch}, lr {lr:.3g}", stages, hidden))
+        if self.curves is not None:
+            self.curves.epoch(epoch, {"train": {**train, "lr": lr}, "valid": valid})
+            self.curves.curves()
+        told = {
+            f"{stage}/{k}": v for stage, part in stages.items() for k, v in part.items()
+        }
+        self._tell("epoch", epoch, told | {"lr": lr})
+
+    def test(
+        self, epoch: int, scores: Mapping[str, float], hidden: Sequence[str] = ()
+    ) -> None:
+        """Log the scores of a test, on every rank; the line leaves `hidden` out."""
+        self.train_logger.log_stats(
+            {"epoch loaded": epoch}, test_stats=scores, verbose=False
+        )
+        head = f"epoch {epoch} loaded"
+        logger.info(short_line(head, {"test": scores}, hidden))
+        self._tell("test", epoch, scores)
+
+    def _tell(self, kind: str, number: int, values: Mapping[str, float]) -> None:
+        if self.on_metrics is not None and sb.utils.distributed.if_main_process():
+            self.on_metrics(kind, number, dict(values))
+
+
 def listed(names: Sequence[str], total: int) -> str:
-    """The first names of so many, for a message.
+    """List the first names, and say how many of `total` are left out.
 
     Example
     -------
@@ -26,7 +149,7 @@ def listed(names: Sequence[str], total: int) -> str:
 def short_line(
     head: str, stages: Mapping[str, Mapping[str, float]], hidden: Sequence[str] = ()
 ) -> str:
-    """The statistics of an epoch on one line, for people; train_log.txt has them all.
+    """Put the statistics of an epoch on one line; train_log.txt has them all.
 
     Arguments
     ---------

@@ -1,4 +1,10 @@
-"""What changes from epoch to epoch: the learning rate, and the phases of a recipe."""
+"""The learning rate of every optimizer step, and the phases of a recipe.
+
+    rate(step) = rate of the epoch (scheduler) x warm-up and decay (`RateFactor`)
+
+A scheduler is a function of the epoch (`LinearDecay`, `Phases`), or one of
+SpeechBrain's that wait for the validation loss (ReduceLROnPlateau, NewBobScheduler).
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,12 +14,29 @@ import torch
 from speechbrain.nnet.schedulers import NewBobScheduler, ReduceLROnPlateau
 from speechbrain.nnet.schedulers import update_learning_rate as set_rate
 
+from modules.runtime.errors import HparamsError
 
-class LinearDecay:
+
+class EpochSchedule:
+    """A rate that is a function of the epoch alone: there is nothing to save."""
+
+    def rate(self, epoch: int) -> float:
+        """Return the rate of an epoch, counted from 1."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Load nothing."""
+
+
+class LinearDecay(EpochSchedule):
     """A straight line from one rate in the first epoch to another in the last.
 
     (SpeechBrain's LinearScheduler cannot be put into a checkpoint and fails when a
-    finished run is given more epochs.) The rate is a function of the epoch alone.
+    finished run is given more epochs.)
 
     Arguments
     ---------
@@ -36,16 +59,9 @@ class LinearDecay:
         self.epoch_count = epoch_count
 
     def rate(self, epoch: int) -> float:
-        """Rate of an epoch, counted from 1."""
+        """Return the rate of an epoch, counted from 1."""
         part = min(1.0, (epoch - 1) / max(1, self.epoch_count - 1))
         return self.initial_value + part * (self.final_value - self.initial_value)
-
-    def state_dict(self) -> dict:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Nothing to load."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +75,7 @@ class Phase:
     quantile: float
 
 
-class Phases:
+class Phases(EpochSchedule):
     """Training in phases that follow each other, each with its own settings.
 
     All of it is a function of the epoch alone, so a run that resumes is in the right
@@ -75,7 +91,7 @@ class Phases:
     Raises
     ------
     ValueError
-        Lists of different lengths; a number out of range; no such phase.
+        Lists of different lengths; a number out of range; an unknown phase.
 
     Example
     -------
@@ -120,30 +136,37 @@ class Phases:
         )
 
     def rate(self, epoch: int) -> float:
-        """Learning rate of an epoch."""
+        """Return the learning rate of an epoch."""
         return self.at(epoch).lr
 
-    def state_dict(self) -> dict:
-        """Nothing."""
-        return {}
 
-    def load_state_dict(self, state: dict) -> None:
-        """Nothing to load."""
+def total_epochs(phases: Phases) -> int:
+    """Return the length of all phases; for a YAML, which cannot ask an object."""
+    if not isinstance(phases, Phases):
+        raise ValueError(
+            f"lr_scheduler={phases}: music recipes need recipes.schedule.Phases; one "
+            "phase of one rate is {epochs: [100], lr: [0.0003], quantile: [1]}"
+        )
+    return phases.total
 
 
 class RateFactor:
     """Warm-up and decay within a run: a factor of the rate at each optimizer step.
 
-    A function of the step alone: the number of steps is in the checkpoints already.
-    (SpeechBrain's LinearWarmupScheduler, which this is for `linear`, spends the first
-    step at a rate of 0 and counts its calls.)
+    With w warm-up steps in a run of n steps, the factor of step s, counted from 0, is
+
+        (s + 1) / w                          while s < w,
+        1 - p  or  (1 + cos(pi p)) / 2       after that, p = (s - w) / (n - w).
+
+    (SpeechBrain's LinearWarmupScheduler spends the first step at a rate of 0 and counts
+    its calls, which a resume would have to restore.)
 
     Arguments
     ---------
     warmup_steps : int
-        The factor rises on a line and is 1 at this step, counted from 1.
+        Steps until the factor is 1.
     decay : str
-        From there to 0 after the last step: `none`, `linear` or `cosine`.
+        What follows: `none`, `linear` or `cosine`, to 0 after the last step.
 
     Raises
     ------
@@ -166,7 +189,7 @@ class RateFactor:
         self.decay = decay
 
     def at(self, step: int, total: int) -> float:
-        """Factor of a step, counted from 0, of a run of `total` steps."""
+        """Return the factor of a step, counted from 0, of a run of `total` steps."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         part = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
@@ -177,54 +200,66 @@ class RateFactor:
         return 1.0
 
 
-def total_epochs(phases: Phases) -> int:
-    """Length of all phases; for a YAML, which cannot ask an object."""
-    if not isinstance(phases, Phases):
-        raise ValueError(
-            f"lr_scheduler={phases}: music recipes need recipes.schedule.Phases; one "
-            "phase of one rate is {epochs: [100], lr: [0.0003], quantile: [1]}"
-        )
-    return phases.total
+Scheduler = EpochSchedule | ReduceLROnPlateau | NewBobScheduler | None
 
 
-def update_learning_rate(
-    scheduler: object | None,
-    optimizer: torch.optim.Optimizer,
-    epoch: int,
-    loss: float | None,
-) -> None:
-    """Let `scheduler` set the rate for the next epoch.
+class LearningRate:
+    """Gives each optimizer step its rate, in every recipe.
 
     Arguments
     ---------
-    scheduler : object | None
-        SpeechBrain's ReduceLROnPlateau or NewBobScheduler, which wait for the loss,
-        LinearDecay or Phases; None keeps the rate.
-    optimizer : torch.optim.Optimizer
-        Whose rate it is.
-    epoch : int
-        The epoch that ended, from 1.
-    loss : float | None
-        What it reached, lower is better; None when it was not validated.
+    initial : float
+        The rate until a scheduler changes it.
+    scheduler : Scheduler
+        None keeps the initial rate.
+    factor : RateFactor
+        Warm-up and decay.
 
     Raises
     ------
-    TypeError
+    HparamsError
         A scheduler of another kind.
     """
-    if scheduler is None:
-        return
-    if isinstance(scheduler, LinearDecay | Phases):
-        set_rate(optimizer, scheduler.rate(epoch + 1))
-    elif isinstance(scheduler, ReduceLROnPlateau):
-        if loss is not None:
-            set_rate(optimizer, scheduler([optimizer], epoch, loss)[1])
-    elif isinstance(scheduler, NewBobScheduler):
-        if loss is not None:
-            set_rate(optimizer, scheduler(loss)[1])
-    else:
-        raise TypeError(
-            f"lr_scheduler: {type(scheduler).__name__} is not supported; use "
-            "SpeechBrain's ReduceLROnPlateau or NewBobScheduler, "
-            "recipes.schedule.LinearDecay or Phases, or null"
-        )
+
+    def __init__(
+        self, initial: float, scheduler: Scheduler, factor: RateFactor
+    ) -> None:
+        if not isinstance(scheduler, Scheduler):
+            raise HparamsError(
+                f"lr_scheduler: {type(scheduler).__name__} is not supported; use "
+                "SpeechBrain's ReduceLROnPlateau or NewBobScheduler, "
+                "recipes.schedule.LinearDecay or Phases, or null"
+            )
+        #: Rate before the factor; checkpoints hold it.
+        self.current = initial
+        self.scheduler = scheduler
+        self.factor = factor
+
+    def at(self, epoch: int, step: int, total: int) -> float:
+        """Return the rate of optimizer step `step` of `total`, counted from 0."""
+        if isinstance(self.scheduler, EpochSchedule):
+            self.current = self.scheduler.rate(epoch)
+        return self.factor.at(step, total) * self.current
+
+    def end_epoch(
+        self, optimizer: torch.optim.Optimizer, epoch: int, loss: float | None
+    ) -> None:
+        """Let a scheduler that waits for the loss change the rate.
+
+        Arguments
+        ---------
+        optimizer : torch.optim.Optimizer
+            Its rate becomes that of the next epoch.
+        epoch : int
+            The epoch that ended, from 1.
+        loss : float | None
+            What it reached, lower is better; None when it was not validated.
+        """
+        if isinstance(self.scheduler, EpochSchedule):
+            self.current = self.scheduler.rate(epoch + 1)
+        elif loss is not None and isinstance(self.scheduler, ReduceLROnPlateau):
+            set_rate(optimizer, self.current)  # the scheduler reads it from there
+            self.current = self.scheduler([optimizer], epoch, loss)[1]
+        elif loss is not None and isinstance(self.scheduler, NewBobScheduler):
+            self.current = self.scheduler(loss)[1]
+        set_rate(optimizer, self.current)

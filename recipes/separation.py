@@ -6,21 +6,20 @@ Read `fit_batch` first. Its rules keep many processes right:
 2. Examples with samples that are not finite, or beyond any level, are zeroed before
    the forward and weigh nothing.
 3. An example has one loss term or several (music: one per stem). The ranks exchange
-   them (one small all-gather); from these all of them compute the same choice of
-   terms, the same counts, the same decision.
+   them (one small all-gather, in `modules/losses/choice.py`); from these all of them
+   compute the same choice of terms, the same counts, the same decision.
 4. The backward sums over the chosen terms. Before the optimizer steps, the summed
    gradient is divided by their number over all ranks and accumulated batches: R ranks
    x A accumulated batches x B examples give the gradient of one batch of R*A*B.
 5. Gradients are then equal on all ranks, so that "the norm is not finite: skip" needs
    no further message.
 
-Legend: B batch, K loss terms of an example, S source, T sample, W ranks,
-N = W*B examples of a global batch.
+Legend: B batch, K loss terms of an example, S source, T sample.
 """
 
+import itertools
 import logging
 import math
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -31,43 +30,61 @@ import speechbrain as sb
 import torch
 import yaml
 from speechbrain import Stage
-from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver
-from torch import Tensor
+from speechbrain.utils.checkpoints import (
+    Checkpoint,
+    mark_as_loader,
+    mark_as_saver,
+)
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from modules.audio.faults import LARGEST_PEAK
 from modules.data.batch import Batch, collate_crops, collate_whole
 from modules.data.loader import EpochSampler, make_loader
-from modules.losses.choice import Terms
-from modules.monitor.logs import RunLog
+from modules.losses.choice import Choice, choose, masked_sum
 from modules.monitor.memory import MemoryProfile
 from modules.runtime import distributed
-from modules.runtime.errors import HparamsError, NonFiniteTraining
+from modules.runtime.errors import HparamsError
 from modules.runtime.randomness import seed_step
 from modules.runtime.signals import StopRequest, StopRun
 from modules.weights.ema import EMA
+from recipes.checkpoints import SaveClock, save_epoch, save_mid_epoch
+from recipes.config.schema import RunSettings
 from recipes.config.settings import Settings, check_settings
-from recipes.evaluation import Evaluation
-from recipes.report import NAMED, listed, rewind_epochs, short_line
-from recipes.schedule import update_learning_rate
-from recipes.train_stats import TrainStats, Window
+from recipes.evaluation import (
+    AudioKeeper,
+    Evaluator,
+    Scores,
+    load_best,
+    load_mean,
+    silent_talkers,
+)
+from recipes.report import Reporter, listed, print_places, print_scores
+from recipes.schedule import LearningRate
+from recipes.train_stats import Accumulation, NonFiniteWatch, TrainStats, name_silent
 
 logger = logging.getLogger(__name__)
-#: The newest that always stay: should the last one be damaged, there is one before it.
-SPARE_CHECKPOINTS = 2
+NOTHING_TO_TEST = "the data have no test set; --test_folder=FOLDER names one"
 
 
 @sb.utils.checkpoints.register_checkpoint_hooks
-class Separation(Evaluation):
+class Separation(sb.Brain):
     """Trains and evaluates a separator; see the module docstring for the rules.
 
     A task overrides `compute_forward`, `compute_objectives` (the `Terms` of a batch),
     `score` and `make_loaders`. `modules.separator` is the network.
     """
 
-    #: Weights of the loss terms of an example.
+    #: Which settings the task reads.
+    settings_class: type[RunSettings] = RunSettings
+
+    #: Weights of the loss terms of an example, and their names where there are several.
     term_weights: Sequence[float] = (1.0,)
+    term_names: Sequence[str] = ()
+
+    #: Names of the targets in saved audio; numbered where there are none.
+    target_names: Sequence[str] = ()
 
     #: Samples beyond it are treated as NaN.
     largest_peak = LARGEST_PEAK
@@ -75,55 +92,68 @@ class Separation(Evaluation):
     #: Whether a silent target is a matter of course: counted, but not named.
     silence_is_common = False
 
+    #: Validation metric that ranks checkpoints and drives the plateau; higher: better.
+    monitor = "si_snr"
+
+    #: Score of one example that the progress bar of an evaluation shows.
+    example_metric = "si_snr"
+
+    #: How the report writes the metrics.
+    metric_names: dict[str, str] = {}
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
             super().__init__(*args, **kwargs)
         except ValueError as error:  # a run option that this machine cannot serve
             raise HparamsError(str(error)) from error
+        config = self.config = self.settings_class.read(vars(self.hparams))
         if not (self.ckpt_interval_minutes or self.ckpt_interval_steps):
-            self.ckpt_interval_minutes = self.hparams.checkpoint_minutes
+            self.ckpt_interval_minutes = config.checkpoint_minutes
         self.stats = TrainStats()
-        self.window = Window()
+        self.accumulated = Accumulation()
+        self.watch = NonFiniteWatch(self.nonfinite_patience)
         self.epoch = 0
         self.steps_before = 0  # of this epoch
-        self.nonfinite_count = 0
         self.grad_norm = float("nan")
         self.stop_request = StopRequest()
         self.settings: Settings = {}
+        self.summary: dict | None = None  # of the last validation or test
         self._stop_agreed = False
         self._save_agreed = False
-        self._saved_at = (time.time(), 0)  # clock and step of the last checkpoint
-        self._noted: set[Stage] = set()
-        self.output_folder = Path(self.hparams.output_folder)
+        self._warned: set[Stage] = set()
+        self.output_folder = Path(config.output_folder)
         self.is_trial = self.debug and not self.debug_persistently
         if self.is_trial:
             self.output_folder = self.output_folder / "debug"
             if self.test_only:  # saves nothing, so it may look at the real ones
-                self.checkpointer.checkpoints_dir = Path(self.hparams.save_folder)
-            self.hparams.train_logger.save_file = self.output_folder / "train_log.txt"
-        if self.hparams.lr_scheduler is None:  # the rate stays, nothing to save
+                self.checkpointer.checkpoints_dir = Path(config.save_folder)
+            config.train_logger.save_file = self.output_folder / "train_log.txt"
+        if config.lr_scheduler is None:  # the rate stays, nothing to save
             self.checkpointer.recoverables.pop("lr_scheduler", None)
-        self.log: RunLog | None = None
+        self.clock = SaveClock(self.ckpt_interval_minutes, self.ckpt_interval_steps)
+        self.reporter = Reporter(
+            self.output_folder,
+            config.train_logger,
+            config.log_every,
+            config.tensorboard,
+        )
         self.memory: Any = nullcontext()
         self.ema: EMA | None = None
-        if self.hparams.ema_decay:
-            try:
-                self.ema = EMA(decay=self.hparams.ema_decay)
-            except ValueError as error:
-                raise HparamsError(f"ema_{error}") from error
+        if config.ema_decay:
+            self.ema = EMA(decay=config.ema_decay)
             self.ema.attach(self.modules["separator"])
-            optional = self.hparams.allow_changes  # it may have been off before
+            optional = config.allow_changes  # it may have been off before
             self.checkpointer.add_recoverable("ema", self.ema, optional_load=optional)
 
     # ------------------------------------------------------------------ one step
 
     def fit_batch(self, batch: Batch) -> Tensor:
-        """Forward, choose, backward; step when the accumulation window is full.
+        """Forward, choose, backward; step when enough batches are accumulated.
 
         Arguments
         ---------
         batch : Batch
-            This rank's share of the step.
+            This rank's share of the global batch.
 
         Returns
         -------
@@ -131,27 +161,41 @@ class Separation(Evaluation):
             Mean loss over the epoch's kept examples so far, for SpeechBrain's bar.
         """
         batch = batch.to(self.device)
-        closes_window = self._closes_window()
-        seed_step(self.hparams.seed, distributed.rank(), self.epoch, self.step)
+        should_step = self._completes_a_step()
+        seed_step(self.config.seed, distributed.rank(), self.epoch, self.step)
         finite_B = batch.zero_nonfinite(self.largest_peak)
-        self.on_fit_batch_start(batch, closes_window)
+        self.on_fit_batch_start(batch, should_step)
 
-        with self.no_sync(not closes_window):
+        with self.no_sync(not should_step):
             with self.training_ctx:
                 outputs = self.compute_forward(batch, Stage.TRAIN)
                 terms = self.compute_objectives(outputs, batch, Stage.TRAIN)
-            keep_BK = self._choose(batch, terms, finite_B)
-            # where() rather than a product: 0 * NaN is NaN.
-            kept_K = torch.where(keep_BK, terms.loss_BK, 0.0).sum(0)
-            kept_loss = (kept_K * kept_K.new_tensor(self.term_weights)).sum()
-            self.scaler.scale(kept_loss).backward()
+            choice = choose(
+                terms,
+                finite_B,
+                batch.counts_B,
+                self.config.select,
+                batch_size=self.config.batch_size,
+                loss_limit=self.config.loss_upper_lim,
+                flags=(
+                    self.stop_request.received is not None,
+                    self.clock.minutes_passed(),
+                ),
+            )
+            weights_K = terms.loss_BK.new_tensor(self.term_weights)
+            loss = masked_sum(terms.loss_BK, choice.keep_BK, weights_K)
+            self.scaler.scale(loss).backward()
 
-        if closes_window:
+        self.on_choice(choice, batch)
+        if should_step:
             self.optimizers_step()
-        self.on_fit_batch_end(batch, outputs, kept_loss, closes_window)
+        self.on_fit_batch_end(batch, outputs, loss, should_step)
         return torch.tensor(self.stats.loss)
 
-    def _closes_window(self) -> bool:
+    def _wants_to_stop(self) -> bool:
+        return self.stop_request.received is not None
+
+    def _completes_a_step(self) -> bool:
         """Whether the optimizer steps after this batch; the epoch's tail counts too."""
         return (
             self.step % self.grad_accumulation_factor == 0
@@ -159,174 +203,67 @@ class Separation(Evaluation):
             or (self.debug and self.step == self.debug_batches)
         )
 
-    @torch.no_grad()
-    def _choose(self, batch: Batch, terms: Terms, finite_B: Tensor) -> Tensor:
-        """Mask [B, K] of this rank's terms to train on, decided by all ranks."""
-        loss_BK = terms.loss_BK.float()
-        sort_key_BK = (
-            loss_BK if terms.sort_key_BK is None else terms.sort_key_BK.float()
-        )
-        finite_BK = finite_B[:, None] & loss_BK.isfinite() & sort_key_BK.isfinite()
-        usable_BK = finite_BK & terms.scorable_BK & batch.counts_B[:, None]
-        usable_BK &= loss_BK < self.hparams.loss_upper_lim
-        silent_BK = torch.zeros_like(usable_BK)
-        if terms.silent_BK is not None:  # an example that was zeroed is not silent
-            silent_BK = terms.silent_BK & (finite_B & batch.counts_B)[:, None]
-        terms_K = loss_BK.shape[1]
-        columns = [
-            loss_BK.nan_to_num(),
-            sort_key_BK.nan_to_num(),
-            usable_BK,
-            self.origin_numbers(batch, terms_K),
-            silent_BK,
-            (finite_BK.all(1) & batch.counts_B)[:, None],
-            batch.counts_B[:, None],
-            torch.full_like(loss_BK[:, :1], self.stop_request.received is not None),
-            torch.full_like(loss_BK[:, :1], self._minutes_have_passed()),
-        ]
-        local_BV = torch.cat([column.to(loss_BK) for column in columns], dim=1)
-        gathered_WVB = distributed.gather_examples(local_BV.T, self.hparams.batch_size)
-        gathered_NV = gathered_WVB.transpose(1, 2).flatten(0, 1)
-        loss_NK, sort_key_NK, usable_NK, origin_NK, silent_NK, flags = (
-            gathered_NV.split([terms_K] * 5 + [4], dim=1)
-        )
-        usable_NK = usable_NK == 1
-        finite_N, counts_N, stop_N, save_N = (flags == 1).unbind(1)
-
-        select = self.hparams.select
-        keep_NK = select(sort_key_NK.where(usable_NK, torch.nan)) & usable_NK
-        self.on_choice(origin_NK, usable_NK, keep_NK)
-        sums = [
-            counts_N.sum()[None],
-            (counts_N & ~finite_N).sum()[None],
-            (silent_NK == 1).sum()[None],
-            stop_N.any()[None],
-            save_N.any()[None],
-            usable_NK.sum(0),
-            keep_NK.sum(0),
-            loss_NK.where(usable_NK, 0.0).double().sum(0),
-            loss_NK.where(keep_NK, 0.0).double().sum(0),
-        ]
-        # The one point of the step where the host waits for the device.
-        sums = torch.cat([value.double() for value in sums]).tolist()
-        seen, nonfinite, silent, stop, save = sums[:5]
-        per_term = [sums[5 + i * terms_K :][:terms_K] for i in range(4)]
-        self.stats.add(seen, nonfinite, silent, *per_term)
-        usable_K, kept_K, *_ = per_term
-        averaged_K = kept_K if select.renormalise else usable_K
-        self.window.weight += sum(
-            weight * number
-            for weight, number in zip(self.term_weights, averaged_K, strict=True)
-        )
-        self.window.kept += int(sum(kept_K))
-        self.window.nonfinite += int(nonfinite)
-        self.window.ids += batch.ids
-        if nonfinite:
-            self.window.suspects += batch.names(batch.counts_B & ~finite_BK.all(1))
-        if silent and not self.silence_is_common:
-            self.window.silent += int(silent)
-            self.window.silent_ids += batch.names(silent_BK.any(1))
-        self._stop_agreed = self._stop_agreed or bool(stop)
-        self._save_agreed = self._save_agreed or bool(save)
-
-        keep_WBK = keep_NK.unflatten(0, (distributed.world_size(), -1))
-        return keep_WBK[distributed.rank(), : len(batch.ids)]
-
-    def origin_numbers(self, batch: Batch, terms: int) -> Tensor:
-        """Number of the track behind each term, [B, K], for `on_choice`; here 0."""
-        return torch.zeros(len(batch.ids), terms, device=batch.mix.device)
-
-    def on_choice(self, origin_NK: Tensor, usable_NK: Tensor, keep_NK: Tensor) -> None:
-        """Called with the choice of every step, the same on all ranks."""
+    def on_choice(self, choice: Choice, batch: Batch) -> None:
+        """Count what was chosen, the same on all ranks."""
+        self.stats.add(choice)
+        over_kept = self.config.select.renormalise
+        name_silent = not self.silence_is_common
+        self.accumulated.add(choice, batch, self.term_weights, over_kept, name_silent)
+        stop, save = choice.flags
+        self._stop_agreed = self._stop_agreed or stop
+        self._save_agreed = self._save_agreed or save
 
     def optimizers_step(self) -> None:
-        """Average, check, clip and apply the gradient of the accumulation window."""
+        """Average, check, clip and apply the accumulated gradient."""
+        accumulated, self.accumulated = self.accumulated, Accumulation()
         optimizers = list(self.freeze_optimizers(self.optimizers_dict).values())
         for optimizer in optimizers:
             self.scaler.unscale_(optimizer)
-        gradients = [
-            parameter.grad
-            for optimizer in optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
+        groups = [group for opt in optimizers for group in opt.param_groups]
+        parameters = [weight for group in groups for weight in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         # Rule 4; DDP has already divided by the number of ranks.
-        to_mean = distributed.world_size() / (self.window.weight or 1.0)
+        to_mean = distributed.world_size() / (accumulated.weight or 1.0)
         norm = to_mean * float(torch.nn.utils.get_total_norm(gradients))
         is_finite = math.isfinite(norm)
         self.grad_norm = norm
-        if is_finite and self.window.kept:
+        if is_finite and accumulated.kept:
             clip = self.max_grad_norm
             factor = min(1.0, clip / (norm + 1e-6)) if clip >= 0 else 1.0
             torch._foreach_mul_(gradients, to_mean * factor)
-        if self.window.kept and (is_finite or self.scaler.is_enabled()):
+        lr = self._learning_rate()
+        for group in groups:
+            group["lr"] = lr
+        if accumulated.kept and (is_finite or self.scaler.is_enabled()):
             for optimizer in optimizers:  # the scaler itself skips what overflowed
                 self.scaler.step(optimizer)
-        stepped = is_finite and self.window.kept > 0
         self.scaler.update()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-        if stepped:
+        if is_finite and accumulated.kept:
             self.optimizer_step += 1
             if self.ema is not None:
                 self.ema.update()
         else:
             self.stats.steps_skipped += 1
-        self._watch_nonfinite(is_finite)
-        self._name_silent()
-        self.window = Window()
-
-    def _watch_nonfinite(self, is_finite: bool) -> None:
-        """Stop after `nonfinite_patience` bad steps in a row, naming the examples."""
-        # While a GradScaler can still lower its scale, overflow is its normal work.
         searching = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        lost_all = self.window.kept == 0 and self.window.nonfinite > 0
-        is_bad = lost_all or not (is_finite or searching)
-        if is_finite and self.window.kept:
-            self.nonfinite_count = 0
-        if not is_bad and self.window.nonfinite == 0:
-            return
-        mine = self.window.suspects
-        if is_bad and self.window.nonfinite == 0:  # found in the gradient only
-            mine = self.window.ids
-        everyone = distributed.gather_objects(mine)
-        names = sorted({name for ids in everyone for name in ids})
         where = f"epoch {self.epoch}, step {self.step}"
-        if not is_bad:
-            logger.warning(
-                f"{where}: left out, not finite or over 40 dB above full scale: "
-                f"{', '.join(names)}"
-            )
-            return
-        self.nonfinite_count += 1
-        message = (
-            f"{where}: nothing to train on that is finite and under 40 dB above full "
-            f"scale ({self.nonfinite_count} in a row); examples: {', '.join(names)}"
-        )
-        logger.warning(message)
-        if self.nonfinite_count >= self.nonfinite_patience:
-            raise NonFiniteTraining(
-                f"{message}. Stopped by nonfinite_patience={self.nonfinite_patience}; "
-                "check these files or lower lr"
-            )
+        self.watch.look(accumulated, is_finite, searching, where)
+        name_silent(self.stats, accumulated)
 
-    def _name_silent(self) -> None:
-        """Keep the names of the epoch's first examples with a silent target."""
-        known = self.stats.silent_ids
-        # All ranks count the same, so that all of them come here.
-        if not self.window.silent or len(known) >= NAMED:
-            return
-        everyone = distributed.gather_objects(self.window.silent_ids)
-        names = {name for ids in everyone for name in ids} - set(known)
-        self.stats.silent_ids = [*known, *sorted(names)][:NAMED]
+    def _learning_rate(self) -> float:
+        """The rate of the optimizer step that is about to be taken."""
+        batches = self.train_sampler.steps_per_epoch
+        steps = math.ceil(batches / self.grad_accumulation_factor)
+        total = self.config.epoch_counter.limit * steps
+        return self.learning_rate.at(self.epoch, self.optimizer_step, total)
 
     # ------------------------------------------------------------------ one epoch
 
     def fit(self, epoch_counter: Any, train_set: Any, valid_set: Any = None) -> None:
         """SpeechBrain's fit, on loaders made by `modules.data.loader.make_loader`."""
-        number, keep = self.hparams.average_last, self.hparams.keep_checkpoints
+        number, keep = self.config.average_last, self.config.keep_checkpoints
         short = min(keep, epoch_counter.limit) < number or self.ema is not None
         if number and not self.test_only and short:
             raise HparamsError(  # now, not after days of training
@@ -336,27 +273,37 @@ class Separation(Evaluation):
         self.train_sampler = train_set.batch_sampler
         super().fit(epoch_counter, train_set, valid_set)
 
+    def init_optimizers(self) -> None:
+        """Make the optimizer and what gives each of its steps a rate."""
+        super().init_optimizers()
+        self.learning_rate = LearningRate(
+            self.optimizer.defaults["lr"],
+            self.config.lr_scheduler,
+            self.config.rate_factor,
+        )
+
     def on_fit_start(self) -> None:
         """Wrap, make the optimizer, resume; then say where the run stands."""
         found = self.checkpointer.find_checkpoint()
-        allowed = self.hparams.allow_changes
+        allowed = self.config.allow_changes
         changed = check_settings(found, self._all_settings(), allowed)
         super().on_fit_start()
         self._begin_average(found)
         self._take_over(changed)
         # A mid-epoch checkpoint holds step > 0 of the epoch that is about to start.
-        done = self.hparams.epoch_counter.current
-        if self.hparams.profile_memory and sb.utils.distributed.if_main_process():
-            network = distributed.unwrap(self.modules["separator"])
-            self.memory = MemoryProfile(network, self.optimizer, self.output_folder)
-        self._open_log(self.global_step, done)
+        done = self.config.epoch_counter.current
+        if self.config.profile_memory and sb.utils.distributed.if_main_process():
+            self.memory = MemoryProfile(
+                self.network, self.optimizer, self.output_folder
+            )
+        self.reporter.open(self.global_step, done)
         if found is None:
             return
         if self._optimizer_step_limit_exceeded and not self.step:
             # Else each new start would add an epoch without a step.
             logger.info("already trained for all steps of optimizer_step_limit")
-            self.hparams.epoch_counter.limit = done
-        elif done >= self.hparams.epoch_counter.limit:
+            self.config.epoch_counter.limit = done
+        elif done >= self.config.epoch_counter.limit:
             logger.info(f"already trained for all {done} epochs: testing only")
         else:
             logger.info(f"Resuming after epoch {done}, step {self.step} of the next")
@@ -387,6 +334,8 @@ class Separation(Evaluation):
             if f"optimizer.{name}" in changed:
                 for group in self.optimizer.param_groups:
                     group[name] = value
+        if "optimizer.lr" in changed:
+            self.learning_rate.current = self.optimizer.defaults["lr"]
 
     def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
         self.epoch = epoch
@@ -394,8 +343,8 @@ class Separation(Evaluation):
         self.modules.train()
         self.zero_grad(set_to_none=True)
         self.train_sampler.set_position(epoch, first_step=self.step)
-        self._saved_at = (time.time(), self.step)
-        self._log_time = time.time()
+        self.clock.restart(self.step)
+        self.reporter.begin_epoch()
         bar = tqdm(
             train_set,
             initial=self.step,
@@ -411,19 +360,19 @@ class Separation(Evaluation):
                     logger.info("optimizer_step_limit reached")
                     break
                 self.step += 1
-                closes_window = self._closes_window()
+                should_step = self._completes_a_step()
                 with self.memory:
                     self.fit_batch(batch)
                 bar.set_postfix(
                     loss=f"{self.stats.loss:.2f}", kept=f"{self.stats.kept_share:.2f}"
                 )
-                self._log_step(len(batch.ids))
+                self._log_batch(len(batch.ids))
                 if self.profiler is not None:
                     self.profiler.step()
                 if self.debug and self.step == self.debug_batches:
                     break
-                if closes_window:
-                    if self._save_is_due():
+                if should_step:
+                    if self._save_agreed or self.clock.steps_passed(self.step):
                         self._save_intra_epoch_ckpt()
                     self._stop_if_agreed()
         self.zero_grad(set_to_none=True)
@@ -432,20 +381,30 @@ class Separation(Evaluation):
         self.steps_before, self.step = self.global_step, 0
         self.on_stage_end(Stage.TRAIN, self.avg_train_loss, epoch)
 
+    def _log_batch(self, examples: int) -> None:
+        values = {
+            "loss": self.stats.loss,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": self.grad_norm,
+            "kept_share": self.stats.kept_share,
+            "skipped": self.stats.steps_skipped,
+            **self.stats.per_term(self.term_names),
+        }
+        self.reporter.batch(self.global_step, self.step, examples, values)
+
     def _fit_valid(self, valid_set: Any, epoch: int, enable: bool) -> None:
         metrics: dict[str, float] = {}
         if valid_set is not None and self._validates(epoch):
             with self._ema_weights():
                 self._evaluate_all(valid_set, Stage.VALID, epoch, enable)
-            metrics = self.table_summary
+            metrics = self.scores
         self.on_epoch_end(epoch, metrics)
-        any_stop = distributed.gather_objects(self.stop_request.received is not None)
-        if any(any_stop):
+        if any(distributed.gather_objects(self._wants_to_stop())):
             raise StopRun(f"stopped after epoch {epoch}; its checkpoint is saved")
 
     def _validates(self, epoch: int) -> bool:
-        every = self.hparams.valid_every
-        last = epoch >= self.hparams.epoch_counter.limit
+        every = self.config.valid_every
+        last = epoch >= self.config.epoch_counter.limit
         return every > 0 and (last or epoch % every == 0)
 
     def on_epoch_end(self, epoch: int, metrics: dict[str, float]) -> None:
@@ -463,83 +422,28 @@ class Separation(Evaluation):
         if value is not None and not is_ranked:
             logger.warning(f"validation {self.monitor} is {value}: epoch not ranked")
         lr = self.optimizer.param_groups[0]["lr"]
-        update_learning_rate(
-            self.hparams.lr_scheduler,
-            self.optimizer,
-            epoch,
-            loss=-value if is_ranked else None,
-        )
-        train = {
-            "loss": self.stats.loss,
-            "kept_share": self.stats.kept_share,
-            "nonfinite": self.stats.nonfinite,
-            "silent": self.stats.silent,
-            "steps_skipped": self.stats.steps_skipped,
-            **self.stats.per_term(self.term_names),
-        }
-        if self.stats.silent_ids and sb.utils.distributed.if_main_process():
-            names = listed(self.stats.silent_ids, self.stats.silent)
+        loss = -value if is_ranked else None
+        self.learning_rate.end_epoch(self.optimizer, epoch, loss)
+        stats, self.stats = self.stats, TrainStats()
+        if stats.silent_ids and sb.utils.distributed.if_main_process():
+            names = listed(stats.silent_ids, stats.silent)
             logger.warning(f"epoch {epoch}: silent targets, left out: {names}")
-        self.stats = TrainStats()
-        # On all ranks: SpeechBrain's logger broadcasts, and writes on the main one.
-        self.hparams.train_logger.log_stats(
-            {"epoch": epoch, "lr": lr},
-            train_stats=train,
-            valid_stats=metrics,
-            verbose=False,
-        )
-        stages = {"train": train, "valid": metrics}
-        logger.info(short_line(f"epoch {epoch}, lr {lr:.3g}", stages, self.term_names))
-        if self.log is not None:
-            self.log.epoch(epoch, {"train": train | {"lr": lr}, "valid": metrics})
-            self.log.curves()
-        flag = sb.core.INTRA_EPOCH_CKPT_FLAG
-        self.checkpointer.save_and_keep_only(
-            meta={
-                "epoch": epoch,
-                "global_step": self.global_step,
-                "settings": self._all_settings(),
-            }
-            | ({self.monitor: value} if is_ranked else {}),
-            num_to_keep=self.hparams.keep_checkpoints,
-            max_keys=[self.monitor],
-            importance_keys=[],
-            # One from within the epoch must not take the place of an epoch's.
-            ckpt_predicate=lambda ckpt: flag not in ckpt.meta,
-            spare=SPARE_CHECKPOINTS,
-        )
-        self.checkpointer.delete_checkpoints(
-            num_to_keep=0,
-            ckpt_predicate=lambda ckpt: flag in ckpt.meta,
-            verbosity=logging.DEBUG,
-            spare=SPARE_CHECKPOINTS,
-        )
+        train = stats.totals(self.term_names)
+        self.reporter.epoch(epoch, lr, train, metrics, self.term_names)
+        meta = {"epoch": epoch, **self._meta()}
+        if is_ranked:
+            meta[self.monitor] = value
+        keep = self.config.keep_checkpoints
+        save_epoch(self.checkpointer, meta, self.monitor, keep)
 
-    def _minutes_have_passed(self) -> bool:
-        """Whether this rank's clock asks for a checkpoint; `_choose` asks all ranks."""
-        minutes = (time.time() - self._saved_at[0]) / 60
-        return 0 < self.ckpt_interval_minutes <= minutes
-
-    def _save_is_due(self) -> bool:
-        steps = self.step - self._saved_at[1]
-        return self._save_agreed or 0 < self.ckpt_interval_steps <= steps
+    def _meta(self) -> dict[str, object]:
+        """What every checkpoint says of itself."""
+        return {"global_step": self.global_step, "settings": self._all_settings()}
 
     def _save_intra_epoch_ckpt(self) -> None:
-        self._saved_at, self._save_agreed = (time.time(), self.step), False
-        flag = sb.core.INTRA_EPOCH_CKPT_FLAG
-        self.checkpointer.save_and_keep_only(
-            meta={
-                flag: True,
-                "global_step": self.global_step,
-                "settings": self._all_settings(),
-            },
-            end_of_epoch=False,
-            num_to_keep=1,
-            importance_keys=[],
-            ckpt_predicate=lambda ckpt: flag in ckpt.meta,
-            verbosity=logging.DEBUG,
-            spare=SPARE_CHECKPOINTS,
-        )
+        self.clock.restart(self.step)
+        self._save_agreed = False
+        save_mid_epoch(self.checkpointer, self._meta())
 
     @property
     def global_step(self) -> int:
@@ -559,9 +463,8 @@ class Separation(Evaluation):
 
     # ------------------------------------------------------------------ evaluation
 
-    @torch.no_grad()
     def evaluate_batch(self, batch: Batch, stage: Stage) -> Tensor:
-        """Separate and score each example alone, so that a score never sees padding.
+        """Separate and score each example of a batch.
 
         Arguments
         ---------
@@ -575,27 +478,185 @@ class Separation(Evaluation):
         Tensor
             Mean of the negated example metric over the batch; NaN if it has none.
         """
-        if stage == Stage.TEST and self.stop_request.received is not None:
+        if stage == Stage.TEST and self._wants_to_stop():
             raise StopRun("stopped during the test; --test_only runs it again")
-        batch = batch.to(self.device)
-        self.notes += batch.notes
-        values = []
-        for index in range(len(batch.ids)):
-            if not batch.counts_B[index]:
-                continue
-            length = batch.length_B[index]
-            mix_T = batch.mix[index, ..., :length]
-            target_ST = batch.src[index, ..., :length]
-            with self.evaluation_ctx:
-                est_ST = self.separate(mix_T[None])[0].float()
-            self.nonfinite_outputs += int(not torch.isfinite(est_ST).all())
-            self.silent += self.silent_targets(batch.ids[index], target_ST)
-            scores = self.score(est_ST, target_ST, mix_T, stage)
-            self.table.add(batch.ids[index], **scores)
-            if (value := scores[self.example_metric]) is not None:
-                values.append(-value)
-            self._keep_audio(batch.ids[index], mix_T, est_ST, target_ST, stage)
-        return torch.tensor(values).mean()
+        return self.evaluator.add(batch.to(self.device))
+
+    def score(
+        self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage, /
+    ) -> Scores:
+        """Score one example, in dB by name of the score; a task's own."""
+        raise NotImplementedError
+
+    def silent_targets(self, id_: str, target_ST: Tensor, /) -> list[str]:
+        """Name an example's targets that have no score."""
+        return silent_talkers(id_, target_ST)
+
+    def separate(self, mix_BT: Tensor, /) -> Tensor:
+        """Separate whole mixtures; a task's own. Use `self.network`, see there."""
+        raise NotImplementedError
+
+    @property
+    def network(self) -> nn.Module:
+        """The bare separator, which evaluation runs.
+
+        Without the wrappers of `self.modules`: DDP would wait for ranks whose share is
+        smaller, and a compiled graph would be rebuilt for every length.
+        """
+        return distributed.unwrap(self.modules["separator"])
+
+    def evaluate(
+        self, test_set: DataLoader | None, max_key: str | None = None
+    ) -> dict[str, float]:
+        """Score the best checkpoint on `test_set` and write the results.
+
+        Arguments
+        ---------
+        test_set : DataLoader | None
+            Made by `make_loader`, this rank's share; None where the data have neither
+            a test nor a validation set.
+        max_key : str | None
+            Checkpoint metric to choose by, higher is better.
+
+        Returns
+        -------
+        dict[str, float]
+            Means over the whole test set.
+
+        Raises
+        ------
+        HparamsError
+            With `--test_only`, when there is no checkpoint or nothing to test on.
+        """
+        if test_set is None:
+            if self.test_only:
+                raise HparamsError(f"--test_only: {NOTHING_TO_TEST}")
+            logger.warning(f"not tested: {NOTHING_TO_TEST}")
+            self.summary = None
+            return {}
+        self._load_for_evaluation(max_key)
+        enable = not self.noprogressbar and sb.utils.distributed.if_main_process()
+        with self._ema_weights():
+            self._evaluate_all(test_set, Stage.TEST, None, enable)
+        return self.scores
+
+    def _load_for_evaluation(self, max_key: str | None) -> None:
+        """Load the weights that are tested."""
+        number = self.config.average_last
+        if not number:
+            pretrained = self.config.pretrained
+            self._begin_average(load_best(self.checkpointer, max_key, pretrained))
+            return
+        if self.debug and not self.test_only:
+            number = min(number, self.debug_epochs)  # a trial has no more
+        if self.ema is not None:
+            raise HparamsError(f"average_last={number}: set ema_decay=0")
+        load_mean(self.checkpointer, self.network, number)
+
+    def _begin_average(self, found: Checkpoint | None) -> None:
+        """Start from the plain weights where a checkpoint has no averaged ones."""
+        if self.ema is not None and found is not None and "ema" not in found.paramfiles:
+            self.ema.attach(self.modules["separator"])
+
+    def _ema_weights(self) -> Any:
+        return nullcontext() if self.ema is None else self.ema.applied()
+
+    def _evaluate_all(
+        self, loader: DataLoader, stage: Stage, epoch: int | None, enable: bool
+    ) -> None:
+        self.on_stage_start(stage, epoch)
+        self.modules.eval()
+        name = stage.name.lower()
+        batches = self.debug_batches if self.debug else None
+        bar = tqdm(
+            itertools.islice(loader, batches),
+            total=len(loader) if batches is None else min(batches, len(loader)),
+            desc=name,
+            dynamic_ncols=True,
+            disable=not enable,
+            colour=self.tqdm_barcolor[name] or None,
+        )
+        losses: list[float] = []
+        with bar, torch.no_grad():
+            for batch in bar:
+                loss = float(self.evaluate_batch(batch, stage))
+                losses += [loss] if math.isfinite(loss) else []
+                if losses:
+                    mean = math.fsum(losses) / len(losses)
+                    bar.set_postfix({self.example_metric: f"{-mean:.2f}"})
+        mean = math.fsum(losses) / len(losses) if losses else math.nan
+        self.on_stage_end(stage, mean, epoch)
+
+    def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
+        """Begin a validation or a test with an empty table of results."""
+        if stage == Stage.TRAIN:
+            return
+        keeper = AudioKeeper(
+            self.output_folder / "audio" if stage == Stage.TEST else None,
+            self.reporter.curves,
+            self.epoch,
+            self.config.sample_rate,
+            self.config.n_audio_to_save,
+            (self.term_names, self.target_names),
+        )
+        self.evaluator = Evaluator(
+            self._separate_in_precision,
+            lambda est, target, mix: self.score(est, target, mix, stage),
+            self.example_metric,
+            self.silent_targets,
+            keeper.keep if sb.utils.distributed.if_main_process() else None,
+        )
+
+    def _separate_in_precision(self, mix_BT: Tensor) -> Tensor:
+        with self.evaluation_ctx:
+            return self.separate(mix_BT)
+
+    def on_stage_end(
+        self, stage: Stage, stage_loss: float, epoch: int | None = None
+    ) -> None:
+        """Merge the ranks' tables; write the test's results."""
+        if stage == Stage.TRAIN:
+            return
+        self.summary, self.scores = self.evaluator.merge_ranks()
+        self.scores |= self.set_scores(stage)
+        if stage not in self._warned:  # once for each set
+            self.evaluator.warn(stage.name.lower())
+        self._warned.add(stage)
+        if self.evaluator.has_nonfinite:
+            logger.warning("the network's output is not finite for some examples")
+            self.scores[self.monitor] = math.nan
+        if stage != Stage.TEST:
+            return
+        if sb.utils.distributed.if_main_process():
+            self.evaluator.table.write_csv(self.output_folder / "test_results.csv")
+            self.evaluator.table.write_json(self.output_folder / "test_results.json")
+        loaded = self.config.epoch_counter.current
+        self.reporter.test(loaded, self.scores, self.term_names)
+
+    def set_scores(self, stage: Stage) -> dict[str, float]:
+        """Return scores of the whole set that are no means over its examples."""
+        return {}
+
+    def report(self) -> None:
+        """Print the test's table and where the run's files are, on the main process."""
+        if not sb.utils.distributed.if_main_process():
+            return
+        folder = self.output_folder
+        places = {
+            "scores": folder / "test_results.csv",
+            "audio": folder / "audio",
+            "curves": folder / "curves.png",
+            "suspicion": folder / "suspicion.csv",
+        }
+        if not self.is_trial:  # those of a trial are gone when it ends
+            places["checkpoints"] = Path(self.checkpointer.checkpoints_dir)
+        if self.summary is not None:
+            print_scores(self.reported(self.summary), self.metric_names)
+        print_places(places)
+
+    def reported(self, summary: dict) -> dict:
+        """Return the part of the test's summary that the report shows."""
+        return summary
 
     # ------------------------------------------------------------------ data
 
@@ -625,43 +686,19 @@ class Separation(Evaluation):
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
                 shuffle=training,
-                seed=self.hparams.seed,
+                seed=self.config.seed,
             )
             return make_loader(
                 dataset,
                 sampler,
                 collate=collate_crops if training else collate_whole,
-                num_workers=self.hparams.num_workers,
+                num_workers=self.config.num_workers,
                 pin_memory=self.device_type == "cuda",
             )
         except ValueError as error:
             raise HparamsError(str(error)) from error
 
-    # ------------------------------------------------------------------ logs, state
-
-    def _open_log(self, step: int, epochs_done: int) -> None:
-        if sb.utils.distributed.if_main_process():
-            self.output_folder.mkdir(parents=True, exist_ok=True)
-            self.log = RunLog(self.output_folder, tensorboard=self.hparams.tensorboard)
-            self.log.rewind(step=step, epoch=epochs_done)
-            rewind_epochs(Path(self.hparams.train_logger.save_file), epochs_done)
-
-    def _log_step(self, batch_size: int) -> None:
-        every = self.hparams.log_every
-        if self.log is None or self.step % every:
-            return
-        examples = batch_size * every * distributed.world_size()
-        self.log.scalars(
-            self.global_step,
-            loss=self.stats.loss,
-            lr=self.optimizer.param_groups[0]["lr"],
-            grad_norm=self.grad_norm,
-            kept_share=self.stats.kept_share,
-            skipped=self.stats.steps_skipped,
-            **self.stats.per_term(self.term_names),
-            examples_per_second=examples / (time.time() - self._log_time),
-        )
-        self._log_time = time.time()
+    # ------------------------------------------------------------------ state
 
     @mark_as_saver
     def _save(self, path: Path) -> None:
@@ -669,7 +706,8 @@ class Separation(Evaluation):
             "step": self.step,
             "steps_before": self.steps_before,
             "optimizer_step": self.optimizer_step,
-            "nonfinite_count": self.nonfinite_count,
+            "nonfinite_count": self.watch.count,
+            "learning_rate": self.learning_rate.current,
             "grad_norm": self.grad_norm,
             "stats": asdict(self.stats),
         }
@@ -681,6 +719,7 @@ class Separation(Evaluation):
         self.step = state["step"]
         self.steps_before = state["steps_before"]
         self.optimizer_step = state["optimizer_step"]
-        self.nonfinite_count = state["nonfinite_count"]
+        self.watch.count = state["nonfinite_count"]
+        self.learning_rate.current = state["learning_rate"]
         self.grad_norm = state["grad_norm"]
         self.stats = TrainStats(**state["stats"])

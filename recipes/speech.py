@@ -17,11 +17,13 @@ from modules.data.batch import Batch
 from modules.data.dynamic_mixing import DynamicMixing, UtterancePool
 from modules.data.manifest import Row, read_manifest
 from modules.data.mixtures import ManifestDataset
+from modules.inference.chunks import separate_in_chunks
 from modules.losses.choice import Terms
 from modules.losses.si_snr import pit_neg_si_snr
 from modules.metrics.scores import score_example
 from modules.runtime import distributed
 from modules.runtime.errors import AudioError, DataError, HparamsError
+from recipes.config.schema import SpeechSettings
 from recipes.separation import Separation
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 class SpeechSeparation(Separation):
     """Permutation-invariant SI-SNR training of `modules.separator`."""
 
+    settings_class: type[SpeechSettings] = SpeechSettings
+    config: SpeechSettings
     metric_names = {
         "si_snr": "SI-SNR",
         "si_snr_i": "SI-SNRi",
@@ -57,6 +61,14 @@ class SpeechSeparation(Separation):
             silent_BK=~active_BS.all(-1, keepdim=True),
         )
 
+    def separate(self, mix_BT: Tensor) -> Tensor:
+        """Separate whole mixtures [B, T], in chunks when they are long."""
+        seconds = self.config.eval_chunk_seconds
+        if not seconds:
+            return self.network(mix_BT)
+        chunk = round(seconds * self.config.sample_rate)
+        return separate_in_chunks(self.network, mix_BT, chunk=chunk, overlap=chunk // 4)
+
     def score(
         self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage
     ) -> dict[str, float]:
@@ -65,7 +77,7 @@ class SpeechSeparation(Separation):
             est_ST,
             target_ST,
             mix_T,
-            self.hparams.sample_rate,
+            self.config.sample_rate,
             with_sdr=stage == Stage.TEST,
         )
 
@@ -87,16 +99,16 @@ class SpeechSeparation(Separation):
             A setting of the training set that is no such thing.
         """
         rows = {
-            name: read_manifest(path, self.hparams.num_spks, self.hparams.sample_rate)
+            name: read_manifest(path, self.config.num_spks, self.config.sample_rate)
             for name, path in manifests.items()
         }
-        size = self.hparams.eval_batch_size
+        size = self.config.eval_batch_size
 
         def whole(name: str) -> DataLoader:
             files = ManifestDataset(
                 rows[name],
-                self.hparams.sample_rate,
-                check_sums=self.hparams.check_sums,
+                self.config.sample_rate,
+                check_sums=self.config.check_sums,
                 strict=True,
             )
             return self.loader(files, size)
@@ -108,7 +120,7 @@ class SpeechSeparation(Separation):
         except ValueError as error:  # a setting that is no such thing
             raise HparamsError(str(error)) from error
         return (
-            self.loader(training_set, self.hparams.batch_size, training=True),
+            self.loader(training_set, self.config.batch_size, training=True),
             whole("valid"),
             whole("test"),
         )
@@ -116,13 +128,13 @@ class SpeechSeparation(Separation):
     def _training_set(self, rows: list[Row]) -> Dataset:
         """Mixtures made on the fly, or random crops of those on disk."""
         settings = {
-            "sample_rate": self.hparams.sample_rate,
-            "segment_seconds": self.hparams.segment_seconds,
-            "speed_changes": self.hparams.speed_changes or None,
-            "seed": self.hparams.seed,
+            "sample_rate": self.config.sample_rate,
+            "segment_seconds": self.config.segment_seconds,
+            "speed_changes": self.config.speed_changes or None,
+            "seed": self.config.seed,
         }
-        if not self.hparams.dynamic_mixing:
-            checks = self.hparams.check_sums
+        if not self.config.dynamic_mixing:
+            checks = self.config.check_sums
             if settings["speed_changes"] and not checks:
                 raise HparamsError(
                     "check_sums=False says that mixtures are no sums, but with "
@@ -133,18 +145,18 @@ class SpeechSeparation(Separation):
         rooms = self._rooms(rows)
         return DynamicMixing(
             self._utterances(rows),
-            num_spks=self.hparams.num_spks,
-            examples_per_epoch=self.hparams.examples_per_epoch or len(rows),
+            num_spks=self.config.num_spks,
+            examples_per_epoch=self.config.examples_per_epoch or len(rows),
             noises=sorted({(row.noise, row.frames) for row in rows if row.noise}),
-            noise_snr_db=self.hparams.noise_snr_db,
+            noise_snr_db=self.config.noise_snr_db,
             rooms=rooms,
-            targets=self.hparams.targets,
+            targets=self.config.targets,
             **settings,
         )
 
     def _rooms(self, rows: list[Row]) -> RoomPool | None:
         """Rooms for dynamic mixing, which must be as reverberant as the data set."""
-        path = self.hparams.room_pool
+        path = self.config.room_pool
         if not path and any(row.images for row in rows):
             raise DataError(
                 "the data set's mixtures are reverberant, dynamic mixing's would be "
@@ -153,20 +165,20 @@ class SpeechSeparation(Separation):
             )
         if not path:
             return None
-        if not self.hparams.base_folder_dm and self.hparams.targets != "anechoic":
+        if not self.config.base_folder_dm and self.config.targets != "anechoic":
             raise DataError(
                 "dynamic mixing in rooms would put the data set's reverberant sources "
                 "into rooms again: set --base_folder_dm to a folder of dry utterances"
             )
-        rooms = RoomPool.load(path, self.hparams.sample_rate)
+        rooms = RoomPool.load(path, self.config.sample_rate)
         logger.info(f"Dynamic mixing in {len(rooms)} rooms of {path}")
         return rooms
 
     def _utterances(self, rows: list[Row]) -> UtterancePool:
         """Single talkers for dynamic mixing: a folder of them, or the set's sources."""
-        index = f"{self.hparams.save_folder}/utterances.csv"
-        if self.hparams.base_folder_dm:
-            make, origin = UtterancePool.scan, self.hparams.base_folder_dm
+        index = f"{self.config.save_folder}/utterances.csv"
+        if self.config.base_folder_dm:
+            make, origin = UtterancePool.scan, self.config.base_folder_dm
         else:
             make, origin = UtterancePool.from_manifest, rows
         pool = distributed.run_on_main(make, origin, index)

@@ -1,10 +1,19 @@
-"""What a run counts while it trains, and the table it prints at its end.
+"""What a run counts while it trains.
 
 Legend: K loss terms of an example (speech: one; music: one per stem).
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+from modules.data.batch import Batch
+from modules.losses.choice import Choice
+from modules.runtime import distributed
+from modules.runtime.errors import NonFiniteTraining
+from recipes.report import NAMED
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -13,10 +22,10 @@ class TrainStats:
 
     `seen` examples were offered, `nonfinite` of them had an input or a loss that was
     not finite, or an input beyond any level. `silent` loss terms had a silent target;
-    `silent_ids` names the first such examples.
-    Of the loss terms, `offered_K` could be trained on and `kept_K` were; their losses
-    add up in `loss_offered_K` and `loss_kept_K`. `steps_skipped` counts optimizer
-    steps not taken, for want of examples or of finite gradients.
+    `silent_ids` names the first such examples. `offered_K` loss terms could be trained
+    on and `kept_K` were; their losses add up in `loss_offered_K` and `loss_kept_K`.
+    `steps_skipped` counts optimizer steps that were not taken, because no example was
+    kept or the gradient was not finite.
     """
 
     seen: int = 0
@@ -29,24 +38,15 @@ class TrainStats:
     loss_kept_K: list[float] = field(default_factory=list)
     silent_ids: list[str] = field(default_factory=list)
 
-    def add(
-        self,
-        seen: float,
-        nonfinite: float,
-        silent: float,
-        offered_K: Sequence[float],
-        kept_K: Sequence[float],
-        loss_offered_K: Sequence[float],
-        loss_kept_K: Sequence[float],
-    ) -> None:
+    def add(self, choice: Choice) -> None:
         """Add the counts and the sums of losses of one global batch."""
-        self.seen += int(seen)
-        self.nonfinite += int(nonfinite)
-        self.silent += int(silent)
-        self.offered_K = _sum(self.offered_K, map(int, offered_K))
-        self.kept_K = _sum(self.kept_K, map(int, kept_K))
-        self.loss_offered_K = _sum(self.loss_offered_K, loss_offered_K)
-        self.loss_kept_K = _sum(self.loss_kept_K, loss_kept_K)
+        self.seen += choice.seen
+        self.nonfinite += choice.nonfinite
+        self.silent += choice.silent
+        self.offered_K = _sum(self.offered_K, choice.usable_K)
+        self.kept_K = _sum(self.kept_K, choice.kept_K)
+        self.loss_offered_K = _sum(self.loss_offered_K, choice.usable_loss_K)
+        self.loss_kept_K = _sum(self.loss_kept_K, choice.kept_loss_K)
 
     @property
     def kept(self) -> int:
@@ -74,26 +74,149 @@ class TrainStats:
             values[f"{name}_loss_dropped"] = _ratio(dropped_loss, offered - kept)
         return values
 
+    def totals(self, names: Sequence[str]) -> dict[str, float]:
+        """The values of an epoch that its log line shows; `names` of the loss terms."""
+        return {
+            "loss": self.loss,
+            "kept_share": self.kept_share,
+            "nonfinite": self.nonfinite,
+            "silent": self.silent,
+            "steps_skipped": self.steps_skipped,
+            **self.per_term(names),
+        }
+
 
 @dataclass
-class Window:
+class Accumulation:
     """The batches that one optimizer step accumulates.
 
     `weight` adds the weights of the terms that the mean runs over, `kept` counts the
-    terms trained on; `suspects` names this rank's examples that were not finite,
-    `silent_ids` those with one of the `silent` targets of all ranks.
+    terms trained on. `ids` names this rank's examples, `suspects` those of them that
+    were not finite, `silent_ids` those with one of the `silent` targets of all ranks.
     """
 
     weight: float = 0.0
     kept: int = 0
     nonfinite: int = 0
+    silent: int = 0
     ids: list[str] = field(default_factory=list)
     suspects: list[str] = field(default_factory=list)
-    silent: int = 0
     silent_ids: list[str] = field(default_factory=list)
 
+    def add(
+        self,
+        choice: Choice,
+        batch: Batch,
+        term_weights: Sequence[float],
+        over_kept: bool,
+        name_silent: bool,
+    ) -> None:
+        """Add one batch.
 
-def _sum(totals: Sequence, values) -> list:
+        Arguments
+        ---------
+        choice : Choice
+            Of the global batch.
+        batch : Batch
+            This rank's share of it.
+        term_weights : Sequence[float]
+            Weights of the loss terms.
+        over_kept : bool
+            The mean runs over the kept terms; otherwise over all usable ones.
+        name_silent : bool
+            Whether silent targets are worth a name in the log.
+        """
+        averaged_K = choice.kept_K if over_kept else choice.usable_K
+        pairs = zip(term_weights, averaged_K, strict=True)
+        self.weight += sum(weight * number for weight, number in pairs)
+        self.kept += sum(choice.kept_K)
+        self.nonfinite += choice.nonfinite
+        self.ids += batch.ids
+        if choice.nonfinite:
+            self.suspects += batch.names(choice.nonfinite_B)
+        if choice.silent and name_silent:
+            self.silent += choice.silent
+            self.silent_ids += batch.names(choice.silent_B)
+
+
+class NonFiniteWatch:
+    """Names examples that are not finite, and ends a run that meets nothing else.
+
+    Arguments
+    ---------
+    patience : int
+        Consecutive bad optimizer steps that end the run. A step is bad when all of its
+        examples were left out as not finite, or when its gradient is not finite.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.count = 0
+
+    def look(
+        self, accumulated: Accumulation, is_finite: bool, searching: bool, where: str
+    ) -> None:
+        """Judge one optimizer step; call it on every rank.
+
+        Arguments
+        ---------
+        accumulated : Accumulation
+            What the step was made from.
+        is_finite : bool
+            Whether its gradient was.
+        searching : bool
+            A gradient scaler can still lower its scale: overflow is its normal work.
+        where : str
+            Epoch and step, for the message.
+
+        Raises
+        ------
+        NonFiniteTraining
+            On all ranks, when the patience is over.
+        """
+        lost_all = accumulated.kept == 0 and accumulated.nonfinite > 0
+        is_bad = lost_all or not (is_finite or searching)
+        if is_finite and accumulated.kept:
+            self.count = 0
+        if not is_bad and accumulated.nonfinite == 0:
+            return
+        mine = accumulated.suspects
+        if is_bad and accumulated.nonfinite == 0:  # found in the gradient only
+            mine = accumulated.ids
+        names = ", ".join(sorted(_of_all_ranks(mine)))
+        if not is_bad:
+            logger.warning(
+                f"{where}: left out, not finite or over 40 dB above full scale: {names}"
+            )
+            return
+        self.count += 1
+        message = (
+            f"{where}: nothing to train on that is finite and under 40 dB above full "
+            f"scale ({self.count} in a row); examples: {names}"
+        )
+        logger.warning(message)
+        if self.count >= self.patience:
+            raise NonFiniteTraining(
+                f"{message}. Stopped by nonfinite_patience={self.patience}; "
+                "check these files or lower lr"
+            )
+
+
+def name_silent(stats: TrainStats, accumulated: Accumulation) -> None:
+    """Keep the names of the epoch's first examples with a silent target."""
+    known = stats.silent_ids
+    # All ranks count the same, so that all of them come here.
+    if not accumulated.silent or len(known) >= NAMED:
+        return
+    names = _of_all_ranks(accumulated.silent_ids) - set(known)
+    stats.silent_ids = [*known, *sorted(names)][:NAMED]
+
+
+def _of_all_ranks(names: list[str]) -> set[str]:
+    return {name for share in distributed.gather_objects(names) for name in share}
+
+
+def _sum(totals: Sequence, values: Iterable) -> list:
     values = list(values)
     totals = totals or [0] * len(values)
     return [total + value for total, value in zip(totals, values, strict=True)]

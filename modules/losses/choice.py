@@ -1,23 +1,171 @@
 """Which loss terms of a global batch are trained on, decided by all ranks together.
 
-Legend: B batch, K loss terms of an example.
+`choose` is a pure function: every rank hands it the losses of its own examples, one
+exchange makes them known to all, and every rank computes the same choice from them.
+
+Legend: B batch, K loss terms of an example (speech: one; music: one per stem),
+N examples of the global batch, rank by rank.
 """
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from modules.runtime import distributed
 
 
 class Terms(NamedTuple):
     """The unreduced losses of a batch.
 
-    `scorable_BK` is False where there is nothing to learn.
-    `sort_key_BK` is what the selector sees in place of the loss, for instance the loss
-    relative to the level of the target. `silent_BK` is True where a target is silent
-    once its mean is removed; such terms are counted.
+    `scorable_BK` is False where there is nothing to learn. `sort_key_BK` is what the
+    selector compares in place of the loss, for instance the loss relative to the level
+    of the target. `silent_BK` is True where a target is silent once its mean is
+    removed; such terms are counted. `origin_BK` numbers the recordings that the targets
+    were cut from.
     """
 
     loss_BK: Tensor
     scorable_BK: Tensor
     sort_key_BK: Tensor | None = None
     silent_BK: Tensor | None = None
+    origin_BK: Tensor | None = None
+
+
+class Choice(NamedTuple):
+    """What is trained on, and the counts of the global batch.
+
+    `keep_BK`, `nonfinite_B` and `silent_B` describe this rank's examples; everything
+    else is equal on all ranks. `flags` says which of the ranks' flags any rank raised.
+    """
+
+    keep_BK: Tensor
+    nonfinite_B: Tensor
+    silent_B: Tensor
+    origin_NK: Tensor
+    usable_NK: Tensor
+    keep_NK: Tensor
+    seen: int
+    nonfinite: int
+    silent: int
+    usable_K: list[int]
+    kept_K: list[int]
+    usable_loss_K: list[float]
+    kept_loss_K: list[float]
+    flags: list[bool]
+
+
+@torch.no_grad()
+def choose(
+    terms: Terms,
+    finite_B: Tensor,
+    counts_B: Tensor,
+    select: Callable[[Tensor], Tensor],
+    *,
+    batch_size: int,
+    loss_limit: float = math.inf,
+    flags: tuple[bool, ...] = (),
+) -> Choice:
+    """Choose the terms to train on; call it on every rank.
+
+    A term is usable where its example counts and is finite, its loss is finite and
+    below `loss_limit`, and there is something to learn. The selector sees the sort keys
+    of all usable terms of the global batch, and NaN in place of the others.
+
+    Arguments
+    ---------
+    terms : Terms
+        This rank's losses.
+    finite_B : Tensor
+        False where an example's audio was not finite and has been zeroed.
+    counts_B : Tensor
+        False where an example only fills up a rank's share.
+    select : Callable
+        Maps sort keys [N, K] to a mask of the terms to keep, [N, K].
+    batch_size : int
+        Examples that a rank has at most, the same on all ranks.
+    loss_limit : float
+        Losses at or above it are left out.
+    flags : tuple[bool, ...]
+        What this rank wants the others to know; they travel with the losses.
+
+    Returns
+    -------
+    Choice
+        The masks and the counts.
+    """
+    loss_BK = terms.loss_BK.float()
+    sort_key_BK = loss_BK if terms.sort_key_BK is None else terms.sort_key_BK.float()
+    nothing_BK = torch.zeros_like(loss_BK)
+    finite_BK = finite_B[:, None] & loss_BK.isfinite() & sort_key_BK.isfinite()
+    usable_BK = finite_BK & terms.scorable_BK & counts_B[:, None]
+    usable_BK &= loss_BK < loss_limit
+    silent_BK = nothing_BK.bool()
+    if terms.silent_BK is not None:  # an example that was zeroed is not silent
+        silent_BK = terms.silent_BK & (finite_B & counts_B)[:, None]
+    nonfinite_B = counts_B & ~finite_BK.all(1)
+
+    everyone = distributed.gather_columns(
+        {
+            "loss": loss_BK.nan_to_num(),
+            "sort_key": sort_key_BK.nan_to_num(),
+            "usable": usable_BK,
+            "origin": nothing_BK if terms.origin_BK is None else terms.origin_BK,
+            "silent": silent_BK,
+            "nonfinite": nonfinite_B[:, None],
+            "counts": counts_B[:, None],
+            "flags": loss_BK.new_tensor(flags).expand(len(loss_BK), -1),
+        },
+        batch_size,
+    )
+    loss_NK, usable_NK = everyone["loss"], everyone["usable"] == 1
+    keep_NK = select(everyone["sort_key"].where(usable_NK, torch.nan)) & usable_NK
+
+    sums = {
+        "seen": (everyone["counts"] == 1).sum(0),
+        "nonfinite": (everyone["nonfinite"] == 1).sum(0),
+        "silent": (everyone["silent"] == 1).sum()[None],
+        "usable": usable_NK.sum(0),
+        "kept": keep_NK.sum(0),
+        "usable_loss": loss_NK.where(usable_NK, 0.0).double().sum(0),
+        "kept_loss": loss_NK.where(keep_NK, 0.0).double().sum(0),
+        "flags": (everyone["flags"] == 1).any(0),
+    }
+    found = _to_host(sums)
+    keep_WBK = keep_NK.unflatten(0, (distributed.world_size(), -1))
+    return Choice(
+        keep_BK=keep_WBK[distributed.rank(), : len(loss_BK)],
+        nonfinite_B=nonfinite_B,
+        silent_B=silent_BK.any(1),
+        origin_NK=everyone["origin"],
+        usable_NK=usable_NK,
+        keep_NK=keep_NK,
+        seen=int(found["seen"][0]),
+        nonfinite=int(found["nonfinite"][0]),
+        silent=int(found["silent"][0]),
+        usable_K=[int(number) for number in found["usable"]],
+        kept_K=[int(number) for number in found["kept"]],
+        usable_loss_K=found["usable_loss"],
+        kept_loss_K=found["kept_loss"],
+        flags=[bool(flag) for flag in found["flags"]],
+    )
+
+
+def _to_host(values: dict[str, Tensor]) -> dict[str, list[float]]:
+    """Copy vectors to the host: the one point of a step that waits for the device."""
+    flat = torch.cat([value.double() for value in values.values()]).tolist()
+    found = {}
+    for name, value in values.items():
+        found[name], flat = flat[: len(value)], flat[len(value) :]
+    return found
+
+
+def masked_sum(loss_BK: Tensor, keep_BK: Tensor, weights_K: Tensor) -> Tensor:
+    """Sum the kept terms, term k weighted by `weights_K[k]`; a scalar.
+
+    A product with the mask would not do: 0 * NaN is NaN.
+    """
+    kept_K = torch.where(keep_BK, loss_BK, 0.0).sum(0)
+    return (kept_K * weights_K).sum()

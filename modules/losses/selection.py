@@ -16,27 +16,39 @@ from torch import Tensor
 from modules.runtime.distributed import world_size
 
 
-class KeepAll:
-    """Every usable example counts."""
+class Selector:
+    """Base of the rules: has no state, and does the same in every phase."""
 
+    #: The mean runs over what is kept; False: over all that is usable.
     renormalise = True
 
     def __call__(self, loss_NK: Tensor) -> Tensor:
-        """Mask of True, shape [N, K]."""
-        return torch.ones_like(loss_NK, dtype=torch.bool)
+        """Return the mask of the terms to keep, shape [N, K]."""
+        raise NotImplementedError
+
+    def enter_phase(self, quantile: float, batches: int) -> None:
+        """Obey a phase of training: the share to keep, the batches accumulated."""
 
     def check(self, batch_size: int, world_size: int) -> None:
-        """Nothing: any batch will do."""
+        """Raise `ValueError` if the rule cannot drop anything in such batches."""
 
-    def state_dict(self) -> dict:
-        """Nothing."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what a resumed run needs."""
         return {}
 
-    def load_state_dict(self, state: dict) -> None:
-        """Nothing to load."""
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from a checkpoint."""
 
 
-class ThresholdByLoss:
+class KeepAll(Selector):
+    """Keeps every usable term."""
+
+    def __call__(self, loss_NK: Tensor) -> Tensor:
+        """Return a mask of True, shape [N, K]."""
+        return torch.ones_like(loss_NK, dtype=torch.bool)
+
+
+class ThresholdByLoss(Selector):
     """Train on what is still hard: drop examples separated better than `threshold`.
 
     SpeechBrain's recipe practice (`threshold_byloss`); the MossFormer2 paper does not
@@ -55,9 +67,6 @@ class ThresholdByLoss:
     tensor([ True, False])
     """
 
-    #: The mean runs over what is kept, not over all that is usable.
-    renormalise = True
-
     def __init__(self, threshold: float = -30.0, enabled: bool = True) -> None:
         self.threshold = threshold
         self.enabled = enabled
@@ -69,7 +78,7 @@ class ThresholdByLoss:
         return loss_NK > self.threshold
 
 
-class LossTruncation:
+class LossTruncation(Selector):
     """Leave the terms with the largest losses out: they may have a wrong label.
 
     Team CCOM's rule for the Sound Demixing Challenge 2023 and what improves on it. A
@@ -160,6 +169,10 @@ class LossTruncation:
         else:
             self.threshold_K = self._quantile(self.past_WK)
         return loss_NK <= self.threshold_K
+
+    def enter_phase(self, quantile: float, batches: int) -> None:
+        """Keep another share; compare over so many accumulated batches."""
+        self.quantile, self.batches = quantile, batches
 
     def _quantile(self, loss_NK: Tensor) -> Tensor:
         return torch.nanquantile(loss_NK.float(), self.quantile, dim=0)

@@ -54,15 +54,18 @@ class Suspicion:
         usable_NK, keep_NK : Tensor
             What could be trained on, and what was.
         """
+        # Counted where the losses are: nothing here waits for the device.
+        self.offered_RK = self.offered_RK.to(origin_NK.device)
+        self.dropped_RK = self.dropped_RK.to(origin_NK.device)
         columns_K = torch.arange(len(self.stems), device=origin_NK.device)
-        origin_NK = origin_NK.nan_to_num().long()
-        places_NK = (origin_NK * len(self.stems) + columns_K).cpu()
+        places_NK = origin_NK.nan_to_num().long() * len(self.stems) + columns_K
         for counts_RK, mask_NK in (
             (self.offered_RK, usable_NK),
             (self.dropped_RK, usable_NK & ~keep_NK),
         ):
-            places = places_NK[mask_NK.cpu()]
-            counts_RK.view(-1).index_add_(0, places, torch.ones_like(places))
+            counts_RK.view(-1).index_add_(
+                0, places_NK.flatten(), mask_NK.flatten().long()
+            )
 
     def rows(self) -> list[dict[str, str | int | float]]:
         """Track, stem, counts and suspicion (share dropped), most suspect first.
@@ -100,8 +103,11 @@ class Suspicion:
         return write_text(path, text.getvalue())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The counts."""
-        return {"offered_RK": self.offered_RK, "dropped_RK": self.dropped_RK}
+        """Return the counts."""
+        return {
+            "offered_RK": self.offered_RK.cpu(),
+            "dropped_RK": self.dropped_RK.cpu(),
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue the counts of a checkpoint."""

@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -123,6 +123,29 @@ def gather_examples(values_KB: Tensor, batch_size: int) -> Tensor:
     shares = [torch.empty_like(padded) for _ in range(world_size())]
     dist.all_gather(shares, padded)
     return torch.stack(shares)
+
+
+def gather_columns(columns: Mapping[str, Tensor], batch_size: int) -> dict[str, Tensor]:
+    """Every rank's columns, one rank's rows after the other's; the same on all ranks.
+
+    Arguments
+    ---------
+    columns : Mapping[str, Tensor]
+        Numbers or masks of this rank's examples by name, each of shape [B, k] with a k
+        of its own. They travel as float32, all in one message.
+    batch_size : int
+        Room per rank, the same everywhere; B may be smaller.
+
+    Returns
+    -------
+    dict[str, Tensor]
+        Of shape [W * batch_size, k]; NaN where a rank had fewer examples.
+    """
+    widths = [column.shape[1] for column in columns.values()]
+    local_BK = torch.cat([column.float() for column in columns.values()], dim=1)
+    gathered_WKB = gather_examples(local_BK.T, batch_size)
+    rows = gathered_WKB.transpose(1, 2).flatten(0, 1)
+    return dict(zip(columns, rows.split(widths, dim=1), strict=True))
 
 
 def gather_objects(item: object) -> list:

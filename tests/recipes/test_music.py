@@ -19,11 +19,15 @@ def test_a_silent_stem_is_counted_and_teaches_silence(offset):
     src_BSCT[1, 0, 0] = 0  # one channel only: no silence
     ones_B = torch.ones(2)
     batch = Batch(["a", "b"], src_BSCT.sum(1), src_BSCT, ones_B, ones_B > 0)
+    batch.origins = [("a", "b", "a"), ("b", "b", "b")]
     brain = SimpleNamespace(
-        stem_weights=[1, 1, 0], hparams=SimpleNamespace(relative_to_level=False)
+        stem_weights=[1, 1, 0],
+        config=SimpleNamespace(relative_to_level=False),
+        suspicion=SimpleNamespace(numbers={"a": 0, "b": 1}),
     )
     estimate_BSCT = src_BSCT + 0.5
     terms = MusicSeparation.compute_objectives(brain, estimate_BSCT, batch, Stage.TRAIN)
     assert terms.silent_BK.tolist() == [[False, True, False], [False, False, True]]
     assert terms.scorable_BK.tolist() == [[True, True, False]] * 2
+    assert terms.origin_BK.tolist() == [[0, 1, 0], [1, 1, 1]]
     assert torch.allclose(terms.loss_BK, torch.full((2, 3), 0.5))

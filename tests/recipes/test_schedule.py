@@ -4,14 +4,24 @@ import pytest
 import torch
 from speechbrain.nnet.schedulers import NewBobScheduler, ReduceLROnPlateau
 
-from recipes.schedule import LinearDecay, Phases, total_epochs, update_learning_rate
+from modules.runtime.errors import HparamsError
+from recipes.schedule import (
+    LearningRate,
+    LinearDecay,
+    Phases,
+    RateFactor,
+    total_epochs,
+)
 
 
 def rate_after(scheduler, losses):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    learning_rate = LearningRate(1.0, scheduler, RateFactor())
+    epoch = 0
     for epoch, loss in enumerate(losses, start=1):
-        update_learning_rate(scheduler, optimizer, epoch, loss)
-    return optimizer.param_groups[0]["lr"]
+        learning_rate.end_epoch(optimizer, epoch, loss)
+    assert optimizer.param_groups[0]["lr"] == learning_rate.current
+    return learning_rate.at(epoch + 1, step=0, total=1)
 
 
 def test_the_plateau_waits_for_its_first_epochs_and_then_halves():
@@ -84,5 +94,5 @@ def test_one_step_alone_begins_with_epoch_one():
 
 
 def test_another_scheduler_is_refused_by_name():
-    with pytest.raises(TypeError, match="int is not supported"):
+    with pytest.raises(HparamsError, match="int is not supported"):
         rate_after(3, [1.0])

@@ -41,7 +41,7 @@ def rows(tmp_path_factory):
 
 
 def training_set(rows, **changes):
-    hparams = {
+    config = {
         "sample_rate": RATE,
         "segment_seconds": 0.5,
         "speed_changes": None,
@@ -56,7 +56,7 @@ def training_set(rows, **changes):
         "check_sums": True,
     }
     brain = SimpleNamespace(
-        hparams=SimpleNamespace(**hparams | changes),
+        config=SimpleNamespace(**config | changes),
         _utterances=UtterancePool.from_manifest,
     )
     brain._rooms = partial(SpeechSeparation._rooms, brain)

@@ -37,11 +37,13 @@ def test_every_recipe_names_only_keys_that_something_reads(path, tmp_path):
             *(ROOT / "recipes").rglob("*.py"),
         ]
     )
+    schema = (ROOT / "recipes" / "config" / "schema.py").read_text()
     for key in yaml.compose(resolved).value:
         name = key[0].value
         used = (
             any(f"<{name}>" in text for text in texts)
-            or f"hparams.{name}" in code
+            or f"config.{name}" in code
+            or f"    {name}: " in schema
             or f'hparams["{name}"]' in code
             or name in RunOptions.__dataclass_fields__
             or name == "__set_seed"

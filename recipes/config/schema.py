@@ -1,0 +1,216 @@
+"""The settings that recipes read: each declared once, with its type and its range.
+
+A recipe names its class as `settings_class` and reads its settings with it::
+
+    settings = SpeechSettings.read(hparams)
+
+The YAML gives every value; the classes below give types, which a type checker knows,
+ranges, and whether a resumed run may change the setting freely. A key that no recipe
+reads, but that the YAML hands to an object, needs no line here: its type is that of the
+object's argument (`recipes/config/overrides.py`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, Self, get_type_hints
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.epoch_loop import EpochCounter
+from speechbrain.utils.train_logger import FileTrainLogger
+from torch import Tensor, nn
+
+from modules.data.augmentation import Augmentation
+from modules.runtime.errors import HparamsError
+from modules.weights.checkpointer import AtomicCheckpointer
+from recipes.config.kinds import Kind, Limits
+from recipes.schedule import RateFactor, Scheduler
+
+
+def setting(
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    free: bool = False,
+    default: Any = dataclasses.MISSING,
+) -> Any:
+    """Declare a number, a text or a list of the YAML.
+
+    Arguments
+    ---------
+    above, at_least, below : float | None
+        Range of a number; None is no limit, but it must be finite.
+    free : bool
+        A resumed run may change it: it does not alter what is trained.
+    default : Any
+        Value where the YAML has no such key. Without it the key must exist.
+    """
+    limits = Limits(above, at_least, below)
+    return dataclasses.field(default=default, metadata={"limits": limits, "free": free})
+
+
+def built(*, free: bool = False, default: Any = dataclasses.MISSING) -> Any:
+    """Declare an object that the YAML builds; see `setting`."""
+    return dataclasses.field(default=default, metadata={"free": free})
+
+
+class Selector(Protocol):
+    """The rule for which loss terms count; see `modules/losses/selection.py`."""
+
+    renormalise: bool
+
+    def __call__(self, loss_NK: Tensor, /) -> Tensor:
+        """Return the mask [N, K] of the terms to keep."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What every recipe reads."""
+
+    experiment_name: str = setting(free=True)
+    seed: int = setting(at_least=0)
+    output_folder: str = setting(free=True)
+    save_folder: str = setting(free=True)
+    data_folder: str = setting(free=True)
+    pretrained: str | None = setting(free=True)
+    allow_changes: bool = setting(free=True)
+    checkpoint_minutes: float = setting(free=True)
+    ddp_timeout: int = setting(free=True)
+    check_sums: bool = setting(free=True)
+    num_workers: int = setting(free=True)
+    sample_rate: int = setting(above=0)
+
+    N_epochs: int = setting(above=0, free=True)
+    batch_size: int = setting(above=0)
+    lr: float = setting(above=0)
+    clip_grad_norm: float = setting()
+    loss_upper_lim: float = setting()
+    nonfinite_patience: int = setting(free=True)
+    ema_decay: float = setting(at_least=0, below=1)
+    activation_checkpointing: bool = setting(free=True)
+    profile_memory: bool = setting(free=True)
+
+    valid_every: int = setting(free=True)
+    eval_batch_size: int = setting(above=0, free=True)
+    n_audio_to_save: int = setting(free=True)
+    log_every: int = setting(above=0, free=True)
+    tensorboard: bool = setting(free=True)
+    keep_checkpoints: int = setting(above=0, free=True)
+    average_last: int = setting(at_least=0, free=True)
+
+    recipe: type[sb.Brain] = built(free=True)
+    prepare: Callable[..., dict[str, str]] = built(free=True)
+    load_pretrained: Callable[[nn.Module, str], Any] | None = built(
+        free=True, default=None
+    )
+    modules: dict[str, nn.Module] = built(free=True)
+    separator: nn.Module = built()
+    optimizer: Callable[..., torch.optim.Optimizer] = built()
+    select: Selector = built()
+    lr_scheduler: Scheduler = built()
+    rate_factor: RateFactor = built()
+    epoch_counter: EpochCounter = built(free=True)
+    train_logger: FileTrainLogger = built(free=True)
+    checkpointer: AtomicCheckpointer = built(free=True)
+
+    @classmethod
+    def read(cls, hparams: Mapping[str, Any]) -> Self:
+        """Return the settings among the values of a loaded YAML, each of them checked.
+
+        Arguments
+        ---------
+        hparams : Mapping[str, Any]
+            As `recipes.config.load.load_hparams` returns it; other keys are ignored.
+
+        Raises
+        ------
+        HparamsError
+            A key is missing; a value is of another type or out of its range.
+        """
+        values = {}
+        for field in dataclasses.fields(cls):
+            if field.name not in hparams:
+                if field.default is dataclasses.MISSING:
+                    raise HparamsError(f"the YAML file has no key {field.name}")
+                continue
+            value = hparams[field.name]
+            if "limits" in field.metadata:
+                value = cls.kinds()[field.name].fitted(field.name, value)
+            values[field.name] = value
+        return cls(**values)
+
+    @classmethod
+    def kinds(cls) -> dict[str, Kind]:
+        """What each setting may be, by name."""
+        hints = get_type_hints(cls)
+        limits = {f.name: f.metadata.get("limits") for f in dataclasses.fields(cls)}
+        return {
+            name: Kind.of_annotation(hints[name], limit)
+            for name, limit in limits.items()
+        }
+
+    @classmethod
+    def free(cls) -> frozenset[str]:
+        """Names of the settings that a resumed run may change."""
+        return frozenset(f.name for f in dataclasses.fields(cls) if f.metadata["free"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeechSettings(RunSettings):
+    """What the speech recipes read."""
+
+    num_spks: int = setting(above=0)
+    dynamic_mixing: bool = setting()
+    base_folder_dm: str | None = setting(free=True)
+    noise_snr_db: list[float] = setting()
+    room_pool: str | None = setting()
+    targets: str = setting()
+    examples_per_epoch: int | None = setting(above=0)
+    segment_seconds: float | None = setting(above=0)
+    speed_changes: list[int] | None = setting()
+    eval_chunk_seconds: float | None = setting(above=0, free=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MusicSettings(RunSettings):
+    """What the music recipes read."""
+
+    sources: list[str] = setting()
+    test_folder: str | None = setting(free=True)
+    segment_seconds: float = setting(above=0)
+    stride_seconds: float = setting(above=0)
+    independent: bool = setting()
+    examples_per_epoch: int | None = setting(above=0)
+    augmentation: Augmentation | None = built()
+    weights: list[float] = setting()
+    relative_to_level: bool = setting()
+    monitor: str = setting()
+    shifts: int = setting(at_least=0, free=True)
+    overlap: float = setting(at_least=0, below=1, free=True)
+    segments_per_call: int = setting(at_least=1, free=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraSettings(RunSettings):
+    """What the adapters of any recipe read."""
+
+    lora_rank: int = setting()
+    lora_alpha: float | None = setting()
+    lora_dropout: float = setting()
+    lora_mode: str = setting()
+    lora_min_rank: int = setting(at_least=0)
+    lora_max_rank: int | None = setting()
+    lora_gradient_steps: int = setting(at_least=1)
+    layer_ranks: dict[str, int] | None = setting()
+    train_fully: list[str] = setting()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeechLoraSettings(LoraSettings, SpeechSettings):
+    """What the adapters of a speech separator read."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MusicLoraSettings(LoraSettings, MusicSettings):
+    """What the adapters of a music separator read."""
