@@ -211,10 +211,17 @@ def print_scores(summary: Mapping, metric_names: Mapping[str, str]) -> None:
     print(f"\nall values in dB{note}\n")
 
 
-def print_places(places: Mapping[str, Path]) -> None:
+def print_places(folder: Path, checkpoints: Path | None) -> None:
     """Print where the files of a run are, by what they hold; only those that exist."""
+    places = {
+        "scores": folder / "test_results.csv",
+        "audio": folder / "audio",
+        "curves": folder / "curves.png",
+        "suspicion": folder / "suspicion.csv",
+        "checkpoints": checkpoints,
+    }
     for what, where in places.items():
-        if where.exists():
+        if where is not None and where.exists():
             print(f"{what:<12} {where}")
 
 

@@ -20,7 +20,7 @@ Legend: B batch, K loss terms of an example, S source, T sample.
 import itertools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -345,16 +345,10 @@ class Separation(sb.Brain):
         self.train_sampler.set_position(epoch, first_step=self.step)
         self.clock.restart(self.step)
         self.reporter.begin_epoch()
-        bar = tqdm(
-            train_set,
-            initial=self.step,
-            total=self.train_sampler.steps_per_epoch,
-            desc=f"epoch {epoch}",
-            dynamic_ncols=True,
-            disable=not enable,
-            colour=self.tqdm_barcolor["train"] or None,
+        bar = self._bar(
+            train_set, Stage.TRAIN, self.train_sampler.steps_per_epoch, enable
         )
-        with bar, self._profiling():
+        with bar, self.profiler or nullcontext():
             for batch in bar:
                 if self._optimizer_step_limit_exceeded:
                     logger.info("optimizer_step_limit reached")
@@ -374,7 +368,12 @@ class Separation(sb.Brain):
                 if should_step:
                     if self._save_agreed or self.clock.steps_passed(self.step):
                         self._save_intra_epoch_ckpt()
-                    self._stop_if_agreed()
+                    if self._stop_agreed:
+                        self._save_intra_epoch_ckpt()
+                        raise StopRun(
+                            f"stopped in epoch {epoch} after step {self.step}; the "
+                            "same command continues"
+                        )
         self.zero_grad(set_to_none=True)
         # Before the end-of-epoch save: what it stores is the start of the next epoch.
         self.avg_train_loss = self.stats.loss
@@ -408,14 +407,9 @@ class Separation(sb.Brain):
         return every > 0 and (last or epoch % every == 0)
 
     def on_epoch_end(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Schedule, log and publish the end-of-epoch checkpoint on every rank.
+        """Schedule, log and save a finished epoch, on every rank.
 
-        Arguments
-        ---------
-        epoch : int
-            The epoch that ended.
-        metrics : dict[str, float]
-            Validation means, empty when this epoch was not validated.
+        `metrics` are the validation's means, empty when there was none.
         """
         value = metrics.get(self.monitor)
         is_ranked = value is not None and math.isfinite(value)
@@ -450,34 +444,25 @@ class Separation(sb.Brain):
         """Training steps done in all epochs: the x axis of the curves."""
         return self.steps_before + self.step
 
-    def _stop_if_agreed(self) -> None:
-        if self._stop_agreed:
-            self._save_intra_epoch_ckpt()
-            raise StopRun(
-                f"stopped in epoch {self.epoch} after step {self.step}; the same "
-                "command continues"
-            )
-
-    def _profiling(self) -> Any:
-        return nullcontext() if self.profiler is None else self.profiler
+    def _bar(
+        self, batches: Iterable[Batch], stage: Stage, total: int, enable: bool
+    ) -> tqdm:
+        """A progress bar over the batches of an epoch, a validation or a test."""
+        name, is_training = stage.name.lower(), stage == Stage.TRAIN
+        return tqdm(
+            batches,
+            initial=self.step if is_training else 0,
+            total=total,
+            desc=f"epoch {self.epoch}" if is_training else name,
+            dynamic_ncols=True,
+            disable=not enable,
+            colour=self.tqdm_barcolor[name] or None,
+        )
 
     # ------------------------------------------------------------------ evaluation
 
     def evaluate_batch(self, batch: Batch, stage: Stage) -> Tensor:
-        """Separate and score each example of a batch.
-
-        Arguments
-        ---------
-        batch : Batch
-            Examples of any lengths, zero-padded.
-        stage : Stage
-            VALID or TEST.
-
-        Returns
-        -------
-        Tensor
-            Mean of the negated example metric over the batch; NaN if it has none.
-        """
+        """Score each example of a zero-padded batch; return the mean negated metric."""
         if stage == Stage.TEST and self._wants_to_stop():
             raise StopRun("stopped during the test; --test_only runs it again")
         return self.evaluator.add(batch.to(self.device))
@@ -508,25 +493,10 @@ class Separation(sb.Brain):
     def evaluate(
         self, test_set: DataLoader | None, max_key: str | None = None
     ) -> dict[str, float]:
-        """Score the best checkpoint on `test_set` and write the results.
+        """Test the checkpoint that is best by `max_key`; write and return the means.
 
-        Arguments
-        ---------
-        test_set : DataLoader | None
-            Made by `make_loader`, this rank's share; None where the data have neither
-            a test nor a validation set.
-        max_key : str | None
-            Checkpoint metric to choose by, higher is better.
-
-        Returns
-        -------
-        dict[str, float]
-            Means over the whole test set.
-
-        Raises
-        ------
-        HparamsError
-            With `--test_only`, when there is no checkpoint or nothing to test on.
+        `test_set` is None where the data have neither a test nor a validation set:
+        an `HparamsError` with `--test_only`, else a warning.
         """
         if test_set is None:
             if self.test_only:
@@ -566,25 +536,19 @@ class Separation(sb.Brain):
     ) -> None:
         self.on_stage_start(stage, epoch)
         self.modules.eval()
-        name = stage.name.lower()
-        batches = self.debug_batches if self.debug else None
-        bar = tqdm(
-            itertools.islice(loader, batches),
-            total=len(loader) if batches is None else min(batches, len(loader)),
-            desc=name,
-            dynamic_ncols=True,
-            disable=not enable,
-            colour=self.tqdm_barcolor[name] or None,
-        )
+        total = min(self.debug_batches, len(loader)) if self.debug else len(loader)
         losses: list[float] = []
-        with bar, torch.no_grad():
+        mean = math.nan
+        with (
+            torch.no_grad(),
+            self._bar(itertools.islice(loader, total), stage, total, enable) as bar,
+        ):
             for batch in bar:
                 loss = float(self.evaluate_batch(batch, stage))
-                losses += [loss] if math.isfinite(loss) else []
-                if losses:
+                if math.isfinite(loss):
+                    losses.append(loss)
                     mean = math.fsum(losses) / len(losses)
                     bar.set_postfix({self.example_metric: f"{-mean:.2f}"})
-        mean = math.fsum(losses) / len(losses) if losses else math.nan
         self.on_stage_end(stage, mean, epoch)
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
@@ -628,8 +592,9 @@ class Separation(sb.Brain):
         if stage != Stage.TEST:
             return
         if sb.utils.distributed.if_main_process():
-            self.evaluator.table.write_csv(self.output_folder / "test_results.csv")
-            self.evaluator.table.write_json(self.output_folder / "test_results.json")
+            table = self.evaluator.table
+            table.write_csv(self.output_folder / "test_results.csv")
+            table.write_json(self.output_folder / "test_results.json")
         loaded = self.config.epoch_counter.current
         self.reporter.test(loaded, self.scores, self.term_names)
 
@@ -641,18 +606,11 @@ class Separation(sb.Brain):
         """Print the test's table and where the run's files are, on the main process."""
         if not sb.utils.distributed.if_main_process():
             return
-        folder = self.output_folder
-        places = {
-            "scores": folder / "test_results.csv",
-            "audio": folder / "audio",
-            "curves": folder / "curves.png",
-            "suspicion": folder / "suspicion.csv",
-        }
-        if not self.is_trial:  # those of a trial are gone when it ends
-            places["checkpoints"] = Path(self.checkpointer.checkpoints_dir)
         if self.summary is not None:
             print_scores(self.reported(self.summary), self.metric_names)
-        print_places(places)
+        # The checkpoints of a trial are gone when it ends.
+        saved = None if self.is_trial else Path(self.checkpointer.checkpoints_dir)
+        print_places(self.output_folder, saved)
 
     def reported(self, summary: dict) -> dict:
         """Return the part of the test's summary that the report shows."""
