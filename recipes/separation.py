@@ -112,6 +112,9 @@ class Separation(sb.Brain):
         self.stats = TrainStats()
         self.accumulated = Accumulation()
         self.watch = NonFiniteWatch(self.nonfinite_patience)
+        self.learning_rate = LearningRate(
+            config.lr, config.lr_scheduler, config.rate_factor
+        )
         self.epoch = 0
         self.steps_before = 0  # of this epoch
         self.grad_norm = float("nan")
@@ -274,13 +277,9 @@ class Separation(sb.Brain):
         super().fit(epoch_counter, train_set, valid_set)
 
     def init_optimizers(self) -> None:
-        """Make the optimizer and what gives each of its steps a rate."""
+        """Make the optimizer, whose rate the schedule begins with."""
         super().init_optimizers()
-        self.learning_rate = LearningRate(
-            self.optimizer.defaults["lr"],
-            self.config.lr_scheduler,
-            self.config.rate_factor,
-        )
+        self.learning_rate.current = self.optimizer.defaults["lr"]
 
     def on_fit_start(self) -> None:
         """Wrap, make the optimizer, resume; then say where the run stands."""
