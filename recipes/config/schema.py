@@ -122,17 +122,14 @@ class RunSettings:
         HparamsError
             A key is missing; a value is of another type or out of its range.
         """
-        values, kinds = {}, cls.kinds()
+        values = {}
         for field in dataclasses.fields(cls):
-            if field.name in hparams:
-                value = hparams[field.name]
-                is_object = "limits" not in field.metadata
-                kind = kinds[field.name]
-                values[field.name] = (
-                    value if is_object else kind.fitted(field.name, value)
-                )
-            elif field.default is dataclasses.MISSING:
+            value = hparams.get(field.name, field.default)
+            if value is dataclasses.MISSING:
                 raise HparamsError(f"the YAML file has no key {field.name}")
+            if "limits" in field.metadata:
+                value = cls.kinds()[field.name].fitted(field.name, value)
+            values[field.name] = value
         return cls(**values)
 
     @classmethod
