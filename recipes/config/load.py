@@ -2,11 +2,13 @@
 
 A variant names the file that it builds on, or a list of them, of which a later one
 wins, and says only what differs. A mapping without a tag changes only the arguments
-that it names::
+that it names; as an argument, `!below` is the object that it takes the place of::
 
     extends: mossformer2.yaml
     channels: 384
     separator: {kernel_size: 32}
+    augmentation: !new:mine.Louder
+        augmentation: !below
 
 `extended_by: datasets/<dataset>.yaml` lays over a file the block that the key `dataset`
 names, or the file, where its value is the path of one; a variant comes after it. The
@@ -165,9 +167,14 @@ def _read_tree(path: Path) -> Any:
 
 
 def _laid_over(old: Any, new: Any) -> Any:
-    """Return a new value; a mapping without a tag changes arguments of an object."""
-    is_object = tag_of(old).startswith(("!new:", "!name:", "!apply:"))
-    if not is_object or not isinstance(new, CommentedMap) or tag_of(new):
+    """Return a key's new value over that of the files below."""
+    if not isinstance(new, CommentedMap):
+        return new
+    if tag_of(new):
+        wrapping = [name for name, value in new.items() if tag_of(value) == "!below"]
+        new.update(dict.fromkeys(wrapping, old))
+        return new
+    if not tag_of(old).startswith(("!new:", "!name:", "!apply:")):
         return new
     if isinstance(old, dict):
         return _merged(old, new)

@@ -176,6 +176,10 @@ def test_a_mapping_without_a_tag_changes_only_the_arguments_it_names(tmp_path):
     )
     three = tmp_path / "three.yaml"
     three.write_text("extends: two.yaml\naugmentation: {pitch_semitones: 6}\n")
+    four = tmp_path / "four.yaml"
+    four.write_text(
+        "extends: three.yaml\naugmentation: !new:builtins.dict\n    wrapped: !below\n"
+    )
     hparams, _ = load_hparams(three, {"data_folder": "/none"})
     scheduler = hparams["lr_scheduler"]
     assert (scheduler.patience, scheduler.factor) == (7, 0.25)
@@ -184,6 +188,8 @@ def test_a_mapping_without_a_tag_changes_only_the_arguments_it_names(tmp_path):
     names = ["separator", "lr_scheduler", "epoch_counter", "more"]
     assert list(hparams["checkpointer"].recoverables) == names
     assert hparams["augmentation"].pitch_semitones == 6
+    wrapping = load_hparams(four, {"data_folder": "/none"})[0]["augmentation"]
+    assert wrapping == {"wrapped": hparams["augmentation"]}
 
 
 def test_resolved_text_gives_the_same_run(tmp_path):
