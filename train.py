@@ -21,7 +21,7 @@ from modules.runtime.files import write_text
 from modules.runtime.run_lock import RunLock
 from modules.runtime.signals import EXIT_REQUEUE, StopRequest, StopRun
 from modules.weights.pretrained import load_pretrained
-from recipes.config.load import load_hparams, parse_command_line
+from recipes.config.load import load
 from recipes.config.settings import settings_of
 from recipes.config.usage import usage
 from recipes.report import OnMetrics
@@ -58,8 +58,7 @@ def main(arguments: Sequence[str], on_metrics: OnMetrics | None = None) -> dict 
     if {"-h", "--help"} & set(arguments):
         print(usage(arguments, Path(__file__).parent / "hparams"))
         return None
-    param_file, run_opts, overrides = parse_command_line(list(arguments))
-    hparams, resolved = load_hparams(param_file, overrides)
+    run_opts, hparams, resolved = load(arguments)
     run_opts = distributed.init_process_group(run_opts, hparams["ddp_timeout"])
     output_folder = Path(hparams["output_folder"])
     with RunLock(output_folder), StopRequest() as stop_request:
@@ -68,8 +67,8 @@ def main(arguments: Sequence[str], on_metrics: OnMetrics | None = None) -> dict 
         sb.create_experiment_directory(run_folder)
         manifests = distributed.run_on_main(hparams["prepare"])
         if hparams["pretrained"]:
-            load = hparams.get("load_pretrained", load_pretrained)
-            load(hparams["separator"], hparams["pretrained"])
+            load_weights = hparams.get("load_pretrained", load_pretrained)
+            load_weights(hparams["separator"], hparams["pretrained"])
 
         brain = hparams["recipe"](
             modules=hparams["modules"],

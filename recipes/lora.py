@@ -88,22 +88,6 @@ class Adapting:
             raise HparamsError(
                 "pretrained: adapters need a trained model; give --pretrained=FOLDER"
             )
-        if not isinstance(config.layer_ranks or {}, dict):
-            raise HparamsError(
-                f"layer_ranks={config.layer_ranks}: give patterns and their ranks, "
-                "as {encoder.*: 4}"
-            )
-        if not isinstance(config.train_fully, list):
-            raise HparamsError(
-                f"train_fully={config.train_fully}: give a list of patterns, [] for "
-                "none"
-            )
-        for name in ("lora_min_rank", "lora_gradient_steps"):
-            value, least = getattr(config, name), int(name != "lora_min_rank")
-            if type(value) is not int or value < least:
-                raise HparamsError(
-                    f"{name}={value!r}: must be an integer, {least} or more"
-                )
         if config.average_last:
             raise HparamsError(
                 f"average_last={config.average_last}: the mean of two adapters' "

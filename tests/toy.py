@@ -43,6 +43,18 @@ class ToyStems(nn.Module):
         return est_XST.unflatten(0, mixture_BCT.shape[:2]).transpose(1, 2)
 
 
+def prepare(
+    data_folder: str,
+    save_folder: str,
+    num_spks: int,
+    sample_rate: int,
+    mode: str,
+    task: str | None,
+) -> dict[str, str]:
+    """The `prepare` of a data set that exists only in a YAML block."""
+    return {}
+
+
 def make_songs(
     folder: Path, tracks: int = 4, seconds: float = 1.5, rate: int = RATE
 ) -> Path:

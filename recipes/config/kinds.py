@@ -4,7 +4,7 @@ import io
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -26,6 +26,9 @@ _NAMES: dict[type, str] = {
 }
 
 
+_ANNOTATIONS = {kind: kind for kind in _NAMES} | {Path: str, Mapping: dict}
+
+
 @dataclass(frozen=True)
 class Limits:
     """The range of a number, which must be finite; None is no limit."""
@@ -35,14 +38,14 @@ class Limits:
     below: float | None = None
 
     def __str__(self) -> str:
-        """What a number must do, empty where every finite one will do."""
+        """Return the range in words, empty where every finite number will do."""
         if self.above is not None:
-            return f"be above {self.above:g}"
+            return f"above {self.above:g}"
         if self.at_least is None:
             return ""
         if self.below is not None:
-            return f"be from {self.at_least:g} to below {self.below:g}"
-        return f"be {self.at_least:g} or more" if self.at_least else "not be negative"
+            return f"from {self.at_least:g} to below {self.below:g}"
+        return f"{self.at_least:g} or more"
 
     def admit(self, value: float) -> bool:
         """Whether a number lies in the range."""
@@ -56,41 +59,36 @@ class Limits:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a setting may be; `items` are the types of a list's, if they are known."""
+    """What a setting may be; `items` are the types in a list, empty if not known."""
 
     types: frozenset[type]
     items: frozenset[type] = frozenset()
     limits: Limits | None = None
 
     @classmethod
-    def of_annotation(cls, hint: Any, limits: Limits | None = None) -> Self:
-        """Read an annotation; what YAML cannot say in a word is an object."""
+    def of_annotation(cls, hint: Any, limits: Limits | None = None) -> Self | None:
+        """Read an annotation; None if YAML cannot write what it names."""
         kinds: set[type] = set()
         items: set[type] = set()
-        for part in _parts(hint):
+        is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        for part in typing.get_args(hint) if is_union else [hint]:
             origin = typing.get_origin(part) or part
-            if isinstance(origin, type) and issubclass(origin, str | Path):
-                kinds.add(str)
-            elif origin in _NAMES and origin not in (list, dict):
-                kinds.add(origin)
-            elif origin in (list, Sequence, tuple):
+            if origin is typing.Literal:
+                kinds |= {kind_of(choice) for choice in typing.get_args(part)}
+            elif origin in (list, tuple, Sequence):
                 kinds.add(list)
-                for inner in typing.get_args(part):
-                    items |= cls.of_annotation(inner).types
-            else:
-                kinds.add(dict)
-        return cls(frozenset(kinds), frozenset(items), limits)
+                for inner in map(cls.of_annotation, typing.get_args(part)):
+                    items |= {object} if inner is None else inner.types
+            elif origin in _ANNOTATIONS:
+                kinds.add(_ANNOTATIONS[origin])
+        known = frozenset() if object in items else frozenset(items)
+        return None if kinds <= {NoneType} else cls(frozenset(kinds), known, limits)
 
     def fitted(self, name: str, value: Any, default: Any = None) -> Any:
-        """Return the value, if it is of this kind.
+        """Return the value, or raise an HparamsError if it is not of this kind.
 
-        Where text is wanted, a number is taken as the text that it is written as. A
-        whole number will do for one that may have a fraction.
-
-        Raises
-        ------
-        HparamsError
-            It is of another type or out of its range.
+        A whole number will do for one that may have a fraction. Where text is wanted, a
+        number is taken as the text that it is written as.
         """
         try:
             value = _fitting(value, self.types)
@@ -105,26 +103,25 @@ class Kind:
             if not isinstance(number, int | float) or self.limits is None:
                 continue
             if not self.limits.admit(number):
-                wanted = str(self.limits) if math.isfinite(number) else "be finite"
-                raise HparamsError(f"{name}={written(value)}: must {wanted}")
+                wanted = str(self.limits) if math.isfinite(number) else "finite"
+                raise HparamsError(f"{name}={written(value)}: must be {wanted}")
         return value
 
     def __str__(self) -> str:
-        """The types in words."""
-        items = f" (each item {_any_of(self.items)})" if self.items else ""
-        return _any_of(self.types).replace("a list", f"a list{items}")
+        """Return the types in words, with the range of a number."""
+        names = dict(_NAMES)
+        if limits := str(self.limits or ""):
+            limits = f" of {limits}" if limits[0].isdigit() else f" {limits}"
+            names[int] += limits
+            names[float] += limits
+        if self.items:
+            names[list] += f" (each item {_any_of(self.items, _NAMES)})"
+        return _any_of(self.types, names)
 
 
-def _parts(hint: Any) -> Iterable[Any]:
-    """The alternatives of an annotation."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return typing.get_args(hint)
-    return [hint]
-
-
-def _any_of(kinds: frozenset[type]) -> str:
+def _any_of(kinds: frozenset[type], names: Mapping[type, str]) -> str:
     shown = kinds - {int} if float in kinds else kinds  # an integer is a number
-    return " or ".join(name for kind, name in _NAMES.items() if kind in shown)
+    return " or ".join(name for kind, name in names.items() if kind in shown)
 
 
 def _fitting(value: Any, kinds: frozenset[type]) -> Any:
@@ -137,11 +134,9 @@ def _fitting(value: Any, kinds: frozenset[type]) -> Any:
     raise TypeError
 
 
-def kind_of(value: Any) -> type | None:
-    """The type of a value in terms of YAML; None for any other."""
-    if isinstance(value, Mapping):
-        return dict
-    return next((kind for kind in (NoneType, *_NAMES) if isinstance(value, kind)), None)
+def kind_of(value: Any) -> type:
+    """Return the type of a value in terms of YAML; `object` for any other."""
+    return next((kind for kind in _NAMES if isinstance(value, kind)), object)
 
 
 def written(value: Any) -> str:

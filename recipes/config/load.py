@@ -1,112 +1,85 @@
-"""Reading hyper-parameters: HyperPyYAML, plus short variants and strict overrides.
+"""Reading a run's settings: HyperPyYAML, plus short variants and strict overrides.
 
-A variant such as `mossformer2_s.yaml` names the file it builds on and lists only what
-differs::
+A variant names the file that it builds on, or a list of them, of which a later one
+wins, and says only what differs. A mapping without a tag changes only the arguments
+that it names; as an argument, `!below` is the object that it takes the place of::
 
     extends: mossformer2.yaml
     channels: 384
+    separator: {kernel_size: 32}
+    augmentation: !new:mine.Louder
+        augmentation: !below
 
-A file may also leave a part of itself to a choice: after
-`extended_by: datasets/<dataset>.yaml` the file that the key `dataset` names is laid
-over it, before any variant. The result is ordinary HyperPyYAML, written whole into the
-run's `hyperparams.yaml`. Every override from the command line must name a key that
-exists, nested ones too: a misspelt key stops the run and is told the nearest valid one,
-a value of the wrong type which one is expected (`recipes/config/overrides.py`).
+`extended_by: datasets/<dataset>.yaml` lays over a file the block that the key `dataset`
+names, or the file, where its value is the path of one; a variant comes after it. The
+result is ordinary HyperPyYAML, written whole into the run's `hyperparams.yaml`. Every
+override from the command line is checked (`recipes/config/overrides.py`).
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import io
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ruamel.yaml
 import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml, resolve_references
+from ruamel.yaml.comments import CommentedMap
 from speechbrain.utils.run_opts import RunOptions
 
 from modules.runtime.devices import check_device
 from modules.runtime.errors import HparamsError
+from recipes.config.kinds import Kind
+from recipes.config.nodes import tag_of
 from recipes.config.overrides import nearest, override
 
-# Options that SpeechBrain declares with a default of None, hence without a type.
-_UNTYPED_OPTIONS = {"optimizer_step_limit": int}
+
+class Run(NamedTuple):
+    """SpeechBrain's run options, the objects of the YAML, and the YAML's whole text."""
+
+    run_opts: RunOptions
+    hparams: dict[str, Any]
+    resolved: str  # with every reference filled in
 
 
-def parse_command_line(
-    arguments: list[str],
-) -> tuple[str, RunOptions, dict[str, Any]]:
-    """Split a command line into YAML file, run options and YAML overrides.
+def load(arguments: Sequence[str]) -> Run:
+    """Read a command line and the YAML files that it names, once each.
 
     Arguments
     ---------
-    arguments : list[str]
-        As typed: `file.yaml --precision=bf16 --num_spks=3`.
-
-    Returns
-    -------
-    param_file : str
-        The YAML file.
-    run_opts : RunOptions
-        SpeechBrain's run options, typed.
-    overrides : dict[str, Any]
-        YAML keys and their new values.
+    arguments : Sequence[str]
+        As typed: `file.yaml --precision=bf16 --num_spks=3`. The YAML is code: `!new:`
+        and `!apply:` run what they name. A nested mapping, as
+        `--lr_scheduler={patience: 3}`, changes only the keys that it names.
 
     Raises
     ------
     HparamsError
-        An option that is neither a run option nor a key of the YAML file; a value
-        that is missing or is not valid YAML; a device that is not there.
+        An option is neither a run option nor a key of the YAML; a value is missing, of
+        the wrong type, out of its range, or the object that it configures refuses it; a
+        file or the device does not exist.
     """
-    if not arguments or arguments[0].startswith("-"):
-        raise HparamsError(
-            "the first argument must be a YAML file, for example "
-            "`python train.py hparams/mossformer2.yaml --data_folder=...` (--help "
-            "says more)"
-        )
-    options = {field.name for field in dataclasses.fields(RunOptions)}
-    options -= {"param_file", "overridden_args", "data_parallel_count"}
-    param_file = arguments[0]
-    known, overrides = [param_file], {}
-    tokens = list(arguments[1:])
-    tree = _whole(load_trees(param_file, given_options(tokens)))
-    while tokens:
-        token = tokens.pop(0)
-        if not token.startswith("--"):
-            raise HparamsError(f"unexpected argument {token!r}; write --key=value")
-        name, equals, value = token[2:].partition("=")
-        following = []
-        while not equals and tokens and not tokens[0].startswith("--"):
-            following.append(tokens.pop(0))
-        if name in options:
-            known += [token, *following]
-        elif name in tree:
-            if not equals and len(following) != 1:
-                raise HparamsError(f"--{name} needs one value: --{name}=VALUE")
-            overrides[name] = _parse_value(name, value if equals else following[0])
-        else:
-            raise HparamsError(_unknown_option(name, tree, options))
-    run_opts = _typed_run_options(known)
-    if run_opts.device is not None:
-        check_device(run_opts.device)
-    return param_file, run_opts, overrides
+    layers, run_opts, overrides = _parse(arguments)
+    return Run(run_opts, *_build(layers, overrides))
+
+
+def parse_command_line(
+    arguments: Sequence[str],
+) -> tuple[str, RunOptions, dict[str, Any]]:
+    """Split a command line into YAML file, run options and YAML overrides."""
+    layers, run_opts, overrides = _parse(arguments)
+    return str(layers.path), run_opts, overrides
 
 
 def load_hparams(
     param_file: str | Path, overrides: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], str]:
-    """Load a YAML file, its `extends` chain and its overrides.
-
-    Arguments
-    ---------
-    param_file : str | Path
-        A HyperPyYAML file. It is code: `!new:` and `!apply:` run what they name.
-    overrides : Mapping[str, Any] | None
-        New values; a nested mapping changes only the keys it names.
+    """Load a YAML file over those that it builds on, with new values.
 
     Returns
     -------
@@ -118,68 +91,70 @@ def load_hparams(
     Raises
     ------
     HparamsError
-        Unknown key, missing file, a `!PLACEHOLDER` that nothing replaces, a value of
-        the wrong type, or one that the object it configures refuses.
+        As `load`.
     """
-    tree = load_tree(param_file, overrides)
-    for key, value in tree.items():
-        if getattr(getattr(value, "tag", None), "value", None) == "!PLACEHOLDER":
-            raise HparamsError(f"{param_file}: give a value for {key}: --{key}=...")
-    stream = io.StringIO()
-    ruamel.yaml.YAML().dump(tree, stream)
-    # hyperpyyaml finds `!include:` files beside the stream's name.
-    named = _NamedStream(stream.getvalue(), str(param_file))
-    try:
-        resolved = resolve_references(named).getvalue()
-        return load_hyperpyyaml(resolved), resolved
-    except ValueError as error:
-        raise HparamsError(f"{param_file}: {_one_line(error)}") from error
+    return _build(Layers(param_file, overrides or {}), overrides or {})
 
 
-class _NamedStream(io.StringIO):
-    """Text that says which file it came from."""
+class Layers:
+    """The YAML trees of a file and of those that it builds on, each read once.
 
-    def __init__(self, text: str, name: str) -> None:
-        super().__init__(text)
-        self.name = name
-
-
-def load_tree(
-    param_file: str | Path, overrides: Mapping[str, Any] | None = None
-) -> Any:
-    """The file's YAML tree, over those of the files it builds on, with new values."""
-    trees = load_trees(param_file, overrides)
-    tree = _whole(trees)
-    for key, value in (overrides or {}).items():
-        override(tree, trees, key, value)
-    return tree
-
-
-def load_trees(
-    param_file: str | Path, overrides: Mapping[str, Any] | None = None
-) -> list[Any]:
-    """The trees of the files that it builds on and of the file itself, which is last.
-
-    Of the overrides only those count that choose another file.
+    The values `given` choose the blocks of `extended_by`.
     """
-    path = Path(param_file)
-    chain = [(path, _read_tree(path))]
-    while "extends" in chain[-1][1]:
-        path = path.parent / chain[-1][1].pop("extends")
-        chain.append((path, _read_tree(path)))
-    values = {k: v for _, tree in reversed(chain) for k, v in tree.items()}
-    values |= overrides or {}
-    trees = []
-    for path, tree in reversed(chain):
-        choice = tree.pop("extended_by", None)
-        trees.append(tree)
-        if choice is not None:
-            trees.append(_read_choice(path, choice, values))
-    return trees
+
+    def __init__(self, param_file: str | Path, given: Mapping[str, Any]) -> None:
+        self.path = Path(param_file)
+        chain = list(_read_chain(self.path))
+        values = {k: v for _, tree in chain for k, v in tree.items()} | dict(given)
+        self.trees: list[Any] = []  # the run's own file is last
+        self.chosen: dict[str, str] = {}  # names of blocks by the keys that chose them
+        for path, tree in chain:
+            block = tree.pop("extended_by", None)
+            self.trees.append(tree)
+            if block is not None:
+                self.trees.append(_read_tree(self._block(path.parent, block, values)))
+        self.whole = copy.deepcopy(self.trees[0])
+        for tree in self.trees[1:]:
+            for key, value in copy.deepcopy(tree).items():
+                self.whole[key] = _laid_over(self.whole.get(key), value)
+
+    def overridden(self, overrides: Mapping[str, Any]) -> Any:
+        """Return the whole tree with new values."""
+        tree = copy.deepcopy(self.whole)
+        for key, value in {**overrides, **self.chosen}.items():
+            override(tree, self.trees, key, value)
+        return tree
+
+    def _block(self, folder: Path, block: str, values: Mapping[str, Any]) -> Path:
+        """Return the file that `FOLDER/<key>.yaml` stands for."""
+        pattern = folder / block
+        key, folder = pattern.stem.strip("<>"), pattern.parent
+        name = str(values[key])
+        if name.endswith(".yaml"):
+            path = Path(name).expanduser()
+            self.chosen[key] = path.stem  # for the name of the run's folder
+            return path
+        self.chosen[key] = name
+        valid = sorted(file.stem for file in folder.glob("*.yaml"))
+        if name not in valid:
+            raise HparamsError(
+                f"{key} is {name!r}, expected one of {', '.join(valid)} ({folder}/) or "
+                "the path of a YAML file"
+            )
+        return folder / f"{name}.yaml"
+
+
+def _read_chain(path: Path) -> Iterator[tuple[Path, Any]]:
+    """Read the files that a file builds on, each before those built on it."""
+    tree = _read_tree(path)
+    parents = tree.pop("extends", [])
+    for parent in [parents] if isinstance(parents, str) else parents:
+        yield from _read_chain(path.parent / parent)
+    yield path, tree
 
 
 def _read_tree(path: Path) -> Any:
-    """The YAML tree of one file."""
+    """Return the YAML tree of one file."""
     if not path.is_file():
         raise HparamsError(f"{path}: no such YAML file")
     try:
@@ -191,38 +166,85 @@ def _read_tree(path: Path) -> Any:
     return tree
 
 
-def _whole(trees: Sequence[Any]) -> Any:
-    """The trees laid one over the other: the keys of a later one replace its own."""
-    whole, *variants = copy.deepcopy(list(trees))
-    for variant in variants:
-        for key, value in variant.items():
-            whole[key] = value
-    return whole
+def _laid_over(old: Any, new: Any) -> Any:
+    """Return a key's new value over that of the files below."""
+    if not isinstance(new, CommentedMap):
+        return new
+    if tag_of(new):
+        wrapping = [name for name, value in new.items() if tag_of(value) == "!below"]
+        new.update(dict.fromkeys(wrapping, old))
+        return new
+    if not tag_of(old).startswith(("!new:", "!name:", "!apply:")):
+        return new
+    if isinstance(old, dict):
+        return _merged(old, new)
+    new.yaml_set_ctag(old.tag)  # an object that had no arguments
+    return new
 
 
-def _read_choice(path: Path, choice: str, values: Mapping[str, Any]) -> Any:
-    """The tree of the file that `FOLDER/<key>.yaml` in `path` stands for."""
-    folder, _, key = choice.removesuffix(">.yaml").partition("/<")
-    folder = path.parent / folder
-    valid = sorted(file.stem for file in folder.glob("*.yaml"))
-    if values[key] not in valid:
+def _merged(old: dict, new: dict) -> dict:
+    """Return arguments with new ones; mappings among them are merged as well."""
+    for key, value in new.items():
+        both = isinstance(value, dict) and isinstance(old.get(key), dict)
+        old[key] = _merged(old[key], value) if both and not tag_of(value) else value
+    return old
+
+
+def _build(layers: Layers, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Load the objects; see `load_hparams`."""
+    tree = layers.overridden(overrides)
+    for key, value in tree.items():
+        if tag_of(value) == "!PLACEHOLDER":
+            raise HparamsError(f"{layers.path}: give a value for {key}: --{key}=...")
+    stream = io.StringIO()
+    ruamel.yaml.YAML().dump(tree, stream)
+    stream.seek(0)
+    stream.name = str(layers.path)  # `!include:` looks for files beside it
+    try:
+        resolved = resolve_references(stream).getvalue()
+        return load_hyperpyyaml(resolved), resolved
+    except ValueError as error:
+        raise HparamsError(f"{layers.path}: {_one_line(error)}") from error
+
+
+def _parse(arguments: Sequence[str]) -> tuple[Layers, RunOptions, dict[str, Any]]:
+    """Read a command line; see `parse_command_line`."""
+    if not arguments or arguments[0].startswith("-"):
         raise HparamsError(
-            f"{key} is {values[key]!r}, expected one of {', '.join(valid)} ({folder}/)"
+            "the first argument must be a YAML file, for example "
+            "`python train.py hparams/mossformer2.yaml --data_folder=...` (--help "
+            "says more)"
         )
-    return _read_tree(folder / f"{values[key]}.yaml")
+    options = {field.name for field in dataclasses.fields(RunOptions)}
+    options -= {"param_file", "overridden_args", "data_parallel_count"}
+    param_file, *tokens = arguments
+    layers = Layers(param_file, given_options(tokens))
+    known: list[str] = [param_file]
+    overrides: dict[str, Any] = {}
+    while tokens:
+        token = tokens.pop(0)
+        if not token.startswith("--"):
+            raise HparamsError(f"unexpected argument {token!r}; write --key=value")
+        name, equals, value = token[2:].partition("=")
+        following = []
+        while not equals and tokens and not tokens[0].startswith("--"):
+            following.append(tokens.pop(0))
+        if name in options:
+            known += [token, *following]
+        elif name in layers.whole:
+            if not equals and len(following) != 1:
+                raise HparamsError(f"--{name} needs one value: --{name}=VALUE")
+            overrides[name] = _parse_value(name, value if equals else following[0])
+        else:
+            raise HparamsError(_unknown_option(name, layers.whole, options))
+    run_opts = _typed_run_options(known)
+    if run_opts.device is not None:
+        check_device(run_opts.device)
+    return layers, run_opts, overrides
 
 
-def _unknown_option(name: str, tree: Mapping[str, Any], options: set[str]) -> str:
-    """What to say of an option that neither the file nor SpeechBrain has."""
-    holders = [key for key, value in tree.items() if isinstance(value, dict)]
-    for holder in holders:
-        if name in tree[holder]:
-            return f"unknown key --{name}: did you mean --{holder}='{{{name}: ...}}'?"
-    return f"unknown key --{name}: {nearest(name, [*tree, *options])}"
-
-
-def given_options(tokens: list[str]) -> dict[str, str]:
-    """`--key=value` and `--key value` as they stand; what is valid is not known yet."""
+def given_options(tokens: Sequence[str]) -> dict[str, str]:
+    """Return `--key=value` and `--key value` as typed; they may be invalid."""
     given = {}
     for token, following in zip(tokens, [*tokens[1:], ""], strict=False):
         name, equals, value = token.removeprefix("--").partition("=")
@@ -231,8 +253,16 @@ def given_options(tokens: list[str]) -> dict[str, str]:
     return given
 
 
+def _unknown_option(name: str, tree: Mapping[str, Any], options: set[str]) -> str:
+    """Return the message for an option that neither the file nor SpeechBrain has."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and name in value:
+            return f"unknown key --{name}: did you mean --{key}='{{{name}: ...}}'?"
+    return f"unknown key --{name}: {nearest(name, [*tree, *options])}"
+
+
 def _parse_value(name: str, text: str) -> Any:
-    """A command-line value, read by the same rules as one in the YAML file."""
+    """Return a command-line value, read by the rules of YAML."""
     try:
         value = ruamel.yaml.YAML().load(text)
     except ruamel.yaml.YAMLError as error:
@@ -246,26 +276,19 @@ def _parse_value(name: str, text: str) -> Any:
 
 
 def _typed_run_options(arguments: list[str]) -> RunOptions:
-    """SpeechBrain's parser, with its usage errors as exceptions and its gaps typed."""
+    """Run SpeechBrain's parser; its usage errors become exceptions."""
     captured = io.StringIO()
-    stderr, sys.stderr = sys.stderr, captured
     try:
-        _, run_opts, _ = sb.parse_arguments(arguments)
+        with contextlib.redirect_stderr(captured):
+            _, run_opts, _ = sb.parse_arguments(arguments)
     except (SystemExit, argparse.ArgumentError) as error:
         message = captured.getvalue().strip().splitlines()
         raise HparamsError(message[-1] if message else str(error)) from error
-    finally:
-        sys.stderr = stderr
-    changes = {}
-    for name, kind in _UNTYPED_OPTIONS.items():
-        value = getattr(run_opts, name)
-        try:
-            changes[name] = None if value is None else kind(value)
-        except ValueError:
-            raise HparamsError(
-                f"--{name}: {value!r} is not of type {kind.__name__}"
-            ) from None
-    return dataclasses.replace(run_opts, **changes)
+    limit = run_opts.optimizer_step_limit  # SpeechBrain gives it no type
+    if limit is not None:
+        limit = _parse_value("optimizer_step_limit", str(limit))
+        limit = Kind(frozenset({int})).fitted("--optimizer_step_limit", limit)
+    return dataclasses.replace(run_opts, optimizer_step_limit=limit)
 
 
 def _one_line(error: Exception) -> str:

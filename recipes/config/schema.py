@@ -11,20 +11,23 @@ object's argument (`recipes/config/overrides.py`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, Self, get_type_hints
+from types import NoneType
+from typing import Any, Self, get_args, get_type_hints
 
 import speechbrain as sb
 import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
-from torch import Tensor, nn
+from torch import nn
 
 from modules.data.augmentation import Augmentation
+from modules.losses.selection import Selector
 from modules.runtime.errors import HparamsError
 from modules.weights.checkpointer import AtomicCheckpointer
 from recipes.config.kinds import Kind, Limits
-from recipes.schedule import RateFactor, Scheduler
+from recipes.schedule import Phases, RateFactor, Scheduler
 
 
 def setting(
@@ -53,15 +56,6 @@ def setting(
 def built(*, free: bool = False, default: Any = dataclasses.MISSING) -> Any:
     """Declare an object that the YAML builds; see `setting`."""
     return dataclasses.field(default=default, metadata={"free": free})
-
-
-class Selector(Protocol):
-    """The rule for which loss terms count; see `modules/losses/selection.py`."""
-
-    renormalise: bool
-
-    def __call__(self, loss_NK: Tensor, /) -> Tensor:
-        """Return the mask [N, K] of the terms to keep."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,29 +124,29 @@ class RunSettings:
         """
         values = {}
         for field in dataclasses.fields(cls):
-            if field.name not in hparams:
-                if field.default is dataclasses.MISSING:
-                    raise HparamsError(f"the YAML file has no key {field.name}")
-                continue
-            value = hparams[field.name]
+            value = hparams.get(field.name, field.default)
+            if value is dataclasses.MISSING:
+                raise HparamsError(f"the YAML file has no key {field.name}")
             if "limits" in field.metadata:
                 value = cls.kinds()[field.name].fitted(field.name, value)
             values[field.name] = value
         return cls(**values)
 
     @classmethod
+    @functools.cache
     def kinds(cls) -> dict[str, Kind]:
-        """What each setting may be, by name."""
-        hints = get_type_hints(cls)
-        limits = {f.name: f.metadata.get("limits") for f in dataclasses.fields(cls)}
-        return {
-            name: Kind.of_annotation(hints[name], limit)
-            for name, limit in limits.items()
-        }
+        """Return what each setting may be, by name."""
+        kinds = {}
+        for field in dataclasses.fields(cls):
+            hint = get_type_hints(cls)[field.name]
+            null = {NoneType} if NoneType in get_args(hint) else set()
+            kind = Kind.of_annotation(hint, field.metadata.get("limits"))
+            kinds[field.name] = kind or Kind(frozenset({dict, *null}))
+        return kinds
 
     @classmethod
     def free(cls) -> frozenset[str]:
-        """Names of the settings that a resumed run may change."""
+        """Return the names of the settings that a resumed run may change."""
         return frozenset(f.name for f in dataclasses.fields(cls) if f.metadata["free"])
 
 
@@ -184,6 +178,7 @@ class MusicSettings(RunSettings):
     examples_per_epoch: int | None = setting(above=0)
     augmentation: Augmentation | None = built()
     weights: list[float] = setting()
+    lr_scheduler: Phases = built()
     relative_to_level: bool = setting()
     monitor: str = setting()
     shifts: int = setting(at_least=0, free=True)

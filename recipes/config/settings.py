@@ -2,7 +2,8 @@
 
 A resume that silently trains on with another batch size, or silently ignores a new
 learning rate, is worse than one that stops. Every setting that may change what is
-trained is therefore compared; those below are free.
+trained is therefore compared. Free are those that `recipes/config/schema.py` declares
+so: places, speed, logs, evaluation, and for how long to train.
 """
 
 import logging
@@ -12,35 +13,15 @@ import ruamel.yaml
 from speechbrain.utils.checkpoints import Checkpoint
 
 from modules.runtime.errors import HparamsError
+from recipes.config.nodes import settings_class, tag_of
 
 logger = logging.getLogger(__name__)
-
-#: Places, speed, logs, evaluation, and for how long to train.
-FREE = frozenset(
-    [
-        *("experiment_name", "output_folder", "save_folder", "data_folder"),
-        *("base_folder_dm", "test_folder", "pretrained", "load_pretrained", "prepare"),
-        *("ddp_timeout", "num_workers", "activation_checkpointing", "allow_changes"),
-        *("N_epochs", "epoch_counter", "nonfinite_patience", "valid_every"),
-        *(
-            "eval_batch_size",
-            "eval_chunk_seconds",
-            "shifts",
-            "overlap",
-            "segments_per_call",
-        ),
-        *("n_audio_to_save", "log_every", "tensorboard", "train_logger", "truth"),
-        *("profile_memory", "check_sums", "checkpoint_minutes"),
-        *("keep_checkpoints", "average_last", "checkpointer", "modules", "recipe"),
-        "__set_seed",
-    ]
-)
 
 Settings = dict[str, object]
 
 
 def settings_of(resolved: str) -> Settings:
-    """The settings of a resolved YAML that decide what is trained.
+    """Return the settings of a resolved YAML that decide what is trained.
 
     Arguments
     ---------
@@ -50,7 +31,7 @@ def settings_of(resolved: str) -> Settings:
     Returns
     -------
     Settings
-        Plain values by dotted key; the class of an object stands under its own key.
+        Plain values by dotted key. The class of an object stands under its own key.
 
     Example
     -------
@@ -58,16 +39,17 @@ def settings_of(resolved: str) -> Settings:
     {'optimizer': '!name:torch.optim.Adam', 'optimizer.lr': 0.1}
     """
     tree = ruamel.yaml.YAML().load(resolved)
+    free = settings_class(tree).free()
     settings: Settings = {}
     for key, node in tree.items():
-        if key not in FREE:
+        if key not in free and not key.startswith("__"):  # an action, as of the seed
             _flatten(settings, key, node)
     return settings
 
 
 def _flatten(settings: Settings, key: str, node: object) -> None:
     """Add a node of the YAML tree under its dotted key."""
-    tag = getattr(getattr(node, "tag", None), "value", None)
+    tag = tag_of(node)
     if isinstance(node, Mapping):
         if tag or not node:
             settings[key] = tag or "{}"
@@ -79,13 +61,14 @@ def _flatten(settings: Settings, key: str, node: object) -> None:
         settings[key] = f"{tag} {getattr(node, 'value', node)}".strip()
     elif isinstance(node, bool) or node is None:
         settings[key] = node
+    elif isinstance(node, int | float):  # ruamel's are of classes of its own
+        settings[key] = int(node) if isinstance(node, int) else float(node)
     else:
-        kind = next((k for k in (int, float) if isinstance(node, k)), str)
-        settings[key] = kind(node)
+        settings[key] = str(node)
 
 
 def _text(node: object) -> str:
-    """An item of a list in one line."""
+    """Return an item of a list in one line."""
     settings: Settings = {}
     _flatten(settings, "", node)
     if list(settings) == [""]:
@@ -96,7 +79,7 @@ def _text(node: object) -> str:
 def changed_settings(
     before: Settings, now: Settings
 ) -> dict[str, tuple[object, object]]:
-    """The former and the present value of all settings that differ.
+    """Return the former and the present value of all settings that differ.
 
     A setting that only one side has counts as "not set" on the other.
 
@@ -113,7 +96,7 @@ def changed_settings(
 
 
 def describe(changed: Mapping[str, tuple[object, object]]) -> str:
-    """One line: each change once, under the key that a user would set.
+    """Return one line that says each change once, under the key that a user would set.
 
     Example
     -------
@@ -124,7 +107,7 @@ def describe(changed: Mapping[str, tuple[object, object]]) -> str:
     told: set[tuple[str, str]] = set()
     for key in sorted(changed, key=lambda key: (key.count("."), key)):
         old, new = map(str, changed[key])
-        # What a top-level key brings about further down goes without saying.
+        # The changes further down that a top-level key brings about are not repeated.
         if "." not in key or (old, new) not in told:
             texts.append(f"{key}: {old} -> {new}")
         told.add((old, new))
@@ -134,31 +117,17 @@ def describe(changed: Mapping[str, tuple[object, object]]) -> str:
 def check_settings(
     found: Checkpoint | None, now: Settings, allowed: bool
 ) -> dict[str, tuple[object, object]]:
-    """What differs from the settings that a checkpoint was saved with.
-
-    Arguments
-    ---------
-    found : Checkpoint | None
-        That is about to be resumed.
-    now : Settings
-        Of this run.
-    allowed : bool
-        Whether the user accepts changes.
-
-    Returns
-    -------
-    dict
-        The former and the present value by key.
+    """Return what differs from the settings of the checkpoint to resume, if any.
 
     Raises
     ------
     HparamsError
-        There are changes and they were not accepted; lists them all.
+        Settings have changed and the user has not accepted it; lists them all.
     """
     if found is None:
         return {}
     if "settings" not in found.meta:  # saved before these were kept
-        logger.warning(f"{found.path} does not say its settings: none is compared")
+        logger.warning(f"{found.path} holds no settings: they are not compared")
         return {}
     changed = changed_settings(found.meta["settings"], now)
     if changed and not allowed:

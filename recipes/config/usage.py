@@ -8,8 +8,9 @@ from typing import Any
 
 from speechbrain.utils.run_opts import HELP_TEXTS
 
-from recipes.config.load import given_options, load_tree, load_trees
-from recipes.config.overrides import written
+from recipes.config.kinds import written
+from recipes.config.load import Layers, given_options
+from recipes.config.nodes import setting_kind, tag_of
 
 USAGE = """\
 usage: python train.py FILE.yaml [--key=value ...]
@@ -27,33 +28,29 @@ USUAL = (
     *("ckpt_interval_minutes", "ckpt_interval_steps", "noprogressbar"),
 )
 
-COLUMN = 34
-
-#: Keys whose value brings in another file, with keys of its own.
-CHOOSING = ("dataset",)
+WIDTH, COLUMN = 100, 34
 
 
 def usage(arguments: Sequence[str], folder: Path = Path("hparams")) -> str:
-    """The text for a command line that asks for help.
+    """Return the text for a command line that asks for help.
 
     Arguments
     ---------
     arguments : Sequence[str]
-        As typed; if it names a YAML file, the text lists the keys of this, with the
+        As typed. If it names a YAML file, the text lists the keys of this file with the
         block of the data set that is named.
     folder : Path
-        Of the recipes that are listed otherwise.
+        Recipes to list if it does not.
 
     Raises
     ------
     HparamsError
-        There is no such YAML file or data set.
+        The YAML file or the data set does not exist.
     """
     files = [argument for argument in arguments if not argument.startswith("-")]
     if files:
-        given = given_options(list(arguments))
-        choice = {key: given[key] for key in CHOOSING if key in given}
-        parts = [f"keys of {files[0]}, and their defaults:", *_keys(files[0], choice)]
+        layers = Layers(files[0], given_options(arguments))
+        parts = [f"keys of {files[0]}, and their defaults:", *_keys(layers)]
     else:
         parts = ["recipes (FILE.yaml --help lists the keys of one):"]
         parts += [
@@ -72,22 +69,27 @@ def usage(arguments: Sequence[str], folder: Path = Path("hparams")) -> str:
     return "\n".join([USAGE, *parts])
 
 
-def _keys(param_file: str, choice: Mapping[str, str]) -> list[str]:
+def _keys(layers: Layers) -> list[str]:
     """A line for each key, then one for each object with settings of its own."""
     said: dict[str, str] = {}
-    for tree in load_trees(param_file, choice):
+    for tree in layers.trees:
         for key, tokens in tree.ca.items.items():
             beside = tokens[2].value if tokens[2] else ""
             if beside.startswith("#"):
                 text = beside.split("\n")[0].lstrip("# ")
                 said[key] = re.sub(r"\[\w+\] ?", "", text)  # of the default alone
     plain, objects = [], []
-    for key, node in load_tree(param_file, choice).items():
+    tree = layers.overridden({})
+    for key, node in tree.items():
         if not isinstance(node, Mapping):
-            plain.append(_line(f"--{key}={_default(node)}", said.get(key, "")))
+            kind = setting_kind(tree, key)
+            # The default shows a type; alternatives and ranges must be said.
+            says_more = kind and (len(kind.types) > 1 or str(kind.limits or ""))
+            remarks = [said.get(key, ""), f"[{kind}]" if says_more else ""]
+            plain.append(_line(f"--{key}={_default(node)}", " ".join(remarks).strip()))
             continue
         own = {name: _default(value) for name, value in node.items()}
-        # What is a reference, as {lr: <lr>}, is changed by the key that it names.
+        # An argument that is a reference, as {lr: <lr>}, is changed by that key.
         text = ", ".join(f"{k}: {v}" for k, v in own.items() if not v.startswith("<"))
         if text and not key.startswith("_") and "{" not in text:
             objects.append(f"  --{key}='{{{text}}}'")
@@ -96,7 +98,7 @@ def _keys(param_file: str, choice: Mapping[str, str]) -> list[str]:
 
 def _default(node: Any) -> str:
     """A node of the YAML tree, on one line."""
-    tag = getattr(getattr(node, "tag", None), "value", None) or ""
+    tag = tag_of(node)
     if isinstance(node, Mapping):
         inner = ", ".join(f"{key}: {_default(value)}" for key, value in node.items())
         return f"{tag} {{{inner}}}".strip()
@@ -108,8 +110,11 @@ def _default(node: Any) -> str:
 
 
 def _line(option: str, remark: str) -> str:
-    room = " " * (COLUMN - len(option)) if len(option) < COLUMN else "  "
-    return f"  {option}{room}{remark}".rstrip()
+    """An option and what is said of it, with its second line under the first."""
+    lines = textwrap.wrap(
+        f"{option.ljust(COLUMN - 1)} {remark}", WIDTH, subsequent_indent=COLUMN * " "
+    )
+    return textwrap.indent("\n".join(lines), "  ")
 
 
 def _summary(path: Path) -> str:

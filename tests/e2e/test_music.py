@@ -223,8 +223,11 @@ def test_a_silent_stem_is_named_once_and_has_no_part_in_any_mean(arguments, tmp_
         ({"monitor": "sdr"}, "monitor=sdr: no score of a validation, .* nsdr_low"),
         ({"overlap": 1.0}, "overlap=1.0: must be from 0 to below 1"),
         ({"segments_per_call": 0}, "segments_per_call=0: must be 1 or more"),
-        ({"shifts": -1}, "shifts=-1: must not be negative"),
-        ({"lr_scheduler": "null", "N_epochs": 1}, "music recipes need .*Phases"),
+        ({"shifts": -1}, "shifts=-1: must be 0 or more"),
+        (
+            {"lr_scheduler": "null", "N_epochs": 1},
+            "lr_scheduler=null: expected keys",
+        ),
     ],
 )
 def test_what_would_fail_later_is_refused_before_training(arguments, option, message):
@@ -274,7 +277,7 @@ def test_the_mean_of_the_last_epochs_is_tested(arguments, tmp_path):
         with pytest.raises(HparamsError, match="average_last=.: set keep_checkpoints"):
             train.main(arguments(**options, output_folder=new))
         assert not list(new.glob("save/CKPT+*")), "trained in vain"
-    with pytest.raises(HparamsError, match="average_last=-1: must not be negative"):
+    with pytest.raises(HparamsError, match="average_last=-1: must be 0 or more"):
         train.main(arguments(average_last=-1))
 
 

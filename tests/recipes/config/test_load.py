@@ -1,6 +1,7 @@
 """YAML files, their variants and overrides."""
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from speechbrain.utils.run_opts import RunOptions
 
 from modules.runtime.errors import DataError, HparamsError
-from recipes.config.load import load_hparams, load_tree, parse_command_line
+from recipes.config.load import Layers, load, load_hparams, parse_command_line
 from tests import ROOT
 
 # Extended by others, not run themselves.
@@ -22,33 +23,29 @@ SPEECH = [
 TOY = str(ROOT / "tests" / "toy.yaml")
 
 
+def is_read(name: str) -> bool:
+    """Whether a recipe, another key or SpeechBrain reads a key."""
+    folders = [ROOT / "recipes", ROOT / "benchmarks"]
+    files = [ROOT / "train.py", *(p for f in folders for p in f.glob("*.py"))]
+    code = "".join(path.read_text() for path in files)
+    texts = [path.read_text() for path in (ROOT / "hparams").rglob("*.yaml")]
+    by_name = rf"\bconfig\.{name}\b|hparams(\[|\.get\()\"{name}\""
+    return (
+        bool(re.search(by_name, code))
+        or any(f"<{name}>" in text for text in texts)
+        or name in RunOptions.__dataclass_fields__
+        or name == "__set_seed"
+    )
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_names_only_keys_that_something_reads(path, tmp_path):
     """A key that nobody reads is a setting that does nothing."""
     _, resolved = load_hparams(
         path, {"data_folder": "/none", "output_folder": str(tmp_path)}
     )
-    texts = [p.read_text() for p in (ROOT / "hparams").rglob("*.yaml")]
-    code = "".join(
-        p.read_text()
-        for p in [
-            ROOT / "train.py",
-            ROOT / "benchmarks" / "truncation_rules.py",
-            *(ROOT / "recipes").rglob("*.py"),
-        ]
-    )
-    schema = (ROOT / "recipes" / "config" / "schema.py").read_text()
     for key in yaml.compose(resolved).value:
-        name = key[0].value
-        used = (
-            any(f"<{name}>" in text for text in texts)
-            or f"config.{name}" in code
-            or f"    {name}: " in schema
-            or f'hparams["{name}"]' in code
-            or name in RunOptions.__dataclass_fields__
-            or name == "__set_seed"
-        )
-        assert used, f"{path.name}: nothing reads {name}"
+        assert is_read(key[0].value), f"{path.name}: nothing reads {key[0].value}"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -138,6 +135,63 @@ def test_a_wrong_data_set_lists_those_that_there_are():
         parse_command_line([str(ROOT / "hparams" / "htdemucs.yaml"), "--dataset=wham"])
 
 
+def test_a_data_set_may_lie_outside_the_packages(tmp_path):
+    """A block and a `prepare` of its own: no line of the project names them."""
+    block = tmp_path / "mine" / "party.yaml"
+    block.parent.mkdir()
+    text = (ROOT / "hparams" / "datasets" / "wham.yaml").read_text()
+    block.write_text(text.replace("data_prep.wham.prepare", "tests.toy.prepare"))
+    arguments = [str(SPEECH[0]), "--data_folder=/none", f"--dataset={block}"]
+    run = load([*arguments, "--task=noisy"])
+    assert run.hparams["output_folder"] == "results/mossformer2_tiny_party/1234"
+    assert run.hparams["dataset"] == "party" and "dataset: party" in run.resolved
+    assert run.hparams["prepare"].keywords["task"] == "noisy"
+    with pytest.raises(HparamsError, match=r"task=\[1\]: expected text or null"):
+        load([*arguments, "--task=[1]"])
+    with pytest.raises(HparamsError, match="none.yaml: no such YAML file"):
+        load([*arguments[:2], "--dataset=none.yaml"])
+
+
+def test_a_command_line_is_read_at_once(monkeypatch):
+    read = []
+    original = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, **k: read.append(path) or original(path, **k)
+    )
+    run = load([TOY, "--data_folder=/none", "--precision=bf16", "--lr=1"])
+    assert run.run_opts.precision == "bf16" and run.hparams["lr"] == 1
+    assert yaml.safe_load(run.resolved.split("\n__set_seed")[0])["seed"] == 1234
+    names = [path.name for path in read if path.suffix == ".yaml"]
+    assert sorted(names) == ["base.yaml", "speech.yaml", "toy.yaml", "wsj0mix.yaml"]
+
+
+def test_a_mapping_without_a_tag_changes_only_the_arguments_it_names(tmp_path):
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("lr_scheduler: {patience: 7}\nnote: {a: 1}\n")
+    two.write_text(
+        f"extends: [{TOY}, one.yaml]\nnote: {{b: 2}}\n"
+        "lr_scheduler: {factor: 0.25, lr_min: 0.5}\n"
+        "checkpointer: {recoverables: {more: !ref <separator>}}\n"
+        "augmentation: !new:modules.data.augmentation.Augmentation\n"
+    )
+    three = tmp_path / "three.yaml"
+    three.write_text("extends: two.yaml\naugmentation: {pitch_semitones: 6}\n")
+    four = tmp_path / "four.yaml"
+    four.write_text(
+        "extends: three.yaml\naugmentation: !new:builtins.dict\n    wrapped: !below\n"
+    )
+    hparams, _ = load_hparams(three, {"data_folder": "/none"})
+    scheduler = hparams["lr_scheduler"]
+    assert (scheduler.patience, scheduler.factor) == (7, 0.25)
+    assert (scheduler.lr_min, scheduler.dont_halve_until_epoch) == (0.5, 85)
+    assert hparams["note"] == {"b": 2}, "a plain mapping is replaced"
+    names = ["separator", "lr_scheduler", "epoch_counter", "more"]
+    assert list(hparams["checkpointer"].recoverables) == names
+    assert hparams["augmentation"].pitch_semitones == 6
+    wrapping = load_hparams(four, {"data_folder": "/none"})[0]["augmentation"]
+    assert wrapping == {"wrapped": hparams["augmentation"]}
+
+
 def test_resolved_text_gives_the_same_run(tmp_path):
     overrides = {"data_folder": "/none", "output_folder": str(tmp_path), "lr": 0.25}
     _, resolved = load_hparams(TOY, overrides)
@@ -183,7 +237,7 @@ def test_a_wrong_argument_is_one_clear_line(arguments, message):
     assert "\n" not in str(error.value)
 
 
-def load(*arguments: str, file: str | Path = TOY) -> dict:
+def loaded(*arguments: str, file: str | Path = TOY) -> dict:
     _, _, overrides = parse_command_line([str(file), "--data_folder=/x", *arguments])
     return load_hparams(file, overrides)[0]
 
@@ -201,37 +255,44 @@ def load(*arguments: str, file: str | Path = TOY) -> dict:
 )
 def test_a_misspelt_key_names_its_neighbour_nested_or_not(argument, message):
     with pytest.raises(HparamsError) as error:
-        load(argument)
+        loaded(argument)
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("--batch_size=two", "batch_size=two: expected an integer, as its default 1"),
+        (
+            "--batch_size=two",
+            "batch_size=two: expected an integer above 0, as its default",
+        ),
         ("--batch_size=True", "batch_size=True: expected an integer"),
         ("--batch_size=0", "batch_size=0: must be above 0"),
         ("--batch_size=null", "batch_size=null: expected an integer"),
-        ("--N_epochs=1.5", "N_epochs=1.5: expected an integer, as its default 200"),
-        ("--lr=abc", "lr=abc: expected a number, as its default 0.00015"),
+        ("--N_epochs=1.5", "N_epochs=1.5: expected an integer above 0, as its default"),
+        ("--lr=abc", "lr=abc: expected a number above 0, as its default 0.00"),
         ("--lr=[1]", "lr=[1]: expected a number"),
         (
             "--segment_seconds=True",
-            "=True: expected a number or null, as its default 4",
+            "=True: expected a number above 0 or null, as its default 4",
         ),
         ("--dynamic_mixing=no", "dynamic_mixing=no: expected True or False"),
-        ("--segment_seconds=x", "segment_seconds=x: expected a number or null"),
+        ("--segment_seconds=x", "segment_seconds=x: expected a number above 0 or null"),
         ("--speed_changes=[95, x]", "[95, x]: expected a list (each item an integer)"),
         ("--select={threshold: a}", "select[threshold]=a: expected a number, as its"),
         ("--optimizer=5", "optimizer=5: expected keys and values"),
-        ("--seed=-1", "seed=-1: must not be negative"),
+        ("--seed=-1", "seed=-1: must be 0 or more"),
         ("--select=null", "select=null: expected keys and values"),
         ("--mode=[1]", "mode=[1]: expected text, as its default min"),
+        ("--lr=.inf", "must be finite"),
+        ("--ema_decay=1", "ema_decay=1: must be from 0 to below 1"),
+        ("--dropout=much", "dropout=much: expected a number, as its default 0.0"),
+        ("--separator={num_sources: two}", "separator[num_sources]=two: expected an"),
     ],
 )
 def test_a_value_of_the_wrong_type_says_what_is_expected(argument, expected):
     with pytest.raises(HparamsError) as error:
-        load(argument)
+        loaded(argument)
     assert expected in str(error.value) and "\n" not in str(error.value)
 
 
@@ -252,8 +313,8 @@ def test_a_value_of_the_wrong_type_says_what_is_expected(argument, expected):
     ],
 )
 def test_a_value_of_the_right_type_arrives(argument, key, value):
-    loaded = load(argument)[key]
-    assert loaded == value and type(loaded) is type(value)
+    arrived = loaded(argument)[key]
+    assert arrived == value and type(arrived) is type(value)
 
 
 def test_types_come_from_every_file_that_is_extended(tmp_path):
@@ -262,22 +323,28 @@ def test_types_come_from_every_file_that_is_extended(tmp_path):
     assert load_hparams(TOY, {"data_folder": "x", "lr": 0.5})[0]["lr"] == 0.5
     for value in ("null", "3", "text"):  # null says nothing of its type
         with pytest.raises(ImportError):  # a.B: the value itself was taken
-            load(f"--mine={value}", "--lr=0.5", file=path)
+            loaded(f"--mine={value}", "--lr=0.5", file=path)
     with pytest.raises(HparamsError, match="mine.yaml|gives separator no keys"):
-        load("--separator={size: 3}", file=path)
+        loaded("--separator={size: 3}", file=path)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_what_a_recipe_says_of_null_is_true(path):
     """A key whose comment explains null takes it."""
-    lines = [
-        line for parent in (ROOT / "hparams").glob("*.yaml")
-        for line in parent.read_text().splitlines() if "null:" in line
-    ]  # fmt: skip
+
+    def read(path):
+        parents = re.findall(r"(?m)^extends: (.*)", text := path.read_text())
+        names = parents[0].strip("[]").split(", ") if parents else []
+        return [text, *(t for name in names for t in read(path.parent / name))]
+
+    texts = read(path)
+    lines = [line for text in texts for line in text.splitlines() if "null:" in line]
     names = {line.split(":")[0] for line in lines if line[0].isalpha()}
-    assert {"segment_seconds", "speed_changes", "examples_per_epoch"} <= names
-    known = names & load_tree(path).keys()
-    tree = load_tree(path, dict.fromkeys(known))
+    is_speech = any("recipes.speech" in text for text in texts)
+    assert "examples_per_epoch" in names
+    assert ({"segment_seconds", "speed_changes"} <= names) == is_speech
+    known = names & Layers(path, {}).whole.keys()
+    tree = Layers(path, {}).overridden(dict.fromkeys(known))
     assert {tree[name] for name in known} == {None}
 
 
@@ -288,8 +355,8 @@ def test_a_number_with_a_fraction_by_nature_takes_one(path):
         *("segment_seconds", "stride_seconds", "segment_seconds", "eval_chunk_seconds"),
         *("lora_alpha", "lora_dropout", "overlap", "pretrained_seconds"),
     }
-    known = names & load_tree(path).keys()
-    tree = load_tree(path, dict.fromkeys(known, 0.5))
+    known = names & Layers(path, {}).whole.keys()
+    tree = Layers(path, {}).overridden(dict.fromkeys(known, 0.5))
     assert {tree[name] for name in known} == {0.5}
 
 
