@@ -3,23 +3,22 @@
     python -m data_prep.music.filter --data_folder=/data/sdxdb23_labelnoise \
         --checkpoint=results/htdemucs_noisy/1234 --out=clean
 
-Team CCOM's filter of the Sound Demixing Challenge 2023. Every stem file is moved away
-from what the model may remember (pitch + 6 semitones, tempo x 2) and separated alone.
-The loudness of an output is 20 log10 of the sum of its absolute samples; the stem is
-called clean when its own output is more than 20 dB louder than every other one.
+This is team CCOM's filter of the Sound Demixing Challenge 2023. The pitch of every stem
+is raised by 6 semitones and its tempo doubled, away from what the model may remember;
+then it is separated alone. The loudness of an output is 20 log10 of the sum of its
+absolute samples; the stem is clean if its own output is more than 20 dB louder than
+every other one.
 
-Written into `--out`, the table after every stem, so that an interrupted run continues,
-the status, the list and the picture at the end:
+Files in `--out`; the table is written after every stem, so that an interrupted run
+continues, and the others at the end:
 
-    margins.csv   a row per stem: status, margin, loudness of every output, in dB
-    clean.json    {source: [track, ...]}, what `--train_stems=` of a recipe takes
-    margins.png   a histogram of the margins for each stem
-    settings.json what the margins depend on; a run with other settings is refused
+    margins.csv    a row for each stem: status, margin, loudness of each output in dB
+    clean.json     {source: [track, ...]}, for `--train_stems=` of a recipe
+    margins.png    a histogram of the margins for each stem
+    settings.json  what the margins depend on; other settings need another folder
 """
 
 import argparse
-import csv
-import io
 import json
 import math
 import sys
@@ -32,16 +31,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data_prep.music.manifests import find_tracks
+from modules.audio.faults import SILENT_STEM_DB
 from modules.audio.io import read_stereo, resample
 from modules.audio.pitch import change_pitch_and_tempo
 from modules.inference.songs import apply_model
 from modules.runtime.devices import check_device
 from modules.runtime.errors import AudioError, DataError, HparamsError, PretrainedError
 from modules.runtime.files import one_line, write_text
+from modules.runtime.tables import read_table, write_table
 from modules.weights.pretrained import load_pretrained
 from recipes.config.load import load_hparams
 
-SILENCE_DB = -80.0  # of the mean absolute sample; a stem below has nothing to judge
+TABLE = "margins.csv"
 
 CLEAN, MIXED, SILENT = "clean", "mixed", "silent"
 
@@ -51,7 +52,7 @@ INTERRUPTED = 130  # the exit status that shells give to Ctrl-C
 
 
 def loudness_db(wave_SCT: Tensor) -> Tensor:
-    """20 log10 of the sum of absolute samples, for each source.
+    """Return 20 log10 of the sum of absolute samples, for each source.
 
     Example
     -------
@@ -69,25 +70,25 @@ def judge(
     semitones: float = 6.0,
     tempo: float = 2.0,
 ) -> tuple[float, dict[str, float]]:
-    """How far a stem's own output rises above all others when it is separated alone.
+    """Separate a stem alone, and return how far its own output rises above all others.
 
     Arguments
     ---------
     model : nn.Module
-        With `sources`, `samplerate` and `segment`, see `modules.inference.songs`.
+        A separator of songs, see `modules.inference.songs`.
     stem_CT : Tensor
         One stem at the model's rate, [C, T].
     name : str
-        What it is said to be, one of the model's sources.
+        The label of the stem, one of the model's sources.
     semitones, tempo : float
         Change made before the separation: up in pitch, faster above 1.
 
     Returns
     -------
     margin_db : float
-        Loudness of its own output less that of the loudest other.
+        Loudness of its own output minus that of the loudest other.
     loudness : dict[str, float]
-        Of every output, in dB.
+        Loudness of every output, in dB.
     """
     moved_CT = change_pitch_and_tempo(stem_CT, model.samplerate, semitones, tempo)
     device = next(model.parameters()).device
@@ -127,36 +128,20 @@ def load_model(checkpoint: str | Path, hparams_file: str | None = None) -> nn.Mo
 
 
 class Margins:
-    """The table of margins, kept on disk.
+    """The table of margins, kept in a folder; its columns are in order of `sources`.
 
-    Arguments
-    ---------
-    folder : Path
-        Where the files go.
-    sources : Sequence[str]
-        Stems, in the order of the columns.
-    settings : dict
-        What the margins depend on.
-
-    Raises
-    ------
-    DataError
-        The folder holds margins that were made with other settings.
+    `settings` are what the margins depend on; a folder of other settings is an error.
     """
 
     def __init__(self, folder: Path, sources: Sequence[str], settings: dict) -> None:
         self.folder = folder
         self.sources = list(sources)
-        self.columns = ["track", "stem", "status", "margin_db", *self.sources]
         folder.mkdir(parents=True, exist_ok=True)
         known = folder / "settings.json"
         if known.is_file():
             before = json.loads(known.read_text(encoding="utf-8"))
-            changed = sorted(
-                name
-                for name in before.keys() | settings.keys()
-                if before.get(name) != settings.get(name)
-            )
+            names = sorted(before.keys() | settings.keys())
+            changed = [n for n in names if before.get(n) != settings.get(n)]
             if changed:
                 raise DataError(
                     f"{folder} holds margins made with another {', '.join(changed)}; "
@@ -166,7 +151,7 @@ class Margins:
         self.rows = read_rows(folder)
 
     def known(self) -> set[tuple[str, str]]:
-        """(track, stem) of the rows there are."""
+        """Return track and stem of each row."""
         return {(row["track"], row["stem"]) for row in self.rows}
 
     def add(
@@ -179,19 +164,15 @@ class Margins:
         self.write_csv()
 
     def decide(self, threshold_db: float) -> dict[str, list[str]]:
-        """Mark the rows by the threshold; {source: [clean tracks]}, also as JSON."""
+        """Mark the rows; return {source: [clean tracks]}, which is kept as JSON."""
         clean: dict[str, list[str]] = {name: [] for name in self.sources}
         for row in self.rows:
-            margin = row["margin_db"]
-            row["status"] = (
-                SILENT
-                if margin == "nan"
-                else CLEAN
-                if float(margin) > threshold_db
-                else MIXED
-            )
-            if row["status"] == CLEAN:
+            margin_db = float(row["margin_db"])
+            if margin_db > threshold_db:
+                row["status"] = CLEAN
                 clean[row["stem"]].append(row["track"])
+            else:
+                row["status"] = SILENT if math.isnan(margin_db) else MIXED
         self.write_csv()
         clean = {name: sorted(tracks) for name, tracks in clean.items()}
         write_text(self.folder / "clean.json", json.dumps(clean, indent=2) + "\n")
@@ -199,14 +180,12 @@ class Margins:
 
     def write_csv(self) -> None:
         """Write all rows in one atomic step."""
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.folder / "margins.csv", text.getvalue())
+        columns = ["track", "stem", "status", "margin_db", *self.sources]
+        rows = [[row.get(name, "") for name in columns] for row in self.rows]
+        write_table(self.folder / TABLE, columns, rows)
 
     def draw(self, threshold_db: float) -> Path:
-        """A histogram of the margins for each stem, as PNG."""
+        """Draw a histogram of the margins for each stem, as PNG."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(3 * len(self.sources), 2.6), layout="constrained")
@@ -224,16 +203,14 @@ class Margins:
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
-    """Rows of the `margins.csv` in a folder; none without it."""
-    table = folder / "margins.csv"
-    if not table.is_file():
-        return []
-    with open(table, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    """Return the rows of the table in a folder; none without a table."""
+    path = folder / TABLE
+    columns = ["track", "stem", "status", "margin_db"]
+    return [row for _, row in read_table(path, columns)] if path.is_file() else []
 
 
 def judged(rows: Sequence[Mapping[str, str]]) -> list[tuple[float, str, str]]:
-    """Margin in dB, track and stem of every row but the silent."""
+    """Return margin in dB, track and stem of every row but the silent."""
     return [
         (float(row["margin_db"]), row["track"], row["stem"])
         for row in rows
@@ -242,7 +219,7 @@ def judged(rows: Sequence[Mapping[str, str]]) -> list[tuple[float, str, str]]:
 
 
 def hint(rows: Sequence[Mapping[str, str]], threshold_db: float) -> str:
-    """What to do where no stem is clean."""
+    """Say what to do where no stem is clean."""
     known = judged(rows)
     if not known:
         return "every stem is silent: there was nothing to judge"
@@ -255,7 +232,7 @@ def hint(rows: Sequence[Mapping[str, str]], threshold_db: float) -> str:
 
 
 def bin_edges(margins: Sequence[float], threshold_db: float) -> list[float]:
-    """Edges of equal bins, of a round width, for all histograms; one at the threshold.
+    """Return edges of equal bins of a round width; one edge is the threshold.
 
     Example
     -------
@@ -264,10 +241,8 @@ def bin_edges(margins: Sequence[float], threshold_db: float) -> list[float]:
     >>> bin_edges([-40.0, 60.0], threshold_db=20.0)[:3]
     [-40.0, -35.0, -30.0]
     """
-    low = min([*margins, threshold_db])
-    high = max([*margins, threshold_db])
-    decades = (10.0**power for power in range(9))
-    widths = (digit * decade for decade in decades for digit in (1, 2, 5))
+    low, high = min([*margins, threshold_db]), max([*margins, threshold_db])
+    widths = (digit * 10.0**power for power in range(9) for digit in (1, 2, 5))
     width = next(width for width in widths if high - low <= MOST_BINS * width)
     first = math.floor((low - threshold_db) / width)
     last = math.floor((high - threshold_db) / width) + 1
@@ -283,7 +258,7 @@ def clean_stems(
     tempo: float = 2.0,
     label: str = "",
 ) -> dict[str, list[str]]:
-    """Judge every stem of a data set; see the module's docstring.
+    """Judge every stem of a data set; the module's docstring says how.
 
     Arguments
     ---------
@@ -296,7 +271,7 @@ def clean_stems(
     threshold_db, semitones, tempo : float
         CCOM's are 20, 6 and 2.
     label : str
-        Says which weights these are, for `settings.json`.
+        The name of the weights, for `settings.json`.
 
     Returns
     -------
@@ -304,7 +279,7 @@ def clean_stems(
         The clean tracks of each source.
     """
     folder = Path(data_folder).absolute()
-    # None need be held out, of which a single track would be too few.
+    # Nothing need be held out; with a single track nothing can be.
     hold_out = None if (folder / "valid").is_dir() else 0
     found = find_tracks(folder, model.sources, hold_out)
     tracks = sorted([*found["train"], *found.get("valid", ())], key=lambda t: t.name)
@@ -329,7 +304,7 @@ def clean_stems(
         stem_CT, rate = read_any_rate(path)
         stem_CT = resample(stem_CT, rate, model.samplerate)
         level = float(stem_CT.abs().mean())
-        if level < 10 ** (SILENCE_DB / 20):
+        if level < 10 ** (SILENT_STEM_DB / 20):
             margins.add(track, stem, float("nan"), {})
             continue
         margins.add(track, stem, *judge(model, stem_CT, stem, semitones, tempo))

@@ -1,20 +1,17 @@
 """Music in stems, a folder for each track, into manifests.
 
-    python -m data_prep.music --data_folder=/data/musdb18hq --save_folder=MANIFESTS \
-        [--sources=drums,bass,other,vocals] [--valid_tracks=8] [--test_folder=FOLDER]
-
 Two layouts are in use; which one a folder has is found by looking into it:
 
     {train[,valid][,test]}/<track>/{drums,bass,other,vocals}.wav   MUSDB18-HQ, your own
     <track>/{drums,bass,other,vocals}.wav                          SDXDB23
 
-The sources are named by `sources` and may be any; WAV or FLAC. `mixture.wav` is used
-where it is there and is else the sum of the stems. Other files are ignored.
+The sources may have any names; files are WAV or FLAC. `mixture.wav` is used where it
+exists; elsewhere the mixture is the sum of the stems. Other files are ignored.
 
-Where there is no folder `valid`, tracks for validation are held out of the training
-set: the 14 that MUSDB18's authors chose, or a share of any other set. Those of a set
-with label noise are noisy as well: they rank checkpoints well enough, but their score
-is none.
+Without a folder `valid`, tracks for validation are held out of the training set: the 14
+that MUSDB18's authors chose, or a share of any other set. Held-out tracks of a set with
+label noise are noisy as well: they can tell checkpoints apart, but their score means
+nothing.
 """
 
 import json
@@ -24,9 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NamedTuple
 
 import soundfile
 
+from data_prep.common.folders import list_audio
 from modules.data.manifest import THREADS, Row, write_manifest
 from modules.runtime.errors import DataError
 
@@ -76,15 +75,15 @@ def prepare(
     Arguments
     ---------
     data_folder : str | Path
-        A folder in one of the layouts above.
+        A folder in one of the layouts that the module names.
     save_folder : str | Path
         Where `train.csv`, `valid.csv` and `test.csv` go.
     sources : Sequence[str]
         Names of the stems; source_1, source_2, ... of the manifests are in this order.
     valid_tracks : Sequence[str] | int | None
-        Training tracks to validate on instead: their names, or how many of the first
-        by name. None takes the folder `valid`, else MUSDB18's 14, else a tenth; 0
-        holds out none.
+        Training tracks to validate on: their names, or how many of the first by name.
+        None takes the folder `valid`, else MUSDB18's 14, else a tenth; 0 holds out
+        none.
     test_folder : str | Path | None
         A folder of tracks, such as `musdb18hq/test`. None takes the folder `test`;
         without one the validation tracks are tested on.
@@ -92,21 +91,21 @@ def prepare(
         A JSON file {source: [track, ...]} of the stems to train on; the others stay
         in the manifest as part of the mixture, marked `unused`.
     sample_rate : int | None
-        In Hz, that every file must have. None accepts any: reading resamples.
+        Rate in Hz that every file must have. None accepts any: reading resamples.
 
     Returns
     -------
     dict[str, str]
-        Paths of the manifests under the keys train, valid and test; the latter two
-        only where there are such tracks.
+        Paths of the manifests under the keys train, valid and test; valid and test
+        only if there are such tracks.
 
     Raises
     ------
     DataError
-        No track, a track without one of the stems, a file that is unreadable, empty,
-        not of the track's rate or of more than two channels; the message names it.
-        Mono files and unequal lengths are only warned of: a mono file is played on
-        both channels, and a track ends with its shortest stem.
+        There is no track, a track lacks a stem, or a file is unreadable, empty, not of
+        the track's rate or of more than two channels; the message names it. Mono files
+        and unequal lengths only cause a warning: a mono file is played on both
+        channels, and a track ends with its shortest stem.
     """
     sources = tuple(sources)
     _check_sources(sources)
@@ -115,7 +114,7 @@ def prepare(
     if test_folder is not None:
         tracks["test"] = _list_tracks(Path(test_folder).absolute(), sources)
     rows = {
-        split: _make_rows(split_tracks, sources, sample_rate)
+        split: _make_rows(split_tracks, sample_rate)
         for split, split_tracks in tracks.items()
     }
     if train_stems is not None:
@@ -144,7 +143,7 @@ class Track:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All files there are."""
+        """The sources, and the mixture if there is one."""
         return (*self.sources, *([self.mixture] if self.mixture else []))
 
 
@@ -153,23 +152,10 @@ def find_tracks(
     sources: Sequence[str],
     valid_tracks: Sequence[str] | int | None = None,
 ) -> dict[str, list[Track]]:
-    """The tracks of each set, in order of their names, found by looking.
+    """Return the tracks of each set by name, as `prepare` finds them.
 
-    Arguments
-    ---------
-    data_folder, sources, valid_tracks
-        As in `prepare`.
-
-    Returns
-    -------
-    dict[str, list[Track]]
-        Under train, under valid unless none are wanted, under test only if there is
-        such a folder.
-
-    Raises
-    ------
-    DataError
-        No layout fits, a track lacks a stem, or `valid_tracks` cannot be held out.
+    They are under train, under valid unless none are wanted, and under test only if
+    there is such a folder.
     """
     if not data_folder.is_dir():
         raise DataError(f"data_folder {data_folder} does not exist or is no folder")
@@ -197,7 +183,7 @@ def find_tracks(
 
 
 def _check_sources(sources: tuple[str, ...]) -> None:
-    """Names must be those of files and differ; the mixture is none of them."""
+    """Raise unless the names are those of files, distinct, and not the mixture's."""
     if not sources or any(not name or Path(name).name != name for name in sources):
         raise DataError(
             f"sources is {list(sources)}, expected names of files without .wav, such "
@@ -210,14 +196,14 @@ def _check_sources(sources: tuple[str, ...]) -> None:
 
 
 def _list_tracks(folder: Path, sources: Sequence[str]) -> list[Track]:
-    """Tracks in a folder by name; folders without any of the stems are left out."""
+    """Return the tracks in a folder by name; skip folders without any of the stems."""
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist or is no folder")
     tracks, others = [], []
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith(".") or not entry.is_dir():
             continue
-        files = _list_audio(entry)
+        files = {stem: file.path for stem, file in list_audio(entry).items()}
         present = [name for name in sources if name in files]
         if not present:
             others.append(entry.name)
@@ -228,8 +214,8 @@ def _list_tracks(folder: Path, sources: Sequence[str]) -> list[Track]:
                 f"{entry}/{absent[0]}.wav does not exist, but {files[present[0]]} "
                 "does; add it (silence will do) or set --sources"
             )
-        paths = tuple(str(files[name]) for name in sources)
-        tracks.append(Track(entry.name, paths, str(files.get(MIXTURE, ""))))
+        paths = tuple(files[name] for name in sources)
+        tracks.append(Track(entry.name, paths, files.get(MIXTURE, "")))
     if not tracks:
         there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:MAX_LISTED])
         raise DataError(
@@ -244,21 +230,10 @@ def _list_tracks(folder: Path, sources: Sequence[str]) -> list[Track]:
     return tracks
 
 
-def _list_audio(folder: Path) -> dict[str, Path]:
-    """Audio files of a folder by their name without suffix."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-            if path.stem in found:
-                raise DataError(f"{path}: there is {found[path.stem].name} as well")
-            found[path.stem] = path
-    return found
-
-
 def _choose_valid(
     folder: Path, names: Sequence[str], valid_tracks: Sequence[str] | int | None
 ) -> set[str]:
-    """Names of the training tracks to hold out; at least one stays in training."""
+    """Return the training tracks to hold out; at least one stays in training."""
     if isinstance(valid_tracks, str):
         valid_tracks = [valid_tracks]
     if valid_tracks is None:
@@ -290,19 +265,11 @@ def _choose_valid(
     return held_out
 
 
-def _make_rows(
-    tracks: Sequence[Track], sources: Sequence[str], sample_rate: int | None
-) -> list[Row]:
-    """A row for each track, with every header looked at."""
+def _make_rows(tracks: Sequence[Track], sample_rate: int | None) -> list[Row]:
+    """Return a row for each track, with every header checked."""
     with ThreadPoolExecutor(THREADS) as threads:
-        headers = threads.map(
-            lambda t: [_read_header(path) for path in t.files], tracks
-        )
-        rows, warnings = [], []
-        for track, track_headers in zip(tracks, headers, strict=True):
-            row, warning = _make_row(track, track_headers, sample_rate)
-            rows.append(row)
-            warnings += [warning] if warning else []
+        made = list(threads.map(lambda track: _make_row(track, sample_rate), tracks))
+    warnings = [warning for _, warning in made if warning]
     for warning in warnings[:MAX_LISTED]:
         logger.warning("%s", warning)
     if len(warnings) > MAX_LISTED:
@@ -310,50 +277,42 @@ def _make_rows(
             "and %d more tracks with such faults: data_prep.verify lists all",
             len(warnings) - MAX_LISTED,
         )
-    return rows
+    return [row for row, _ in made]
 
 
-def _make_row(
-    track: Track, headers: Sequence["Header"], sample_rate: int | None
-) -> tuple[Row, str]:
-    """The row of a track, and what is worth a warning."""
-    wanted = headers[0].sample_rate if sample_rate is None else sample_rate
-    for path, header in zip(track.files, headers, strict=True):
-        if header.sample_rate != wanted:
-            expected = (
-                f"{wanted} Hz; resample it"
-                if sample_rate is not None
-                else f"{wanted} Hz as {Path(track.files[0]).name}; resample one of them"
-            )
+def _make_row(track: Track, sample_rate: int | None) -> tuple[Row, str]:
+    """Return the row of a track, and a warning or ""."""
+    headers = {Path(path).name: _read_header(path) for path in track.files}
+    folder, first = Path(track.files[0]).parent, next(iter(headers))
+    rate, expected = sample_rate, f"{sample_rate} Hz; resample it"
+    if rate is None:
+        rate = headers[first].sample_rate
+        expected = f"{rate} Hz as {first}; resample one of them"
+    for name, header in headers.items():
+        if header.sample_rate != rate:
             raise DataError(
-                f"{path} is at {header.sample_rate} Hz, expected {expected}"
+                f"{folder / name} is at {header.sample_rate} Hz, expected {expected}"
             )
         if header.channels > 2:
             raise DataError(
-                f"{path} has {header.channels} channels, expected stereo; mix it down"
+                f"{folder / name} has {header.channels} channels, expected stereo; mix "
+                "it down"
             )
-    frames = [header.frames for header in headers]
+    frames = {name: header.frames for name, header in headers.items()}
+    shortest, longest = min(frames, key=frames.get), max(frames, key=frames.get)
     faults = []
-    if min(frames) != max(frames):
-        shortest, longest = (
-            Path(track.files[frames.index(f)]).name for f in (min(frames), max(frames))
-        )
+    if frames[shortest] != frames[longest]:
         faults.append(
-            f"{shortest} has {min(frames)} samples, {longest} {max(frames)}: cut to "
-            "the shortest"
+            f"{shortest} has {frames[shortest]} samples, {longest} {frames[longest]}: "
+            "cut to the shortest"
         )
-    mono = [
-        Path(path).name
-        for path, header in zip(track.files, headers, strict=True)
-        if header.channels == 1
-    ]
+    mono = [name for name, header in headers.items() if header.channels == 1]
     if mono:
         faults.append(f"{', '.join(mono)} mono, played on both channels")
-    folder = Path(track.files[0]).parent
     row = Row(
         id=track.name,
-        duration=min(frames) / wanted,
-        sample_rate=wanted,
+        duration=frames[shortest] / rate,
+        sample_rate=rate,
         mixture=track.mixture,
         sources=track.sources,
         channels=2,
@@ -361,8 +320,7 @@ def _make_row(
     return row, f"{folder}: {'; '.join(faults)}" if faults else ""
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What a file says of itself."""
 
     sample_rate: int
@@ -385,21 +343,22 @@ def _read_header(path: str) -> Header:
 def _restrict(
     rows: dict[str, list[Row]], stems: Path, sources: Sequence[str]
 ) -> list[Row]:
-    """Training rows with the stems that are not listed marked as unused."""
+    """Return the training rows, with the stems that are not listed marked as unused."""
     listed = _read_stems(stems, sources)
     known = {row.id for split in ("train", "valid") for row in rows.get(split, ())}
-    restricted = []
+    trained = {row.id for row in rows["train"]}
     for number, name in enumerate(sources, start=1):
         unknown = sorted(listed[name] - known)
         if unknown:
             raise DataError(
                 f"{stems}: {name!r} lists {unknown[0]!r}, which is no track"
             )
-        if not any(row.id in listed[name] for row in rows["train"]):
+        if not listed[name] & trained:
             raise DataError(
                 f"{stems}: lists no training track for {name!r} (source_{number}); "
                 "loosen the filter that wrote it"
             )
+    restricted = []
     for row in rows["train"]:
         unused = tuple(
             number
@@ -408,16 +367,13 @@ def _restrict(
         )
         if len(unused) < len(sources):
             restricted.append(replace(row, unused=unused))
-    counts = ", ".join(
-        f"{sum(row.id in listed[name] for row in rows['train'])} {name}"
-        for name in sources
-    )
+    counts = ", ".join(f"{len(listed[name] & trained)} {name}" for name in sources)
     logger.info("%s: of %d training tracks %s", stems, len(rows["train"]), counts)
     return restricted
 
 
 def _read_stems(path: Path, sources: Sequence[str]) -> dict[str, set[str]]:
-    """The tracks listed for each source."""
+    """Return the tracks listed for each source."""
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

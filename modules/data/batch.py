@@ -82,15 +82,11 @@ class Batch:
         return [name for name, is_picked in pairs if is_picked]
 
     def zero_nonfinite(self, largest_peak: float = LARGEST_PEAK) -> Tensor:
-        """Silence, in place, every example with NaN, Inf or a sample of largest_peak.
+        """Silence, in place, examples with NaN, Inf or a sample of `largest_peak`.
 
         A masked loss is not enough: a NaN that went through the network reaches every
         weight as 0 * NaN. A sample of 1e25 is finite, but nothing made of it is.
-
-        Returns
-        -------
-        Tensor
-            Mask of the examples that were finite, shape [B].
+        Returns the mask of the examples that were finite, shape [B].
         """
         within = []
         for wave in (self.mix, self.src):

@@ -66,23 +66,10 @@ def read_crop(
     sample_rate: int,
     percent: int = 100,
 ) -> Tensor:
-    """Read just the part of a file that a crop needs, and resample it to [T].
+    """Read just the part of a file that a crop needs, and resample it: [T].
 
-    Arguments
-    ---------
-    utterance : Utterance
-        The file to read, at any rate.
-    start, frames : int
-        Position and length T of the crop, in samples after the resampling.
-    sample_rate : int
-        Rate of the result in Hz.
-    percent : int
-        Speed: 105 reads 5 % more of the file and plays it 5 % faster and higher.
-
-    Raises
-    ------
-    AudioError
-        The file has changed since it was measured; the message names it.
+    `start` and `frames`, which is T, are in samples after the resampling. A speed of
+    105 % reads 5 % more of the file and plays it 5 % faster and higher.
     """
     check_unchanged(utterance)
     up, down = sample_rate * 100, utterance.sample_rate * percent
@@ -195,11 +182,8 @@ class DynamicMixing(Dataset):
     def __getitem__(self, key: ExampleKey | int) -> Example:
         """Return the mixture of (seed, epoch, index); a bare index means epoch 0.
 
-        Returns
-        -------
-        Example
-            The id names the utterances; peak 0.9; no source is silent; the mixture is
-            exactly the sum of sources (in rooms: of reverberant ones) and noise.
+        Its id names the utterances, its peak is 0.9, no source is silent, and it is
+        exactly the sum of sources (in rooms: of reverberant ones) and noise.
         """
         epoch, index, _ = ExampleKey.of(key)
         if not 0 <= index < self.num_examples:

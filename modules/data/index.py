@@ -18,13 +18,7 @@ Columns = Mapping[str, Callable[[str], object]]
 
 
 def fingerprint(paths: Iterable[str], *settings: object) -> str:
-    """Return a digest of the names, sizes and times of change of files.
-
-    Raises
-    ------
-    DataError
-        A file cannot be looked at; the message names it.
-    """
+    """Return a digest of the names, sizes and times of change of files."""
     digest = hashlib.sha256(repr(settings).encode())
     for path in paths:
         try:
@@ -42,25 +36,11 @@ def measure_once(
     fingerprints: Mapping[str, str],
     measure: Callable[[str], tuple],
 ) -> dict[str, tuple]:
-    """Measure, by several threads, what an index does not know yet.
+    """Return the values of each key of `fingerprints`; measure what `index` lacks.
 
-    Arguments
-    ---------
-    index : str | Path | None
-        The CSV. One process at a time may write it (`distributed.run_on_main`). None
-        measures everything and keeps nothing.
-    columns : Columns
-        Of the CSV.
-    fingerprints : Mapping[str, str]
-        By key, of everything to be measured. A key whose fingerprint has changed is
-        measured anew; keys that are not asked for are dropped from the index.
-    measure : Callable
-        Returns the values of a key.
-
-    Returns
-    -------
-    dict[str, tuple]
-        The values of each key, in the order of `fingerprints`.
+    A key whose fingerprint has changed is measured anew, and one that is not asked for
+    is dropped from the CSV. One process at a time may write that (`run_on_main`).
+    Without an index everything is measured.
     """
     known = _read(index, columns) if index is not None else {}
     stale = [

@@ -166,17 +166,9 @@ def list_manifest(
 ) -> tuple[dict[str, Row], list[str]]:
     """Return the rows of a manifest that can be read, and the faults of the others.
 
-    Arguments
-    ---------
-    path, num_sources, sample_rate, stems
-        As in `read_manifest`; no audio file is opened.
-
-    Returns
-    -------
-    dict[str, Row]
-        Rows by their place ("FILE, row NUMBER"), in the order of the file.
-    list[str]
-        Faults, a line each; at least one if there are no rows.
+    Arguments are as in `read_manifest`; no audio file is opened. Rows are by place
+    ("FILE, row NUMBER"), in the order of the file; faults are a line each, at least one
+    if there are no rows.
     """
     rows: dict[str, Row] = {}
     faults: list[str] = []
@@ -320,19 +312,8 @@ def _check_row(row: Row, sample_rate: int | None, stems: bool) -> None:
 def check_audio(rows: Sequence[Row], places: Sequence[str] | None = None) -> None:
     """Open the header of every file: it must exist and be as its row says.
 
-    Stems may be mono, or longer than the row says: reading copes with both.
-
-    Arguments
-    ---------
-    rows : Sequence[Row]
-        The rows; their files are opened by several threads.
-    places : Sequence[str] | None
-        The name of each row in a message; None takes its id.
-
-    Raises
-    ------
-    DataError
-        Names the first faulty row and the number of others.
+    Stems may be mono, or longer than the row says: reading copes with both. The error
+    names the first faulty row, by its place or else its id, and the number of others.
     """
     places = places or [f"row {row.id!r}" for row in rows]
     with ThreadPoolExecutor(THREADS) as threads:

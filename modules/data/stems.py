@@ -144,12 +144,9 @@ class StemDataset(Dataset):
     def __getitem__(self, key: ExampleKey | int) -> Example:
         """Return the example of (seed, epoch, index); a bare index means epoch 0.
 
-        Returns
-        -------
-        Example
-            mix [C, T], src [S, C, T], C = 2. In training the mixture is the sum of the
-            stems; for a whole track it is its mixture file, if it has one. `origins`
-            names the track each stem is from; the id adds where they were cut.
+        In training the mixture is the sum of the stems; for a whole track it is its
+        mixture file, if it has one. `origins` names the track each stem is from; the id
+        adds where they were cut.
         """
         epoch, index, _ = ExampleKey.of(key)
         if not 0 <= index < self.num_examples:

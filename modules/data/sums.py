@@ -20,15 +20,8 @@ def distance_from_sum(mixture: np.ndarray, parts: Sequence[np.ndarray]) -> float
 def sum_fault(row: Row, distance: float, peak: float) -> str:
     """Describe a mixture that is not the sum of its parts; return "" where it is.
 
-    Arguments
-    ---------
-    row : Row
-        Names the parts that are summed.
-    distance : float
-        The result of `distance_from_sum`.
-    peak : float
-        Largest sample of all files. If it is not finite or beyond any level, nothing
-        is reported: that fault explains the wrong sum.
+    `distance` is from `distance_from_sum`, `peak` the largest sample of all files. If
+    that is not finite or beyond any level, nothing is reported: it explains the sum.
     """
     if not (distance > SUM_TOLERANCE * max(1.0, peak) and peak <= LARGEST_PEAK):
         return ""

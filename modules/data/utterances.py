@@ -175,17 +175,8 @@ class UtterancePool:
         (`3536-8226-0026_1673-143397-0009`); one talker in noise is the first that is
         named. Of the cuts of an utterance in several mixtures the longest is taken.
 
-        Arguments
-        ---------
-        rows : Sequence[Row]
-            The training manifest.
-        index_file, min_seconds
-            As in `scan`.
-
-        Raises
-        ------
-        DataError
-            A mixture's id does not name as many utterances as it has sources.
+        `index_file` and `min_seconds` are as in `scan`. A DataError names a mixture
+        whose id does not name as many utterances as it has sources.
         """
         longest: dict[str, tuple[float, str]] = {}
         for row in rows:
@@ -300,14 +291,9 @@ def _utterances_of(row: Row) -> list[str]:
 
 
 def check_unchanged(utterance: Utterance) -> None:
-    """Raise if a file no longer holds what was measured.
+    """Raise an AudioError if a file no longer holds what was measured.
 
     A file that was only touched or copied anew is as good as before.
-
-    Raises
-    ------
-    AudioError
-        Its length, rate or level has changed, or it cannot be read any more.
     """
     if not utterance.fingerprint:
         return
