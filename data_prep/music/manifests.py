@@ -122,7 +122,7 @@ def prepare(
     if "test" not in rows and "valid" in rows:
         logger.info("%s: no test tracks, testing on the validation set", data_folder)
         rows["test"] = rows["valid"]
-    paths = {}
+    paths: dict[str, str] = {}
     for split in ("train", "valid", "test"):
         path = save_folder / f"{split}.csv"
         if split not in rows:
@@ -299,7 +299,8 @@ def _make_row(track: Track, sample_rate: int | None) -> tuple[Row, str]:
                 "it down"
             )
     frames = {name: header.frames for name, header in headers.items()}
-    shortest, longest = min(frames, key=frames.get), max(frames, key=frames.get)
+    shortest = min(frames, key=lambda name: frames[name])
+    longest = max(frames, key=lambda name: frames[name])
     faults = []
     if frames[shortest] != frames[longest]:
         faults.append(

@@ -26,7 +26,7 @@ class ExampleKey(NamedTuple):
     """
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment] # hides tuple.index
     counts: bool = True
 
     @classmethod
@@ -73,8 +73,13 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        names = ("mix", "src", "length_B", "counts_B")
-        return replace(self, **{name: change(getattr(self, name)) for name in names})
+        return replace(
+            self,
+            mix=change(self.mix),
+            src=change(self.src),
+            length_B=change(self.length_B),
+            counts_B=change(self.counts_B),
+        )
 
     def names(self, mask_B: Tensor) -> list[str]:
         """Return the ids of the examples that a mask picks."""

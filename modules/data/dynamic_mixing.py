@@ -246,12 +246,16 @@ class DynamicMixing(Dataset):
             if not src_ST.any(1).all():  # the sound of one has not arrived yet
                 return None
             src_ST = image_ST if self.targets == "reverb" else src_ST
-        waves = [_sum(image_ST, noise_T), src_ST, *([noise_T] if noise_file else [])]
+        waves = [
+            _sum(image_ST, noise_T),
+            src_ST,
+            *([] if noise_T is None else [noise_T]),
+        ]
         extremes = [extreme for wave in waves for extreme in torch.aminmax(wave)]
         gain = MIXTURE_PEAK / max(abs(float(extreme)) for extreme in extremes)
         mixed_ST = image_ST * gain
         src_ST = mixed_ST if src_ST is image_ST else src_ST * gain
-        noise_T = noise_T * gain if noise_file else None
+        noise_T = None if noise_T is None else noise_T * gain
         name = "+".join(utterance.name for utterance in utterances)
         return Example(name, _sum(mixed_ST, noise_T), src_ST, noise_T)
 

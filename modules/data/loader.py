@@ -1,5 +1,6 @@
 """Loaders whose batches depend on (seed, epoch, step) and the rank alone."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -99,23 +100,22 @@ class _WithCounts(Dataset):
             return error, key.counts
 
 
-class _Collate:
+def _collate_or_error(
+    collate: Collate, pairs: Sequence[tuple[Example | UserError, bool]]
+) -> Batch | UserError:
     """Collate, or pass the first error on as the batch."""
-
-    def __init__(self, collate: Collate) -> None:
-        self.collate = collate
-
-    def __call__(
-        self, pairs: Sequence[tuple[Example | UserError, bool]]
-    ) -> Batch | UserError:
-        errors = [first for first, _ in pairs if isinstance(first, UserError)]
-        return errors[0] if errors else self.collate(pairs)
+    examples = []
+    for first, counts in pairs:
+        if isinstance(first, UserError):
+            return first
+        examples.append((first, counts))
+    return collate(examples)
 
 
 class _Loader(DataLoader):
     """Raise in this process the errors that the workers pass on."""
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for batch in super().__iter__():
             if isinstance(batch, UserError):
                 raise batch
@@ -136,7 +136,7 @@ def make_loader(
     return _Loader(
         _WithCounts(dataset),
         batch_sampler=sampler,
-        collate_fn=_Collate(collate),
+        collate_fn=functools.partial(_collate_or_error, collate),
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=ignore_in_worker,

@@ -110,6 +110,7 @@ class StemDataset(Dataset):
         for name in ("segment_seconds", "stride_seconds"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected above 0")
+        self.segment = round(self.segment_seconds * self.sample_rate)
         self.settings = self.augmentation or NO_AUGMENTATION
         self.seconds_to_read = self.settings.seconds_to_read(self.segment_seconds)
         self.places = [
@@ -239,7 +240,7 @@ class StemDataset(Dataset):
 
         row = self.rows[segment.row]
         start = segment.start + late * tempo
-        length = round(self.segment_seconds * self.sample_rate)
+        length = self.segment
         needed = length if tempo == 1 else math.ceil(length * tempo) + 1
         wave_CT = self._read(row, source, start, needed)
         if sample_fault(wave_CT):
