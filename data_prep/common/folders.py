@@ -99,7 +99,7 @@ def list_audio(folder: Path) -> dict[str, os.DirEntry]:
     """Audio files of a folder by their stem; hidden files are left out."""
     found: dict[str, os.DirEntry] = {}
     with os.scandir(folder) as entries:
-        for entry in entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
             stem, suffix = os.path.splitext(entry.name)
             if suffix.lower() not in SUFFIXES or entry.name.startswith("."):
                 continue

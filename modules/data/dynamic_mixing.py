@@ -246,11 +246,8 @@ class DynamicMixing(Dataset):
             if not src_ST.any(1).all():  # the sound of one has not arrived yet
                 return None
             src_ST = image_ST if self.targets == "reverb" else src_ST
-        waves = [
-            _sum(image_ST, noise_T),
-            src_ST,
-            *([] if noise_T is None else [noise_T]),
-        ]
+        waves = [_sum(image_ST, noise_T), src_ST]
+        waves += [] if noise_T is None else [noise_T]
         extremes = [extreme for wave in waves for extreme in torch.aminmax(wave)]
         gain = MIXTURE_PEAK / max(abs(float(extreme)) for extreme in extremes)
         mixed_ST = image_ST * gain
