@@ -16,24 +16,11 @@ from modules.runtime.signals import ignore_in_worker
 class EpochSampler(Sampler):
     """Which examples this rank sees at each step of an epoch.
 
-    The order is a permutation drawn from (seed, epoch). Every global step takes the
-    next `batch_size * world_size` of it, and the ranks deal them out in turn: their
-    shares are disjoint, and the union does not depend on how many ranks there are. The
-    last step may be short. All ranks still take part; a rank with nothing left repeats
-    an example that does not count.
-
-    Arguments
-    ---------
-    num_examples : int
-        Length of the data set.
-    batch_size : int
-        Per rank.
-    rank, world_size : int
-        This process, and the number of processes.
-    shuffle : bool
-        False keeps the order of the data set.
-    seed : int
-        Seed of the order.
+    The order is a permutation drawn from (seed, epoch), or without `shuffle` that of
+    the data set. Every global step takes the next `batch_size * world_size` of it, and
+    the ranks deal them out in turn: their shares are disjoint, and the union does not
+    depend on how many ranks there are. The last step may be short. All ranks still take
+    part; a rank with nothing left repeats an example that does not count.
 
     Example
     -------
