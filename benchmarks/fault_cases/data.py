@@ -258,7 +258,7 @@ def bad_data(bench: Bench) -> Outcome:
     short = {"segment_seconds": "null", "batch_size": 2, "N_epochs": 1}
     # Made here: jobs that share a folder would make its data set at the same time.
     speaks = speech(bench.folder, dynamic_mixing=False, speed_changes="null", **short)
-    plays = music(bench.folder, step=1, truncation="none")
+    plays = music(bench.folder, phase=1, truncation="none")
     every = 5 if bench.brief else 1
     work = []
     for kind, forms, recipe in (
