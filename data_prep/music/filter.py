@@ -36,11 +36,18 @@ from modules.audio.io import read_stereo, resample
 from modules.audio.pitch import change_pitch_and_tempo
 from modules.inference.songs import apply_model
 from modules.runtime.devices import check_device
-from modules.runtime.errors import AudioError, DataError, HparamsError, PretrainedError
+from modules.runtime.errors import AudioError, DataError, UserError
 from modules.runtime.files import one_line, write_text
 from modules.runtime.tables import read_table, write_table
+from modules.weights.export import (
+    CONFIG,
+    MODELS,
+    _load_tested,
+    _network,
+    _settings,
+    load_exported,
+)
 from modules.weights.pretrained import load_pretrained
-from recipes.config.load import load_hparams
 
 TABLE = "margins.csv"
 
@@ -70,25 +77,10 @@ def judge(
     semitones: float = 6.0,
     tempo: float = 2.0,
 ) -> tuple[float, dict[str, float]]:
-    """Separate a stem alone, and return how far its own output rises above all others.
+    """Separate one stem at the model's rate, pitch and tempo changed, all alone.
 
-    Arguments
-    ---------
-    model : nn.Module
-        A separator of songs, see `modules.inference.songs`.
-    stem_CT : Tensor
-        One stem at the model's rate, [C, T].
-    name : str
-        The label of the stem, one of the model's sources.
-    semitones, tempo : float
-        Change made before the separation: up in pitch, faster above 1.
-
-    Returns
-    -------
-    margin_db : float
-        Loudness of its own output minus that of the loudest other.
-    loudness : dict[str, float]
-        Loudness of every output, in dB.
+    Returns how far the output `name` rises above the loudest other, and the loudness of
+    every output, both in dB. A `tempo` above 1 is faster.
     """
     moved_CT = change_pitch_and_tempo(stem_CT, model.samplerate, semitones, tempo)
     device = next(model.parameters()).device
@@ -100,31 +92,23 @@ def judge(
     return loudness[name] - max(others), loudness
 
 
-def load_model(checkpoint: str | Path, hparams_file: str | None = None) -> nn.Module:
-    """The network of a run, with its weights.
+def load_model(checkpoint: str | Path, hparams: str | None = None) -> nn.Module:
+    """Return the network of a run or of an exported folder, in evaluation mode.
 
-    Arguments
-    ---------
-    checkpoint : str | Path
-        The run's folder; or any folder that `--pretrained` takes.
-    hparams_file : str | None
-        YAML that names the network; None takes the run's own `hyperparams.yaml`.
-
-    Raises
-    ------
-    HparamsError, PretrainedError
-        The YAML or the weights are missing or unusable.
+    These are the weights that the run tested. With `hparams`, the `hyperparams.yaml` of
+    a run of the same network, `checkpoint` is anything that `--pretrained` takes.
     """
-    path = Path(hparams_file or Path(checkpoint) / "hyperparams.yaml")
-    if not path.is_file():
-        raise HparamsError(
-            f"{path}: no such file; --checkpoint is the folder of a run, or say by "
-            "--hparams=FILE.yaml which network the weights are for"
-        )
-    hparams, _ = load_hparams(path, {"data_folder": "none"})
-    model = hparams["separator"]
-    load_pretrained(model, checkpoint)
-    return model.eval()
+    folder = Path(checkpoint)
+    if hparams is None and (folder / CONFIG).is_file():
+        return load_exported(folder)
+    settings = _settings(Path(hparams or folder / "hyperparams.yaml"))
+    kind, arguments = _network(settings, folder)
+    model = MODELS[kind](**arguments).eval()
+    if hparams is None:
+        _load_tested(model, settings, folder)
+    else:
+        load_pretrained(model, folder)
+    return model
 
 
 class Margins:
@@ -333,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--data_folder", required=True, help="tracks with stems")
     add("--checkpoint", required=True, help="folder of a run, or of weights")
     add("--out", required=True, help="folder of the results")
-    add("--hparams", help="YAML that names the network (default: the run's own)")
+    add("--hparams", help="hyperparams.yaml of a run, if checkpoint is weights only")
     add("--threshold", type=float, default=20.0, help="dB")
     add("--semitones", type=float, default=6.0)
     add("--tempo", type=float, default=2.0)
@@ -351,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.tempo,
             label=str(Path(options.checkpoint).absolute()),
         )
-    except (AudioError, DataError, HparamsError, PretrainedError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)

@@ -12,9 +12,19 @@ from torch import nn
 
 from data_prep.music import filter as clean_stems
 from data_prep.music.filter import Margins, judge, loudness_db
+from modules.models.sepformer import SepFormer
 from modules.runtime.errors import DataError
+from modules.weights.checkpointer import AtomicCheckpointer
+from modules.weights.export import export
+from tests.toy import same_weights
 
 RATE = 8000
+SIZE = {
+    "encoder_channels": 16,
+    "chunk_size": 10,
+    "intra_layers": 1,
+    "inter_layers": 1,
+}
 
 
 class ByFrequency(nn.Module):
@@ -186,3 +196,23 @@ def test_wrong_arguments_are_one_line(tmp_path):
     arguments = ["--data_folder=none", f"--checkpoint={tmp_path}", "--out=none"]
     with pytest.raises(SystemExit, match="^error: .*hyperparams.yaml"):
         clean_stems.main(arguments)
+
+
+def test_a_run_and_what_is_exported_of_it_give_the_same_model(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "hyperparams.yaml").write_text(
+        f"separator: !new:modules.models.sepformer.SepFormer {SIZE}\n"
+    )
+    trained = SepFormer(**SIZE)
+    AtomicCheckpointer(run / "save", {"separator": trained}).save_checkpoint()
+    exported = tmp_path / "exported"
+    export(run, exported)
+    for arguments in (
+        (run,),
+        (exported,),
+        (exported / "model.safetensors", f"{run}/hyperparams.yaml"),
+    ):
+        model = clean_stems.load_model(*arguments)
+        assert same_weights(model.state_dict(), trained.state_dict())
+        assert not model.training
