@@ -1,20 +1,9 @@
-"""The training step that every recipe shares; tasks override only what differs.
+"""A run around the training step: epochs, checkpoints, validation, the test.
 
-Read `fit_batch` first. Its rules keep many processes right:
+The step itself is in `recipes/step.py`; what a task adds is in `recipes/speech.py` and
+`recipes/music.py`.
 
-1. Every rank runs one forward and one backward on every batch, whatever is in it.
-2. Examples with samples that are not finite, or beyond any level, are zeroed before
-   the forward and weigh nothing.
-3. An example has one loss term or several (music: one per stem). The ranks exchange
-   them (one small all-gather, in `modules/losses/choice.py`); from these all of them
-   compute the same choice of terms, the same counts, the same decision.
-4. The backward sums over the chosen terms. Before the optimizer steps, the summed
-   gradient is divided by their number over all ranks and accumulated batches: R ranks
-   x A accumulated batches x B examples give the gradient of one batch of R*A*B.
-5. Gradients are then equal on all ranks, so that "the norm is not finite: skip" needs
-   no further message.
-
-Legend: B batch, K loss terms of an example, S source, T sample.
+Legend: B batch, S source, T sample.
 """
 
 import itertools
@@ -39,18 +28,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from modules.audio.faults import LARGEST_PEAK
 from modules.data.batch import Batch, collate_crops, collate_whole
 from modules.data.loader import EpochSampler, make_loader
-from modules.losses.choice import Choice, choose, masked_sum
 from modules.monitor.memory import MemoryProfile
 from modules.runtime import distributed
 from modules.runtime.errors import HparamsError
-from modules.runtime.randomness import seed_step
-from modules.runtime.signals import StopRequest, StopRun
-from modules.weights.ema import EMA
-from recipes.checkpoints import SaveClock, save_epoch, save_mid_epoch
-from recipes.config.schema import RunSettings
+from modules.runtime.signals import StopRun
+from recipes.checkpoints import save_epoch, save_mid_epoch
 from recipes.config.settings import Settings, check_settings
 from recipes.evaluation import (
     AudioKeeper,
@@ -61,36 +45,26 @@ from recipes.evaluation import (
     silent_talkers,
 )
 from recipes.report import Reporter, listed, print_places, print_scores
-from recipes.schedule import LearningRate
-from recipes.train_stats import Accumulation, NonFiniteWatch, TrainStats, name_silent
+from recipes.step import TrainingStep
+from recipes.train_stats import TrainStats
 
 logger = logging.getLogger(__name__)
 NOTHING_TO_TEST = "the data have no test set; --test_folder=FOLDER names one"
 
 
 @sb.utils.checkpoints.register_checkpoint_hooks
-class Separation(sb.Brain):
-    """Trains and evaluates a separator; see the module docstring for the rules.
+class Separation(TrainingStep):
+    """Trains and evaluates a separator.
 
-    A task overrides `compute_forward`, `compute_objectives` (the `Terms` of a batch),
-    `score` and `make_loaders`. `modules.separator` is the network.
+    A task overrides `compute_forward`, `compute_objectives`, `separate`, `score` and
+    `make_loaders`.
     """
 
-    #: Which settings the task reads.
-    settings_class: type[RunSettings] = RunSettings
-
-    #: Weights of the loss terms of an example, and their names where there are several.
-    term_weights: Sequence[float] = (1.0,)
+    #: Names of the loss terms, where an example has several.
     term_names: Sequence[str] = ()
 
     #: Names of the targets in saved audio; numbered where there are none.
     target_names: Sequence[str] = ()
-
-    #: Samples beyond it are treated as NaN.
-    largest_peak = LARGEST_PEAK
-
-    #: Whether a silent target is a matter of course: counted, but not named.
-    silence_is_common = False
 
     #: Validation metric that ranks checkpoints and drives the plateau; higher: better.
     monitor = "si_snr"
@@ -102,27 +76,11 @@ class Separation(sb.Brain):
     metric_names: dict[str, str] = {}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        try:
-            super().__init__(*args, **kwargs)
-        except ValueError as error:  # a run option that this machine cannot serve
-            raise HparamsError(str(error)) from error
-        config = self.config = self.settings_class.read(vars(self.hparams))
-        if not (self.ckpt_interval_minutes or self.ckpt_interval_steps):
-            self.ckpt_interval_minutes = config.checkpoint_minutes
-        self.stats = TrainStats()
-        self.accumulated = Accumulation()
-        self.watch = NonFiniteWatch(self.nonfinite_patience)
-        self.learning_rate = LearningRate(
-            config.lr, config.lr_scheduler, config.rate_factor
-        )
-        self.epoch = 0
+        super().__init__(*args, **kwargs)
+        config = self.config
         self.steps_before = 0  # of this epoch
-        self.grad_norm = float("nan")
-        self.stop_request = StopRequest()
         self.settings: Settings = {}
         self.summary: dict | None = None  # of the last validation or test
-        self._stop_agreed = False
-        self._save_agreed = False
         self._warned: set[Stage] = set()
         self.output_folder = Path(config.output_folder)
         self.is_trial = self.debug and not self.debug_persistently
@@ -133,7 +91,6 @@ class Separation(sb.Brain):
             config.train_logger.save_file = self.output_folder / "train_log.txt"
         if config.lr_scheduler is None:  # the rate stays, nothing to save
             self.checkpointer.recoverables.pop("lr_scheduler", None)
-        self.clock = SaveClock(self.ckpt_interval_minutes, self.ckpt_interval_steps)
         self.reporter = Reporter(
             self.output_folder,
             config.train_logger,
@@ -141,126 +98,6 @@ class Separation(sb.Brain):
             config.tensorboard,
         )
         self.memory: Any = nullcontext()
-        self.ema: EMA | None = None
-        if config.ema_decay:
-            self.ema = EMA(decay=config.ema_decay)
-            self.ema.attach(self.modules["separator"])
-            optional = config.allow_changes  # it may have been off before
-            self.checkpointer.add_recoverable("ema", self.ema, optional_load=optional)
-
-    # ------------------------------------------------------------------ one step
-
-    def fit_batch(self, batch: Batch) -> Tensor:
-        """Forward, choose, backward; step when enough batches are accumulated.
-
-        Arguments
-        ---------
-        batch : Batch
-            This rank's share of the global batch.
-
-        Returns
-        -------
-        Tensor
-            Mean loss over the epoch's kept examples so far, for SpeechBrain's bar.
-        """
-        batch = batch.to(self.device)
-        should_step = self._completes_a_step()
-        seed_step(self.config.seed, distributed.rank(), self.epoch, self.step)
-        finite_B = batch.zero_nonfinite(self.largest_peak)
-        self.on_fit_batch_start(batch, should_step)
-
-        with self.no_sync(not should_step):
-            with self.training_ctx:
-                outputs = self.compute_forward(batch, Stage.TRAIN)
-                terms = self.compute_objectives(outputs, batch, Stage.TRAIN)
-            choice = choose(
-                terms,
-                finite_B,
-                batch.counts_B,
-                self.config.select,
-                batch_size=self.config.batch_size,
-                loss_limit=self.config.loss_upper_lim,
-                flags=(
-                    self.stop_request.received is not None,
-                    self.clock.minutes_passed(),
-                ),
-            )
-            weights_K = terms.loss_BK.new_tensor(self.term_weights)
-            loss = masked_sum(terms.loss_BK, choice.keep_BK, weights_K)
-            self.scaler.scale(loss).backward()
-
-        self.on_choice(choice, batch)
-        if should_step:
-            self.optimizers_step()
-        self.on_fit_batch_end(batch, outputs, loss, should_step)
-        return torch.tensor(self.stats.loss)
-
-    def _wants_to_stop(self) -> bool:
-        return self.stop_request.received is not None
-
-    def _completes_a_step(self) -> bool:
-        """Whether the optimizer steps after this batch; the epoch's tail counts too."""
-        return (
-            self.step % self.grad_accumulation_factor == 0
-            or self.step == self.train_sampler.steps_per_epoch
-            or (self.debug and self.step == self.debug_batches)
-        )
-
-    def on_choice(self, choice: Choice, batch: Batch) -> None:
-        """Count what was chosen, the same on all ranks."""
-        self.stats.add(choice)
-        over_kept = self.config.select.renormalise
-        name_silent = not self.silence_is_common
-        self.accumulated.add(choice, batch, self.term_weights, over_kept, name_silent)
-        stop, save = choice.flags
-        self._stop_agreed = self._stop_agreed or stop
-        self._save_agreed = self._save_agreed or save
-
-    def optimizers_step(self) -> None:
-        """Average, check, clip and apply the accumulated gradient."""
-        accumulated, self.accumulated = self.accumulated, Accumulation()
-        optimizers = list(self.freeze_optimizers(self.optimizers_dict).values())
-        for optimizer in optimizers:
-            self.scaler.unscale_(optimizer)
-        groups = [group for opt in optimizers for group in opt.param_groups]
-        parameters = [weight for group in groups for weight in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        # Rule 4; DDP has already divided by the number of ranks.
-        to_mean = distributed.world_size() / (accumulated.weight or 1.0)
-        norm = to_mean * float(torch.nn.utils.get_total_norm(gradients))
-        is_finite = math.isfinite(norm)
-        self.grad_norm = norm
-        if is_finite and accumulated.kept:
-            clip = self.max_grad_norm
-            factor = min(1.0, clip / (norm + 1e-6)) if clip >= 0 else 1.0
-            torch._foreach_mul_(gradients, to_mean * factor)
-        lr = self._learning_rate()
-        for group in groups:
-            group["lr"] = lr
-        if accumulated.kept and (is_finite or self.scaler.is_enabled()):
-            for optimizer in optimizers:  # the scaler itself skips what overflowed
-                self.scaler.step(optimizer)
-        self.scaler.update()
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-
-        if is_finite and accumulated.kept:
-            self.optimizer_step += 1
-            if self.ema is not None:
-                self.ema.update()
-        else:
-            self.stats.steps_skipped += 1
-        searching = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        where = f"epoch {self.epoch}, step {self.step}"
-        self.watch.look(accumulated, is_finite, searching, where)
-        name_silent(self.stats, accumulated)
-
-    def _learning_rate(self) -> float:
-        """The rate of the optimizer step that is about to be taken."""
-        batches = self.train_sampler.steps_per_epoch
-        steps = math.ceil(batches / self.grad_accumulation_factor)
-        total = self.config.epoch_counter.limit * steps
-        return self.learning_rate.at(self.epoch, self.optimizer_step, total)
 
     # ------------------------------------------------------------------ one epoch
 
@@ -275,11 +112,6 @@ class Separation(sb.Brain):
             )
         self.train_sampler = train_set.batch_sampler
         super().fit(epoch_counter, train_set, valid_set)
-
-    def init_optimizers(self) -> None:
-        """Make the optimizer, whose rate the schedule begins with."""
-        super().init_optimizers()
-        self.learning_rate.current = self.optimizer.defaults["lr"]
 
     def on_fit_start(self) -> None:
         """Wrap, make the optimizer, resume; then say where the run stands."""
@@ -353,7 +185,7 @@ class Separation(sb.Brain):
                     logger.info("optimizer_step_limit reached")
                     break
                 self.step += 1
-                should_step = self._completes_a_step()
+                should_step = self.completes_a_step()
                 with self.memory:
                     self.fit_batch(batch)
                 bar.set_postfix(
@@ -365,9 +197,9 @@ class Separation(sb.Brain):
                 if self.debug and self.step == self.debug_batches:
                     break
                 if should_step:
-                    if self._save_agreed or self.clock.steps_passed(self.step):
+                    if self.save_agreed or self.clock.steps_passed(self.step):
                         self._save_intra_epoch_ckpt()
-                    if self._stop_agreed:
+                    if self.stop_agreed:
                         self._save_intra_epoch_ckpt()
                         raise StopRun(
                             f"stopped in epoch {epoch} after step {self.step}; the "
@@ -397,7 +229,7 @@ class Separation(sb.Brain):
                 self._evaluate_all(valid_set, Stage.VALID, epoch, enable)
             metrics = self.scores
         self.on_epoch_end(epoch, metrics)
-        if any(distributed.gather_objects(self._wants_to_stop())):
+        if any(distributed.gather_objects(self.wants_to_stop())):
             raise StopRun(f"stopped after epoch {epoch}; its checkpoint is saved")
 
     def _validates(self, epoch: int) -> bool:
@@ -435,7 +267,7 @@ class Separation(sb.Brain):
 
     def _save_intra_epoch_ckpt(self) -> None:
         self.clock.restart(self.step)
-        self._save_agreed = False
+        self.save_agreed = False
         save_mid_epoch(self.checkpointer, self._meta())
 
     @property
@@ -462,7 +294,7 @@ class Separation(sb.Brain):
 
     def evaluate_batch(self, batch: Batch, stage: Stage) -> Tensor:
         """Score each example of a zero-padded batch; return the mean negated metric."""
-        if stage == Stage.TEST and self._wants_to_stop():
+        if stage == Stage.TEST and self.wants_to_stop():
             raise StopRun("stopped during the test; --test_only runs it again")
         return self.evaluator.add(batch.to(self.device))
 
@@ -620,38 +452,23 @@ class Separation(sb.Brain):
     def loader(
         self, dataset: Dataset, batch_size: int, training: bool = False
     ) -> DataLoader:
-        """This rank's share of a data set.
+        """Return this rank's share of a data set.
 
-        Arguments
-        ---------
-        dataset : Dataset
-            Gives an `Example` for an `ExampleKey`.
-        batch_size : int
-            Per rank.
-        training : bool
-            Shuffled crops of one length; else whole files in order.
-
-        Raises
-        ------
-        HparamsError
-            `batch_size` or `num_workers` is out of range.
+        Training takes shuffled crops of one length, evaluation whole files in order;
+        `batch_size` is that of a rank.
         """
         try:
             sampler = EpochSampler(
-                len(dataset),
+                len(dataset),  # type: ignore[arg-type]  # torch's Dataset has no length
                 batch_size,
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
                 shuffle=training,
                 seed=self.config.seed,
             )
-            return make_loader(
-                dataset,
-                sampler,
-                collate=collate_crops if training else collate_whole,
-                num_workers=self.config.num_workers,
-                pin_memory=self.device_type == "cuda",
-            )
+            collate = collate_crops if training else collate_whole
+            workers, on_gpu = self.config.num_workers, self.device_type == "cuda"
+            return make_loader(dataset, sampler, collate, workers, pin_memory=on_gpu)
         except ValueError as error:
             raise HparamsError(str(error)) from error
 

@@ -1,0 +1,203 @@
+"""The training step that every recipe shares; tasks override only what differs.
+
+Read `fit_batch` first. Its rules keep many processes right:
+
+1. Every rank runs one forward and one backward on every batch, whatever is in it.
+2. Examples with samples that are not finite, or beyond any level, are zeroed before
+   the forward and weigh nothing.
+3. An example has one loss term or several (music: one per stem). The ranks exchange
+   them (one small all-gather, in `modules/losses/choice.py`); from these all of them
+   compute the same choice of terms, the same counts, the same decision.
+4. The backward sums over the chosen terms. Before the optimizer steps, the summed
+   gradient is divided by their number over all ranks and accumulated batches: R ranks
+   x A accumulated batches x B examples give the gradient of one batch of R*A*B.
+5. Gradients are then equal on all ranks, so that "the norm is not finite: skip" needs
+   no further message.
+
+Legend: B batch, K loss terms of an example, S source, T sample.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import speechbrain as sb
+import torch
+from speechbrain import Stage
+from torch import Tensor
+
+from modules.audio.faults import LARGEST_PEAK
+from modules.data.batch import Batch
+from modules.data.loader import EpochSampler
+from modules.losses.choice import Choice, choose, masked_sum
+from modules.runtime import distributed
+from modules.runtime.errors import HparamsError
+from modules.runtime.randomness import seed_step
+from modules.runtime.signals import StopRequest
+from modules.weights.ema import EMA
+from recipes.checkpoints import SaveClock
+from recipes.config.schema import RunSettings
+from recipes.schedule import LearningRate
+from recipes.train_stats import Accumulation, NonFiniteWatch, TrainStats, name_silent
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingStep(sb.Brain):
+    """Takes one batch from audio to an optimizer step; see the module docstring.
+
+    A task overrides `compute_forward` and `compute_objectives`, which returns the
+    `Terms` of a batch. `modules.separator` is the network.
+    """
+
+    #: Which settings the task reads.
+    settings_class: type[RunSettings] = RunSettings
+    config: RunSettings
+
+    #: Weights of the loss terms of an example.
+    term_weights: Sequence[float] = (1.0,)
+
+    #: Samples beyond it are treated as NaN.
+    largest_peak = LARGEST_PEAK
+
+    #: Whether a silent target is a matter of course: counted, but not named.
+    silence_is_common = False
+
+    train_sampler: EpochSampler
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().__init__(*args, **kwargs)
+        except ValueError as error:  # a run option that this machine cannot serve
+            raise HparamsError(str(error)) from error
+        config = self.config = self.settings_class.read(vars(self.hparams))
+        self.epoch = 0
+        self.stats = TrainStats()
+        self.accumulated = Accumulation()
+        self.watch = NonFiniteWatch(self.nonfinite_patience)
+        self.learning_rate = LearningRate(
+            config.lr, config.lr_scheduler, config.rate_factor
+        )
+        self.grad_norm = float("nan")
+        self.stop_request = StopRequest()
+        if not (self.ckpt_interval_minutes or self.ckpt_interval_steps):
+            self.ckpt_interval_minutes = config.checkpoint_minutes
+        self.clock = SaveClock(self.ckpt_interval_minutes, self.ckpt_interval_steps)
+        # What any rank asks for, all ranks obey after the next optimizer step.
+        self.stop_agreed = False
+        self.save_agreed = False
+        self.ema: EMA | None = None
+        if config.ema_decay:
+            self.ema = EMA(decay=config.ema_decay)
+            self.ema.attach(self.modules["separator"])
+            optional = config.allow_changes  # it may have been off before
+            self.checkpointer.add_recoverable("ema", self.ema, optional_load=optional)
+
+    def init_optimizers(self) -> None:
+        """Make the optimizer, whose rate the schedule begins with."""
+        super().init_optimizers()
+        self.learning_rate.current = self.optimizer.defaults["lr"]
+
+    def fit_batch(self, batch: Batch) -> Tensor:
+        """Forward, choose, backward; step when enough batches are accumulated.
+
+        `batch` is this rank's share of the global batch. Return the mean loss of the
+        terms kept in the epoch so far.
+        """
+        batch = batch.to(self.device)
+        should_step = self.completes_a_step()
+        seed_step(self.config.seed, distributed.rank(), self.epoch, self.step)
+        finite_B = batch.zero_nonfinite(self.largest_peak)
+        self.on_fit_batch_start(batch, should_step)
+
+        with self.no_sync(not should_step):
+            with self.training_ctx:
+                outputs = self.compute_forward(batch, Stage.TRAIN)
+                terms = self.compute_objectives(outputs, batch, Stage.TRAIN)
+            choice = choose(
+                terms,
+                finite_B,
+                batch.counts_B,
+                self.config.select,
+                batch_size=self.config.batch_size,
+                loss_limit=self.config.loss_upper_lim,
+                flags=(self.wants_to_stop(), self.clock.minutes_passed()),
+            )
+            weights_K = terms.loss_BK.new_tensor(self.term_weights)
+            loss = masked_sum(terms.loss_BK, choice.keep_BK, weights_K)
+            self.scaler.scale(loss).backward()
+
+        self.on_choice(choice, batch)
+        if should_step:
+            self.optimizers_step()
+        self.on_fit_batch_end(batch, outputs, loss, should_step)
+        return torch.tensor(self.stats.loss)
+
+    def wants_to_stop(self) -> bool:
+        """Whether this rank was asked to stop."""
+        return self.stop_request.received is not None
+
+    def completes_a_step(self) -> bool:
+        """Whether the optimizer steps after this batch; the epoch's tail counts too."""
+        return (
+            self.step % self.grad_accumulation_factor == 0
+            or self.step == self.train_sampler.steps_per_epoch
+            or (self.debug and self.step == self.debug_batches)
+        )
+
+    def on_choice(self, choice: Choice, batch: Batch) -> None:
+        """Count what was chosen, the same on all ranks."""
+        self.stats.add(choice)
+        over_kept = self.config.select.renormalise
+        name_silent = not self.silence_is_common
+        self.accumulated.add(choice, batch, self.term_weights, over_kept, name_silent)
+        stop, save = choice.flags
+        self.stop_agreed = self.stop_agreed or stop
+        self.save_agreed = self.save_agreed or save
+
+    def optimizers_step(self) -> None:
+        """Average, check, clip and apply the accumulated gradient."""
+        accumulated, self.accumulated = self.accumulated, Accumulation()
+        optimizers = list(self.freeze_optimizers(self.optimizers_dict).values())
+        for optimizer in optimizers:
+            self.scaler.unscale_(optimizer)
+        groups = [group for opt in optimizers for group in opt.param_groups]
+        parameters = [weight for group in groups for weight in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        # Rule 4; DDP has already divided by the number of ranks.
+        to_mean = distributed.world_size() / (accumulated.weight or 1.0)
+        norm = to_mean * float(torch.nn.utils.get_total_norm(gradients))
+        is_finite = math.isfinite(norm)
+        self.grad_norm = norm
+        if is_finite and accumulated.kept:
+            clip = self.max_grad_norm
+            factor = min(1.0, clip / (norm + 1e-6)) if clip >= 0 else 1.0
+            torch._foreach_mul_(gradients, to_mean * factor)
+        lr = self._learning_rate()
+        for group in groups:
+            group["lr"] = lr
+        if accumulated.kept and (is_finite or self.scaler.is_enabled()):
+            for optimizer in optimizers:  # the scaler itself skips what overflowed
+                self.scaler.step(optimizer)
+        self.scaler.update()
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+        if is_finite and accumulated.kept:
+            self.optimizer_step += 1
+            if self.ema is not None:
+                self.ema.update()
+        else:
+            self.stats.steps_skipped += 1
+        searching = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        where = f"epoch {self.epoch}, step {self.step}"
+        self.watch.look(accumulated, is_finite, searching, where)
+        name_silent(self.stats, accumulated)
+
+    def _learning_rate(self) -> float:
+        """The rate of the optimizer step that is about to be taken."""
+        batches = self.train_sampler.steps_per_epoch
+        steps = math.ceil(batches / self.grad_accumulation_factor)
+        total = self.config.epoch_counter.limit * steps
+        return self.learning_rate.at(self.epoch, self.optimizer_step, total)
