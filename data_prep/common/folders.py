@@ -1,7 +1,7 @@
 """Manifests of a data set that has a folder for each part of its mixtures.
 
-Mixtures, each source and the noise lie in folders of their own; the files of a mixture
-share a name, WAV or FLAC. Each data set's own file says which folders these are.
+The files of a mixture share a name, WAV or FLAC; `data_prep/common/layout.py` finds the
+folders.
 """
 
 import hashlib
@@ -11,35 +11,17 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
-import soundfile
-
+from data_prep.common.layout import SUFFIXES, Parts, list_audio
+from modules.audio.io import read_header
 from modules.data.manifest import THREADS, Row, check_audio, write_manifest
 from modules.runtime.errors import DataError
 from modules.runtime.files import write_text
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".wav", ".flac")
-
 # Part of the fingerprint: raise it when the same files would give other manifests.
 FORMAT = 1
-
-
-class Parts(NamedTuple):
-    """The folders of one split."""
-
-    mixture: Path
-    sources: tuple[Path, ...]
-    noise: Path | None = None
-    images: tuple[Path, ...] = ()
-
-    @property
-    def folders(self) -> list[Path]:
-        """All of them: mixture, sources, noise, images."""
-        noise = [self.noise] if self.noise else []
-        return [self.mixture, *self.sources, *noise, *self.images]
 
 
 def write_manifests(
@@ -56,7 +38,7 @@ def write_manifests(
         The folders of train, valid and test.
     save_folder : str | Path
         Where `train.csv`, `valid.csv` and `test.csv` go, and `<maker>.json`, which
-        knows what they were made from.
+        notes what they were made from.
     sample_rate : int
         In Hz; every file must have it.
     maker : str
@@ -95,26 +77,12 @@ def write_manifests(
     return {split: str(path) for split, path in paths.items()}
 
 
-def list_audio(folder: Path) -> dict[str, os.DirEntry]:
-    """Audio files of a folder by their stem; hidden files are left out."""
-    found: dict[str, os.DirEntry] = {}
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            stem, suffix = os.path.splitext(entry.name)
-            if suffix.lower() not in SUFFIXES or entry.name.startswith("."):
-                continue
-            if stem in found:
-                raise DataError(f"{entry.path}: there is {found[stem].name} as well")
-            found[stem] = entry
-    return found
-
-
 def _fingerprint(
     splits: Mapping[str, Parts],
     listing: Mapping[Path, Mapping[str, os.DirEntry]],
     sample_rate: int,
 ) -> str:
-    """A digest of names, sizes and times of all files, and of the settings."""
+    """Return a digest of names, sizes and times of all files, and of the settings."""
     digest = hashlib.sha256(repr((FORMAT, sample_rate, dict(splits))).encode())
     for folder, entries in listing.items():
         digest.update(os.fsencode(folder) + b"\0")
@@ -130,12 +98,12 @@ def _fingerprint(
 
 
 def _digest(paths: Sequence[Path]) -> str:
-    """A digest of the contents of files."""
+    """Return a digest of the contents of files."""
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def _is_current(state_file: Path, files: str, manifests: Sequence[Path]) -> bool:
-    """Whether the manifests are those once made from exactly these files."""
+    """Return whether the manifests are those once made from exactly these files."""
     try:
         state = json.loads(state_file.read_text())
         return state == {"files": files, "manifests": _digest(manifests)}
@@ -148,7 +116,7 @@ def _make_rows(
     listing: Mapping[Path, Mapping[str, os.DirEntry]],
     sample_rate: int,
 ) -> list[Row]:
-    """The rows of one split, with every header checked."""
+    """Return the rows of one split, with every header checked."""
     mixtures = listing[parts.mixture]
     if not mixtures:
         raise DataError(f"{parts.mixture}: holds no {' or '.join(SUFFIXES)} file")
@@ -181,17 +149,13 @@ def _make_rows(
             )
             for stem, count in zip(stems, frames, strict=True)
         ]
-    check_audio(rows, [f"mixture {stem}" for stem in stems])
+    check_audio(rows, [f"mixture {stem}" for stem in stems], remember=True)
     return rows
 
 
 def _count_frames(path: str, sample_rate: int) -> int:
-    """Samples in a file, which must be at the given rate."""
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate, frames = file.samplerate, file.frames
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise DataError(f"{path} cannot be read as audio ({error})") from None
+    """Return the number of samples in a file; raise unless it is at the given rate."""
+    rate, _, frames = read_header(path, remember=True)
     if rate != sample_rate:
         raise DataError(
             f"{path} is at {rate} Hz, expected {sample_rate} Hz; set "

@@ -3,46 +3,39 @@
 Legend: T sample.
 """
 
-import csv
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
-import soundfile
 
+from data_prep.common.layout import MODES, RATES, folder_of
+from modules.audio.io import open_audio, read_header
 from modules.runtime.errors import DataError
 from modules.runtime.files import list_files
 
-SETS = ("tr", "cv", "tt")
+Cell = TypeVar("Cell")
+
+WSJ0_SPLITS = {"tr": "train", "cv": "valid", "tt": "test"}
+
+SETS = tuple(WSJ0_SPLITS)
 
 # Positions are noted at this rate, whatever the version.
 NOISE_RATE = 16000
 
 
-def folder_of(sample_rate: int, mode: str) -> str:
-    """The folder of a version.
-
-    Example
-    -------
-    >>> folder_of(8000, "min")
-    'wav8k/min'
-    """
-    return f"wav{sample_rate // 1000}k/{mode}"
+def check_choices(name: str, values: Sequence[Any], known: Sequence[Any]) -> None:
+    """Raise unless there is a value and all are known."""
+    if not values or set(values) - set(known):
+        raise DataError(f"{name}: {list(values)}, expected some of {known}")
 
 
 def check_versions(
     sample_rates: Sequence[int], modes: Sequence[str]
 ) -> list[tuple[int, str]]:
-    """Pairs of rate and mode; the longest, at the highest rate, comes last."""
-    for rate in sample_rates:
-        if rate not in (8000, 16000):
-            raise DataError(f"sample_rates holds {rate!r}, expected 8000 or 16000")
-    for mode in modes:
-        if mode not in ("min", "max"):
-            raise DataError(f"modes holds {mode!r}, expected 'min' or 'max'")
-    if not sample_rates or not modes:
-        raise DataError("sample_rates and modes must each name one version at least")
+    """Return pairs of rate and mode; the longest, at the highest rate, comes last."""
+    check_choices("sample_rates", sample_rates, RATES)
+    check_choices("modes", modes, MODES)
     return [
         (rate, mode)
         for mode in sorted(set(modes), reverse=True)
@@ -50,10 +43,25 @@ def check_versions(
     ]
 
 
+def files_of(
+    out: Path,
+    versions: Sequence[tuple[int, str]],
+    split: str,
+    parts: Sequence[str],
+    name: str,
+) -> list[Path]:
+    """Return the files of all parts of a mixture in all versions."""
+    return [
+        out / folder_of(rate, mode) / split / part / f"{name}.wav"
+        for rate, mode in versions
+        for part in parts
+    ]
+
+
 def mixture_lengths(
     root: Path, split: str, versions: Sequence[tuple[int, str]]
 ) -> dict[str, int]:
-    """Names of a split's mixtures, and how long the longest version is at 16 kHz.
+    """Return each mixture of a split with the length at 16 kHz of its longest version.
 
     Raises
     ------
@@ -89,62 +97,40 @@ def mixture_lengths(
 
 
 def frames_of(path: Path, sample_rate: int) -> int:
-    """Samples in a file, by its header."""
-    try:
-        info = soundfile.info(path)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as audio ({error})") from None
-    if info.samplerate != sample_rate:
-        raise DataError(f"{path}: is at {info.samplerate} Hz, expected {sample_rate}")
-    return info.frames
+    """Return the number of samples in a file, by its header."""
+    rate, _, frames = read_header(path)
+    _check_rate(path, rate, sample_rate)
+    return frames
 
 
 def read_left(
-    path: Path, sample_rate: int, start: int = 0, frames: int = -1
+    path: Path, sample_rate: int, start: int = 0, frames: int | None = None
 ) -> np.ndarray:
-    """The left channel of a file or of a part of it, float64 of shape [T].
+    """Read the left channel of a file or of a part of it: float64, shape [T].
 
     Raises
     ------
     DataError
         Unreadable, shorter than asked, at another rate, or not finite.
     """
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            file.seek(start)
-            wave_T = file.read(frames, always_2d=True)[:, 0]
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as audio ({error})") from None
-    if rate != sample_rate:
-        raise DataError(f"{path}: is at {rate} Hz, expected {sample_rate} Hz")
-    if len(wave_T) < max(frames, 1):
-        raise DataError(f"{path}: holds no {max(frames, 1)} samples from {start} on")
+    with open_audio(path) as file:
+        _check_rate(path, file.header.sample_rate, sample_rate)
+        wave_T = file.read(start, frames, "float64")[:, 0]
+    if len(wave_T) < max(frames or 0, 1):
+        wanted = max(frames or 0, 1)
+        raise DataError(f"{path}: holds no {wanted} samples from {start} on")
     if not np.isfinite(wave_T).all():
         raise DataError(f"{path}: holds NaN or Inf; repair or remove it")
     return wave_T
 
 
-def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict]]:
-    """Rows of a CSV with the given columns, each with its place for a message."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 ({error.reason})") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    missing = [name for name in columns if name not in (reader.fieldnames or ())]
-    if missing:
-        raise DataError(f"{path}, row 1: there is no column {missing[0]!r}")
-    for number, cells in enumerate(reader, start=2):
-        if any(cells[name] is None for name in columns):
-            raise DataError(f"{path}, row {number}: has too few fields")
-        yield f"{path}, row {number}", cells
+def _check_rate(path: Path, rate: int, expected: int) -> None:
+    if rate != expected:
+        raise DataError(f"{path}: is at {rate} Hz, expected {expected} Hz")
 
 
-def pick(path: Path, found: dict[str, object], names: Sequence[str]) -> list:
-    """What a table says of each name, or say which one it lacks."""
+def pick(path: Path, found: Mapping[str, Cell], names: Iterable[str]) -> list[Cell]:
+    """Return what a table holds for each name; raise if it lacks one."""
     missing = [name for name in names if name not in found]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import soundfile
 
-from data_prep.common.folders import list_audio
+from data_prep.common.layout import Tracks, list_audio
 from modules.data.manifest import THREADS, Row, write_manifest
 from modules.runtime.errors import DataError
 
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 SOURCES = ("drums", "bass", "other", "vocals")
 
 MIXTURE = "mixture"
+
+LAYOUT = (Tracks(mixture=MIXTURE),)
 
 SUFFIXES = (".wav", ".flac")
 

@@ -1,4 +1,4 @@
-"""Make WSJ0-2mix and WSJ0-3mix from WSJ0 and the public lists, as first published.
+r"""Make WSJ0-2mix and WSJ0-3mix from WSJ0 and the public lists, as first published.
 
     python -m data_prep.wsj0mix generate --wsj0=FOLDER --lists=FOLDER --out=FOLDER \
         [--num_spks=2] [--sample_rates 8000 16000] [--modes min max] [--levels=FILE]
@@ -20,27 +20,27 @@ same command continues one that was stopped.
 Legend: S source, T sample.
 """
 
-import argparse
 import functools
-import hashlib
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from scipy.signal import resample_poly
 
-from data_prep.common.cli import as_command
-from data_prep.common.jobs import claim_folder, make_all
-from modules.audio.io import write_wave
+from data_prep.common.jobs import claim_folder, digest_of, make_all
+from data_prep.common.versions import (
+    SETS,
+    check_choices,
+    check_versions,
+    files_of,
+    folder_of,
+)
+from modules.audio.io import open_audio, write_wave
 from modules.audio.levels import MIXTURE_PEAK, p56_power
 from modules.runtime.errors import DataError
 from modules.runtime.files import list_files
-
-SPLITS = ("tr", "cv", "tt")
 
 # WSJ0's discs hold .wv1 (SPHERE); lists always say .wav.
 SUFFIXES = (".wav", ".wv1", ".wv2", ".sph", ".flac")
@@ -53,7 +53,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Mixture:
-    """A line of a list: whose utterances, how loud, and for which split."""
+    """A line of a list: utterances, their levels, and the split they are for."""
 
     split: str
     utterances: tuple[str, ...]
@@ -61,7 +61,7 @@ class Mixture:
 
     @property
     def name(self) -> str:
-        """The file's: utterances and levels as Matlab's num2str wrote them.
+        """The name of its files: utterances and levels as Matlab's num2str writes them.
 
         >>> Mixture("tr", ("wsj0/a/01t.wav", "wsj0/b/20g.wav"), (0.5, -0.5)).name
         '01t_0.5_20g_-0.5'
@@ -72,27 +72,21 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all mixtures of a data set share; sent to every worker."""
+    """What all mixtures of a data set share; it is sent to every worker."""
 
     wsj0: Path
     out: Path
-    sample_rates: tuple[int, ...]
-    modes: tuple[str, ...]
+    versions: list[tuple[int, str]]
     powers: dict[str, float] | None
 
-    def folder(self, rate: int, mode: str, split: str) -> Path:
-        """Where a version's mixtures and sources lie."""
-        return self.out / f"wav{rate // 1000}k" / mode / split
-
     def outputs(self, mixture: Mixture) -> list[Path]:
-        """All files of a mixture."""
-        parts = ["mix", *(f"s{k + 1}" for k in range(len(mixture.utterances)))]
-        return [
-            self.folder(rate, mode, mixture.split) / part / f"{mixture.name}.wav"
-            for rate in self.sample_rates
-            for mode in self.modes
-            for part in parts
-        ]
+        """Return all files of a mixture."""
+        parts = _parts(len(mixture.utterances))
+        return files_of(self.out, self.versions, mixture.split, parts, mixture.name)
+
+
+def _parts(num_spks: int) -> list[str]:
+    return ["mix", *(f"s{k + 1}" for k in range(num_spks))]
 
 
 def generate(
@@ -122,7 +116,7 @@ def generate(
     levels : str | Path | None
         A file of lines `utterance power`, or a folder of such files (`*.txt`).
     workers : int | None
-        Processes; None: one for each core.
+        Number of processes, which does not change the files; None: one for each core.
 
     Returns
     -------
@@ -132,58 +126,37 @@ def generate(
     Raises
     ------
     DataError
-        A list, utterance or level that is missing or cannot be used, by its name.
+        A list, utterance or level is missing or cannot be used; the message names it.
     """
-    for name, values, known in (
-        ("num_spks", [num_spks], (2, 3)),
-        ("sample_rates", sample_rates, (8000, 16000)),
-        ("modes", modes, ("min", "max")),
-    ):
-        unknown = [value for value in values if value not in known]
-        if unknown or not values:
-            raise DataError(f"{name}: {list(values)}, expected some of {known}")
-    listed = [
-        mixture
-        for split in SPLITS
-        for mixture in read_list(
-            Path(lists) / f"mix_{num_spks}_spk_{split}.txt", split, num_spks
-        )
-    ]
+    check_choices("num_spks", [num_spks], (2, 3))
+    versions = check_versions(sample_rates, modes)
+    listed: list[Mixture] = []
+    for split in SETS:
+        path = Path(lists) / f"mix_{num_spks}_spk_{split}.txt"
+        listed += read_list(path, split, num_spks)
     powers = None if levels is None else read_powers(Path(levels))
     root = Path(out) / f"{num_spks}speakers"
     settings = {
         "made_by": "data_prep.wsj0mix",
         "format": FORMAT,
-        "lists": _digest(listed),
-        "levels": "P.56" if powers is None else _digest(sorted(powers.items())),
+        "lists": digest_of(map(repr, listed)),
+        "levels": "P.56"
+        if powers is None
+        else digest_of(map(repr, sorted(powers.items()))),
     }
-    recipe = Recipe(
-        _find_wsj0(Path(wsj0)), root, tuple(sample_rates), tuple(modes), powers
-    )
+    recipe = Recipe(_find_wsj0(Path(wsj0)), root, versions, powers)
     claim_folder(root, settings)
-    make_all(
-        functools.partial(make_mixture, recipe),
-        listed,
-        recipe.outputs,
-        workers,
-        f"WSJ0-{num_spks}mix",
-    )
+    make = functools.partial(make_mixture, recipe)
+    make_all(make, listed, recipe.outputs, workers, f"WSJ0-{num_spks}mix")
     return root
 
 
-def _digest(items: Sequence) -> str:
-    """A short name for all of them and their order."""
-    return hashlib.sha256("\n".join(map(repr, items)).encode()).hexdigest()[:16]
-
-
 def read_list(path: Path, split: str, num_spks: int) -> list[Mixture]:
-    """The mixtures of a list, or a `DataError` that names file and line."""
+    """Return the mixtures of a list; errors name file and line."""
     mixtures: dict[str, int] = {}
     result = []
-    for number, line in enumerate(_read_lines(path), start=1):
+    for number, line in _read_lines(path):
         place, fields = f"{path}, line {number}", line.split()
-        if not fields:
-            continue
         if len(fields) != 2 * num_spks:
             raise DataError(
                 f"{place}: has {len(fields)} fields, expected an utterance and a level "
@@ -208,41 +181,39 @@ def read_list(path: Path, split: str, num_spks: int) -> list[Mixture]:
 
 
 def read_powers(path: Path) -> dict[str, float]:
-    """Active powers by utterance, from a file or all `*.txt` of a folder."""
+    """Read active powers by utterance, from a file or all `*.txt` of a folder."""
     files = list_files(path, "*.txt") if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path}: holds no *.txt with lines 'utterance power'")
     powers = {}
     for file in files:
-        for number, line in enumerate(_read_lines(file), start=1):
-            fields = line.split()
-            if not fields:
-                continue
+        for number, line in _read_lines(file):
             try:
-                utterance, power = fields[0], float(fields[1])
-                if len(fields) != 2 or not 0 < power < math.inf:
+                utterance, power = line.split()
+                powers[utterance] = float(power)
+                if not 0 < powers[utterance] < math.inf:
                     raise ValueError
-            except (IndexError, ValueError):
+            except ValueError:
                 raise DataError(
                     f"{file}, line {number}: is {line!r}, expected an utterance and "
                     "its active power, above 0"
                 ) from None
-            powers[utterance] = power
     return powers
 
 
-def _read_lines(path: Path) -> list[str]:
-    """Lines of a text file."""
+def _read_lines(path: Path) -> list[tuple[int, str]]:
+    """Return the lines of a text file that are not blank, with their numbers."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise DataError(f"{path}: does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as text ({error})") from None
+    return [(k, line) for k, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _find_wsj0(folder: Path) -> Path:
-    """The folder that a list's paths, which begin with `wsj0/`, start from."""
+    """Return the folder that a list's paths, which begin with `wsj0/`, start from."""
     folder = folder.absolute()  # the name of "." is empty
     if (folder / "wsj0").is_dir():
         return folder
@@ -253,7 +224,8 @@ def _find_wsj0(folder: Path) -> Path:
 
 def make_mixture(recipe: Recipe, mixture: Mixture) -> None:
     """Write all versions of one mixture."""
-    rates = {*recipe.sample_rates, *([] if recipe.powers else [LEVEL_RATE])}
+    rates = {rate for rate, _ in recipe.versions}
+    rates |= set() if recipe.powers else {LEVEL_RATE}
     waves: dict[int, list[np.ndarray]] = {rate: [] for rate in rates}
     for path, level_db in zip(mixture.utterances, mixture.levels_db, strict=True):
         wave_T, rate = _read_utterance(recipe.wsj0 / path)
@@ -265,29 +237,18 @@ def make_mixture(recipe: Recipe, mixture: Mixture) -> None:
         gain = 10 ** (level_db / 20) / math.sqrt(power)
         for new, resampled_T in resampled.items():
             waves[new].append(gain * resampled_T)
-    for sample_rate in recipe.sample_rates:
-        for mode in recipe.modes:
-            pcm_ST = mix(waves[sample_rate], mode)
-            folder = recipe.folder(sample_rate, mode, mixture.split)
-            parts = ("mix", *(f"s{k + 1}" for k in range(len(pcm_ST) - 1)))
-            for part, pcm_T in zip(parts, pcm_ST, strict=True):
-                write_wave(folder / part / f"{mixture.name}.wav", pcm_T, sample_rate)
+    for rate, mode in recipe.versions:
+        pcm_ST = mix(waves[rate], mode)
+        folder = recipe.out / folder_of(rate, mode) / mixture.split
+        for part, pcm_T in zip(_parts(len(pcm_ST) - 1), pcm_ST, strict=True):
+            write_wave(folder / part / f"{mixture.name}.wav", pcm_T, rate)
 
 
 def mix(waves: Sequence[np.ndarray], mode: str) -> np.ndarray:
-    """Mixture and sources as int16.
+    """Mix sources [T] at their levels; return mixture and sources as int16 [1 + S, T].
 
-    Arguments
-    ---------
-    waves : Sequence[np.ndarray]
-        Sources [T] at their levels, of any lengths.
-    mode : str
-        "min" cuts to the shortest, "max" pads to the longest.
-
-    Returns
-    -------
-    np.ndarray
-        Shape [1 + S, T], the mixture first; the highest peak is 0.9 of full scale.
+    "min" cuts to the shortest, "max" pads to the longest. The highest peak of all is
+    `MIXTURE_PEAK` of full scale.
     """
     lengths = [len(wave_T) for wave_T in waves]
     length = min(lengths) if mode == "min" else max(lengths)
@@ -301,7 +262,7 @@ def mix(waves: Sequence[np.ndarray], mode: str) -> np.ndarray:
 
 
 def _given_power(powers: dict[str, float], path: str) -> float:
-    """The active power of an utterance from `--levels`."""
+    """Return the active power of an utterance from `--levels`."""
     try:
         return powers[Path(path).stem]
     except KeyError:
@@ -312,12 +273,12 @@ def _given_power(powers: dict[str, float], path: str) -> float:
 
 
 def _resample(wave_T: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """Polyphase resampling in float64."""
+    """Resample in float64 by a polyphase filter."""
     return wave_T if rate == new_rate else resample_poly(wave_T, new_rate, rate)
 
 
 def _read_utterance(listed: Path) -> tuple[np.ndarray, int]:
-    """Samples [T] in float64 and rate of an utterance, whatever its suffix."""
+    """Read samples [T] in float64 and rate of an utterance, whatever its suffix."""
     candidates = [listed, *(listed.with_suffix(suffix) for suffix in SUFFIXES)]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
@@ -329,36 +290,10 @@ def _read_utterance(listed: Path) -> tuple[np.ndarray, int]:
             f"{path}: is SPHERE compressed by shorten, which no maintained library "
             f"reads; convert: sph2pipe -f wav {path} {listed.with_suffix('.wav')}"
         )
-    try:
-        wave_TC, rate = soundfile.read(path, dtype="float64", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as audio ({error})") from None
+    with open_audio(path) as audio:
+        rate, wave_TC = audio.header.sample_rate, audio.read(dtype="float64")
     if wave_TC.shape[1] != 1:
         raise DataError(f"{path}: has {wave_TC.shape[1]} channels, expected mono")
     if not np.isfinite(wave_TC).all() or not wave_TC.any():
         raise DataError(f"{path}: is empty, silent or holds NaN; replace it")
     return wave_TC[:, 0], rate
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command `python -m data_prep.wsj0mix generate`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.wsj0mix generate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--wsj0", required=True)
-    add("--lists", required=True)
-    add("--out", required=True)
-    add("--num_spks", type=int, default=2)
-    add("--sample_rates", type=int, nargs="+", default=(8000, 16000))
-    add("--modes", nargs="+", default=("min", "max"))
-    add("--levels")
-    add("--workers", type=int)
-    options = vars(parser.parse_args(arguments))
-    return as_command(lambda: print(generate(**options)))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -158,7 +158,7 @@ def test_written_placement_makes_the_same_set(folders, made, tmp_path):
 
 def test_placement_that_is_no_text_is_named(folders, tmp_path):
     (tmp_path / "placement_tr.csv").write_bytes(b"utterance_id\xff")
-    with pytest.raises(DataError, match="placement_tr.csv: is not UTF-8"):
+    with pytest.raises(DataError, match="placement_tr.csv, row 1: .* is not UTF-8"):
         wham.generate(*folders, tmp_path / "out", placement=tmp_path)
 
 
@@ -337,9 +337,9 @@ def test_wrong_arguments_of_prepare(made, tmp_path):
         prepare(made, tmp_path, task="mix")
     with pytest.raises(DataError, match="has 1 speakers; set --num_spks=1"):
         prepare(made, tmp_path, task="mix_single")
-    with pytest.raises(DataError, match="wav8k/min/tr/mix_both: does not exist"):
+    with pytest.raises(DataError, match=r"looked there for wav8k/min/{tr,cv,tt}/"):
         prepare(made.parent, tmp_path)
-    with pytest.raises(DataError, match="modes holds 'mean'"):
+    with pytest.raises(DataError, match="mode is 'mean', expected"):
         prepare(made, tmp_path, mode="mean")
     assert not list(tmp_path.iterdir())
 
@@ -363,4 +363,4 @@ def test_command_line(folders, tmp_path, capsys):
     assert main(made) == 0
     assert f"test: {tmp_path}/manifests/test.csv" in capsys.readouterr().out
     assert main(["generate", *options, out, "--modes", "mean"]) == 1
-    assert capsys.readouterr().err.startswith("error: modes holds 'mean'")
+    assert capsys.readouterr().err.startswith("error: modes: ['mean'], expected")
