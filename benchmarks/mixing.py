@@ -39,7 +39,8 @@ from speechbrain.processing.signal_processing import rescale
 
 from data_prep.common.cli import as_command
 from data_prep.common.jobs import make_all
-from modules.audio.io import read_audio, resample, write_wave
+from modules.audio.io import read_audio, write_wave
+from modules.audio.resample import resample
 from modules.data.dynamic_mixing import PEAK, DynamicMixing
 from modules.data.utterances import Utterance, UtterancePool
 

@@ -32,8 +32,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data_prep.music.manifests import find_tracks
-from modules.audio.io import read_stereo, resample
+from modules.audio.io import read_stereo
 from modules.audio.pitch import change_pitch_and_tempo
+from modules.audio.resample import resample
 from modules.inference.songs import apply_model
 from modules.runtime.devices import check_device
 from modules.runtime.errors import AudioError, DataError, HparamsError, PretrainedError

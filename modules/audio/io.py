@@ -1,81 +1,200 @@
-"""Audio files in and out, and the two resamplings that training needs.
+"""Audio files in and out.
 
-soundfile does the file I/O (torchaudio 2.11 has none of its own), torchaudio's
-windowed-sinc filters the rate changes.
+soundfile reads and writes (torchaudio 2.11 has no reader of its own), except for crops
+of plain files: training opens a file for every crop, and opening one by soundfile takes
+longer than mixing what was read. Files of 16-bit PCM, mono or stereo, as long as their
+header says, are therefore read directly. The samples are the same.
+
+torch is imported only where tensors are made: the processes that make a data set need
+none, and take seconds to load it.
 
 Legend: S source, C channel, T sample.
 """
 
-import functools
 import io
-import math
 import os
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import soundfile
-import torch
-import torchaudio
 from scipy.io import wavfile
-from torch import Tensor
 
-from modules.audio.faults import level_fault
-from modules.audio.wav import OpenFile
+from modules.audio.faults import cut_short, level_fault
 from modules.runtime.errors import AudioError, DataError
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def write_wave(
-    path: str | Path, wave_T: np.ndarray, sample_rate: int, subtype: str = "PCM_16"
-) -> None:
-    """Write a WAV that appears only when it is whole.
+PLAIN_HEADER_BYTES = 512
 
-    It is made in memory: soundfile syncs every file it closes to the disk, which takes
-    longer than mixing what is in it.
+FORMAT_PCM = 1  # the code of integer samples in a WAV's format chunk
 
-    Arguments
-    ---------
+
+class Header(NamedTuple):
+    """What a file says of its samples."""
+
+    sample_rate: int
+    channels: int
+    frames: int
+
+
+class AudioFile:
+    """An open audio file; `open_audio` makes one.
+
+    Attributes
+    ----------
     path : str | Path
-        Where to; its folder is made.
-    wave_T : np.ndarray
-        Shape [T] or [T, C]. int16 is written as it is, float is full scale at 1 and
-        rounded as libsndfile does (times 32767).
-    sample_rate : int
-        In Hz.
-    subtype : str
-        `PCM_16` or `FLOAT`.
+        The file.
+    header : Header
+        Its rate in Hz, its channels, and its length in samples of a channel.
+    cut_short : str
+        How much is missing of the samples that the header promises; empty if none is.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    encoded = io.BytesIO()
-    if subtype == "FLOAT":
-        # libsndfile would note the time of day in the file (its PEAK chunk).
-        wave_T = np.asarray(wave_T)
-        if not np.issubdtype(wave_T.dtype, np.floating):
-            raise TypeError(f"{path}: {wave_T.dtype} samples cannot be FLOAT")
-        wavfile.write(encoded, sample_rate, wave_T.astype(np.float32))
-    else:
-        soundfile.write(encoded, wave_T, sample_rate, subtype=subtype, format="WAV")
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        self._plain = open(path, "rb", buffering=0)  # noqa: SIM115, closed by close
+        self._sound: soundfile.SoundFile | None = None
+        self.cut_short = ""
+        try:
+            size = os.fstat(self._plain.fileno()).st_size
+            plain = parse_plain(self._plain.read(PLAIN_HEADER_BYTES), size)
+            if plain is not None:
+                self.header, self._offset = plain
+                return
+            self._sound = soundfile.SoundFile(os.fspath(path))
+            self.cut_short = cut_short(self._sound)
+        except BaseException:
+            self.close()
+            raise
+        sound = self._sound
+        self.header = Header(sound.samplerate, sound.channels, sound.frames)
+
+    def __enter__(self) -> "AudioFile":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._plain.close()
+        if self._sound is not None:
+            self._sound.close()
+
+    def read(
+        self, start: int = 0, frames: int | None = None, dtype: str = "float32"
+    ) -> np.ndarray:
+        """Read a part of the file.
+
+        Arguments
+        ---------
+        start : int
+            First sample to read.
+        frames : int | None
+            How many samples to read; None reads to the end.
+        dtype : str
+            `float32` or `float64`.
+
+        Returns
+        -------
+        np.ndarray
+            Shape [T, C], full scale at 1; shorter than asked for where the file ends.
+
+        Raises
+        ------
+        AudioError
+            The samples cannot be read.
+        """
+        if self._sound is not None:
+            try:
+                if self._sound.tell() != start:
+                    self._sound.seek(start)
+                return self._sound.read(
+                    -1 if frames is None else frames, dtype=dtype, always_2d=True
+                )
+            except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+                raise _unreadable(self.path, error) from error
+        _, channels, total = self.header
+        if not 0 <= start <= total:
+            return np.zeros((0, channels), dtype)
+        frames = total - start if frames is None else min(frames, total - start)
+        frame_bytes = 2 * channels
+        try:
+            self._plain.seek(self._offset + frame_bytes * start)
+            raw = self._plain.read(frame_bytes * frames)
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        short_TC = np.frombuffer(raw, "<i2").reshape(-1, channels)
+        return np.multiply(short_TC, np.dtype(dtype).type(2**-15), dtype=dtype)
+
+
+def open_audio(path: str | Path) -> AudioFile:
+    """Open any file that libsndfile reads; use it as a context manager.
+
+    Raises
+    ------
+    AudioError
+        It does not exist or is no audio; the message starts with the path.
+
+    Example
+    -------
+    >>> open_audio("absent.wav")
+    Traceback (most recent call last):
+    ...
+    modules.runtime.errors.AudioError: absent.wav: does not exist
+    """
     try:
-        partial.write_bytes(encoded.getbuffer())
-        os.replace(partial, path)
-    except OSError as error:  # a full disk's names no file
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        return AudioFile(path)
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+        raise _unreadable(path, error) from error
 
 
-# What `resample` holds of the windows it makes, in samples of a channel.
-LARGEST_PART = 2**22
+def read_header(path: str | Path) -> Header:
+    """Return rate, channels and length of a file; raise as `open_audio` does."""
+    with open_audio(path) as file:
+        return file.header
 
-# A product with this many columns (or a multiple) and rows has the same bits on any
-# number of threads, as the test sees: a worker has one, the main process may have more.
-# (To set that number around the product breaks MKL's batched solvers, torch 2.14.)
-COLUMNS = 16
 
-FEWEST_ROWS = 64
+def _unreadable(path: str | Path, error: Exception) -> AudioError:
+    if isinstance(error, FileNotFoundError):
+        return AudioError(f"{path}: does not exist")
+    reason = error.strerror if isinstance(error, OSError) else error
+    return AudioError(f"{path}: cannot be read as audio ({reason})")
+
+
+def parse_plain(head: bytes, file_bytes: int) -> tuple[Header, int] | None:
+    """Read the first `PLAIN_HEADER_BYTES` of a file of the given size.
+
+    Returns
+    -------
+    tuple[Header, int] | None
+        The header and where the samples start; None unless the file is plain.
+    """
+    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+        return None
+    place, form = 12, None
+    while place + 8 <= len(head):
+        name, size = struct.unpack_from("<4sI", head, place)
+        place += 8
+        if name == b"fmt " and size >= 16 and place + 16 <= len(head):
+            form = struct.unpack_from("<HHIIHH", head, place)
+        elif name == b"data":
+            if form is None:
+                return None
+            code, channels, rate, _, frame_bytes, bits = form
+            plain = code == FORMAT_PCM and bits == 16 and channels in (1, 2) and rate
+            if not plain or frame_bytes != 2 * channels:
+                return None
+            if not size or size % frame_bytes or place + size > file_bytes:
+                return None
+            return Header(rate, channels, size // frame_bytes), place
+        place += size + size % 2  # chunks are padded to an even length
+    return None
 
 
 def read_audio(
@@ -83,7 +202,7 @@ def read_audio(
     start: int = 0,
     frames: int | None = None,
     sample_rate: int | None = None,
-) -> Tensor:
+) -> "Tensor":
     """Read a mono file, or only the part of it that is needed.
 
     Arguments
@@ -115,23 +234,10 @@ def read_stereo(
     start: int = 0,
     frames: int | None = None,
     sample_rate: int | None = None,
-) -> Tensor:
-    """Read a stereo file or a part of it; a mono file gives two equal channels.
+) -> "Tensor":
+    """Read a stereo file as `read_audio` reads a mono one: float32, shape [2, T].
 
-    Arguments
-    ---------
-    path, start, frames, sample_rate
-        As for `read_audio`.
-
-    Returns
-    -------
-    Tensor
-        float32, shape [2, T], full scale at 1.
-
-    Raises
-    ------
-    AudioError
-        As for `read_audio`; more than two channels.
+    A mono file gives two equal channels; more than two are an AudioError.
     """
     wave_CT = _read(path, start, frames, sample_rate, channels=(1, 2))
     return wave_CT if len(wave_CT) == 2 else wave_CT.repeat(2, 1)
@@ -143,24 +249,24 @@ def _read(
     frames: int | None,
     sample_rate: int | None,
     channels: tuple[int, ...],
-) -> Tensor:
+) -> "Tensor":
     """Read [C, T] from a file that must have one of the given numbers of channels."""
-    try:
-        with OpenFile(path) as file:
-            if file.channels not in channels:
-                expected = "mono" if channels == (1,) else "stereo or mono"
-                raise AudioError(
-                    f"{path}: has {file.channels} channels, expected a {expected} file"
-                )
-            if sample_rate is not None and file.samplerate != sample_rate:
-                raise AudioError(
-                    f"{path}: sample rate is {file.samplerate} Hz, expected "
-                    f"{sample_rate} Hz; resample it or set --sample_rate"
-                )
-            wanted = file.frames - start if frames is None else frames
-            wave_TC = file.read(start, wanted)
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        raise AudioError(f"{path}: cannot be read as audio ({error})") from error
+    import torch
+
+    with open_audio(path) as file:
+        found = file.header
+        if found.channels not in channels:
+            expected = "mono" if channels == (1,) else "stereo or mono"
+            raise AudioError(
+                f"{path}: has {found.channels} channels, expected a {expected} file"
+            )
+        if sample_rate is not None and found.sample_rate != sample_rate:
+            raise AudioError(
+                f"{path}: sample rate is {found.sample_rate} Hz, expected "
+                f"{sample_rate} Hz; resample it or set --sample_rate"
+            )
+        wanted = found.frames - start if frames is None else frames
+        wave_TC = file.read(start, wanted)
     if len(wave_TC) != wanted or wanted <= 0:
         raise AudioError(
             f"{path}: holds {len(wave_TC)} of the {wanted} samples expected from "
@@ -169,27 +275,13 @@ def _read(
     return torch.from_numpy(wave_TC.T).contiguous()
 
 
-def sample_fault(wave: Tensor) -> str:
-    """`modules.audio.faults.level_fault` of samples of any shape, full scale at 1."""
-    low, high = torch.aminmax(wave)
-    return level_fault(float(low), float(high))
+def sample_fault(wave: "Tensor | np.ndarray") -> str:
+    """Apply `modules.audio.faults.level_fault` to samples of any shape."""
+    return level_fault(float(wave.min()), float(wave.max()))
 
 
-def check_samples(path: str | Path, wave: Tensor) -> None:
-    """Raise for samples that are no signal at any level.
-
-    Arguments
-    ---------
-    path : str | Path
-        What they were read from.
-    wave : Tensor
-        Any shape, full scale at 1.
-
-    Raises
-    ------
-    AudioError
-        NaN, Inf, or a peak beyond `modules.audio.faults.LARGEST_PEAK`.
-    """
+def check_samples(path: str | Path, wave: "Tensor | np.ndarray") -> None:
+    """Raise an AudioError for NaN, Inf, or a peak beyond `faults.LARGEST_PEAK`."""
     if fault := sample_fault(wave):
         raise AudioError(
             f"{path}: {fault}; repair or remove it (python -m data_prep.verify lists "
@@ -197,33 +289,59 @@ def check_samples(path: str | Path, wave: Tensor) -> None:
         )
 
 
-def write_audio(path: str | Path, wave_T: Tensor, sample_rate: int) -> None:
-    """Write a float32 WAV at its true level: never rescaled, never clipped.
+def write_wave(
+    path: str | Path, wave: np.ndarray, sample_rate: int, subtype: str = "PCM_16"
+) -> None:
+    """Write a WAV that appears only when it is whole.
+
+    It is made in memory: soundfile syncs every file it closes to the disk, which takes
+    longer than mixing what is in it.
 
     Arguments
     ---------
     path : str | Path
-        Where to; appears only when it is whole.
-    wave_T : Tensor
-        Shape [T], or [C, T].
+        Where to; its folder is made.
+    wave : np.ndarray
+        Shape [T] or [T, C]. int16 is written as it is, float is full scale at 1 and
+        rounded as libsndfile does (times 32767).
     sample_rate : int
         In Hz.
+    subtype : str
+        `PCM_16` or `FLOAT`; the latter is never rescaled and never clipped.
+
+    Raises
+    ------
+    DataError
+        The disk is full or the folder cannot be written to.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    soundfile.write(
-        partial,
-        wave_T.detach().float().cpu().numpy().T,
-        sample_rate,
-        subtype="FLOAT",
-        format="WAV",
-    )
-    os.replace(partial, path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    encoded = io.BytesIO()
+    if subtype == "FLOAT":
+        # libsndfile would note the time of day in the file (its PEAK chunk).
+        wave = np.asarray(wave)
+        if not np.issubdtype(wave.dtype, np.floating):
+            raise TypeError(f"{path}: {wave.dtype} samples cannot be FLOAT")
+        wavfile.write(encoded, sample_rate, wave.astype(np.float32))
+    else:
+        soundfile.write(encoded, wave, sample_rate, subtype=subtype, format="WAV")
+    try:
+        partial.write_bytes(encoded.getbuffer())
+        os.replace(partial, path)
+    except OSError as error:  # a full disk's names no file
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_audio(path: str | Path, wave: "Tensor", sample_rate: int) -> None:
+    """Write a tensor [T] or [C, T] as a float32 WAV by `write_wave`."""
+    write_wave(path, wave.detach().float().cpu().numpy().T, sample_rate, "FLOAT")
 
 
 def safe_name(id_: str) -> str:
-    """An example's id as a file name: no separators, no dots in front, never empty.
+    """Return an example's id as a file name: no separators, no leading dot, not empty.
 
     Example
     -------
@@ -234,111 +352,21 @@ def safe_name(id_: str) -> str:
 
 
 def named_waves(
-    mix_T: Tensor,
-    est_ST: Tensor,
-    target_ST: Tensor,
+    mix: "Tensor",
+    est: "Tensor",
+    target: "Tensor",
     est_names: Sequence[str] = (),
     target_names: Sequence[str] = (),
-) -> Iterator[tuple[str, Tensor]]:
-    """The waves of one separated example with the names their files get.
+) -> "Iterator[tuple[str, Tensor]]":
+    """Yield the waves of one separated example with the names of their files.
 
-    Sources without a name are numbered from 1; waves may have a channel dimension.
+    Sources stand in the first dimension; those without a name are numbered from 1.
     """
-    yield "mixture", mix_T
+    yield "mixture", mix
     for kind, waves, names in (
-        ("estimate", est_ST, est_names),
-        ("target", target_ST, target_names),
+        ("estimate", est, est_names),
+        ("target", target, target_names),
     ):
-        for number, wave_T in enumerate(waves):
+        for number, wave in enumerate(waves):
             name = names[number] if number < len(names) else number + 1
-            yield f"{kind}_{name}", wave_T
-
-
-def resample(wave_T: Tensor, from_rate: int, to_rate: int) -> Tensor:
-    """Band-limited resampling; [..., T] becomes [..., ceil(T * to / from)].
-
-    The filters of `torchaudio.functional.resample`, made once, and applied by a matrix
-    product, which is several times faster than a convolution of one channel.
-    """
-    if from_rate == to_rate:
-        return wave_T
-    divisor = math.gcd(from_rate, to_rate)
-    step, phases = from_rate // divisor, to_rate // divisor
-    filters_KP, columns, width = _sinc_filters(
-        step, phases, wave_T.dtype, wave_T.device
-    )
-    stride = step * columns // phases
-    missing = max(0, FEWEST_ROWS - wave_T.shape[-1] // stride) * stride
-    padded_T = torch.nn.functional.pad(wave_T, (width, width + stride + missing))
-    window_LK = padded_T.unfold(-1, len(filters_KP), stride)
-    # In parts: windows overlap, so that all of a song's would take many times its size.
-    parts = window_LK.split(max(1, LARGEST_PART // len(filters_KP)), dim=-2)
-    out_LP = torch.cat([(part_LK @ filters_KP)[..., :columns] for part_LK in parts], -2)
-    return out_LP.flatten(-2)[..., : -(-phases * wave_T.shape[-1] // step)]
-
-
-@functools.lru_cache(maxsize=64)
-def _sinc_filters(
-    step: int, phases: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, int, int]:
-    """torchaudio's filters as columns [K, P], how many are used, how far they reach.
-
-    Used are those of all phases, or of several steps side by side, so that the product
-    has enough columns to be quick. Zeros fill up to a multiple of `COLUMNS`.
-    """
-    made = torchaudio.transforms.Resample(
-        step, phases, dtype=dtype if dtype == torch.float64 else None
-    )
-    one_step_KP = made.kernel[:, 0].T
-    copies = -(-COLUMNS // phases)
-    columns = phases * copies
-    filters_KP = torch.zeros(
-        len(one_step_KP) + step * (copies - 1),
-        COLUMNS * -(-columns // COLUMNS),
-        dtype=one_step_KP.dtype,
-    )
-    for copy in range(copies):
-        rows = slice(step * copy, step * copy + len(one_step_KP))
-        filters_KP[rows, phases * copy : phases * (copy + 1)] = one_step_KP
-    return filters_KP.to(device=device, dtype=dtype), columns, made.width
-
-
-def frames_before_speed(num_frames: int, percent: int) -> int:
-    """Input samples that `change_speed` needs to give `num_frames` of output.
-
-    Example
-    -------
-    >>> frames_before_speed(8000, 105)
-    8400
-    """
-    return -(-num_frames * percent // 100)
-
-
-def check_speeds(percents: Sequence[int] | None) -> None:
-    """Refuse speeds that `change_speed` cannot make; None and none are right.
-
-    Raises
-    ------
-    ValueError
-        One is not a whole percentage above 0.
-    """
-    if any(percent != int(percent) or percent < 1 for percent in percents or ()):
-        raise ValueError(f"speed_changes are whole percentages above 0, not {percents}")
-
-
-def change_speed(wave_T: Tensor, percent: int) -> Tensor:
-    """Play at `percent` of the speed; pitch and tempo move together.
-
-    Arguments
-    ---------
-    wave_T : Tensor
-        Shape [..., T].
-    percent : int
-        100 changes nothing, 105 is 5 % faster and therefore shorter.
-
-    Returns
-    -------
-    Tensor
-        Shape [..., ceil(T * 100 / percent)].
-    """
-    return wave_T if percent == 100 else resample(wave_T, percent, 100)
+            yield f"{kind}_{name}", wave

@@ -33,8 +33,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from modules.audio.faults import LARGEST_PEAK
-from modules.audio.io import check_samples, check_speeds, read_audio, resample
+from modules.audio.io import check_samples, read_audio
 from modules.audio.levels import loudness_db
+from modules.audio.resample import check_speeds, resample
 from modules.audio.rooms import RoomPool
 from modules.data.batch import Example, ExampleKey
 from modules.data.utterances import Utterance, UtterancePool, check_unchanged

@@ -16,13 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from modules.audio.io import (
-    change_speed,
-    check_samples,
-    check_speeds,
-    frames_before_speed,
-    read_audio,
-)
+from modules.audio.io import check_samples, read_audio
+from modules.audio.resample import change_speed, check_speeds, frames_before_speed
 from modules.data.batch import STREAM_CROP, Example, ExampleKey
 from modules.data.manifest import Row
 from modules.data.sums import sum_mismatch

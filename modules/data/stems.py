@@ -30,8 +30,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from modules.audio.faults import SILENT_PEAK
-from modules.audio.io import check_samples, read_stereo, resample, sample_fault
+from modules.audio.io import check_samples, read_stereo, sample_fault
 from modules.audio.pitch import change_pitch_and_tempo
+from modules.audio.resample import resample
 from modules.data.augmentation import NO_AUGMENTATION, Augmentation
 from modules.data.batch import STREAM_ORDER, Example, ExampleKey
 from modules.data.manifest import Row

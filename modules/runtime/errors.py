@@ -13,7 +13,7 @@ class DataError(UserError, ValueError):
     """Data cannot be used; the message names file and row."""
 
 
-class AudioError(UserError, ValueError):
+class AudioError(DataError):
     """A file cannot be used as audio."""
 
 

@@ -1,6 +1,6 @@
 """Audio files come back as written, and a bad one is one line that names it."""
 
-import math
+import struct
 import subprocess
 import sys
 
@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import torchaudio
 
 from modules.audio.io import (
-    change_speed,
-    frames_before_speed,
     named_waves,
+    open_audio,
+    parse_plain,
     read_audio,
-    resample,
+    read_header,
     safe_name,
     write_audio,
 )
@@ -23,18 +22,6 @@ from modules.runtime.errors import AudioError
 from tests import ROOT
 
 RATE = 8000
-
-
-def tone(frequency: float, seconds: float = 1.0, sample_rate: int = RATE):
-    time_T = torch.arange(round(seconds * sample_rate)) / sample_rate
-    return torch.sin(2 * math.pi * frequency * time_T)
-
-
-def loudest_frequency(wave_T: torch.Tensor, sample_rate: int = RATE) -> float:
-    """Frequency in Hz of the strongest bin."""
-    windowed_T = wave_T * torch.hann_window(len(wave_T))
-    peak = torch.fft.rfft(windowed_T).abs().argmax()
-    return float(peak) * sample_rate / len(wave_T)
 
 
 def test_a_wave_comes_back_bit_for_bit_even_beyond_full_scale(tmp_path):
@@ -46,7 +33,7 @@ def test_a_wave_comes_back_bit_for_bit_even_beyond_full_scale(tmp_path):
 
 @pytest.mark.parametrize("kind", ["PCM_16", "PCM_24", "FLOAT", "flac"])
 def test_full_scale_is_one_in_every_format(tmp_path, kind):
-    wave = 0.5 * tone(100).numpy()
+    wave = 0.5 * np.sin(np.arange(RATE) / 12)
     if kind == "flac":
         soundfile.write(tmp_path / "a.flac", wave, RATE)
         read_T = read_audio(tmp_path / "a.flac")
@@ -79,7 +66,7 @@ def test_what_is_not_usable_is_named_in_one_line(tmp_path):
         (stereo, "2 channels"),
         (slow, "11025 Hz, expected 8000 Hz"),
         (text, "cannot be read as audio"),
-        (tmp_path / "none.wav", "cannot be read as audio"),
+        (tmp_path / "none.wav", "does not exist"),
     ):
         with pytest.raises(AudioError, match=reason) as error:
             read_audio(path, sample_rate=RATE)
@@ -104,75 +91,106 @@ def test_every_wave_of_an_example_has_a_name():
     assert bool((waves["mixture"] == 2).all() and (waves["target_3"] == 0).all())
 
 
-def test_resampling_keeps_a_tone_and_removes_what_would_alias():
-    wave_T = tone(1000, sample_rate=16000)
-    assert loudest_frequency(resample(wave_T, 16000, RATE)) == pytest.approx(1000, 0.01)
-    high_T = resample(tone(6000, sample_rate=16000), 16000, RATE)
-    assert float(high_T[200:-200].abs().max()) < 0.01
+def is_direct(path) -> bool:
+    """Whether a file is read without soundfile."""
+    raw = path.read_bytes()
+    return parse_plain(raw[:512], len(raw)) is not None
 
 
-@pytest.mark.parametrize("percent", [95, 105, 133])
-def test_speed_moves_length_and_pitch_together(percent):
-    wave_T = tone(1000)
-    fast_T = change_speed(wave_T, percent)
-    assert len(fast_T) == math.ceil(len(wave_T) * 100 / percent)
-    assert loudest_frequency(fast_T) == pytest.approx(10 * percent, rel=0.005)
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(
+    ("form", "subtype", "direct"),
+    [
+        ("WAV", "PCM_16", True),
+        ("WAV", "PCM_24", False),
+        ("WAV", "FLOAT", False),
+        ("WAVEX", "PCM_16", False),
+        ("FLAC", "PCM_16", False),
+        ("NIST", "PCM_16", False),
+    ],
+)
+def test_parts_equal_those_of_soundfile(tmp_path, channels, form, subtype, direct):
+    path = tmp_path / "a.wav"
+    wave = np.random.default_rng(0).uniform(-1, 1, (1000, channels))
+    wave[0], wave[1] = -1, 1
+    soundfile.write(path, wave, 8000, format=form, subtype=subtype)
+    assert is_direct(path) == direct
+    parts = ((0, 1000), (0, 1), (1, 9), (3, 500), (999, 1), (990, 50), (0, None))
+    with open_audio(path) as file:
+        assert file.header == read_header(path) == (8000, channels, 1000)
+        assert not file.cut_short
+        for dtype in ("float32", "float64"):
+            expected, _ = soundfile.read(path, dtype=dtype, always_2d=True)
+            for start, frames in parts:
+                part = file.read(start, frames, dtype)
+                assert part.dtype == dtype
+                stop = None if frames is None else start + frames
+                assert np.array_equal(part, expected[start:stop])
 
 
-def test_full_speed_is_the_same_wave():
-    wave_T = tone(1000)
-    assert change_speed(wave_T, 100) is wave_T
-
-
-@pytest.mark.parametrize("percent", [50, 95, 100, 105, 133])
-@pytest.mark.parametrize("wanted", [1, 799, 8000])
-def test_enough_is_read_before_a_speed_change(percent, wanted):
-    frames = frames_before_speed(wanted, percent)
-    # One sample of input more than needed, at most.
-    most = wanted + math.ceil(100 / percent)
-    assert wanted <= len(change_speed(torch.zeros(frames), percent)) <= most
+def test_chunks_before_the_samples_are_skipped(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.full(100, 0.25), 8000)
+    raw = path.read_bytes()
+    place = raw.index(b"data")
+    odd = b"LIST" + struct.pack("<I", 5) + b"abcde\0"  # chunks are padded to even
+    path.write_bytes(raw[:place] + odd + raw[place:])
+    assert is_direct(path)
+    with open_audio(path) as file:
+        assert file.header.frames == 100 and (file.read(0, 100) == 0.25).all()
 
 
 @pytest.mark.parametrize(
-    ("from_rate", "to_rate"),
-    [(105, 100), (95, 100), (16000, 8000), (8000, 16000), (44100, 16000), (3, 3)],
+    "spoil",
+    [
+        lambda raw: raw[:-10],  # cut short: libsndfile says what there is
+        lambda raw: b"RIFX" + raw[4:],
+        lambda raw: raw.replace(b"data", b"junk"),
+        lambda raw: raw[: raw.index(b"fmt ")] + raw[raw.index(b"data") :],
+        lambda raw: raw[:20] + b"\3\0" + raw[22:],  # another coding
+        lambda raw: raw[:30],
+        lambda raw: b"",
+    ],
 )
-@pytest.mark.parametrize("frames", [1, 20, 999, 40000])
-def test_resample_is_torchaudios(from_rate, to_rate, frames):
-    wave_CT = torch.rand(2, frames, generator=torch.Generator().manual_seed(frames))
-    expected_CT = torchaudio.functional.resample(wave_CT, from_rate, to_rate)
-    resampled_CT = resample(wave_CT, from_rate, to_rate)
-    assert resampled_CT.shape == expected_CT.shape
-    assert torch.allclose(resampled_CT, expected_CT, rtol=0, atol=1e-5)
-    double_CT = resample(wave_CT.double(), from_rate, to_rate)
-    assert (double_CT - expected_CT).abs().max() < 1e-5
+def test_files_that_are_not_right_are_left_to_soundfile(tmp_path, spoil):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.full(100, 0.25), 8000)
+    path.write_bytes(spoil(path.read_bytes()))
+    assert not is_direct(path)
+    try:
+        expected = soundfile.info(path).frames
+    except soundfile.LibsndfileError:
+        with pytest.raises(AudioError, match="a.wav: cannot be read as audio"):
+            open_audio(path)
+    else:
+        with open_audio(path) as file:
+            assert file.header.frames == expected
 
 
-THREADS_SCRIPT = """
-import torch
-from modules.audio.io import resample
-from tests import ROOT
-
-for rates in ((105, 100), (95, 100), (140, 100), (2, 1), (21, 10), (44100, 16000)):
-    for frames in (1, 500, 700, 2000, 32003, 70001):
-        wave_T = torch.rand(frames)
-        torch.set_num_threads(1)
-        expected_T = resample(wave_T, *rates)
-        for threads in (2, 3, 4, 8):
-            torch.set_num_threads(threads)
-            same = torch.equal(resample(wave_T, *rates), expected_T)
-            assert same, (rates, frames, threads)
-"""
+def test_missing_file_and_positions_outside(tmp_path):
+    with pytest.raises(AudioError, match="absent.wav: does not exist"):
+        open_audio(tmp_path / "absent.wav")
+    with pytest.raises(AudioError, match="cannot be read as audio .Is a directory"):
+        open_audio(tmp_path)
+    soundfile.write(tmp_path / "a.wav", np.full(100, 0.25), 8000)
+    with open_audio(tmp_path / "a.wav") as file:
+        assert len(file.read(101, 5)) == len(file.read(-1, 5)) == 0
 
 
-def test_resample_gives_the_same_bits_on_any_number_of_threads():
-    # In a process of its own: set_num_threads breaks MKL's batched solvers (torch 2.14)
-    subprocess.run([sys.executable, "-c", THREADS_SCRIPT], cwd=ROOT, check=True)
+def test_a_file_cut_short_says_how_much_is_missing(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.full(100, 0.25), RATE)
+    path.write_bytes(path.read_bytes()[:-10])
+    with open_audio(path) as file:
+        assert file.cut_short == "holds 190 of 200 bytes of samples"
+        assert file.header.frames == len(file.read()) == 95
 
 
-def test_long_audio_is_resampled_in_parts(monkeypatch):
-    wave_CT = torch.rand(2, 70001, generator=torch.Generator().manual_seed(1))
-    whole_CT = resample(wave_CT, 105, 100)
-    monkeypatch.setattr("modules.audio.io.LARGEST_PART", 5000)
-    parts_CT = resample(wave_CT, 105, 100)
-    assert torch.allclose(parts_CT, whole_CT, rtol=0, atol=1e-6)
+def test_files_are_opened_and_written_without_torch(tmp_path):
+    code = (
+        "import sys, numpy; from modules.audio.io import read_header, write_wave; "
+        f"write_wave(sys.argv[1], numpy.zeros(5), {RATE}); "
+        "assert read_header(sys.argv[1]).frames == 5; assert 'torch' not in sys.modules"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.wav")]
+    subprocess.run(command, cwd=ROOT, check=True)

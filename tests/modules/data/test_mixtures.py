@@ -158,7 +158,7 @@ def test_an_error_in_a_worker_is_still_one_line(rows, num_workers):
     assert next(batches).ids == [rows[0].id]
     with pytest.raises(AudioError) as error:
         next(batches)
-    assert str(error.value).startswith("/none.wav: cannot be read")
+    assert str(error.value).startswith("/none.wav: does not exist")
     assert "\n" not in str(error.value)
 
 

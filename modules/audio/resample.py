@@ -1,0 +1,112 @@
+"""Changes of the sampling rate and of the speed, by torchaudio's windowed-sinc filters.
+
+Legend: C channel, T sample, L window, K tap, P phase of a filter.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+import torchaudio
+from torch import Tensor
+
+# What `resample` holds of the windows it makes, in samples of a channel.
+LARGEST_PART = 2**22
+
+# A product with this many columns (or a multiple) and rows has the same bits on any
+# number of threads, as the test sees: a worker has one, the main process may have more.
+# (To set that number around the product breaks MKL's batched solvers, torch 2.14.)
+COLUMNS = 16
+
+FEWEST_ROWS = 64
+
+
+def resample(wave_T: Tensor, from_rate: int, to_rate: int) -> Tensor:
+    """Band-limited resampling; [..., T] becomes [..., ceil(T * to / from)].
+
+    The filters of `torchaudio.functional.resample`, made once, and applied by a matrix
+    product, which is several times faster than a convolution of one channel.
+    """
+    if from_rate == to_rate:
+        return wave_T
+    divisor = math.gcd(from_rate, to_rate)
+    step, phases = from_rate // divisor, to_rate // divisor
+    filters_KP, columns, width = _sinc_filters(
+        step, phases, wave_T.dtype, wave_T.device
+    )
+    stride = step * columns // phases
+    missing = max(0, FEWEST_ROWS - wave_T.shape[-1] // stride) * stride
+    padded_T = torch.nn.functional.pad(wave_T, (width, width + stride + missing))
+    window_LK = padded_T.unfold(-1, len(filters_KP), stride)
+    # In parts: windows overlap, so that all of a song's would take many times its size.
+    parts = window_LK.split(max(1, LARGEST_PART // len(filters_KP)), dim=-2)
+    out_LP = torch.cat([(part_LK @ filters_KP)[..., :columns] for part_LK in parts], -2)
+    return out_LP.flatten(-2)[..., : -(-phases * wave_T.shape[-1] // step)]
+
+
+@functools.lru_cache(maxsize=64)
+def _sinc_filters(
+    step: int, phases: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, int, int]:
+    """torchaudio's filters as columns [K, P], how many are used, how far they reach.
+
+    Used are those of all phases, or of several steps side by side, so that the product
+    has enough columns to be quick. Zeros fill up to a multiple of `COLUMNS`.
+    """
+    made = torchaudio.transforms.Resample(
+        step, phases, dtype=dtype if dtype == torch.float64 else None
+    )
+    one_step_KP = made.kernel[:, 0].T
+    copies = -(-COLUMNS // phases)
+    columns = phases * copies
+    filters_KP = torch.zeros(
+        len(one_step_KP) + step * (copies - 1),
+        COLUMNS * -(-columns // COLUMNS),
+        dtype=one_step_KP.dtype,
+    )
+    for copy in range(copies):
+        rows = slice(step * copy, step * copy + len(one_step_KP))
+        filters_KP[rows, phases * copy : phases * (copy + 1)] = one_step_KP
+    return filters_KP.to(device=device, dtype=dtype), columns, made.width
+
+
+def frames_before_speed(num_frames: int, percent: int) -> int:
+    """Input samples that `change_speed` needs to give `num_frames` of output.
+
+    Example
+    -------
+    >>> frames_before_speed(8000, 105)
+    8400
+    """
+    return -(-num_frames * percent // 100)
+
+
+def check_speeds(percents: Sequence[int] | None) -> None:
+    """Refuse speeds that `change_speed` cannot make; None and none are right.
+
+    Raises
+    ------
+    ValueError
+        One is not a whole percentage above 0.
+    """
+    if any(percent != int(percent) or percent < 1 for percent in percents or ()):
+        raise ValueError(f"speed_changes are whole percentages above 0, not {percents}")
+
+
+def change_speed(wave_T: Tensor, percent: int) -> Tensor:
+    """Play at `percent` of the speed; pitch and tempo move together.
+
+    Arguments
+    ---------
+    wave_T : Tensor
+        Shape [..., T].
+    percent : int
+        100 changes nothing, 105 is 5 % faster and therefore shorter.
+
+    Returns
+    -------
+    Tensor
+        Shape [..., ceil(T * 100 / percent)].
+    """
+    return wave_T if percent == 100 else resample(wave_T, percent, 100)
