@@ -4,20 +4,20 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from modules.data.batch import STREAM_ORDER, Batch, Collate, Example, ExampleKey
-from modules.runtime.errors import AudioError, DataError
-from modules.runtime.randomness import numpy_rng
+from modules.data.batch import Batch, Collate, Example, ExampleKey
+from modules.runtime.errors import UserError
+from modules.runtime.randomness import Stream, numpy_rng
 from modules.runtime.signals import ignore_in_worker
 
 
 class EpochSampler(Sampler):
     """Which examples this rank sees at each step of an epoch.
 
-    The order is a permutation drawn from (seed, epoch); every global step takes the
-    next `batch_size * world_size` of it and the ranks deal them out in turn, so their
-    shares are disjoint and the union does not depend on how many ranks there are. The
-    last step may be short: all ranks still take part, a rank with nothing left
-    repeats an example that does not count.
+    The order is a permutation drawn from (seed, epoch). Every global step takes the
+    next `batch_size * world_size` of it, and the ranks deal them out in turn: their
+    shares are disjoint, and the union does not depend on how many ranks there are. The
+    last step may be short. All ranks still take part; a rank with nothing left repeats
+    an example that does not count.
 
     Arguments
     ---------
@@ -26,7 +26,7 @@ class EpochSampler(Sampler):
     batch_size : int
         Per rank.
     rank, world_size : int
-        This process and how many there are.
+        This process, and the number of processes.
     shuffle : bool
         False keeps the order of the data set.
     seed : int
@@ -68,7 +68,7 @@ class EpochSampler(Sampler):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of a whole epoch, the same on every rank."""
+        """Number of steps in a whole epoch, the same on every rank."""
         return -(-self.num_examples // (self.batch_size * self.world_size))
 
     def __len__(self) -> int:
@@ -77,7 +77,7 @@ class EpochSampler(Sampler):
     def __iter__(self) -> Iterator[list[ExampleKey]]:
         order = range(self.num_examples)
         if self.shuffle:
-            rng = numpy_rng(self.seed, self.epoch, STREAM_ORDER)
+            rng = numpy_rng(self.seed, self.epoch, Stream.ORDER)
             order = rng.permutation(self.num_examples).tolist()
         stride = self.batch_size * self.world_size
         for step in range(self.first_step, self.steps_per_epoch):
@@ -90,42 +90,40 @@ class EpochSampler(Sampler):
 
 
 class _WithCounts(Dataset):
-    """Carries `ExampleKey.counts` past the data set to the collate function.
+    """Pass `ExampleKey.counts`, and errors for the user, on to the collate function.
 
-    And an error that explains itself, which torch would wrap into a worker's traceback.
+    torch would wrap an error that is raised here into a worker's traceback.
     """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(
-        self, key: ExampleKey
-    ) -> tuple[Example | AudioError | DataError, bool]:
+    def __getitem__(self, key: ExampleKey) -> tuple[Example | UserError, bool]:
         try:
             return self.dataset[key], key.counts
-        except (AudioError, DataError) as error:
+        except UserError as error:
             return error, key.counts
 
 
 class _Collate:
-    """A collate function that passes the first error on as the batch."""
+    """Collate, or pass the first error on as the batch."""
 
     def __init__(self, collate: Collate) -> None:
         self.collate = collate
 
     def __call__(
-        self, pairs: Sequence[tuple[Example | Exception, bool]]
-    ) -> Batch | Exception:
-        errors = [first for first, _ in pairs if isinstance(first, Exception)]
+        self, pairs: Sequence[tuple[Example | UserError, bool]]
+    ) -> Batch | UserError:
+        errors = [first for first, _ in pairs if isinstance(first, UserError)]
         return errors[0] if errors else self.collate(pairs)
 
 
 class _Loader(DataLoader):
-    """Raises in this process the errors that the workers pass on."""
+    """Raise in this process the errors that the workers pass on."""
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in super().__iter__():
-            if isinstance(batch, Exception):
+            if isinstance(batch, UserError):
                 raise batch
             yield batch
 
@@ -137,10 +135,9 @@ def make_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """A DataLoader whose `batch_sampler` is the given `EpochSampler`.
+    """Return a DataLoader of the sampler's batches.
 
-    An `AudioError` or `DataError` of the data set is raised as it is, from whichever
-    process.
+    A `UserError` of the data set is raised as it is, from whichever process.
     """
     return _Loader(
         _WithCounts(dataset),
