@@ -26,6 +26,7 @@ Legend: S source, T sample.
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -101,6 +102,7 @@ def read_crop(
     return wave_T
 
 
+@dataclass(eq=False, repr=False)
 class DynamicMixing(Dataset):
     """Mixtures drawn from a pool of utterances by (seed, epoch, index).
 
@@ -144,53 +146,46 @@ class DynamicMixing(Dataset):
         `speed_changes`, `noise_snr_db` or `targets` is invalid.
     """
 
-    def __init__(
-        self,
-        pool: UtterancePool,
-        num_spks: int = 2,
-        sample_rate: int = 8000,
-        segment_seconds: float | None = 4.0,
-        examples_per_epoch: int | None = None,
-        seed: int = 0,
-        speed_changes: Sequence[int] | None = (95, 100, 105),
-        first_level_db: tuple[float, float] = (-27.43, 2.57),
-        level_change_db: tuple[float, float] = (-2.51, 2.66),
-        noises: Sequence[tuple[str, int]] = (),
-        noise_snr_db: tuple[float, float] = (-3.0, 6.0),
-        rooms: RoomPool | None = None,
-        targets: str = "anechoic",
-    ) -> None:
-        if len(pool.speakers) < num_spks:
+    pool: UtterancePool
+    num_spks: int = 2
+    sample_rate: int = 8000
+    segment_seconds: float | None = 4.0
+    examples_per_epoch: int | None = None
+    seed: int = 0
+    speed_changes: Sequence[int] | None = (95, 100, 105)
+    first_level_db: tuple[float, float] = (-27.43, 2.57)
+    level_change_db: tuple[float, float] = (-2.51, 2.66)
+    noises: Sequence[tuple[str, int]] = ()
+    noise_snr_db: tuple[float, float] = (-3.0, 6.0)
+    rooms: RoomPool | None = None
+    targets: str = "anechoic"
+
+    def __post_init__(self) -> None:
+        pool, rooms, snr_db = self.pool, self.rooms, self.noise_snr_db
+        if len(pool.speakers) < self.num_spks:
             raise DataError(
-                f"dynamic mixing of {num_spks} speakers needs as many, but there are "
-                f"only {pool}: {', '.join(pool.speakers)}"
+                f"dynamic mixing of {self.num_spks} speakers needs as many, but there "
+                f"are only {pool}: {', '.join(pool.speakers)}"
             )
-        check_speeds(speed_changes)
-        if len(noise_snr_db) != 2 or noise_snr_db[0] > noise_snr_db[1]:
-            raise ValueError(f"noise_snr_db is [least, most] in dB, not {noise_snr_db}")
-        if targets not in ("anechoic", "reverb"):
-            raise ValueError(f"targets is {targets!r}, expected 'anechoic' or 'reverb'")
-        if rooms is not None and rooms.num_sources < num_spks:
+        check_speeds(self.speed_changes)
+        if len(snr_db) != 2 or snr_db[0] > snr_db[1]:
+            raise ValueError(f"noise_snr_db is [least, most] in dB, not {snr_db}")
+        if self.targets not in ("anechoic", "reverb"):
+            raise ValueError(
+                f"targets is {self.targets!r}, expected 'anechoic' or 'reverb'"
+            )
+        if rooms is not None and rooms.num_sources < self.num_spks:
             raise DataError(
-                f"the rooms have places for {rooms.num_sources} talkers, not {num_spks}"
+                f"the rooms have places for {rooms.num_sources} talkers, not "
+                f"{self.num_spks}"
             )
-        if rooms is not None and rooms.sample_rate != sample_rate:
+        if rooms is not None and rooms.sample_rate != self.sample_rate:
             raise DataError(
-                f"the rooms are at {rooms.sample_rate} Hz, mixtures at {sample_rate} Hz"
+                f"the rooms are at {rooms.sample_rate} Hz, mixtures at "
+                f"{self.sample_rate} Hz"
             )
-        self.pool = pool
-        self.num_spks = num_spks
-        self.sample_rate = sample_rate
-        self.segment = segment_seconds and round(segment_seconds * sample_rate)
-        self.num_examples = examples_per_epoch or len(pool)
-        self.seed = seed
-        self.speed_changes = tuple(speed_changes or (100,))
-        self.first_level_db = first_level_db
-        self.level_change_db = level_change_db
-        self.noises = tuple(noises)
-        self.noise_snr_db = noise_snr_db
-        self.rooms = rooms
-        self.targets = targets
+        self.segment = round((self.segment_seconds or 0) * self.sample_rate)
+        self.num_examples = self.examples_per_epoch or len(pool)
         counts = np.array([len(utterances) for utterances in pool.by_speaker])
         self.probabilities = counts / counts.sum()
 
@@ -226,7 +221,8 @@ class DynamicMixing(Dataset):
             len(self.probabilities), self.num_spks, replace=False, p=self.probabilities
         )
         utterances = [self._pick(rng, int(speaker)) for speaker in speakers]
-        speeds = [int(s) for s in rng.choice(self.speed_changes, self.num_spks)]
+        percents = self.speed_changes or (100,)
+        speeds = [int(s) for s in rng.choice(percents, self.num_spks)]
         levels_db = self._levels_db(rng)
         available = [
             frames_at(utterance, self.sample_rate, speed)

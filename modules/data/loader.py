@@ -1,6 +1,7 @@
 """Loaders whose batches depend on (seed, epoch, step) and the rank alone."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -10,6 +11,7 @@ from modules.runtime.randomness import Stream, numpy_rng
 from modules.runtime.signals import ignore_in_worker
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler):
     """Which examples this rank sees at each step of an epoch.
 
@@ -39,27 +41,19 @@ class EpochSampler(Sampler):
     [[(1, True), (3, True)], [(4, False)]]
     """
 
-    def __init__(
-        self,
-        num_examples: int,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle: bool = True,
-        seed: int = 0,
-    ) -> None:
-        if num_examples < 1:
+    num_examples: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    shuffle: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_examples < 1:
             raise ValueError("the data set is empty: there is nothing to sample")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.num_examples = num_examples
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.epoch = 0
-        self.first_step = 0
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+        self.set_position(epoch=0)
 
     def set_position(self, epoch: int, first_step: int = 0) -> None:
         """Start the next iteration in `epoch` after `first_step` steps already done."""

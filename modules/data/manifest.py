@@ -17,11 +17,12 @@ Collections of music are not uniform, so a file may be mono or longer than the r
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NoReturn
 
 import soundfile
 
@@ -182,20 +183,22 @@ def list_manifest(
     row_of_id: dict[str, int] = {}
     try:
         table = read_cells(path, NOT_PREPARED)
-        header, columns = _read_header(path, table, num_sources)
+        header = [name.strip() for name in next(table, [])]
+        if fault := _columns_fault(header, num_sources):
+            raise DataError(f"{path}, row 1: {fault}")
         for number, cells in enumerate(table, start=2):
             if not cells:  # a blank line
                 continue
             place = f"{path}, row {number}"
             try:
-                row = _checked_row(place, header, columns, cells, sample_rate, stems)
+                row = _read_row(header, cells)
+                _check_row(row, sample_rate, stems)
                 if row.id in row_of_id:
                     raise DataError(
-                        f"{place}: id {row.id!r} is already that of row "
-                        f"{row_of_id[row.id]}"
+                        f"id {row.id!r} is already that of row {row_of_id[row.id]}"
                     )
             except DataError as error:
-                faults.append(str(error))
+                faults.append(f"{place}: {error}")
                 continue
             row_of_id[row.id] = number
             rows[place] = row
@@ -206,40 +209,16 @@ def list_manifest(
     return rows, faults
 
 
-def _checked_row(
-    place: str,
-    header: list[str],
-    columns: list[str],
-    cells: list[str],
-    sample_rate: int | None,
-    stems: bool,
-) -> Row:
-    """Return a row of the expected kind and rate, or raise."""
-    if len(cells) != len(header):
-        raise DataError(
-            f"{place}: has {len(cells)} fields, the header has {len(header)}; "
-            "quote a field that holds a comma"
-        )
-    row = _read_row(place, dict(zip(header, cells, strict=True)), columns)
-    if stems != (row.channels != 1):
-        wanted = "stereo stems" if stems else "mono files"
-        maker = "music" if stems else "wsj0mix"
-        raise DataError(
-            f"{place}: channels is {row.channels}, expected {wanted}; make the "
-            f"manifest with data_prep.{maker}"
-        )
-    if sample_rate is not None and row.sample_rate != sample_rate:
-        raise DataError(
-            f"{place}: sample_rate is {row.sample_rate} Hz, expected "
-            f"{sample_rate} Hz; prepare the data at that rate or set --sample_rate"
-        )
-    return row
-
-
 def is_of_stems(path: str | Path) -> bool:
     """Whether a manifest describes stereo stems, by its header."""
     header = next(read_cells(path, NOT_PREPARED), [])
     return STEM_COLUMNS[0] in [name.strip() for name in header]
+
+
+def _sources_of(header: Sequence[str]) -> list[str]:
+    """Return the columns of the sources in order of their number."""
+    names = [name for name in header if re.fullmatch(r"source_[1-9]\d*", name)]
+    return sorted(names, key=lambda name: int(name.removeprefix("source_")))
 
 
 def _image_of(source: str) -> str:
@@ -247,80 +226,68 @@ def _image_of(source: str) -> str:
     return source.replace("source_", "image_")
 
 
-def _read_header(
-    path: str | Path, table: Iterator[list[str]], num_sources: int | None
-) -> tuple[list[str], list[str]]:
-    """Return all column names, and those of the sources in order of their number."""
-    header = [name.strip() for name in next(table, [])]
-    sources = sorted(
-        (name for name in header if re.fullmatch(r"source_[1-9]\d*", name)),
-        key=lambda name: int(name.removeprefix("source_")),
-    )
+def _columns_fault(header: Sequence[str], num_sources: int | None) -> str:
+    """Describe the first fault in the names of the columns; "" if there is none."""
+    sources = _sources_of(header)
     expected = ",".join(FIXED_COLUMNS) + ",source_1,source_2,..."
     names = [*FIXED_COLUMNS, *(f"source_{k + 1}" for k in range(len(sources) or 1))]
     for name in names:
         if header.count(name) != 1:
             fault = "there twice" if name in header else "missing"
-            raise DataError(
-                f"{path}, row 1: column {name!r} is {fault}; the header must be "
-                f"{expected} and is {','.join(header)!r}"
+            return (
+                f"column {name!r} is {fault}; the header must be {expected} and is "
+                f"{','.join(header)!r}"
             )
     images = [_image_of(name) for name in sources]
-    known = (*names, *images, *STEM_COLUMNS)
-    unknown = [name for name in header if name not in known]
-    if unknown:
-        raise DataError(
-            f"{path}, row 1: unknown column {unknown[0]!r}; the header must be "
-            f"{expected}"
-        )
-    if 0 < sum(name in header for name in images) < len(images):
-        missing = next(name for name in images if name not in header)
-        raise DataError(f"{path}, row 1: has images, but no column {missing!r}")
+    for name in header:
+        if name not in (*names, *images, *STEM_COLUMNS):
+            return f"unknown column {name!r}; the header must be {expected}"
+    missing = [name for name in images if name not in header]
+    if 0 < len(missing) < len(images):
+        return f"has images, but no column {missing[0]!r}"
     if num_sources is not None and len(sources) != num_sources:
-        raise DataError(
-            f"{path}, row 1: has {len(sources)} source columns, expected "
-            f"{num_sources}; set --num_spks (for music --sources) or prepare "
-            "the data anew"
+        return (
+            f"has {len(sources)} source columns, expected {num_sources}; set "
+            "--num_spks (for music --sources) or prepare the data anew"
         )
-    return header, sources
+    return ""
 
 
-def _read_row(place: str, cells: dict[str, str], sources: list[str]) -> Row:
+def _read_row(header: Sequence[str], values: Sequence[str]) -> Row:
     """Turn the cells of a row into a `Row`, or raise for the first wrong one."""
+    if len(values) != len(header):
+        raise DataError(
+            f"has {len(values)} fields, the header has {len(header)}; quote a field "
+            "that holds a comma"
+        )
+    cells = dict(zip(header, values, strict=True))
+    sources = _sources_of(header)
+    images = [name for name in map(_image_of, sources) if name in cells]
+
+    def fail(name: str, expected: str) -> NoReturn:
+        raise DataError(f"{name} is {cells[name]!r}, expected {expected}")
+
     if not cells["id"]:
-        raise DataError(f"{place}: id is empty")
+        raise DataError("id is empty")
     try:
         duration = float(cells["duration"])
     except ValueError:
         duration = math.nan
     if not (math.isfinite(duration) and duration > 0):
-        raise DataError(
-            f"{place}: duration is {cells['duration']!r}, expected seconds above 0"
-        )
+        fail("duration", "seconds above 0")
     rate = cells["sample_rate"].strip()
     if not (rate.isdecimal() and int(rate) > 0):
-        raise DataError(
-            f"{place}: sample_rate is {cells['sample_rate']!r}, expected a whole "
-            "number of Hz"
-        )
+        fail("sample_rate", "a whole number of Hz")
     channels = cells.get("channels", "1").strip()
     if channels not in ("1", "2"):
-        raise DataError(f"{place}: channels is {channels!r}, expected 1 or 2")
+        fail("channels", "1 or 2")
     unused = cells.get("unused", "").split()
     if not all(f"source_{number}" in sources for number in unused):
-        raise DataError(
-            f"{place}: unused is {cells['unused']!r}, expected numbers of sources, 1 "
-            f"to {len(sources)}"
-        )
-    optional = ["noise", *(["mixture"] if channels == "2" else [])]
-    images = [name for name in map(_image_of, sources) if name in cells]
+        fail("unused", f"numbers of sources, 1 to {len(sources)}")
+    optional = ("noise", "mixture") if channels == "2" else ("noise",)
     for name in ("mixture", "noise", *sources, *images):
-        if name in optional and not cells[name]:
-            continue
-        if not os.path.isabs(cells[name]):
-            raise DataError(
-                f"{place}: {name} is {cells[name]!r}, expected an absolute path"
-            )
+        if not os.path.isabs(cells[name]) and (cells[name] or name not in optional):
+            fail(name, "an absolute path")
     return Row(
         id=cells["id"],
         duration=duration,
@@ -332,6 +299,22 @@ def _read_row(place: str, cells: dict[str, str], sources: list[str]) -> Row:
         unused=tuple(int(number) for number in unused),
         images=tuple(cells[name] for name in images),
     )
+
+
+def _check_row(row: Row, sample_rate: int | None, stems: bool) -> None:
+    """Raise unless a row is of the expected kind and rate."""
+    if stems != (row.channels != 1):
+        wanted = "stereo stems" if stems else "mono files"
+        maker = "music" if stems else "wsj0mix"
+        raise DataError(
+            f"channels is {row.channels}, expected {wanted}; make the manifest with "
+            f"data_prep.{maker}"
+        )
+    if sample_rate is not None and row.sample_rate != sample_rate:
+        raise DataError(
+            f"sample_rate is {row.sample_rate} Hz, expected {sample_rate} Hz; prepare "
+            "the data at that rate or set --sample_rate"
+        )
 
 
 def check_audio(rows: Sequence[Row], places: Sequence[str] | None = None) -> None:

@@ -4,6 +4,7 @@ Legend: S source, T sample.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from modules.runtime.errors import AudioError
 from modules.runtime.randomness import Stream, numpy_rng
 
 
+@dataclass(eq=False, repr=False)
 class ManifestDataset(Dataset):
     """Mixtures on disk: whole for evaluation, random crops for training.
 
@@ -50,24 +52,17 @@ class ManifestDataset(Dataset):
         leaves such examples out, but a score must be that of the whole set.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        sample_rate: int,
-        segment_seconds: float | None = None,
-        speed_changes: Sequence[int] | None = None,
-        seed: int = 0,
-        check_sums: bool = True,
-        strict: bool = False,
-    ) -> None:
-        check_speeds(speed_changes)
-        self.rows = list(rows)
-        self.sample_rate = sample_rate
-        self.segment = segment_seconds and round(segment_seconds * sample_rate)
-        self.speed_changes = speed_changes
-        self.seed = seed
-        self.check_sums = check_sums
-        self.strict = strict
+    rows: Sequence[Row]
+    sample_rate: int
+    segment_seconds: float | None = None
+    speed_changes: Sequence[int] | None = None
+    seed: int = 0
+    check_sums: bool = True
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        check_speeds(self.speed_changes)
+        self.segment = round((self.segment_seconds or 0) * self.sample_rate)
 
     def __len__(self) -> int:
         return len(self.rows)

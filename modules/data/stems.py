@@ -18,6 +18,7 @@ Legend: S source, C channel (always 2), T sample.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +49,7 @@ class Segment(NamedTuple):
     number: int
 
 
+@dataclass(eq=False, repr=False)
 class StemDataset(Dataset):
     """Stems on disk: whole tracks for evaluation, augmented segments for training.
 
@@ -87,45 +89,35 @@ class StemDataset(Dataset):
         `independent` is False.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        sample_rate: int = 44100,
-        segment_seconds: float | None = None,
-        stride_seconds: float = 1.0,
-        augmentation: Augmentation | None = None,
-        levels: Mapping[str, Level] | None = None,
-        independent: bool = False,
-        examples_per_epoch: int | None = None,
-        seed: int = 0,
-        check_sums: bool = True,
-    ) -> None:
-        self.rows = list(rows)
-        self.check_sums = check_sums
-        self.sample_rate = sample_rate
-        self.segment_seconds = segment_seconds
-        self.augmentation = augmentation or NO_AUGMENTATION
-        self.levels = levels
-        self.independent = independent
-        self.seed = seed
-        missing = [r.id for r in self.rows if levels is not None and r.id not in levels]
-        if missing:
-            raise DataError(f"track {missing[0]!r} has no level; measure_levels first")
-        if segment_seconds is None:
+    rows: Sequence[Row]
+    sample_rate: int = 44100
+    segment_seconds: float | None = None
+    stride_seconds: float = 1.0
+    augmentation: Augmentation | None = None
+    levels: Mapping[str, Level] | None = None
+    independent: bool = False
+    examples_per_epoch: int | None = None
+    seed: int = 0
+    check_sums: bool = True
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if self.levels is not None and row.id not in self.levels:
+                raise DataError(f"track {row.id!r} has no level; measure_levels first")
+        if self.segment_seconds is None:
             self.num_examples = len(self.rows)
             return
-        if segment_seconds <= 0 or stride_seconds <= 0:
-            raise ValueError(
-                f"segment_seconds={segment_seconds}, stride_seconds={stride_seconds}: "
-                "above 0"
-            )
-        self.seconds_to_read = self.augmentation.seconds_to_read(segment_seconds)
+        for name in ("segment_seconds", "stride_seconds"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected above 0")
+        self.settings = self.augmentation or NO_AUGMENTATION
+        self.seconds_to_read = self.settings.seconds_to_read(self.segment_seconds)
         self.places = [
-            (number, step * stride_seconds)
+            (number, step * self.stride_seconds)
             for number, row in enumerate(self.rows)
-            for step in range(self._segments_of(row, stride_seconds))
+            for step in range(self._segments_of(row))
         ]
-        self.num_examples = examples_per_epoch or len(self.places)
+        self.num_examples = self.examples_per_epoch or len(self.places)
         # For each source the rows that it may be taken from.
         self.pools = [
             [n for n, row in enumerate(self.rows) if number not in row.unused]
@@ -134,17 +126,17 @@ class StemDataset(Dataset):
         for number, pool in enumerate(self.pools, start=1):
             if not pool:
                 raise DataError(f"no track has a source_{number} that may be used")
-            if len(pool) < len(self.rows) and not independent:
+            if len(pool) < len(self.rows) and not self.independent:
                 raise DataError(
                     f"only {len(pool)} of {len(self.rows)} tracks may use source_"
                     f"{number}: whole segments need every stem; set "
                     "--independent=True or leave out --train_stems"
                 )
 
-    def _segments_of(self, row: Row, stride_seconds: float) -> int:
+    def _segments_of(self, row: Row) -> int:
         """Return how many segments a track has; the last may reach beyond its end."""
         beyond = row.duration - self.seconds_to_read
-        return 1 if beyond <= 0 else math.ceil(beyond / stride_seconds) + 1
+        return 1 if beyond <= 0 else math.ceil(beyond / self.stride_seconds) + 1
 
     def __len__(self) -> int:
         return self.num_examples
@@ -211,7 +203,7 @@ class StemDataset(Dataset):
 
         Every stem of every segment is used once in a pass over the segments.
         """
-        size = self.augmentation.remix_group
+        size = self.settings.remix_group
         passes, position = divmod(index, len(self.places))
         order = _epoch_order(self.seed, epoch, passes, len(self.places))
         group, place = divmod(position, size)
@@ -238,7 +230,7 @@ class StemDataset(Dataset):
 
     def _stem(self, epoch: int, segment: Segment, source: int) -> Tensor:
         """Read, change and normalise one stem of a segment: [C, T]."""
-        settings = self.augmentation
+        settings = self.settings
         shared = numpy_rng(self.seed, epoch, segment.number, Stream.SEGMENT)
         own = numpy_rng(self.seed, epoch, segment.number, source, Stream.STEM)
         # All draws are made whatever is used: switching one thing off leaves the rest.
@@ -267,7 +259,7 @@ class StemDataset(Dataset):
 
     def _draw_repitch(self, rng: np.random.Generator) -> tuple[int, float]:
         """Draw a change of pitch in semitones and a speed; mostly 0 and 1."""
-        settings = self.augmentation
+        settings = self.settings
         happens = rng.random() < settings.repitch_probability
         most, limit = settings.pitch_semitones, settings.tempo_limit
         pitch = int(rng.integers(-most, most + 1))
