@@ -40,8 +40,9 @@ from speechbrain.processing.signal_processing import rescale
 from data_prep.common.cli import as_command
 from data_prep.common.jobs import make_all
 from modules.audio.io import read_audio, write_wave
+from modules.audio.levels import MIXTURE_PEAK
 from modules.audio.resample import resample
-from modules.data.dynamic_mixing import PEAK, DynamicMixing
+from modules.data.dynamic_mixing import DynamicMixing
 from modules.data.utterances import Utterance, UtterancePool
 
 RATE = 8000
@@ -152,7 +153,9 @@ class SpeechBrainMixing:
         shortest = min(map(len, sources))
         src_ST = torch.stack([wave_T[:shortest] for wave_T in sources])
         mix_T = src_ST.sum(0)
-        scale = PEAK / max(mix_T.abs().max().item(), *src_ST.abs().amax(1).tolist())
+        scale = MIXTURE_PEAK / max(
+            mix_T.abs().max().item(), *src_ST.abs().amax(1).tolist()
+        )
         return scale * mix_T, scale * src_ST
 
     def _to_level(self, wave_T: torch.Tensor, is_first: bool) -> torch.Tensor:
@@ -162,7 +165,7 @@ class SpeechBrainMixing:
             gain_db = target - loudness(wave_T.numpy(), RATE)
             wave_T = wave_T * 10 ** (gain_db / 20)
             peak = wave_T.abs().max().item()
-            return wave_T * PEAK / peak if peak >= 1 else wave_T
+            return wave_T * MIXTURE_PEAK / peak if peak >= 1 else wave_T
         if is_first:
             self.first = float(np.clip(random.normalvariate(-27.43, 2.57), -45, 0))
             level_db = self.first

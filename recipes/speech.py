@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from modules.audio.rooms import RoomPool
 from modules.data.batch import Batch
-from modules.data.dynamic_mixing import DynamicMixing, UtterancePool
+from modules.data.dynamic_mixing import DynamicMixing
 from modules.data.manifest import Row, read_manifest
 from modules.data.mixtures import ManifestDataset
+from modules.data.utterances import UtterancePool
 from modules.losses.choice import Terms
 from modules.losses.si_snr import pit_neg_si_snr
 from modules.metrics.scores import score_example

@@ -20,7 +20,8 @@ from benchmarks.fault_cases.damage import (
 )
 from benchmarks.fault_cases.jobs import Recipe, run
 from benchmarks.fault_cases.remains import log_of
-from modules.data.dynamic_mixing import DynamicMixing, UtterancePool
+from modules.data.dynamic_mixing import DynamicMixing
+from modules.data.utterances import UtterancePool
 from modules.runtime.errors import AudioError
 from tests.toy import RATE
 

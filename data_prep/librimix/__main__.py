@@ -1,11 +1,10 @@
-"""Libri2Mix and Libri3Mix: manifests, the mixtures themselves, new metadata.
+"""Libri2Mix and Libri3Mix: manifests, and the mixtures themselves.
 
     python -m data_prep.librimix --data_folder=/data/Libri2Mix --save_folder=manifests \
         [--num_spks=2] [--sample_rate=8000] [--mode=min] [--task=mix_clean] \
         [--train_set=train-360]
 
     python -m data_prep.librimix generate --help     mixtures from LibriSpeech
-    python -m data_prep.librimix draw --help         metadata, where there is none
 
 The layout is that of the original (Cosentino et al., arXiv 2005.11262):
 
@@ -21,7 +20,6 @@ import logging
 import sys
 
 from data_prep.common.cli import as_command
-from data_prep.librimix import draw as librimix_draw
 from data_prep.librimix import generate as librimix_generate
 from data_prep.librimix.manifests import prepare
 
@@ -42,12 +40,11 @@ def _prepare_command(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prepare, generate or draw; returns the exit status."""
+    """Prepare or generate; return the exit status."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"generate": librimix_generate.command, "draw": librimix_draw.command}
-    if arguments and arguments[0] in commands:
-        return as_command(lambda: commands[arguments[0]](arguments[1:]))
+    if arguments[:1] == ["generate"]:
+        return as_command(lambda: librimix_generate.command(arguments[1:]))
     return as_command(lambda: _prepare_command(arguments))
 
 

@@ -23,7 +23,7 @@ SPEEDS = {"sp08": (5, 4), "sp12": (5, 6)}
 
 
 def corpus_folder(folder: str | Path, name: str) -> Path:
-    """A corpus, given by its folder or by the parent of that."""
+    """Return the folder of a corpus, given that folder or its parent."""
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of {name}")
@@ -31,7 +31,7 @@ def corpus_folder(folder: str | Path, name: str) -> Path:
 
 
 def find_noise(folder: Path, path: str) -> tuple[Path, tuple[int, int]]:
-    """The file of a noise, and the factors its length is to be changed by."""
+    """Return the file of a noise, and the factors its length is to be changed by."""
     file = folder / path
     match = re.fullmatch(r"(.+)(sp08|sp12)(\.\w+)", path)
     if match is None or file.is_file():
@@ -40,7 +40,7 @@ def find_noise(folder: Path, path: str) -> tuple[Path, tuple[int, int]]:
 
 
 def read_part(path: Path, frames: int = -1) -> np.ndarray:
-    """The first channel of a 16 kHz file as float32 [T], or its first samples."""
+    """Return the first channel of a 16 kHz file as float32 [T], or its start."""
     try:
         wave_TC, rate = soundfile.read(path, frames, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
@@ -53,7 +53,7 @@ def read_part(path: Path, frames: int = -1) -> np.ndarray:
 
 
 def read_noise(folder: Path, path: str, length: int) -> np.ndarray:
-    """A noise as float32 [T], T = length: cut, or repeated."""
+    """Return a noise as float32 [T], cut or repeated so that T = length."""
     file, (up, down) = find_noise(folder, path)
     # A little more than needed, so that the filter's end is not heard.
     noise_T = read_part(file, -(-length * down // up) + RATE // 10)
@@ -63,12 +63,7 @@ def read_noise(folder: Path, path: str, length: int) -> np.ndarray:
 
 
 def extend(noise_T: np.ndarray, length: int) -> np.ndarray:
-    """Cut a noise, or repeat it with cross-fades, to a length.
-
-    Raises
-    ------
-    DataError
-        It is too short to be faded.
+    """Cut a noise to a length, or repeat it with cross-fades.
 
     Example
     -------
@@ -98,7 +93,7 @@ def extend(noise_T: np.ndarray, length: int) -> np.ndarray:
 def read_parts(
     librispeech: Path, wham_noise: Path | None, mixture: Mixture
 ) -> list[np.ndarray]:
-    """The talkers, each of its own length, and the noise, as long as the longest."""
+    """Return the talkers, each of its own length, and noise as long as the longest."""
     waves = [read_part(librispeech / part.path) for part in mixture.sources]
     if wham_noise is not None and mixture.noise is not None:
         longest = max(map(len, waves))

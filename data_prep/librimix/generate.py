@@ -3,17 +3,17 @@
     python -m data_prep.librimix generate --librispeech=/data/LibriSpeech \
         --wham_noise=/data/wham_noise --metadata=/data/LibriMix/metadata --out=/data
 
-The public metadata is at github.com/JorisCos/LibriMix; without it, `draw` makes some.
-The same command continues what was stopped, and other `--sets`, `--sample_rates`,
-`--modes` and `--types` can be added to the same folder later.
+The metadata is at github.com/JorisCos/LibriMix. The same command continues what was
+stopped, and other `--sets`, `--sample_rates`, `--modes` and `--types` can be added to
+the same folder later.
 
 The recipe is the original's: gains are applied at 16 kHz, `scipy.signal.resample_poly`
-changes the rate, then all is cut to the shortest or padded to the longest; 16-bit files
-by libsndfile's rounding, of the mixture and of its parts each. A noise too short for
-the longest talker is repeated, a Hann window of one second fading each repeat into the
-next. Of stereo noise the first channel is taken. Where the metadata names a noise
-played at 0.8 or 1.2 times its speed (`...sp08.wav`, made with sox by the original) and
-there is no such file, it is made from the noise by resampling.
+changes the rate, then all is cut to the shortest or padded to the longest. libsndfile
+rounds the mixture and each of its parts to 16 bits. A noise too short for the longest
+talker is repeated; a Hann window of one second fades each repeat into the next. The
+first channel of stereo noise is taken. Where the metadata names a noise played at 0.8
+or 1.2 times its speed (`...sp08.wav`, made with sox by the original) and there is no
+such file, it is made from the noise by resampling.
 
 Legend: T sample.
 """
@@ -22,6 +22,7 @@ import argparse
 import contextlib
 import functools
 import hashlib
+import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -34,16 +35,11 @@ import scipy.signal
 
 from data_prep.common.jobs import claim_folder, make_all
 from data_prep.librimix.audio import RATE, corpus_folder, find_noise, read_parts
-from data_prep.librimix.metadata import (
-    Mixture,
-    find_metadata,
-    read_metadata,
-    read_note,
-    write_note,
-    write_table,
-)
+from data_prep.librimix.metadata import Mixture, find_metadata, read_metadata
 from modules.audio.io import write_wave
 from modules.runtime.errors import DataError
+from modules.runtime.files import write_text
+from modules.runtime.tables import write_table
 
 TYPES = ("mix_clean", "mix_both", "mix_single")
 
@@ -76,16 +72,16 @@ class Plan:
         """Sample rates and modes."""
         return [(rate, mode) for rate in self.sample_rates for mode in self.modes]
 
+    def version(self, rate: int, mode: str) -> Path:
+        """The folder of a version."""
+        return self.root / f"wav{rate // 1000}k" / mode
+
     @property
     def notes(self) -> Path:
         """Where the rows of the tables wait until all mixtures are made."""
         rates = "+".join(f"{rate // 1000}k" for rate in self.sample_rates)
         names = (rates, "+".join(self.modes), "+".join(self.types))
         return self.root / ".notes" / "_".join(names)
-
-    def version(self, rate: int, mode: str) -> Path:
-        """The folder of a version."""
-        return self.root / f"wav{rate // 1000}k" / mode
 
     def note(self, job: Job) -> Path:
         """The file of a mixture's rows."""
@@ -96,14 +92,14 @@ class Plan:
         name = f"{kind}_{set_name}_{type_}.csv"
         return self.version(rate, mode) / "metadata" / name
 
-    def tables(self, set_name: str) -> list[Path]:
-        """All CSVs of a set."""
-        return [
-            self.table(kind, rate, mode, set_name, type_)
+    def has_tables(self, set_name: str) -> bool:
+        """Whether all CSVs of a set are written."""
+        return all(
+            self.table(kind, *version, set_name, type_).is_file()
             for kind in ("mixture", "metrics")
-            for rate, mode in self.versions
+            for version in self.versions
             for type_ in self.types
-        ]
+        )
 
     def waves(self, job: Job, rate: int, mode: str) -> dict[str, Path]:
         """The audio files of a mixture in one version, by the name of their folder."""
@@ -140,11 +136,11 @@ def generate(
     num_spks : int
         2 or 3.
     sample_rates, modes, types : Sequence
-        Which versions: 8000, 16000; "min", "max"; mix_clean, mix_both, mix_single.
+        Versions to make: 8000, 16000; "min", "max"; mix_clean, mix_both, mix_single.
     sets : Sequence[str] | None
-        LibriSpeech's names of the sets; None: all that the metadata has.
+        LibriSpeech's names of the sets; None makes all that the metadata has.
     workers : int | None
-        Processes; None: one for each core. The files do not depend on it.
+        Processes; None starts one for each core. The files do not depend on it.
 
     Returns
     -------
@@ -154,7 +150,7 @@ def generate(
     Raises
     ------
     DataError
-        Something is missing, unreadable or not as the metadata has it.
+        A file is missing, unreadable or not as the metadata says.
     """
     if wham_noise is None and tuple(types) != ("mix_clean",):
         raise DataError(
@@ -180,9 +176,7 @@ def generate(
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         claim_folder(root / "metadata" / name, {"sha256 of the metadata": digest})
     set_names = dict.fromkeys(job.set_name for job in jobs)
-    listed = {
-        name: all(table.is_file() for table in plan.tables(name)) for name in set_names
-    }
+    listed = {name: plan.has_tables(name) for name in set_names}
 
     def outputs(job: Job) -> Iterator[Path]:
         for version in plan.versions:
@@ -201,7 +195,7 @@ def generate(
 
 
 def _check_sources(plan: Plan, jobs: Sequence[Job]) -> None:
-    """Refuse a start that would stop later for want of a file."""
+    """Raise for a missing file at the start, not hours later."""
     paths: dict[Path, str] = {}
     for job in jobs:
         for part in job.mixture.sources:
@@ -210,16 +204,16 @@ def _check_sources(plan: Plan, jobs: Sequence[Job]) -> None:
             if job.mixture.noise is None:
                 raise DataError(
                     f"{job.mixture.name}: the metadata has no noise for it; use "
-                    "--types mix_clean, or draw metadata with noise"
+                    "--types mix_clean, or metadata with noise"
                 )
             path, _ = find_noise(plan.wham_noise, job.mixture.noise.path)
             paths[path] = "--wham_noise"
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise DataError(
-            f"{missing[0]} does not exist (of {len(paths)} files that the metadata "
-            f"names {len(missing)} do not); correct {paths[missing[0]]}, or choose "
-            "what there is by --sets"
+            f"{missing[0]} does not exist ({len(missing)} of {len(paths)} files that "
+            f"the metadata names do not); correct {paths[missing[0]]}, or leave sets "
+            "out by --sets"
         )
 
 
@@ -233,7 +227,7 @@ def _make(plan: Plan, job: Job) -> None:
         wave_T * np.float32(gain) for wave_T, gain in zip(waves, gains, strict=False)
     ]
     count = len(mixture.sources)
-    note: dict[str, dict] = {}
+    note: dict[str, dict[str, int | list[float]]] = {}
     for rate in plan.sample_rates:
         parts = [
             wave_T if rate == RATE else scipy.signal.resample_poly(wave_T, rate, RATE)
@@ -253,30 +247,30 @@ def _make(plan: Plan, job: Job) -> None:
                     "length": length,
                     "snr": [_snr_db(wave_T, mixed_T) for wave_T in used],
                 }
-    write_note(plan.note(job), note)
+    write_text(plan.note(job), json.dumps(note), sync=False)
 
 
 def _fit(wave_T: np.ndarray, length: int) -> np.ndarray:
-    """Cut or pad with zeros."""
+    """Cut a wave, or pad it with zeros, to a length."""
     return np.pad(wave_T[:length], (0, max(0, length - len(wave_T))))
 
 
 def _used(type_: str, parts: Sequence, count: int) -> list:
-    """What a mixture is the sum of, out of talkers and noise."""
+    """Pick the parts that a mixture is the sum of, out of talkers and noise."""
     talkers = list(parts[: 1 if type_ == "mix_single" else count])
     return talkers + ([] if type_ == "mix_clean" else [parts[count]])
 
 
 def _snr_db(part_T: np.ndarray, mixture_T: np.ndarray) -> float:
-    """A part against all else in the mixture."""
+    """Return the level of a part relative to all else in the mixture."""
     part = np.square(part_T, dtype=np.float64).mean()
     rest = np.square(mixture_T - part_T, dtype=np.float64).mean()
     return 10 * math.log10(part / (rest + 1e-10) + 1e-10)
 
 
 def _write_tables(plan: Plan, set_name: str, jobs: Sequence[Job]) -> None:
-    """The original's CSVs: where the files of a mixture are, and how loud its parts."""
-    notes = [read_note(plan.note(job)) for job in jobs]
+    """Write the original's CSVs: a mixture's files, and how loud its parts are."""
+    notes = [_read_note(plan.note(job)) for job in jobs]
     count = len(jobs[0].mixture.sources)
     for rate, mode in plan.versions:
         for type_ in plan.types:
@@ -296,32 +290,33 @@ def _write_tables(plan: Plan, set_name: str, jobs: Sequence[Job]) -> None:
             write_table(plan.table("metrics", *version), header, snrs)
 
 
-def command_line(name: str, doc: str) -> argparse.ArgumentParser:
-    """The options that `generate` and `draw` share."""
-    parser = argparse.ArgumentParser(
-        prog=f"data_prep.librimix {name}",
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--librispeech", required=True)
-    parser.add_argument("--wham_noise")
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--num_spks", type=int, choices=(2, 3), default=2)
-    parser.add_argument("--sets", nargs="+", help="such as train-clean-100 dev-clean")
-    parser.add_argument("--workers", type=int)
-    return parser
+def _read_note(path: Path) -> dict[str, dict]:
+    """Return the rows of one mixture."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError:  # a power cut has spoilt it
+        raise DataError(f"{path}: is damaged; remove it and start again") from None
 
 
 def command(arguments: list[str]) -> None:
-    """`generate` from the command line."""
-    parser = command_line("generate", __doc__)
-    parser.add_argument("--metadata", required=True)
+    """Run `generate` from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="data_prep.librimix generate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--librispeech", required=True)
+    add("--wham_noise")
+    add("--metadata", required=True)
+    add("--out", required=True)
+    add("--num_spks", type=int, choices=(2, 3), default=2)
+    add("--sets", nargs="+", help="such as train-clean-100 dev-clean")
+    add("--workers", type=int)
     for name, kind, choices in (
         ("sample_rates", int, (8000, 16000)),
         ("modes", str, ("min", "max")),
         ("types", str, TYPES),
     ):
-        parser.add_argument(
-            f"--{name}", nargs="+", type=kind, choices=choices, default=choices
-        )
+        add(f"--{name}", nargs="+", type=kind, choices=choices, default=choices)
     print(generate(**vars(parser.parse_args(arguments))))

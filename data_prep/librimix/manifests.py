@@ -1,28 +1,16 @@
-"""Libri2Mix and Libri3Mix: manifests, the mixtures themselves, new metadata.
+"""Libri2Mix and Libri3Mix into manifests, in the layout of the original.
 
-    python -m data_prep.librimix --data_folder=/data/Libri2Mix --save_folder=manifests \
-        [--num_spks=2] [--sample_rate=8000] [--mode=min] [--task=mix_clean] \
-        [--train_set=train-360]
-
-    python -m data_prep.librimix generate --help     mixtures from LibriSpeech
-    python -m data_prep.librimix draw --help         metadata, where there is none
-
-The layout is that of the original (Cosentino et al., arXiv 2005.11262):
+The layout (Cosentino et al., arXiv 2005.11262):
 
     wav{8k,16k}/{min,max}/{train-100,train-360,dev,test}/
         {mix_clean,mix_both,mix_single,s1,s2[,s3],noise}/<utterance>_<utterance>.wav
-
-`mix_clean` is the sum of the talkers, `mix_both` that and the noise, `mix_single` the
-first talker and the noise.
 """
 
 from pathlib import Path
 
 from data_prep.common.folders import Parts, write_manifests
-from data_prep.librimix import generate as librimix_generate
+from data_prep.librimix.generate import TYPES as TASKS
 from modules.runtime.errors import DataError
-
-TASKS = librimix_generate.TYPES
 
 TRAIN_SETS = ("train-100", "train-360")
 

@@ -36,7 +36,7 @@ from scipy.signal import resample_poly
 from data_prep.common.cli import as_command
 from data_prep.common.jobs import claim_folder, make_all
 from modules.audio.io import write_wave
-from modules.audio.levels import p56_power
+from modules.audio.levels import MIXTURE_PEAK, p56_power
 from modules.runtime.errors import DataError
 from modules.runtime.files import list_files
 
@@ -44,8 +44,6 @@ SPLITS = ("tr", "cv", "tt")
 
 # WSJ0's discs hold .wv1 (SPHERE); lists always say .wav.
 SUFFIXES = (".wav", ".wv1", ".wv2", ".sph", ".flac")
-
-PEAK = 0.9
 
 LEVEL_RATE = 8000
 
@@ -297,7 +295,7 @@ def mix(waves: Sequence[np.ndarray], mode: str) -> np.ndarray:
     for row_T, wave_T in zip(all_ST[1:], waves, strict=True):
         row_T[: len(wave_T)] = wave_T[:length]
     all_ST[0] = all_ST[1:].sum(0)
-    scale = PEAK / max(all_ST.max(), -all_ST.min())
+    scale = MIXTURE_PEAK / max(all_ST.max(), -all_ST.min())
     all_ST *= 2**15 * scale
     return np.round(all_ST, out=all_ST).astype(np.int16)
 

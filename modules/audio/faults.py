@@ -12,6 +12,12 @@ SUM_TOLERANCE = 4 / 2**15
 # Nothing above the last bit of 16: digital silence, or what dither leaves of it.
 SILENT_PEAK = 1.5 / 2**15
 
+# Active-speech level below the quietest speech, above what 16-bit dither leaves.
+SILENT_SPEECH_DB = -75.0
+
+# Level of the mean absolute sample below which a stem holds nothing to judge.
+SILENT_STEM_DB = -80.0
+
 # Float files may exceed full scale, but not by 40 dB.
 LARGEST_PEAK = 100.0
 

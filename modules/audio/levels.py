@@ -22,6 +22,9 @@ import scipy.signal
 from scipy.ndimage import maximum_filter1d
 from scipy.signal import lfilter
 
+# WSJ0-mix scales a mixture and its sources together so that this is the highest peak.
+MIXTURE_PEAK = 0.9
+
 LOUDNESS_BLOCK_SECONDS = 0.4
 
 BLOCKS_PER_BLOCK = 4  # a block starts every quarter of a block

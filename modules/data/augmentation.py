@@ -12,7 +12,7 @@ class Augmentation:
     shift_seconds : float
         A segment starts up to this much later, drawn for each stem.
     shift_same : bool
-        One such draw for all stems of a segment.
+        Draw one shift for all stems of a segment.
     flip_channels, flip_sign : bool
         Exchange left and right, negate; each with probability 1/2, for each stem.
     scale : tuple[float, float] | None
@@ -26,7 +26,12 @@ class Augmentation:
     tempo_std, tempo_limit : float
         Standard deviation and bound of the change of tempo, in percent.
     repitch_same : bool
-        One change of pitch and tempo for all stems of a segment.
+        Draw one change of pitch and tempo for all stems of a segment.
+
+    Raises
+    ------
+    ValueError
+        A setting is out of its range.
     """
 
     shift_seconds: float = 1.0
@@ -42,26 +47,23 @@ class Augmentation:
     repitch_same: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse settings that mean nothing."""
-        if self.remix_group < 1:
-            raise ValueError(f"remix_group={self.remix_group}: 1 or more")
-        if not 0 <= self.repitch_probability <= 1:
-            raise ValueError(
-                f"repitch_probability={self.repitch_probability}: within 0 and 1"
-            )
-        if self.shift_seconds < 0 or self.pitch_semitones < 0 or self.tempo_std < 0:
-            raise ValueError(
-                f"shift_seconds={self.shift_seconds}, "
-                f"pitch_semitones={self.pitch_semitones}, tempo_std={self.tempo_std}: "
-                "0 or more"
-            )
-        if not 0 <= self.tempo_limit <= 50:
-            raise ValueError(f"tempo_limit={self.tempo_limit}: 0 to 50 percent")
+        for name, low, high in (
+            ("remix_group", 1, None),
+            ("repitch_probability", 0, 1),
+            ("shift_seconds", 0, None),
+            ("pitch_semitones", 0, None),
+            ("tempo_std", 0, None),
+            ("tempo_limit", 0, 50),  # percent
+        ):
+            value = getattr(self, name)
+            if not (low <= value and (high is None or value <= high)):
+                expected = f"{low} or more" if high is None else f"{low} to {high}"
+                raise ValueError(f"{name}={value}: expected {expected}")
 
-    def window(self, seconds: float) -> float:
-        """Length in seconds to choose from a track for examples of `seconds`.
+    def seconds_to_read(self, seconds: float) -> float:
+        """Return the length of a track that an example of `seconds` may use.
 
-        As in demucs: room for the shift, and only then for the tempo.
+        As in demucs: there is room for the shift, and only then for the tempo.
         """
         room = 1 - self.tempo_limit / 100 if self.repitch_probability else 1.0
         return (seconds + self.shift_seconds) / room

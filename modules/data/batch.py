@@ -1,7 +1,7 @@
 """Examples and batches.
 
 The same classes carry speech, [B, T] and [B, S, T], and music, [B, C, T] and
-[B, S, C, T]: the fields `mix` and `src` therefore have no shape in their names.
+[B, S, C, T], so the names `mix` and `src` have no shape in them.
 
 Legend: B batch, S source, C channel, T sample.
 """
@@ -16,16 +16,23 @@ from torch import Tensor
 
 from modules.audio.faults import LARGEST_PEAK
 
-# Streams keep the draws of one (seed, epoch, index) apart from each other.
-STREAM_ORDER, STREAM_CROP = 1, 2
-
 
 class ExampleKey(NamedTuple):
-    """Which example is wanted; `counts` is False for one that only fills up a rank."""
+    """Which example is wanted; `counts` is False for one that only fills up a rank.
+
+    A data set is asked for a key, not a bare index: everything random in an example is
+    a function of (seed, epoch, index), so that it is the same whatever the number of
+    workers, ranks or restarts.
+    """
 
     epoch: int
     index: int
     counts: bool = True
+
+    @classmethod
+    def of(cls, key: "ExampleKey | int") -> "ExampleKey":
+        """Return the key; a bare index means epoch 0."""
+        return key if isinstance(key, ExampleKey) else cls(0, key)
 
 
 class Example(NamedTuple):
@@ -33,8 +40,8 @@ class Example(NamedTuple):
 
     Sources that are not in the mixture as they are (anechoic targets) do not add up.
     `mix` is [T] or [C, T], `src` [S, T] or [S, C, T], `noise` like `mix`. `origins`
-    says for each source what it was cut from, where that can differ from `id`. `note`
-    is what a log should say of the files.
+    names for each source what it was cut from, where that can differ from `id`. `note`
+    goes into the log.
     """
 
     id: str
@@ -58,11 +65,11 @@ class Batch:
     notes: list[str] = field(default_factory=list)
 
     def to(self, device: str | torch.device) -> "Batch":
-        """The same batch with its tensors on `device`."""
+        """Return the same batch with its tensors on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """Called by the DataLoader when `pin_memory=True`."""
+        """Return the batch in pinned memory; the DataLoader calls this."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
@@ -70,20 +77,15 @@ class Batch:
         return replace(self, **{name: change(getattr(self, name)) for name in names})
 
     def names(self, mask_B: Tensor) -> list[str]:
-        """Ids of the examples that a mask picks."""
+        """Return the ids of the examples that a mask picks."""
         pairs = zip(self.ids, mask_B.tolist(), strict=True)
         return [name for name, is_picked in pairs if is_picked]
 
     def zero_nonfinite(self, largest_peak: float = LARGEST_PEAK) -> Tensor:
-        """Silence, in place, every example that holds NaN, Inf or an absurd level.
+        """Silence, in place, every example with NaN, Inf or a sample of largest_peak.
 
         A masked loss is not enough: a NaN that went through the network reaches every
         weight as 0 * NaN. A sample of 1e25 is finite, but nothing made of it is.
-
-        Arguments
-        ---------
-        largest_peak : float
-            Samples at or beyond it count as not finite.
 
         Returns
         -------
@@ -92,8 +94,8 @@ class Batch:
         """
         within = []
         for wave in (self.mix, self.src):
-            # A tenth of the time of `aminmax` or `isfinite`. Where there is a NaN both
-            # are, and no comparison holds.
+            # A tenth of the time of `aminmax` or `isfinite`. A NaN makes both extremes
+            # NaN, and then no comparison holds.
             low_B, high_B = wave.flatten(1).amin(1), wave.flatten(1).amax(1)
             within.append((low_B > -largest_peak) & (high_B < largest_peak))
         finite_B = within[0] & within[1]

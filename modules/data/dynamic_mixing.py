@@ -1,6 +1,6 @@
 """Dynamic mixing: every example is a new mixture of talkers drawn from a pool.
 
-The recipe is that of SpeechBrain for WSJ0-mix (`datasets.md`, A1):
+The recipe is that of SpeechBrain for WSJ0-mix:
 
 - speakers are drawn without replacement, each in proportion to its utterances;
 - the first source's level is N(-27.43, 2.57) dB, that of each other one is the
@@ -14,7 +14,7 @@ of an example is the very one in its mixture.
 
 With a pool of rooms every mixture is heard in one of them, as in WHAMR!: levels and
 noise are those of the dry sources, whose energy the anechoic ones keep. A crop begins
-in silence: what was said before it does not reverberate in it.
+in silence: earlier speech does not reverberate in it.
 
 Two things differ. A level is the active-speech level of the whole utterance, measured
 once, and not the mean amplitude of the file. And every draw is a function of (seed,
@@ -26,6 +26,7 @@ Legend: S source, T sample.
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,19 +35,13 @@ from torch.utils.data import Dataset
 
 from modules.audio.faults import LARGEST_PEAK
 from modules.audio.io import check_samples, read_audio
-from modules.audio.levels import loudness_db
+from modules.audio.levels import MIXTURE_PEAK, loudness_db
 from modules.audio.resample import check_speeds, resample
 from modules.audio.rooms import RoomPool
 from modules.data.batch import Example, ExampleKey
 from modules.data.utterances import Utterance, UtterancePool, check_unchanged
 from modules.runtime.errors import AudioError, DataError
-from modules.runtime.randomness import numpy_rng
-
-__all__ = ["DynamicMixing", "UtterancePool", "read_crop"]
-
-STREAM_MIXING = 3  # see the other streams in modules/data/mixtures.py
-
-PEAK = 0.9
+from modules.runtime.randomness import Stream, numpy_rng
 
 LEVEL_RANGE_DB = (-45.0, 0.0)
 
@@ -55,11 +50,13 @@ PAUSE_DB = 20.0
 
 MAX_DRAWS = 50
 
+# Speed and rate change in one step, unless the ratio has larger terms: torchaudio's
+# table grows with their product, to gigabytes for 22050 Hz at 133 % into 8000 Hz.
 LARGEST_TERM = 500
 
 
 def frames_at(utterance: Utterance, sample_rate: int, percent: int = 100) -> int:
-    """Samples of an utterance once resampled and played at `percent` of the speed."""
+    """Return the samples of an utterance, resampled and at `percent` of the speed."""
     return utterance.frames * sample_rate * 100 // (utterance.sample_rate * percent)
 
 
@@ -70,23 +67,18 @@ def read_crop(
     sample_rate: int,
     percent: int = 100,
 ) -> Tensor:
-    """Read just what a crop needs, and resample it.
+    """Read just the part of a file that a crop needs, and resample it to [T].
 
     Arguments
     ---------
     utterance : Utterance
-        What to read from, at any rate.
+        The file to read, at any rate.
     start, frames : int
-        Position and length of the crop, in samples after the resampling.
+        Position and length T of the crop, in samples after the resampling.
     sample_rate : int
         Rate of the result in Hz.
     percent : int
         Speed: 105 reads 5 % more of the file and plays it 5 % faster and higher.
-
-    Returns
-    -------
-    Tensor
-        Shape [T], T = frames exactly.
 
     Raises
     ------
@@ -98,14 +90,11 @@ def read_crop(
     first = start * down // up
     wanted = min(-(-frames * down // up), utterance.frames - first)
     wave_T = read_audio(utterance.path, first, wanted, utterance.sample_rate)
-    # Speed and rate in one step, unless the ratio has large terms: torchaudio's table
-    # grows with their product, to gigabytes for 22050 Hz at 133 % into 8000 Hz.
     steps = [(down, up)]
     if max(up, down) > LARGEST_TERM * math.gcd(up, down):
         steps = [(utterance.sample_rate, sample_rate), (percent, 100)]
-    for from_rate, to_rate in steps:
-        if from_rate != to_rate:
-            wave_T = resample(wave_T, from_rate, to_rate)
+    for step in steps:
+        wave_T = resample(wave_T, *step)
     wave_T = wave_T[:frames]
     if len(wave_T) != frames:
         raise AudioError(
@@ -114,6 +103,7 @@ def read_crop(
     return wave_T
 
 
+@dataclass(eq=False, repr=False)
 class DynamicMixing(Dataset):
     """Mixtures drawn from a pool of utterances by (seed, epoch, index).
 
@@ -135,74 +125,68 @@ class DynamicMixing(Dataset):
     speed_changes : Sequence[int] | None
         Percentages of which one is drawn for each source; None changes no speed.
     first_level_db, level_change_db : tuple[float, float]
-        Mean and standard deviation of the first source's level, and of what the
-        level of each other one is above it, in dB.
+        Mean and standard deviation of the first source's level, and of the level of
+        each other one above it, in dB.
     noises : Sequence[tuple[str, int]]
         Files of noise at `sample_rate`, with their lengths in samples; one is drawn
-        for each mixture, which is no longer than it. None: mixtures without noise.
+        for each mixture, which is no longer than it. Without any there is no noise.
     noise_snr_db : tuple[float, float]
-        Between which the loudness of the first source above the noise is drawn.
+        Range of the loudness of the first source above the noise, in dB.
     rooms : RoomPool | None
-        Rooms of which one is drawn for each mixture; None: dry mixtures.
+        Rooms of which one is drawn for each mixture; None leaves mixtures dry.
     targets : str
-        What the sources of an example in a room are: "anechoic", which do not add up
-        to the mixture, or "reverb".
+        The sources of an example in a room: "anechoic", which do not add up to the
+        mixture, or "reverb".
 
     Raises
     ------
     DataError
-        The pool has fewer speakers than a mixture needs, or rooms fewer places.
+        The pool has fewer speakers than a mixture needs, or the rooms have fewer
+        places or another rate.
     ValueError
-        `speed_changes`, `noise_snr_db` or `targets` is no such thing.
+        `speed_changes`, `noise_snr_db` or `targets` is invalid.
     """
 
-    def __init__(
-        self,
-        pool: UtterancePool,
-        num_spks: int = 2,
-        sample_rate: int = 8000,
-        segment_seconds: float | None = 4.0,
-        examples_per_epoch: int | None = None,
-        seed: int = 0,
-        speed_changes: Sequence[int] | None = (95, 100, 105),
-        first_level_db: tuple[float, float] = (-27.43, 2.57),
-        level_change_db: tuple[float, float] = (-2.51, 2.66),
-        noises: Sequence[tuple[str, int]] = (),
-        noise_snr_db: tuple[float, float] = (-3.0, 6.0),
-        rooms: RoomPool | None = None,
-        targets: str = "anechoic",
-    ) -> None:
-        if len(pool.speakers) < num_spks:
+    pool: UtterancePool
+    num_spks: int = 2
+    sample_rate: int = 8000
+    segment_seconds: float | None = 4.0
+    examples_per_epoch: int | None = None
+    seed: int = 0
+    speed_changes: Sequence[int] | None = (95, 100, 105)
+    first_level_db: tuple[float, float] = (-27.43, 2.57)
+    level_change_db: tuple[float, float] = (-2.51, 2.66)
+    noises: Sequence[tuple[str, int]] = ()
+    noise_snr_db: tuple[float, float] = (-3.0, 6.0)
+    rooms: RoomPool | None = None
+    targets: str = "anechoic"
+
+    def __post_init__(self) -> None:
+        pool, rooms, snr_db = self.pool, self.rooms, self.noise_snr_db
+        if len(pool.speakers) < self.num_spks:
             raise DataError(
-                f"dynamic mixing of {num_spks} speakers needs as many, but there are "
-                f"only {pool}: {', '.join(pool.speakers)}"
+                f"dynamic mixing of {self.num_spks} speakers needs as many, but there "
+                f"are only {pool}: {', '.join(pool.speakers)}"
             )
-        check_speeds(speed_changes)
-        if len(noise_snr_db) != 2 or noise_snr_db[0] > noise_snr_db[1]:
-            raise ValueError(f"noise_snr_db is [least, most] in dB, not {noise_snr_db}")
-        if targets not in ("anechoic", "reverb"):
-            raise ValueError(f"targets is {targets!r}, expected 'anechoic' or 'reverb'")
-        if rooms is not None and rooms.num_sources < num_spks:
+        check_speeds(self.speed_changes)
+        if len(snr_db) != 2 or snr_db[0] > snr_db[1]:
+            raise ValueError(f"noise_snr_db is [least, most] in dB, not {snr_db}")
+        if self.targets not in ("anechoic", "reverb"):
+            raise ValueError(
+                f"targets is {self.targets!r}, expected 'anechoic' or 'reverb'"
+            )
+        if rooms is not None and rooms.num_sources < self.num_spks:
             raise DataError(
-                f"the rooms have places for {rooms.num_sources} talkers, not {num_spks}"
+                f"the rooms have places for {rooms.num_sources} talkers, not "
+                f"{self.num_spks}"
             )
-        if rooms is not None and rooms.sample_rate != sample_rate:
+        if rooms is not None and rooms.sample_rate != self.sample_rate:
             raise DataError(
-                f"the rooms are at {rooms.sample_rate} Hz, mixtures at {sample_rate} Hz"
+                f"the rooms are at {rooms.sample_rate} Hz, mixtures at "
+                f"{self.sample_rate} Hz"
             )
-        self.pool = pool
-        self.num_spks = num_spks
-        self.sample_rate = sample_rate
-        self.segment = segment_seconds and round(segment_seconds * sample_rate)
-        self.num_examples = examples_per_epoch or len(pool)
-        self.seed = seed
-        self.speed_changes = tuple(speed_changes or (100,))
-        self.first_level_db = first_level_db
-        self.level_change_db = level_change_db
-        self.noises = tuple(noises)
-        self.noise_snr_db = noise_snr_db
-        self.rooms = rooms
-        self.targets = targets
+        self.segment = round((self.segment_seconds or 0) * self.sample_rate)
+        self.num_examples = self.examples_per_epoch or len(pool)
         counts = np.array([len(utterances) for utterances in pool.by_speaker])
         self.probabilities = counts / counts.sum()
 
@@ -210,7 +194,7 @@ class DynamicMixing(Dataset):
         return self.num_examples
 
     def __getitem__(self, key: ExampleKey | int) -> Example:
-        """The mixture of (seed, epoch, index); a bare index means epoch 0.
+        """Return the mixture of (seed, epoch, index); a bare index means epoch 0.
 
         Returns
         -------
@@ -218,13 +202,11 @@ class DynamicMixing(Dataset):
             The id names the utterances; peak 0.9; no source is silent; the mixture is
             exactly the sum of sources (in rooms: of reverberant ones) and noise.
         """
-        epoch, index = (
-            (key.epoch, key.index) if isinstance(key, ExampleKey) else (0, key)
-        )
+        epoch, index, _ = ExampleKey.of(key)
         if not 0 <= index < self.num_examples:
             raise IndexError(f"example {index} of {self.num_examples}")
         for draw in range(MAX_DRAWS):
-            rng = numpy_rng(self.seed, epoch, index, STREAM_MIXING, draw)
+            rng = numpy_rng(self.seed, epoch, index, Stream.MIXING, draw)
             example = self._draw(rng)
             if example is not None:
                 return example
@@ -235,20 +217,22 @@ class DynamicMixing(Dataset):
         )
 
     def _draw(self, rng: np.random.Generator) -> Example | None:
-        """One mixture, or None when a crop lies in a pause."""
+        """Draw one mixture; return None when a crop lies in a pause."""
         speakers = rng.choice(
             len(self.probabilities), self.num_spks, replace=False, p=self.probabilities
         )
         utterances = [self._pick(rng, int(speaker)) for speaker in speakers]
-        speeds = [int(s) for s in rng.choice(self.speed_changes, self.num_spks)]
+        percents = self.speed_changes or (100,)
+        speeds = [int(s) for s in rng.choice(percents, self.num_spks)]
         levels_db = self._levels_db(rng)
         available = [
             frames_at(utterance, self.sample_rate, speed)
             for utterance, speed in zip(utterances, speeds, strict=True)
         ]
-        noise_file, noise_frames = self._pick_noise(rng)
-        if noise_file:
-            available.append(noise_frames)
+        noise_file = ""
+        if self.noises:
+            noise_file, frames = self.noises[int(rng.integers(len(self.noises)))]
+            available.append(frames)
         length = min([*available, *([self.segment] if self.segment else [])])
         starts = [int(rng.integers(frames - length + 1)) for frames in available]
 
@@ -258,14 +242,13 @@ class DynamicMixing(Dataset):
         ):
             wave_T = read_crop(utterance, start, length, self.sample_rate, speed)
             norm = float(torch.linalg.vector_norm(wave_T))
-            if not norm <= LARGEST_PEAK:  # as it is where a sample exceeds that, or NaN
+            if not norm <= LARGEST_PEAK:  # so it is if a sample exceeds that or is NaN
                 check_samples(utterance.path, wave_T)
             power = norm**2 / length
             if power < 10 ** ((utterance.level_db - PAUSE_DB) / 10):
                 return None
-            torch.mul(
-                wave_T, 10 ** ((level_db - utterance.level_db) / 20), out=source_T
-            )
+            gain = 10 ** ((level_db - utterance.level_db) / 20)
+            torch.mul(wave_T, gain, out=source_T)
         noise_T = None
         if noise_file:
             snr_db = rng.uniform(*self.noise_snr_db)
@@ -277,28 +260,22 @@ class DynamicMixing(Dataset):
             number = int(rng.integers(len(self.rooms)))
             heard = self.rooms.in_room(src_ST.numpy(), number)
             src_ST, image_ST = map(torch.from_numpy, heard)
-            if not src_ST.any(1).all():  # what is left of it has not arrived yet
+            if not src_ST.any(1).all():  # the sound of one has not arrived yet
                 return None
             src_ST = image_ST if self.targets == "reverb" else src_ST
         waves = [_sum(image_ST, noise_T), src_ST, *([noise_T] if noise_file else [])]
         extremes = [extreme for wave in waves for extreme in torch.aminmax(wave)]
-        gain = PEAK / max(abs(float(extreme)) for extreme in extremes)
+        gain = MIXTURE_PEAK / max(abs(float(extreme)) for extreme in extremes)
         mixed_ST = image_ST * gain
         src_ST = mixed_ST if src_ST is image_ST else src_ST * gain
         noise_T = noise_T * gain if noise_file else None
         name = "+".join(utterance.name for utterance in utterances)
         return Example(name, _sum(mixed_ST, noise_T), src_ST, noise_T)
 
-    def _pick_noise(self, rng: np.random.Generator) -> tuple[str, int]:
-        """One of the noises; nothing is drawn where there are none."""
-        if not self.noises:
-            return "", 0
-        return self.noises[int(rng.integers(len(self.noises)))]
-
     def _noise(
         self, path: str, start: int, first_T: Tensor, snr_db: float
     ) -> Tensor | None:
-        """A crop of noise, `snr_db` less loud than the first source; None: silent."""
+        """Return noise `snr_db` under the first source; None if either is silent."""
         noise_T = read_audio(path, start, len(first_T), self.sample_rate)
         check_samples(path, noise_T)
         speech_db, noise_db = (
@@ -310,18 +287,18 @@ class DynamicMixing(Dataset):
         return noise_T * 10 ** ((speech_db - snr_db - noise_db) / 20)
 
     def _pick(self, rng: np.random.Generator, speaker: int) -> Utterance:
-        """One of a speaker's utterances."""
+        """Draw one of a speaker's utterances."""
         utterances = self.pool.by_speaker[speaker]
         return utterances[int(rng.integers(len(utterances)))]
 
     def _levels_db(self, rng: np.random.Generator) -> np.ndarray:
-        """Levels of the sources in dB relative to full scale, shape [S]."""
+        """Draw the levels of the sources in dB relative to full scale, shape [S]."""
         first = np.clip(rng.normal(*self.first_level_db), *LEVEL_RANGE_DB)
         others = first + rng.normal(*self.level_change_db, size=self.num_spks - 1)
         return np.clip([first, *others], *LEVEL_RANGE_DB)
 
 
 def _sum(src_ST: Tensor, noise_T: Tensor | None) -> Tensor:
-    """The mixture [T]; one addition after the other is quicker than `sum`."""
+    """Return the mixture [T]; one addition after the other is quicker than `sum`."""
     waves = [*src_ST] if noise_T is None else [*src_ST, noise_T]
     return functools.reduce(torch.add, waves)

@@ -1,23 +1,25 @@
 """Loaders whose batches depend on (seed, epoch, step) and the rank alone."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from modules.data.batch import STREAM_ORDER, Batch, Collate, Example, ExampleKey
-from modules.runtime.errors import AudioError, DataError
-from modules.runtime.randomness import numpy_rng
+from modules.data.batch import Batch, Collate, Example, ExampleKey
+from modules.runtime.errors import UserError
+from modules.runtime.randomness import Stream, numpy_rng
 from modules.runtime.signals import ignore_in_worker
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler):
     """Which examples this rank sees at each step of an epoch.
 
-    The order is a permutation drawn from (seed, epoch); every global step takes the
-    next `batch_size * world_size` of it and the ranks deal them out in turn, so their
-    shares are disjoint and the union does not depend on how many ranks there are. The
-    last step may be short: all ranks still take part, a rank with nothing left
-    repeats an example that does not count.
+    The order is a permutation drawn from (seed, epoch). Every global step takes the
+    next `batch_size * world_size` of it, and the ranks deal them out in turn: their
+    shares are disjoint, and the union does not depend on how many ranks there are. The
+    last step may be short. All ranks still take part; a rank with nothing left repeats
+    an example that does not count.
 
     Arguments
     ---------
@@ -26,7 +28,7 @@ class EpochSampler(Sampler):
     batch_size : int
         Per rank.
     rank, world_size : int
-        This process and how many there are.
+        This process, and the number of processes.
     shuffle : bool
         False keeps the order of the data set.
     seed : int
@@ -39,27 +41,19 @@ class EpochSampler(Sampler):
     [[(1, True), (3, True)], [(4, False)]]
     """
 
-    def __init__(
-        self,
-        num_examples: int,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle: bool = True,
-        seed: int = 0,
-    ) -> None:
-        if num_examples < 1:
+    num_examples: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    shuffle: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_examples < 1:
             raise ValueError("the data set is empty: there is nothing to sample")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.num_examples = num_examples
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.epoch = 0
-        self.first_step = 0
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+        self.set_position(epoch=0)
 
     def set_position(self, epoch: int, first_step: int = 0) -> None:
         """Start the next iteration in `epoch` after `first_step` steps already done."""
@@ -68,7 +62,7 @@ class EpochSampler(Sampler):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of a whole epoch, the same on every rank."""
+        """Number of steps in a whole epoch, the same on every rank."""
         return -(-self.num_examples // (self.batch_size * self.world_size))
 
     def __len__(self) -> int:
@@ -77,7 +71,7 @@ class EpochSampler(Sampler):
     def __iter__(self) -> Iterator[list[ExampleKey]]:
         order = range(self.num_examples)
         if self.shuffle:
-            rng = numpy_rng(self.seed, self.epoch, STREAM_ORDER)
+            rng = numpy_rng(self.seed, self.epoch, Stream.ORDER)
             order = rng.permutation(self.num_examples).tolist()
         stride = self.batch_size * self.world_size
         for step in range(self.first_step, self.steps_per_epoch):
@@ -90,42 +84,40 @@ class EpochSampler(Sampler):
 
 
 class _WithCounts(Dataset):
-    """Carries `ExampleKey.counts` past the data set to the collate function.
+    """Pass `ExampleKey.counts`, and errors for the user, on to the collate function.
 
-    And an error that explains itself, which torch would wrap into a worker's traceback.
+    torch would wrap an error that is raised here into a worker's traceback.
     """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(
-        self, key: ExampleKey
-    ) -> tuple[Example | AudioError | DataError, bool]:
+    def __getitem__(self, key: ExampleKey) -> tuple[Example | UserError, bool]:
         try:
             return self.dataset[key], key.counts
-        except (AudioError, DataError) as error:
+        except UserError as error:
             return error, key.counts
 
 
 class _Collate:
-    """A collate function that passes the first error on as the batch."""
+    """Collate, or pass the first error on as the batch."""
 
     def __init__(self, collate: Collate) -> None:
         self.collate = collate
 
     def __call__(
-        self, pairs: Sequence[tuple[Example | Exception, bool]]
-    ) -> Batch | Exception:
-        errors = [first for first, _ in pairs if isinstance(first, Exception)]
+        self, pairs: Sequence[tuple[Example | UserError, bool]]
+    ) -> Batch | UserError:
+        errors = [first for first, _ in pairs if isinstance(first, UserError)]
         return errors[0] if errors else self.collate(pairs)
 
 
 class _Loader(DataLoader):
-    """Raises in this process the errors that the workers pass on."""
+    """Raise in this process the errors that the workers pass on."""
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in super().__iter__():
-            if isinstance(batch, Exception):
+            if isinstance(batch, UserError):
                 raise batch
             yield batch
 
@@ -137,10 +129,9 @@ def make_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """A DataLoader whose `batch_sampler` is the given `EpochSampler`.
+    """Return a DataLoader of the sampler's batches.
 
-    An `AudioError` or `DataError` of the data set is raised as it is, from whichever
-    process.
+    A `UserError` of the data set is raised as it is, from whichever process.
     """
     return _Loader(
         _WithCounts(dataset),

@@ -1,40 +1,39 @@
 """The one table that every data set is turned into: a CSV with a row for a mixture.
 
 Columns: `id,duration,sample_rate,mixture,noise,source_1,...,source_S`. Paths are
-absolute, `noise` may be empty, `duration` is in seconds and true: times the rate it
-gives the number of samples of every file in the row.
+absolute, `noise` may be empty. `duration` is in seconds; times the rate it is exactly
+the number of samples of every file in the row.
 
 Where a target is not what is in the mixture (an anechoic target of a reverberant
 mixture), columns `image_1,...,image_S` at the end name what is: mixture = images +
 noise. Without them the sources are their own images.
 
-Stems of music need a little more and get two columns at the end. `channels` is 2:
-the files are stereo, and `mixture` may be empty, which stands for the sum of the
-sources. `unused` holds the numbers of the sources that belong to the mixture but are
-not to be trained on, such as "2 4". Music must survive what collections of it come
-with, so a file may be mono or longer than the row says.
-
-Rows are counted as a spreadsheet does: the header is row 1.
+Stems of music get two more columns at the end. `channels` is 2: the files are stereo,
+and an empty `mixture` stands for the sum of the sources. `unused` holds the numbers of
+the sources that belong to the mixture but are not to be trained on, such as "2 4".
+Collections of music are not uniform, so a file may be mono or longer than the row says.
 """
 
-import csv
-import io
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import NoReturn
 
 import soundfile
 
 from modules.runtime.errors import DataError
-from modules.runtime.files import write_text
+from modules.runtime.tables import read_cells, write_table
 
 FIXED_COLUMNS = ("id", "duration", "sample_rate", "mixture", "noise")
 
 STEM_COLUMNS = ("channels", "unused")
+
+NOT_PREPARED = "no such manifest; run the data preparation"
 
 # Opening a file waits for the disk, not for the processor: more threads than cores.
 THREADS = 16
@@ -61,7 +60,7 @@ class Row:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Mixture, sources, noise and images, those that there are."""
+        """The files of mixture, sources, noise and images that the row has."""
         named = (self.mixture, *self.sources, self.noise, *self.images)
         return tuple(path for path in named if path)
 
@@ -73,29 +72,18 @@ class Row:
 
 
 def write_manifest(path: str | Path, rows: Sequence[Row]) -> Path:
-    """Write rows, sorted by id, in one atomic step.
-
-    Arguments
-    ---------
-    path : str | Path
-        The CSV to write; its folder is made.
-    rows : Sequence[Row]
-        At least one, ids unique, all with the same number of sources.
-
-    Returns
-    -------
-    Path
-        The path given.
+    """Write rows, sorted by id, in one atomic step, and return the path.
 
     Raises
     ------
     DataError
-        No rows, two rows with one id, or rows that differ in their sources.
+        There are no rows, two have one id, they differ in their number of sources or
+        images, or a file name is not UTF-8.
     """
     if not rows:
         raise DataError(f"{path}: no rows to write: the data set is empty")
     rows = sorted(rows, key=lambda row: row.id)
-    for before, row in zip(rows, rows[1:], strict=False):
+    for before, row in pairwise(rows):
         if before.id == row.id:
             raise DataError(f"{path}: two rows have the id {row.id!r}")
         if len(before.sources) != len(row.sources):
@@ -109,18 +97,18 @@ def write_manifest(path: str | Path, rows: Sequence[Row]) -> Path:
                 f"{path}: {row.id!r} has {len(row.sources)} sources but "
                 f"{len(row.images)} images; {rows[0].id!r} has {len(rows[0].images)}"
             )
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
     names = [f"source_{k + 1}" for k in range(len(rows[0].sources))]
     images = [_image_of(name) for name in names] if rows[0].images else []
     stems = any(row.channels != 1 for row in rows)
-    table.writerow([*FIXED_COLUMNS, *names, *images, *(STEM_COLUMNS if stems else ())])
-    for row in rows:
-        cells = [row.id, repr(row.duration), row.sample_rate, row.mixture, row.noise]
+    header = [*FIXED_COLUMNS, *names, *images, *(STEM_COLUMNS if stems else ())]
+
+    def cells_of(row: Row) -> list[object]:
+        first = [row.id, row.duration, row.sample_rate, row.mixture, row.noise]
         last = [row.channels, " ".join(map(str, row.unused))] if stems else []
-        table.writerow([*cells, *row.sources, *row.images, *last])
+        return [*first, *row.sources, *row.images, *last]
+
     try:
-        return write_text(path, text.getvalue())
+        return write_table(path, header, map(cells_of, rows))
     except UnicodeEncodeError as error:
         bad = ascii(error.object[max(error.start - 60, 0) : error.end + 20])
         raise DataError(
@@ -135,7 +123,7 @@ def read_manifest(
     check: bool = True,
     stems: bool = False,
 ) -> list[Row]:
-    """Read a manifest and refuse whatever training could stumble over later.
+    """Read a manifest; raise for whatever training could stumble over later.
 
     Arguments
     ---------
@@ -143,13 +131,13 @@ def read_manifest(
         The CSV. A byte-order mark, CRLF line ends, blank lines and any order of the
         columns are accepted.
     num_sources : int | None
-        How many sources every row must have; None accepts what the header says.
+        Number of sources that every row must have; None accepts any.
     sample_rate : int | None
         Rate in Hz that every row must have; None accepts any.
     check : bool
         Also open the header of every audio file (see `check_audio`).
     stems : bool
-        Expect stems of music: stereo, the mixture optional.
+        Expect stems of music, whose mixture file is optional.
 
     Returns
     -------
@@ -176,7 +164,7 @@ def list_manifest(
     sample_rate: int | None = None,
     stems: bool = False,
 ) -> tuple[dict[str, Row], list[str]]:
-    """The rows of a manifest that can be read, and all that is wrong with the others.
+    """Return the rows of a manifest that can be read, and the faults of the others.
 
     Arguments
     ---------
@@ -186,29 +174,31 @@ def list_manifest(
     Returns
     -------
     dict[str, Row]
-        By their place ("FILE, row NUMBER"), in the order of the file.
+        Rows by their place ("FILE, row NUMBER"), in the order of the file.
     list[str]
-        Faults, a line each. There is one where no row can be read.
+        Faults, a line each; at least one if there are no rows.
     """
     rows: dict[str, Row] = {}
     faults: list[str] = []
     row_of_id: dict[str, int] = {}
     try:
-        table = _read_table(path)
-        header, columns = _read_header(path, table, num_sources)
+        table = read_cells(path, NOT_PREPARED)
+        header = [name.strip() for name in next(table, [])]
+        if fault := _columns_fault(header, num_sources):
+            raise DataError(f"{path}, row 1: {fault}")
         for number, cells in enumerate(table, start=2):
             if not cells:  # a blank line
                 continue
             place = f"{path}, row {number}"
             try:
-                row = _checked_row(place, header, columns, cells, sample_rate, stems)
+                row = _read_row(header, cells)
+                _check_row(row, sample_rate, stems)
                 if row.id in row_of_id:
                     raise DataError(
-                        f"{place}: id {row.id!r} is already that of row "
-                        f"{row_of_id[row.id]}"
+                        f"id {row.id!r} is already that of row {row_of_id[row.id]}"
                     )
             except DataError as error:
-                faults.append(str(error))
+                faults.append(f"{place}: {error}")
                 continue
             row_of_id[row.id] = number
             rows[place] = row
@@ -219,159 +209,85 @@ def list_manifest(
     return rows, faults
 
 
-def _checked_row(
-    place: str,
-    header: list[str],
-    columns: list[str],
-    cells: list[str],
-    sample_rate: int | None,
-    stems: bool,
-) -> Row:
-    """A row that is what is asked for, or say what it is not."""
-    if len(cells) != len(header):
-        raise DataError(
-            f"{place}: has {len(cells)} fields, the header has {len(header)}; "
-            "quote a field that holds a comma"
-        )
-    row = _read_row(place, dict(zip(header, cells, strict=True)), columns)
-    if stems != (row.channels != 1):
-        wanted = "stereo stems" if stems else "mono files"
-        maker = "stems" if stems else "wsj0mix"
-        raise DataError(
-            f"{place}: channels is {row.channels}, expected {wanted}; make the "
-            f"manifest with data_prep.{maker}"
-        )
-    if sample_rate is not None and row.sample_rate != sample_rate:
-        raise DataError(
-            f"{place}: sample_rate is {row.sample_rate} Hz, expected "
-            f"{sample_rate} Hz; prepare the data at that rate or set --sample_rate"
-        )
-    return row
-
-
 def is_of_stems(path: str | Path) -> bool:
     """Whether a manifest describes stereo stems, by its header."""
-    return STEM_COLUMNS[0] in [name.strip() for name in next(_read_table(path), [])]
+    header = next(read_cells(path, NOT_PREPARED), [])
+    return STEM_COLUMNS[0] in [name.strip() for name in header]
+
+
+def _sources_of(header: Sequence[str]) -> list[str]:
+    """Return the columns of the sources in order of their number."""
+    names = [name for name in header if re.fullmatch(r"source_[1-9]\d*", name)]
+    return sorted(names, key=lambda name: int(name.removeprefix("source_")))
 
 
 def _image_of(source: str) -> str:
-    """Name of the column that belongs to a source's."""
+    """Return the name of the image's column that belongs to a source's."""
     return source.replace("source_", "image_")
 
 
-def _read_table(path: str | Path) -> Iterator[list[str]]:
-    """The cells of each row of a CSV, blank lines as empty lists."""
-    try:
-        raw = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such manifest; run the data preparation") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, row {number}: byte 0x{raw[error.start]:02x} is not UTF-8; "
-            "save the manifest as UTF-8"
-        ) from None
-    if "\0" in text:
-        number = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(f"{path}, row {number}: holds a zero byte; the file is damaged")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    return _named_rows(path, reader)
-
-
-def _named_rows(path: str | Path, reader: Iterator[list[str]]) -> Iterator[list[str]]:
-    """Pass rows on; a CSV syntax error gets the name of the file and the row."""
-    number = 0
-    while True:
-        number += 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(
-                f"{path}, row {number}: is not valid CSV ({error})"
-            ) from None
-        yield cells
-
-
-def _read_header(
-    path: str | Path, table: Iterator[list[str]], num_sources: int | None
-) -> tuple[list[str], list[str]]:
-    """All column names, and those of the sources in order of their number."""
-    header = [name.strip() for name in next(table, [])]
-    sources = sorted(
-        (name for name in header if re.fullmatch(r"source_[1-9]\d*", name)),
-        key=lambda name: int(name.removeprefix("source_")),
-    )
+def _columns_fault(header: Sequence[str], num_sources: int | None) -> str:
+    """Describe the first fault in the names of the columns; "" if there is none."""
+    sources = _sources_of(header)
     expected = ",".join(FIXED_COLUMNS) + ",source_1,source_2,..."
     names = [*FIXED_COLUMNS, *(f"source_{k + 1}" for k in range(len(sources) or 1))]
     for name in names:
         if header.count(name) != 1:
-            fault = "missing" if name not in header else "there twice"
-            raise DataError(
-                f"{path}, row 1: column {name!r} is {fault}; the header must be "
-                f"{expected} and is {','.join(header)!r}"
+            fault = "there twice" if name in header else "missing"
+            return (
+                f"column {name!r} is {fault}; the header must be {expected} and is "
+                f"{','.join(header)!r}"
             )
     images = [_image_of(name) for name in sources]
-    known = (*names, *images, *STEM_COLUMNS)
-    unknown = [name for name in header if name not in known]
-    if unknown:
-        raise DataError(
-            f"{path}, row 1: unknown column {unknown[0]!r}; the header must be "
-            f"{expected}"
-        )
-    if 0 < sum(name in header for name in images) < len(images):
-        missing = next(name for name in images if name not in header)
-        raise DataError(f"{path}, row 1: has images, but no column {missing!r}")
+    for name in header:
+        if name not in (*names, *images, *STEM_COLUMNS):
+            return f"unknown column {name!r}; the header must be {expected}"
+    missing = [name for name in images if name not in header]
+    if 0 < len(missing) < len(images):
+        return f"has images, but no column {missing[0]!r}"
     if num_sources is not None and len(sources) != num_sources:
-        raise DataError(
-            f"{path}, row 1: has {len(sources)} source columns, expected "
-            f"{num_sources}; set --num_spks (for music --sources) or prepare "
-            "the data anew"
+        return (
+            f"has {len(sources)} source columns, expected {num_sources}; set "
+            "--num_spks (for music --sources) or prepare the data anew"
         )
-    return header, sources
+    return ""
 
 
-def _read_row(place: str, cells: dict[str, str], sources: list[str]) -> Row:
-    """Turn the cells of a row into a `Row`, or say which one is wrong."""
+def _read_row(header: Sequence[str], values: Sequence[str]) -> Row:
+    """Turn the cells of a row into a `Row`, or raise for the first wrong one."""
+    if len(values) != len(header):
+        raise DataError(
+            f"has {len(values)} fields, the header has {len(header)}; quote a field "
+            "that holds a comma"
+        )
+    cells = dict(zip(header, values, strict=True))
+    sources = _sources_of(header)
+    images = [name for name in map(_image_of, sources) if name in cells]
+
+    def fail(name: str, expected: str) -> NoReturn:
+        raise DataError(f"{name} is {cells[name]!r}, expected {expected}")
+
     if not cells["id"]:
-        raise DataError(f"{place}: id is empty")
+        raise DataError("id is empty")
     try:
         duration = float(cells["duration"])
     except ValueError:
         duration = math.nan
     if not (math.isfinite(duration) and duration > 0):
-        raise DataError(
-            f"{place}: duration is {cells['duration']!r}, expected seconds above 0"
-        )
+        fail("duration", "seconds above 0")
     rate = cells["sample_rate"].strip()
     if not (rate.isdecimal() and int(rate) > 0):
-        raise DataError(
-            f"{place}: sample_rate is {cells['sample_rate']!r}, expected a whole "
-            "number of Hz"
-        )
+        fail("sample_rate", "a whole number of Hz")
     channels = cells.get("channels", "1").strip()
     if channels not in ("1", "2"):
-        raise DataError(f"{place}: channels is {channels!r}, expected 1 or 2")
+        fail("channels", "1 or 2")
     unused = cells.get("unused", "").split()
     if not all(f"source_{number}" in sources for number in unused):
-        raise DataError(
-            f"{place}: unused is {cells['unused']!r}, expected numbers of sources, 1 "
-            f"to {len(sources)}"
-        )
-    optional = ["noise", *(["mixture"] if channels == "2" else [])]
-    images = [name for name in map(_image_of, sources) if name in cells]
+        fail("unused", f"numbers of sources, 1 to {len(sources)}")
+    optional = ("noise", "mixture") if channels == "2" else ("noise",)
     for name in ("mixture", "noise", *sources, *images):
-        if name in optional and not cells[name]:
-            continue
-        if not os.path.isabs(cells[name]):
-            raise DataError(
-                f"{place}: {name} is {cells[name]!r}, expected an absolute path"
-            )
+        if not os.path.isabs(cells[name]) and (cells[name] or name not in optional):
+            fail(name, "an absolute path")
     return Row(
         id=cells["id"],
         duration=duration,
@@ -385,22 +301,38 @@ def _read_row(place: str, cells: dict[str, str], sources: list[str]) -> Row:
     )
 
 
+def _check_row(row: Row, sample_rate: int | None, stems: bool) -> None:
+    """Raise unless a row is of the expected kind and rate."""
+    if stems != (row.channels != 1):
+        wanted = "stereo stems" if stems else "mono files"
+        maker = "music" if stems else "wsj0mix"
+        raise DataError(
+            f"channels is {row.channels}, expected {wanted}; make the manifest with "
+            f"data_prep.{maker}"
+        )
+    if sample_rate is not None and row.sample_rate != sample_rate:
+        raise DataError(
+            f"sample_rate is {row.sample_rate} Hz, expected {sample_rate} Hz; prepare "
+            "the data at that rate or set --sample_rate"
+        )
+
+
 def check_audio(rows: Sequence[Row], places: Sequence[str] | None = None) -> None:
-    """Open the header of every file: there, mono, at the row's rate, of its length.
+    """Open the header of every file: it must exist and be as its row says.
 
     Stems may be mono, or longer than the row says: reading copes with both.
 
     Arguments
     ---------
     rows : Sequence[Row]
-        What to check; the files are opened by several threads.
+        The rows; their files are opened by several threads.
     places : Sequence[str] | None
-        What to call each row in a message; None calls it by its id.
+        The name of each row in a message; None takes its id.
 
     Raises
     ------
     DataError
-        For the first faulty row, with the number of others.
+        Names the first faulty row and the number of others.
     """
     places = places or [f"row {row.id!r}" for row in rows]
     with ThreadPoolExecutor(THREADS) as threads:
@@ -416,7 +348,7 @@ def check_audio(rows: Sequence[Row], places: Sequence[str] | None = None) -> Non
 
 
 def header_fault(row: Row) -> str:
-    """What is wrong with the headers of a row's files; empty when nothing is."""
+    """Describe the first fault in the headers of a row's files; "" if there is none."""
     for path in row.files:
         try:
             with soundfile.SoundFile(path) as file:

@@ -1,16 +1,10 @@
-"""From a manifest to batches: what is read, cropped, shuffled and shared out.
+"""Mixtures on disk as examples: what is read, cropped and changed in speed.
 
-Everything random here is a function of (seed, epoch, index), so that an example is
-the same whatever the number of workers, ranks or restarts. The sampler therefore
-hands the data set an `ExampleKey`, not a bare index.
-
-The same classes carry speech, [B, T] and [B, S, T], and music, [B, C, T] and
-[B, S, C, T]: the fields `mix` and `src` therefore have no shape in their names.
-
-Legend: B batch, S source, C channel, T sample.
+Legend: S source, T sample.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,69 +12,60 @@ from torch.utils.data import Dataset
 
 from modules.audio.io import check_samples, read_audio
 from modules.audio.resample import change_speed, check_speeds, frames_before_speed
-from modules.data.batch import STREAM_CROP, Example, ExampleKey
+from modules.data.batch import Example, ExampleKey
 from modules.data.manifest import Row
 from modules.data.sums import sum_mismatch
 from modules.runtime.errors import AudioError
-from modules.runtime.randomness import numpy_rng
+from modules.runtime.randomness import Stream, numpy_rng
 
 
+@dataclass(eq=False, repr=False)
 class ManifestDataset(Dataset):
     """Mixtures on disk: whole for evaluation, random crops for training.
 
     Arguments
     ---------
     rows : Sequence[Row]
-        The manifest, as `modules.data.manifest.read_manifest` gives it.
+        The manifest, read with `read_manifest`.
     sample_rate : int
         In Hz; checked again at every read.
     segment_seconds : float | None
         Length of the random crop; None reads whole files. A shorter file is read
         whole.
     speed_changes : Sequence[int] | None
-        Percentages, one drawn per source; the mixture is then the sum of the
-        changed sources, or their images, and the noise. None leaves the files as
-        they are.
+        Percentages of which one is drawn for each source; the mixture is then the sum
+        of the changed sources, or their images, and the noise. None leaves the files
+        as they are.
     seed : int
-        Together with (epoch, index) it decides every draw.
+        Decides, with epoch and index, every draw.
     check_sums : bool
         Raise an `AudioError` for a mixture that is not the sum of its sources (or
-        images) and noise, in the stretch of the example. Images, and with
-        `speed_changes` the mixture, are read for this alone, therefore in the first
-        epoch only.
+        images) and noise, in the stretch of the example. Files that nothing else needs
+        (images; the mixture with `speed_changes`) are read in the first epoch only.
     strict : bool
-        Raise one for NaN, Inf and absurd levels too, which the training step copes
-        with: a score without such an example would not be that of the set.
+        Raise an `AudioError` for NaN, Inf and absurd levels too. The training step
+        leaves such examples out, but a score must be that of the whole set.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        sample_rate: int,
-        segment_seconds: float | None = None,
-        speed_changes: Sequence[int] | None = None,
-        seed: int = 0,
-        check_sums: bool = True,
-        strict: bool = False,
-    ) -> None:
-        check_speeds(speed_changes)
-        self.rows = list(rows)
-        self.sample_rate = sample_rate
-        self.segment = segment_seconds and round(segment_seconds * sample_rate)
-        self.speed_changes = speed_changes
-        self.seed = seed
-        self.check_sums = check_sums
-        self.strict = strict
+    rows: Sequence[Row]
+    sample_rate: int
+    segment_seconds: float | None = None
+    speed_changes: Sequence[int] | None = None
+    seed: int = 0
+    check_sums: bool = True
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        check_speeds(self.speed_changes)
+        self.segment = round((self.segment_seconds or 0) * self.sample_rate)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, key: ExampleKey | int) -> Example:
-        epoch, index = (
-            (key.epoch, key.index) if isinstance(key, ExampleKey) else (0, key)
-        )
+        epoch, index, _ = ExampleKey.of(key)
         row = self.rows[index]
-        rng = numpy_rng(self.seed, epoch, index, STREAM_CROP)
+        rng = numpy_rng(self.seed, epoch, index, Stream.CROP)
         speeds = [100] * len(row.sources)
         if self.speed_changes:
             speeds = [int(s) for s in rng.choice(self.speed_changes, len(speeds))]
@@ -109,10 +94,10 @@ class ManifestDataset(Dataset):
             mix_T = mix_T if noise_T is None else mix_T + noise_T
         else:
             mix_T = read(row.mixture)
-        # What is not read anyway is read in the first epoch, to look at it once.
-        if self.check_sums and (epoch <= 1 or not (self.speed_changes or row.images)):
+        needs_more = bool(self.speed_changes or row.images)
+        if self.check_sums and (epoch <= 1 or not needs_more):
             plain_ST = src_ST
-            if self.speed_changes or row.images:
+            if needs_more:
                 plain_ST = read_all(row.images or row.sources, [100] * len(speeds))
             whole_T = read(row.mixture) if self.speed_changes else mix_T
             noise = () if noise_T is None else (noise_T.numpy(),)

@@ -1,7 +1,7 @@
 """Examples of music: segments of stems from disk, augmented, remixed into mixtures.
 
-A training example is a sum of stems, each cut from somewhere, changed a little and
-put together anew. Two ways to choose the pieces:
+A training example is a sum of stems, each cut from somewhere and changed a little.
+There are two ways to choose the pieces:
 
 - *segments* (demucs): every stretch of every track, a stride apart, is an example of
   the epoch; `remix_group` of them then exchange stems among themselves.
@@ -9,16 +9,16 @@ put together anew. Two ways to choose the pieces:
   random track.
 
 Everything drawn is a function of (seed, epoch, index) alone, the remix too: a
-permutation of the epoch's segments says which group an example is in, and one per
-stem and group says whose stem it takes. So the example is the same for any number of
+permutation of the epoch's segments decides which group an example is in, and one per
+stem and group decides whose stem it takes. So the example is the same for any number of
 workers, ranks or resumes, and no batch operation is needed.
 
 Legend: S source, C channel (always 2), T sample.
 """
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -34,17 +34,12 @@ from modules.audio.io import check_samples, read_stereo, sample_fault
 from modules.audio.pitch import change_pitch_and_tempo
 from modules.audio.resample import resample
 from modules.data.augmentation import NO_AUGMENTATION, Augmentation
-from modules.data.batch import STREAM_ORDER, Example, ExampleKey
+from modules.data.batch import Example, ExampleKey
 from modules.data.manifest import Row
 from modules.data.sums import sum_mismatch
 from modules.data.track_levels import Level
 from modules.runtime.errors import DataError
-from modules.runtime.randomness import numpy_rng
-
-logger = logging.getLogger(__name__)
-
-# See the other streams in modules/data/mixtures.py and modules/data/dynamic_mixing.py.
-STREAM_REMIX, STREAM_SEGMENT, STREAM_STEM = 4, 5, 6
+from modules.runtime.randomness import Stream, numpy_rng
 
 
 class Segment(NamedTuple):
@@ -55,6 +50,7 @@ class Segment(NamedTuple):
     number: int
 
 
+@dataclass(eq=False, repr=False)
 class StemDataset(Dataset):
     """Stems on disk: whole tracks for evaluation, augmented segments for training.
 
@@ -66,8 +62,8 @@ class StemDataset(Dataset):
         Rate in Hz of the examples; files at another are resampled.
     segment_seconds : float | None
         Length of the examples; None gives whole tracks, in the order of `rows`,
-        without any augmentation. What is read of a track is longer, see
-        `window_seconds`: 7.8 s of training needs 10 s with the default augmentation.
+        without any augmentation. More of a track is read where the augmentation needs
+        it: 10 s for 7.8 s of training with the default one.
     stride_seconds : float
         Distance of the segments of a track.
     augmentation : Augmentation | None
@@ -82,7 +78,7 @@ class StemDataset(Dataset):
         Length of the data set; None takes the number of segments. With less than
         that an epoch sees a random part of them, with more it begins again.
     seed : int
-        Together with (epoch, index) it decides every draw.
+        Decides, with epoch and index, every draw.
     check_sums : bool
         Note a mixture file of a whole track that is not the sum of its stems. That is
         no error: finished music often went through a limiter.
@@ -90,87 +86,73 @@ class StemDataset(Dataset):
     Raises
     ------
     DataError
-        A source without a usable stem; a track without a level; unused stems
-        although `independent` is False.
+        A source has no usable stem, a track has no level, or stems are unused although
+        `independent` is False.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        sample_rate: int = 44100,
-        segment_seconds: float | None = None,
-        stride_seconds: float = 1.0,
-        augmentation: Augmentation | None = None,
-        levels: Mapping[str, Level] | None = None,
-        independent: bool = False,
-        examples_per_epoch: int | None = None,
-        seed: int = 0,
-        check_sums: bool = True,
-    ) -> None:
-        self.rows = list(rows)
-        self.check_sums = check_sums
-        self.sample_rate = sample_rate
-        self.segment_seconds = segment_seconds
-        self.augmentation = augmentation or NO_AUGMENTATION
-        self.levels = levels
-        self.independent = independent
-        self.seed = seed
-        missing = [r.id for r in self.rows if levels is not None and r.id not in levels]
-        if missing:
-            raise DataError(f"track {missing[0]!r} has no level; measure_levels first")
-        if segment_seconds is None:
+    rows: Sequence[Row]
+    sample_rate: int = 44100
+    segment_seconds: float | None = None
+    stride_seconds: float = 1.0
+    augmentation: Augmentation | None = None
+    levels: Mapping[str, Level] | None = None
+    independent: bool = False
+    examples_per_epoch: int | None = None
+    seed: int = 0
+    check_sums: bool = True
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if self.levels is not None and row.id not in self.levels:
+                raise DataError(f"track {row.id!r} has no level; measure_levels first")
+        if self.segment_seconds is None:
             self.num_examples = len(self.rows)
             return
-        if segment_seconds <= 0 or stride_seconds <= 0:
-            raise ValueError(
-                f"segment_seconds={segment_seconds}, stride_seconds={stride_seconds}: "
-                "above 0"
-            )
-        self.window_seconds = self.augmentation.window(segment_seconds)
+        for name in ("segment_seconds", "stride_seconds"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected above 0")
+        self.settings = self.augmentation or NO_AUGMENTATION
+        self.seconds_to_read = self.settings.seconds_to_read(self.segment_seconds)
         self.places = [
-            (number, step * stride_seconds)
+            (number, step * self.stride_seconds)
             for number, row in enumerate(self.rows)
-            for step in range(self._segments_of(row, stride_seconds))
+            for step in range(self._segments_of(row))
         ]
-        self.num_examples = examples_per_epoch or len(self.places)
-        num_sources = len(self.rows[0].sources)
+        self.num_examples = self.examples_per_epoch or len(self.places)
         # For each source the rows that it may be taken from.
         self.pools = [
             [n for n, row in enumerate(self.rows) if number not in row.unused]
-            for number in range(1, num_sources + 1)
+            for number in range(1, len(self.rows[0].sources) + 1)
         ]
         for number, pool in enumerate(self.pools, start=1):
             if not pool:
                 raise DataError(f"no track has a source_{number} that may be used")
-            if len(pool) < len(self.rows) and not independent:
+            if len(pool) < len(self.rows) and not self.independent:
                 raise DataError(
                     f"only {len(pool)} of {len(self.rows)} tracks may use source_"
                     f"{number}: whole segments need every stem; set "
                     "--independent=True or leave out --train_stems"
                 )
 
-    def _segments_of(self, row: Row, stride_seconds: float) -> int:
-        """How many segments a track has; the last may reach beyond its end."""
-        beyond = row.duration - self.window_seconds
-        return 1 if beyond <= 0 else math.ceil(beyond / stride_seconds) + 1
+    def _segments_of(self, row: Row) -> int:
+        """Return how many segments a track has; the last may reach beyond its end."""
+        beyond = row.duration - self.seconds_to_read
+        return 1 if beyond <= 0 else math.ceil(beyond / self.stride_seconds) + 1
 
     def __len__(self) -> int:
         return self.num_examples
 
     def __getitem__(self, key: ExampleKey | int) -> Example:
-        """The example of (seed, epoch, index); a bare index means epoch 0.
+        """Return the example of (seed, epoch, index); a bare index means epoch 0.
 
         Returns
         -------
         Example
-            mix [C, T], src [S, C, T], C = 2. In training the mixture is the sum of
-            the stems; for a whole track it is its mixture file, where there is one.
-            `origins` names the track each stem is from; the id says what was cut
-            where.
+            mix [C, T], src [S, C, T], C = 2. In training the mixture is the sum of the
+            stems; for a whole track it is its mixture file, if it has one. `origins`
+            names the track each stem is from; the id adds where they were cut.
         """
-        epoch, index = (
-            (key.epoch, key.index) if isinstance(key, ExampleKey) else (0, key)
-        )
+        epoch, index, _ = ExampleKey.of(key)
         if not 0 <= index < self.num_examples:
             raise IndexError(f"example {index} of {self.num_examples}")
         if self.segment_seconds is None:
@@ -189,7 +171,7 @@ class StemDataset(Dataset):
         return Example(name, src_SCT.sum(0), src_SCT, origins=origins)
 
     def _whole(self, row: Row) -> Example:
-        """A whole track at its true level, or normalised if there are levels.
+        """Return a whole track at its true level, or normalised if there are levels.
 
         NaN, Inf and absurd levels are errors here: a score without the track would not
         be that of the set.
@@ -200,53 +182,48 @@ class StemDataset(Dataset):
             check_samples(path, wave_CT)
             return wave_CT
 
-        def made(wave_CT: Tensor) -> Tensor:
+        def finish(wave_CT: Tensor) -> Tensor:
             wave_CT = resample(wave_CT, row.sample_rate, self.sample_rate)
             return self.levels[row.id].normalize(wave_CT) if self.levels else wave_CT
 
         waves, note = [read(path) for path in row.sources], ""
+        src_SCT = torch.stack([finish(without_offset(wave_CT)) for wave_CT in waves])
         if row.mixture:
             whole_CT = read(row.mixture)
             note = _sum_mismatch(row, whole_CT, waves) if self.check_sums else ""
-        src_SCT = torch.stack([made(without_offset(wave_CT)) for wave_CT in waves])
-        mix_CT = made(whole_CT) if row.mixture else src_SCT.sum(0)
+            mix_CT = finish(whole_CT)
+        else:
+            mix_CT = src_SCT.sum(0)
         origins = (row.id,) * len(row.sources)
         return Example(row.id, mix_CT, src_SCT, origins=origins, note=note)
 
     # ------------------------------------------------------------- which segments
 
     def _remixed(self, epoch: int, index: int) -> list[Segment]:
-        """The segment that each source is taken from: one of the example's group.
+        """Take each source from one segment of the example's group.
 
         Every stem of every segment is used once in a pass over the segments.
         """
-        size = self.augmentation.remix_group
+        size = self.settings.remix_group
         passes, position = divmod(index, len(self.places))
         order = _epoch_order(self.seed, epoch, passes, len(self.places))
         group, place = divmod(position, size)
         members = order[group * size : (group + 1) * size]
-        number_sources = len(self.pools)
-        if size == 1:
-            chosen = [place] * number_sources
-        else:
-            rng = numpy_rng(self.seed, epoch, passes, group, STREAM_REMIX)
-            chosen = [
-                int(rng.permutation(len(members))[place]) for _ in range(number_sources)
-            ]
-        segments = []
-        for k in chosen:
-            row, start = self.places[members[k]]
-            number = passes * len(self.places) + int(members[k])
-            segments.append(Segment(row, start, number))
-        return segments
+        chosen = [place] * len(self.pools)
+        if size > 1:
+            rng = numpy_rng(self.seed, epoch, passes, group, Stream.REMIX)
+            chosen = [int(rng.permutation(len(members))[place]) for _ in chosen]
+        numbers = [int(members[k]) for k in chosen]
+        before = passes * len(self.places)
+        return [Segment(*self.places[n], before + n) for n in numbers]
 
     def _independent(self, epoch: int, index: int) -> list[Segment]:
-        """A random place of a random track for each source."""
+        """Take each source from a random place of a random track."""
         segments = []
         for source, pool in enumerate(self.pools):
-            rng = numpy_rng(self.seed, epoch, index, source, STREAM_ORDER)
+            rng = numpy_rng(self.seed, epoch, index, source, Stream.ORDER)
             row = pool[int(rng.integers(len(pool)))]
-            room = max(self.rows[row].duration - self.window_seconds, 0.0)
+            room = max(self.rows[row].duration - self.seconds_to_read, 0.0)
             segments.append(Segment(row, float(rng.uniform(0, room)), index))
         return segments
 
@@ -254,13 +231,12 @@ class StemDataset(Dataset):
 
     def _stem(self, epoch: int, segment: Segment, source: int) -> Tensor:
         """Read, change and normalise one stem of a segment: [C, T]."""
-        settings = self.augmentation
-        shared = numpy_rng(self.seed, epoch, segment.number, STREAM_SEGMENT)
-        own = numpy_rng(self.seed, epoch, segment.number, source, STREAM_STEM)
+        settings = self.settings
+        shared = numpy_rng(self.seed, epoch, segment.number, Stream.SEGMENT)
+        own = numpy_rng(self.seed, epoch, segment.number, source, Stream.STEM)
         # All draws are made whatever is used: switching one thing off leaves the rest.
-        late = (shared if settings.shift_same else own).uniform(
-            0, settings.shift_seconds
-        )
+        shift_rng = shared if settings.shift_same else own
+        late = shift_rng.uniform(0, settings.shift_seconds)
         semitones, tempo = self._draw_repitch(shared if settings.repitch_same else own)
         swap, negate = own.random(2) < 0.5
         gain = own.uniform(*(settings.scale or (1.0, 1.0)))
@@ -271,8 +247,8 @@ class StemDataset(Dataset):
         needed = length if tempo == 1 else math.ceil(length * tempo) + 1
         wave_CT = self._read(row, source, start, needed)
         if sample_fault(wave_CT):
-            # The training step leaves the example out and names it. Levels are told
-            # here: what follows makes them relative to the track's.
+            # The training step leaves the example out and names it. That must be seen
+            # here: what follows makes levels relative to the track's.
             return torch.full((2, length), math.nan)
         wave_CT = change_pitch_and_tempo(wave_CT, self.sample_rate, semitones, tempo)
         wave_CT = wave_CT[:, :length]
@@ -283,15 +259,12 @@ class StemDataset(Dataset):
         return wave_CT * (-gain if negate and settings.flip_sign else gain)
 
     def _draw_repitch(self, rng: np.random.Generator) -> tuple[int, float]:
-        """Change of pitch in semitones and speed; 0 and 1 most of the time."""
-        settings = self.augmentation
+        """Draw a change of pitch in semitones and a speed; mostly 0 and 1."""
+        settings = self.settings
         happens = rng.random() < settings.repitch_probability
-        pitch = int(
-            rng.integers(-settings.pitch_semitones, settings.pitch_semitones + 1)
-        )
-        percent = rng.normal(0, settings.tempo_std)
-        limit = settings.tempo_limit
-        percent = float(np.clip(percent, -limit, limit))
+        most, limit = settings.pitch_semitones, settings.tempo_limit
+        pitch = int(rng.integers(-most, most + 1))
+        percent = float(np.clip(rng.normal(0, settings.tempo_std), -limit, limit))
         return (pitch, 1 + percent / 100) if happens else (0, 1.0)
 
     def _read(self, row: Row, source: int, start: float, frames: int) -> Tensor:
@@ -308,7 +281,7 @@ class StemDataset(Dataset):
 
 
 def without_offset(wave_CT: Tensor) -> Tensor:
-    """Zeros in the place of a constant, which is no sound; all else as it is.
+    """Return zeros in place of a constant, which is no sound, and all else as it is.
 
     Example
     -------
@@ -323,7 +296,7 @@ def without_offset(wave_CT: Tensor) -> Tensor:
 
 
 def _sum_mismatch(row: Row, mix_CT: Tensor, stems: Sequence[Tensor]) -> str:
-    """That a mixture is not the sum of its stems, if these are all stems it has."""
+    """Describe a mixture that is not the sum of its stems, if it has no others."""
     mixture, parts = mix_CT.numpy(), [wave_CT.numpy() for wave_CT in stems]
     fault = sum_mismatch(row, mixture, *parts)
     if not fault:
@@ -340,5 +313,5 @@ def _sum_mismatch(row: Row, mix_CT: Tensor, stems: Sequence[Tensor]) -> str:
 
 @lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, passes: int, count: int) -> np.ndarray:
-    """Order of the segments in an epoch, the same in every process."""
-    return numpy_rng(seed, epoch, passes, STREAM_ORDER).permutation(count)
+    """Return the order of the segments in an epoch, the same in every process."""
+    return numpy_rng(seed, epoch, passes, Stream.ORDER).permutation(count)

@@ -9,7 +9,7 @@ from modules.data.manifest import Row
 
 
 def distance_from_sum(mixture: np.ndarray, parts: Sequence[np.ndarray]) -> float:
-    """Largest sample of a mixture less all its parts; NaN where one is not a number."""
+    """Return the largest sample of mixture - sum of parts; NaN if any sample is NaN."""
     with np.errstate(invalid="ignore", over="ignore"):
         rest = mixture - parts[0]
         for part in parts[1:]:
@@ -18,17 +18,17 @@ def distance_from_sum(mixture: np.ndarray, parts: Sequence[np.ndarray]) -> float
 
 
 def sum_fault(row: Row, distance: float, peak: float) -> str:
-    """That a mixture is not the sum of its parts; empty where it is.
+    """Describe a mixture that is not the sum of its parts; return "" where it is.
 
     Arguments
     ---------
     row : Row
-        Says what is summed.
+        Names the parts that are summed.
     distance : float
-        What `distance_from_sum` found.
+        The result of `distance_from_sum`.
     peak : float
-        Largest sample of all files. Where that is none, or beyond any level, nothing
-        is said: another fault says more.
+        Largest sample of all files. If it is not finite or beyond any level, nothing
+        is reported: that fault explains the wrong sum.
     """
     if not (distance > SUM_TOLERANCE * max(1.0, peak) and peak <= LARGEST_PEAK):
         return ""
@@ -39,16 +39,7 @@ def sum_fault(row: Row, distance: float, peak: float) -> str:
 
 
 def sum_mismatch(row: Row, mixture: np.ndarray, *parts: np.ndarray) -> str:
-    """That a mixture is not the sum of its parts, with its name; empty where it is.
-
-    Arguments
-    ---------
-    row : Row
-        Where the waves are from.
-    mixture, *parts : np.ndarray
-        [T] or [C, T], all the same. May be off by `modules.audio.faults.SUM_TOLERANCE`;
-        where a sample is not finite nothing is said: that is another fault.
-    """
+    """Return `sum_fault` of waves with the mixture's name; [T] or [C, T], all alike."""
     distance = distance_from_sum(mixture, parts)
     if distance <= SUM_TOLERANCE:
         return ""

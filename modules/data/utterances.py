@@ -6,15 +6,12 @@ truncated, silent, constant, NaN, too short) is left out with a warning that nam
 A file that changes while training reads it is an error (`check_unchanged`).
 """
 
-import csv
-import io
 import logging
 import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -22,22 +19,17 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from modules.audio.faults import cut_short, level_fault
+from modules.audio.faults import SILENT_SPEECH_DB, cut_short, level_fault
 from modules.audio.levels import active_level_db
+from modules.data.index import fingerprint, measure_once, printable
 from modules.data.manifest import Row
 from modules.runtime.errors import AudioError, DataError
-from modules.runtime.files import write_text
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".wav", ".flac")
 
-INDEX_COLUMNS = ["path", "size", "mtime_ns", "rate", "frames", "level_db", "fault"]
-
-# Below the quietest speech and above what 16-bit dither leaves.
-SILENT_DB = -75.0
-
-# Warnings name this many files; the index names all.
+# Number of files that a warning names; the index names all.
 NAMED = 10
 
 EVALUATION_FOLDERS = {
@@ -49,11 +41,18 @@ LIBRISPEECH_NAME = re.compile(r"(\d+)-\d+-\d+")
 
 WSJ0_NAME = re.compile(r"[0-9a-z]{8}", re.IGNORECASE)
 
+# How a path names its speaker, and how many folders that takes below the root.
+SPEAKER_RULES: dict[str, tuple[Callable[[Path], str], int]] = {
+    "folder": (lambda path: path.parent.name, 1),
+    "wsj0": (lambda path: path.name[:3], 0),
+    "librispeech": (lambda path: path.parent.parent.name, 2),
+}
+
 
 class Utterance(NamedTuple):
-    """One file of one talker; `level_db` is that of `modules.audio.levels`.
+    """One file of one talker; `level_db` is its active-speech level.
 
-    `state` is the file's size and time of change when it was measured; None: not known.
+    `fingerprint` is that of the file when it was measured; "" if it is not known.
     """
 
     path: str
@@ -62,18 +61,19 @@ class Utterance(NamedTuple):
     sample_rate: int
     frames: int
     level_db: float
-    state: tuple[int, int] | None = None
+    fingerprint: str = ""
 
 
 class _Measured(NamedTuple):
-    """A line of the index after the path; size and mtime say if it still holds."""
+    """The values of a file in the index; `fault` is "" where it can be used."""
 
-    size: int
-    mtime_ns: int
     rate: int
     frames: int
     level_db: float
-    fault: str
+    fault: str = ""
+
+
+INDEX_COLUMNS = {"path": str, "fingerprint": str, **_Measured.__annotations__}
 
 
 class UtterancePool:
@@ -117,7 +117,7 @@ class UtterancePool:
         speaker: str = "auto",
         min_seconds: float = 0.5,
     ) -> "UtterancePool":
-        """All WAV and FLAC files under a folder.
+        """Return all WAV and FLAC files under a folder, sorted by path.
 
         Arguments
         ---------
@@ -132,15 +132,10 @@ class UtterancePool:
         min_seconds : float
             Shorter files are left out.
 
-        Returns
-        -------
-        UtterancePool
-            Sorted by path.
-
         Raises
         ------
         DataError
-            No folder, no usable file, or no speaker to be told from a file's place.
+            There is no folder, no usable file, or a file's place names no speaker.
         """
         root = Path(folder).absolute()
         if not root.is_dir():
@@ -163,7 +158,7 @@ class UtterancePool:
                 *(root, ", ".join(sorted(inside & EVALUATION_FOLDERS))),
             )
         speaker_of = _speaker_rule(root, paths, speaker)
-        named = {path: (Path(path).stem, speaker_of(path)) for path in paths}
+        named = {path: (Path(path).stem, speaker_of(Path(path))) for path in paths}
         return cls._measure(named, index_file, min_seconds, str(root))
 
     @classmethod
@@ -173,12 +168,12 @@ class UtterancePool:
         index_file: str | Path | None = None,
         min_seconds: float = 0.5,
     ) -> "UtterancePool":
-        """The sources of mixtures whose names tell the utterances they are made of.
+        """Return the sources of mixtures, sorted by the name of their utterance.
 
-        WSJ0-mix (`40na010x_1.9857_01xo031a_-1.9857`) and LibriMix
-        (`3536-8226-0026_1673-143397-0009`) names do; one talker in noise is the
-        first that is named. Of an utterance that occurs in several mixtures
-        the longest cut is taken.
+        The id of a mixture names its utterances in WSJ0-mix
+        (`40na010x_1.9857_01xo031a_-1.9857`) and LibriMix
+        (`3536-8226-0026_1673-143397-0009`); one talker in noise is the first that is
+        named. Of the cuts of an utterance in several mixtures the longest is taken.
 
         Arguments
         ---------
@@ -187,11 +182,6 @@ class UtterancePool:
         index_file, min_seconds
             As in `scan`.
 
-        Returns
-        -------
-        UtterancePool
-            Sorted by the name of the utterance.
-
         Raises
         ------
         DataError
@@ -199,8 +189,7 @@ class UtterancePool:
         """
         longest: dict[str, tuple[float, str]] = {}
         for row in rows:
-            names = _utterances_of(row)
-            for name, path in zip(names, row.sources, strict=True):
+            for name, path in zip(_utterances_of(row), row.sources, strict=True):
                 if row.duration > longest.get(name, (0.0, ""))[0]:
                     longest[name] = (row.duration, path)
         named = {}
@@ -213,33 +202,24 @@ class UtterancePool:
     @classmethod
     def _measure(
         cls,
-        named: dict[str, tuple[str, str]],
+        named: Mapping[str, tuple[str, str]],
         index_file: str | Path | None,
         min_seconds: float,
         origin: str,
     ) -> "UtterancePool":
         """Measure what the index lacks, leave out what cannot be used."""
-        measured = _read_index(index_file)
-        current = {path: _file_state(path) for path in named}
-        stale = [p for p in named if p not in measured or measured[p][:2] != current[p]]
-        with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-            results = threads.map(
-                lambda path: _measure_file(path, current[path]), stale
-            )
-            measured.update(zip(stale, results, strict=True))
-        if index_file is not None and (stale or measured.keys() != named.keys()):
-            _write_index(index_file, {path: measured[path] for path in named})
-
+        now = {path: fingerprint([path]) for path in named}
+        measured = measure_once(index_file, INDEX_COLUMNS, now, _measure_file)
         usable, faults = [], []
         for path, (name, speaker) in named.items():
-            *state, rate, frames, level_db, fault = measured[path]
+            rate, frames, level_db, fault = measured[path]
             if not fault and frames < min_seconds * rate:
                 fault = f"{frames / rate:.2f} s, shorter than {min_seconds} s"
             if fault:
-                faults.append(f"{_printable(path)} ({fault})")
+                faults.append(f"{printable(path)} ({fault})")
             else:
-                told = (rate, frames, level_db, tuple(state))
-                usable.append(Utterance(path, name, speaker, *told))
+                found = (rate, frames, level_db, now[path])
+                usable.append(Utterance(path, name, speaker, *found))
         if faults:
             more = f", and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
             logger.warning(
@@ -252,7 +232,7 @@ class UtterancePool:
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Folders under a root and the files in each; links are followed, but only once."""
+    """Yield the folders under a root and their files; follow each link only once."""
     seen = set()
     for place, folders, names in os.walk(root, followlinks=True):
         folders.sort()
@@ -266,15 +246,11 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
 
 def _speaker_rule(
     root: Path, paths: Sequence[str], speaker: str
-) -> Callable[[str], str]:
-    """The function from a path to its speaker, chosen by name or by looking."""
-    rules: dict[str, Callable[[str], str]] = {
-        "folder": lambda path: Path(path).parent.name,
-        "wsj0": lambda path: Path(path).name[:3],
-        "librispeech": lambda path: Path(path).parent.parent.name,
-    }
-    if speaker not in ("auto", *rules):
-        raise DataError(f"speaker rule {speaker!r} is none of auto, {', '.join(rules)}")
+) -> Callable[[Path], str]:
+    """Return the function from a path to its speaker, by its name or by looking."""
+    if speaker not in ("auto", *SPEAKER_RULES):
+        known = ", ".join(SPEAKER_RULES)
+        raise DataError(f"speaker rule {speaker!r} is unknown; expected auto, {known}")
     if speaker == "auto":
         files = [Path(path) for path in paths]
         if all(_is_librispeech(file) for file in files):
@@ -287,15 +263,15 @@ def _speaker_rule(
             speaker = "wsj0"
         else:
             speaker = "folder"
-        logger.info("%s: speakers are told by the rule %r", root, speaker)
-    depth = {"folder": 1, "wsj0": 0, "librispeech": 2}[speaker]
+        logger.info("%s: speakers are named by the rule %r", root, speaker)
+    rule, depth = SPEAKER_RULES[speaker]
     for path in paths:
         if len(Path(path).parts) - len(root.parts) <= depth:
             raise DataError(
                 f"{path}: lies too high under {root} for the speaker rule {speaker!r}; "
                 "put every speaker's files into a folder of their own"
             )
-    return rules[speaker]
+    return rule
 
 
 def _is_librispeech(path: Path) -> bool:
@@ -305,7 +281,7 @@ def _is_librispeech(path: Path) -> bool:
 
 
 def _utterances_of(row: Row) -> list[str]:
-    """The utterances of a mixture's sources, by its id."""
+    """Return the utterances of a mixture's sources, as its id names them."""
     parts = row.id.split("_")
     named = parts
     if not all(map(LIBRISPEECH_NAME.fullmatch, parts)):
@@ -323,39 +299,23 @@ def _utterances_of(row: Row) -> list[str]:
     )
 
 
-def _file_state(path: str) -> tuple[int, int]:
-    """Size and time of last change."""
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    return status.st_size, status.st_mtime_ns
-
-
 def check_unchanged(utterance: Utterance) -> None:
-    """Raise if a file is no longer what was measured.
+    """Raise if a file no longer holds what was measured.
 
-    Arguments
-    ---------
-    utterance : Utterance
-        About to be read.
+    A file that was only touched or copied anew is as good as before.
 
     Raises
     ------
     AudioError
-        Its length, rate or level is another, or it cannot be read any more. A file
-        that was only touched or copied anew is as good as before.
+        Its length, rate or level has changed, or it cannot be read any more.
     """
-    if utterance.state is None:
+    if not utterance.fingerprint:
         return
     try:
-        status = os.stat(utterance.path)
-    except OSError as error:
-        raise AudioError(
-            f"{utterance.path}: cannot be read ({error.strerror})"
-        ) from None
-    state = (status.st_size, status.st_mtime_ns)
-    if state != utterance.state and (why := _change(utterance, state)):
+        now = fingerprint([utterance.path])
+    except DataError as error:
+        raise AudioError(str(error)) from None
+    if now != utterance.fingerprint and (why := _change(utterance, now)):
         raise AudioError(
             f"{utterance.path}: has changed since it was measured ({why}); the same "
             "command measures it anew"
@@ -363,20 +323,20 @@ def check_unchanged(utterance: Utterance) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _change(utterance: Utterance, state: tuple[int, int]) -> str:
-    """What a file in a new state is that it was not; empty if it holds the same."""
-    found = _measure_file(utterance.path, state)
+def _change(utterance: Utterance, now: str) -> str:
+    """Say how a file with a new fingerprint differs; "" if it holds the same."""
+    found = _measure_file(utterance.path)
     before = (utterance.sample_rate, utterance.frames, utterance.level_db)
-    if found.fault or (found.rate, found.frames, found.level_db) != before:
+    if found.fault or found[:3] != before:
         return found.fault or "other samples"
     return ""
 
 
-def _measure_file(path: str, state: tuple[int, int]) -> _Measured:
+def _measure_file(path: str) -> _Measured:
     """Read a file whole: rate, length, level, or why it cannot be used."""
 
     def faulty(fault: str, rate: int = 0, frames: int = 0) -> _Measured:
-        return _Measured(*state, rate, frames, -math.inf, fault)
+        return _Measured(rate, frames, -math.inf, fault)
 
     try:
         path.encode()
@@ -401,47 +361,10 @@ def _measure_file(path: str, state: tuple[int, int]) -> _Measured:
     if fault := level_fault(float(wave_T.min()), float(wave_T.max())):
         return faulty(fault, rate, frames)
     level_db = active_level_db(wave_T, rate)
+    if level_db < SILENT_SPEECH_DB:
+        return faulty("silent", rate, frames)
     # An offset is no sound, however large.
     offset = float(wave_T.mean(dtype=np.float64))
-    if level_db >= SILENT_DB and active_level_db(wave_T - offset, rate) < SILENT_DB:
+    if active_level_db(wave_T - offset, rate) < SILENT_SPEECH_DB:
         return faulty(f"silent: a constant ({offset:.2g})", rate, frames)
-    if level_db < SILENT_DB:
-        return faulty("silent", rate, frames)
-    return _Measured(*state, rate, frames, level_db, "")
-
-
-def _read_index(index_file: str | Path | None) -> dict[str, _Measured]:
-    """What an earlier run measured; nothing if there is no (readable) index."""
-    if index_file is None or not Path(index_file).exists():
-        return {}
-    try:
-        with open(index_file, encoding="utf-8", newline="") as file:
-            table = csv.reader(file, strict=True)
-            if next(table, None) != INDEX_COLUMNS:
-                raise ValueError("it has other columns")
-            kinds = (int, int, int, int, float, str)
-            return {
-                path: _Measured(*(k(c) for k, c in zip(kinds, cells, strict=True)))
-                for path, *cells in table
-            }
-    except (OSError, ValueError, csv.Error) as error:
-        logger.warning(
-            "%s: measuring anew, the index is damaged: %s", index_file, error
-        )
-        return {}
-
-
-def _write_index(index_file: str | Path, measured: dict[str, _Measured]) -> None:
-    """Write the index in one atomic step; names that are not UTF-8 stay out."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(INDEX_COLUMNS)
-    for path, line in measured.items():
-        if path == _printable(path):
-            table.writerow([path, *line[:4], repr(line.level_db), line.fault])
-    write_text(index_file, text.getvalue())
-
-
-def _printable(path: str) -> str:
-    """The path with bytes that are not UTF-8 escaped."""
-    return path.encode(errors="backslashreplace").decode()
+    return _Measured(rate, frames, level_db)

@@ -17,16 +17,20 @@ def list_files(folder: Path, pattern: str) -> list[Path]:
     return sorted(p for p in folder.glob(pattern) if not p.name.startswith("."))
 
 
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a file that is at any moment either the old one or the whole new one."""
+def write_text(path: str | Path, text: str, sync: bool = True) -> Path:
+    """Write a file that is at any moment either the old one or the whole new one.
+
+    `sync=False` is for one of many that can be made again: a power cut may take it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(partial, "w", encoding="utf-8", newline="") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:  # a full disk's names no file
         error.filename = str(path)

@@ -1,21 +1,39 @@
 """Randomness by counter: every random number is a function of where it is drawn.
 
-Nothing is drawn from a generator that lives across steps, so there is no state to
-save and a run that was killed continues with the numbers it would have drawn
-(`reliability.md`, section 3). Two entry points: data sets make a generator per
-example with :func:`numpy_rng`; the training loop calls :func:`seed_step` before each
-step, for what reads the global generators (dropout, augmentation).
+Nothing is drawn from a generator that lives across steps. So there is no state to
+save: a run that was killed continues with the numbers it would have drawn, and an
+example does not depend on how many workers or processes make the others. There are two
+entry points: data sets make a generator for each example with :func:`numpy_rng`; the
+training loop calls :func:`seed_step` before each step, for what reads the global
+generators (dropout, augmentation).
 
 The counters become the `spawn_key` of a `numpy.random.SeedSequence`: unlike a plain
 list of integers, whose trailing zeros are not told from padding, `(3,)` and `(3, 0)`
 then give unrelated streams.
 """
 
+import enum
 import hashlib
 import operator
 import random
 
 import numpy as np
+
+
+@enum.unique
+class Stream(enum.IntEnum):
+    """The counter that keeps draws for different purposes apart.
+
+    The numbers are part of every result: add new ones, never change one.
+    """
+
+    ORDER = 1  # of an epoch's examples, and the places of independent stems
+    CROP = 2
+    MIXING = 3
+    REMIX = 4
+    SEGMENT = 5  # draws that all stems of a segment share
+    STEM = 6
+
 
 _STEP_STREAM = 0x5EED  # keeps seed_step apart from every numpy_rng(seed, ...)
 

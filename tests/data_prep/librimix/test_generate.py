@@ -12,9 +12,15 @@ from data_prep.librimix.__main__ import main
 from data_prep.librimix.audio import FADE, RATE, extend, read_noise
 from data_prep.librimix.generate import generate
 from data_prep.librimix.manifests import prepare
-from data_prep.librimix.metadata import Mixture, Part, read_metadata, write_metadata
+from data_prep.librimix.metadata import (
+    Mixture,
+    Part,
+    find_metadata,
+    read_metadata,
+)
 from modules.data.manifest import read_manifest
 from modules.runtime.errors import DataError
+from modules.runtime.tables import write_table
 from tests.data_prep.sums import assert_sums
 
 SETS = {"train-clean-100": "tr", "dev-clean": "cv", "test-clean": "tt"}
@@ -24,6 +30,17 @@ LSB = 1 / 2**15
 def part(talker, seconds, gain):
     name = f"{talker}-1-0000"
     return Part(f"{{set}}/{talker}/1/{name}.flac", gain), round(seconds * RATE)
+
+
+def write_metadata(path, mixtures):
+    """The table of two talkers and noise, as LibriMix publishes it."""
+    parts = ("source_1", "source_2", "noise")
+    header = [f"{part}_{cell}" for part in parts for cell in Part._fields]
+    rows = [
+        [m.name, *(cell for part in (*m.sources, m.noise) for cell in part)]
+        for m in mixtures
+    ]
+    write_table(path, ["mixture_ID", *header], rows)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +241,7 @@ def test_noise_at_another_speed_is_made_where_there_is_no_file(tmp_path, speed, 
     ("change", "message"),
     [
         ({"librispeech": "none"}, "none: no such folder of LibriSpeech"),
-        ({"wham_noise": "LibriSpeech"}, r"hum.wav does not exist \(of 12 files that"),
+        ({"wham_noise": "LibriSpeech"}, r"hum.wav does not exist \(3 of 12 files that"),
         ({"metadata": "LibriSpeech"}, r"holds no libri2mix_\*.csv; get the metadata"),
         ({"num_spks": 3}, r"holds no libri3mix_\*.csv"),
         ({"sets": ["train-clean-360"]}, "but no train-clean-360"),
@@ -256,7 +273,7 @@ def test_other_metadata_cannot_continue_a_folder(corpus, made, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("source_2_gain", "gain", "row 1: has no column source_2_gain"),
+        ("source_2_gain", "gain", "row 1: has no column 'source_2_gain'"),
         (",0.4,", ",nan,", "row 2: source_2_path is .*_gain is 'nan'; expected"),
         (",0.4,", ",,", "row 2: source_2_path"),
         ("a-0_b", "../b", "row 2: mixture_ID is '../b', which cannot name a file"),
@@ -271,6 +288,22 @@ def test_bad_metadata_names_file_and_row(corpus, tmp_path, old, new, message):
     with pytest.raises(DataError, match=message) as error:
         read_metadata(table, 2)
     assert str(table) in str(error.value)
+
+
+def test_metadata_that_is_no_text_is_named(tmp_path):
+    table = tmp_path / "libri2mix_dev-clean.csv"
+    table.write_bytes(b"mixture_ID,source_1_path\xff")
+    with pytest.raises(DataError, match="libri2mix_dev-clean.csv, row 1: byte 0xff is"):
+        read_metadata(table, 2)
+
+
+def test_hidden_files_of_macos_are_no_metadata(corpus, tmp_path):
+    folder = tmp_path / "metadata"
+    folder.mkdir()
+    table = corpus / "metadata/Libri2Mix/libri2mix_dev-clean.csv"
+    (folder / table.name).write_text(table.read_text())
+    (folder / f"._{table.name}").write_bytes(b"\0\5\x16\7")
+    assert list(find_metadata(folder, 2, None)) == ["dev-clean"]
 
 
 def test_bad_audio_is_named(corpus, tmp_path):

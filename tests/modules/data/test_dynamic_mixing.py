@@ -10,16 +10,10 @@ import torch
 
 from modules.audio.levels import loudness_db
 from modules.audio.rooms import Room, RoomPool, impulse_responses
-from modules.data import dynamic_mixing as mixing
 from modules.data.batch import ExampleKey, collate_crops
-from modules.data.dynamic_mixing import (
-    DynamicMixing,
-    UtterancePool,
-    frames_at,
-    read_crop,
-)
+from modules.data.dynamic_mixing import DynamicMixing, frames_at, read_crop
 from modules.data.loader import EpochSampler, make_loader
-from modules.data.utterances import Utterance
+from modules.data.utterances import Utterance, UtterancePool
 from modules.runtime.errors import AudioError, DataError
 
 RATE = 8000
@@ -415,10 +409,3 @@ def test_rooms_that_do_not_fit_are_refused(pool, rooms):
         DynamicMixing(pool, sample_rate=16000, rooms=rooms)
     with pytest.raises(ValueError, match="targets is 'dry', expected 'anechoic' or"):
         DynamicMixing(pool, rooms=rooms, targets="dry")
-
-
-def test_streams_do_not_collide():
-    from modules.data import batch
-
-    streams = [batch.STREAM_ORDER, batch.STREAM_CROP, mixing.STREAM_MIXING]
-    assert len(set(streams)) == 3

@@ -218,7 +218,7 @@ def test_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
     def die(source, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("modules.data.manifest.os.replace", die)
+    monkeypatch.setattr("modules.runtime.files.os.replace", die)
     with pytest.raises(KeyboardInterrupt):
         write_text(path, "new")
     assert path.read_text() == "old"

@@ -176,7 +176,7 @@ def test_independent_stems_come_from_usable_tracks_anywhere(ramps, tmp_path):
 def test_shift_is_within_its_range_for_each_stem_or_all(ramps, same):
     settings = Augmentation(**{**OFF, "shift_seconds": 1.0, "shift_same": same})
     data = StemDataset(ramps, RATE, 4, 1, settings, examples_per_epoch=100)
-    assert data.window_seconds == 5
+    assert data.seconds_to_read == 5
     shifts, equal = [], 0
     for index in range(100):
         example = data[index]
@@ -225,7 +225,7 @@ def test_repitch_changes_some_segments_all_stems_alike(tmp_path):
             **{**OFF, "repitch_probability": 0.5, "repitch_same": same}
         )
         data = StemDataset(rows, rate, 2.0, 1.0, settings, examples_per_epoch=60)
-        assert data.window_seconds == pytest.approx(2 / 0.88), "as in demucs"
+        assert data.seconds_to_read == pytest.approx(2 / 0.88), "as in demucs"
         found = []
         for index in range(60):
             src = data[index].src
@@ -266,7 +266,7 @@ def test_levels_are_those_of_the_mixture_measured_once(ramps, tmp_path, caplog):
     index = tmp_path / "save" / "levels.csv"
     with caplog.at_level(logging.INFO):
         levels = measure_levels([row, *ramps], index)
-    assert "measuring the levels of 4 tracks" in caplog.text
+    assert "levels.csv: measuring 4 levels" in caplog.text
     mono = sum(waves).mean(1)
     assert levels["noise"].mean == pytest.approx(mono.mean(), rel=1e-5)
     assert levels["noise"].std == pytest.approx(mono.std(ddof=1), rel=1e-5)

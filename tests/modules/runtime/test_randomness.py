@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from modules.runtime.randomness import numpy_rng, seed_step
+from modules.runtime.randomness import Stream, numpy_rng, seed_step
 from tests import ROOT
 
 gpu = pytest.mark.skipif(
@@ -20,6 +20,18 @@ gpu = pytest.mark.skipif(
 
 def draw_all() -> tuple[float, ...]:
     return (torch.rand(()).item(), float(np.random.rand()), random.random())
+
+
+def test_streams_keep_their_numbers():
+    """Another number would change what every seed draws."""
+    assert {stream.name: int(stream) for stream in Stream} == {
+        "ORDER": 1,
+        "CROP": 2,
+        "MIXING": 3,
+        "REMIX": 4,
+        "SEGMENT": 5,
+        "STEM": 6,
+    }
 
 
 def test_numpy_rng_depends_on_its_arguments_alone():

@@ -1,0 +1,100 @@
+"""CSV tables: every fault is named with its row, and a file is written whole.
+
+Rows are counted as a spreadsheet does: the header is row 1.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from modules.runtime.errors import DataError
+from modules.runtime.files import write_text
+
+
+def read_cells(
+    path: str | Path, if_missing: str = "does not exist"
+) -> Iterator[list[str]]:
+    """Yield the cells of each row of a CSV, the header first, blank lines as [].
+
+    Arguments
+    ---------
+    path : str | Path
+        UTF-8, with or without a byte-order mark, any line ends.
+    if_missing : str
+        What the message says where there is no such file.
+
+    Raises
+    ------
+    DataError
+        The file is missing, unreadable, not UTF-8 or not valid CSV.
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: {if_missing}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, row {number}: byte 0x{raw[error.start]:02x} is not UTF-8; "
+            "save the file as UTF-8"
+        ) from None
+    if "\0" in text:
+        number = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(f"{path}, row {number}: holds a zero byte; the file is damaged")
+    return _name_faults(path, csv.reader(io.StringIO(text, newline=""), strict=True))
+
+
+def _name_faults(path: str | Path, reader: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Pass rows on; a CSV syntax error gets the name of the file and the row."""
+    number = 0
+    while True:
+        number += 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f"{path}, row {number}: is not valid CSV ({error})"
+            ) from None
+        yield cells
+
+
+def read_table(
+    path: str | Path, columns: Sequence[str]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the place ("FILE, row NUMBER") and the cells by column of each row.
+
+    Other columns than those asked for are passed on as well, as far as a row has them.
+
+    Raises
+    ------
+    DataError
+        As for `read_cells`; a column is missing from the header or from a row.
+    """
+    table = read_cells(path)
+    header = next(table, [])
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise DataError(f"{path}, row 1: has no column {missing[0]!r}")
+    for number, cells in enumerate(table, start=2):
+        if not cells:  # a blank line
+            continue
+        row = dict(zip(header, cells, strict=False))
+        if any(name not in row for name in columns):
+            raise DataError(f"{path}, row {number}: has too few fields")
+        yield f"{path}, row {number}", row
+
+
+def write_table(
+    path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]
+) -> Path:
+    """Write a CSV that appears only when it is whole; floats keep all their digits."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return write_text(path, text.getvalue())
