@@ -1,4 +1,4 @@
-"""Speech-like sound from numpy alone: a source-filter model with 8 ms frames.
+"""Make speech-like sound with numpy: a source-filter model with frames of 8 ms.
 
 A talker is a `Voice`: pitch, length of the vocal tract, spectral tilt, rate and
 breathiness. An utterance is a chain of syllables in phrases with pauses between them.
@@ -24,112 +24,80 @@ OVERLAP = 4  # frames under one window
 class Phone(NamedTuple):
     """Targets of a phone: F1-F3 in Hz, gains of voice and noise, length in ms."""
 
-    formants: tuple[float, float, float]
+    f1: float
+    f2: float
+    f3: float
     voice: float
     noise: float
     ms: float
     noise_hz: float = 0.0  # where the noise is strongest; 0: it excites the formants
 
 
-VOWELS = (
-    Phone((280, 2250, 2950), 0.8, 0, 105),
-    Phone((400, 1950, 2550), 0.9, 0, 85),
-    Phone((540, 1800, 2480), 1.0, 0, 95),
-    Phone((670, 1680, 2410), 1.0, 0, 130),
-    Phone((720, 1120, 2440), 1.0, 0, 135),
-    Phone((570, 860, 2410), 1.0, 0, 130),
-    Phone((440, 1020, 2260), 0.9, 0, 85),
-    Phone((310, 880, 2250), 0.8, 0, 105),
-    Phone((630, 1200, 2390), 1.0, 0, 80),
-    Phone((490, 1360, 1700), 0.9, 0, 110),
-    Phone((500, 1480, 2500), 0.7, 0, 55),
-)
+def _read_phones(table: str) -> tuple[tuple[Phone, ...], ...]:
+    """Read a name and the phones that it stands for from each line."""
+    return tuple(
+        tuple(Phone(*map(float, phone.split())) for phone in line.split(":")[1:])
+        for line in table.strip().splitlines()
+    )
 
-CLOSED = Phone((300, 1500, 2500), 0, 0, 55)
 
-# An onset is one phone or a closure, a burst and a little breath after it.
-ONSETS = (
-    (Phone((260, 1050, 2150), 0.30, 0, 65),),  # m
-    (Phone((260, 1500, 2500), 0.30, 0, 60),),  # n
-    (Phone((350, 1080, 2600), 0.50, 0, 60),),  # l
-    (Phone((320, 1250, 1650), 0.45, 0, 60),),  # r
-    (Phone((290, 700, 2200), 0.50, 0, 55),),  # w
-    (Phone((270, 2200, 2950), 0.45, 0, 50),),  # j
-    (Phone((400, 1600, 2500), 0, 0.45, 100, 5200),),  # s
-    (Phone((400, 1700, 2400), 0, 0.32, 100, 2900),),  # sh
-    (Phone((350, 1200, 2300), 0, 0.10, 80, 4200),),  # f
-    (Phone((300, 1600, 2500), 0.20, 0.2, 65, 4600),),  # z
-    (Phone((320, 1150, 2300), 0.28, 0.05, 55, 3800),),  # v
-    (Phone((520, 1500, 2500), 0, 0.10, 55),),  # h
-    (CLOSED._replace(voice=0.04), Phone((280, 900, 2200), 0.2, 0.06, 12, 900)),  # b
-    (CLOSED._replace(voice=0.04), Phone((280, 1750, 2600), 0.2, 0.08, 14, 3200)),  # d
-    (CLOSED._replace(voice=0.04), Phone((280, 2000, 2300), 0.2, 0.08, 18, 1900)),  # g
-    (
-        CLOSED,
-        Phone((400, 900, 2200), 0, 0.10, 12, 900),
-        Phone((450, 1100, 2300), 0, 0.06, 30),
-    ),
-    (
-        CLOSED,
-        Phone((400, 1750, 2600), 0, 0.16, 14, 3600),
-        Phone((450, 1700, 2600), 0, 0.07, 35),
-    ),
-    (
-        CLOSED,
-        Phone((400, 1900, 2300), 0, 0.14, 18, 1800),
-        Phone((450, 1800, 2400), 0, 0.07, 40),
-    ),
-)
+VOWELS = _read_phones("""
+    i : 280 2250 2950 0.8 0 105
+    I : 400 1950 2550 0.9 0 85
+    E : 540 1800 2480 1.0 0 95
+    ae: 670 1680 2410 1.0 0 130
+    a : 720 1120 2440 1.0 0 135
+    O : 570 860 2410 1.0 0 130
+    U : 440 1020 2260 0.9 0 85
+    u : 310 880 2250 0.8 0 105
+    V : 630 1200 2390 1.0 0 80
+    3r: 490 1360 1700 0.9 0 110
+    @ : 500 1480 2500 0.7 0 55
+""")
+
+# An onset is one phone, or a closure, a burst and a little breath after it.
+ONSETS = _read_phones("""
+    m : 260 1050 2150 0.30 0 65
+    n : 260 1500 2500 0.30 0 60
+    l : 350 1080 2600 0.50 0 60
+    r : 320 1250 1650 0.45 0 60
+    w : 290 700 2200 0.50 0 55
+    j : 270 2200 2950 0.45 0 50
+    s : 400 1600 2500 0 0.45 100 5200
+    sh: 400 1700 2400 0 0.32 100 2900
+    f : 350 1200 2300 0 0.10 80 4200
+    z : 300 1600 2500 0.20 0.2 65 4600
+    v : 320 1150 2300 0.28 0.05 55 3800
+    h : 520 1500 2500 0 0.10 55
+    b : 300 1500 2500 0.04 0 55 : 280 900 2200 0.2 0.06 12 900
+    d : 300 1500 2500 0.04 0 55 : 280 1750 2600 0.2 0.08 14 3200
+    g : 300 1500 2500 0.04 0 55 : 280 2000 2300 0.2 0.08 18 1900
+    p : 300 1500 2500 0 0 55 : 400 900 2200 0 0.10 12 900 : 450 1100 2300 0 0.06 30
+    t : 300 1500 2500 0 0 55 : 400 1750 2600 0 0.16 14 3600 : 450 1700 2600 0 0.07 35
+    k : 300 1500 2500 0 0 55 : 400 1900 2300 0 0.14 18 1800 : 450 1800 2400 0 0.07 40
+""")
 
 NO_ONSET = 0.12
 
 CODA = 0.35
 
-PAUSE = Phone((500, 1500, 2500), 0, 0, 220)
+PAUSE = Phone(500, 1500, 2500, 0, 0, 220)
 
 
 @dataclass(frozen=True)
 class Voice:
-    """What tells one talker from another.
+    """What tells one talker from another."""
 
-    Arguments
-    ---------
-    pitch : float
-        Mean fundamental frequency in Hz.
-    tract : float
-        Formants relative to those of a man of mean height; a child has about 1.3.
-    tilt : float
-        Fall of the glottal spectrum above 100 Hz in dB per octave, above 0.
-    rate : float
-        Speed of talking; 1 is about 4.5 syllables a second.
-    breath : float
-        Noise relative to the pulses.
-    melody : float
-        Standard deviation of the pitch in semitones.
-    """
-
-    pitch: float
-    tract: float
-    tilt: float
-    rate: float
-    breath: float
-    melody: float
+    pitch: float  # mean fundamental frequency in Hz
+    tract: float  # formants relative to those of a man of mean height; a child: 1.3
+    tilt: float  # fall of the glottal spectrum above 100 Hz in dB per octave
+    rate: float  # speed of talking; 1 is about 4.5 syllables a second
+    breath: float  # noise relative to the pulses
+    melody: float  # standard deviation of the pitch in semitones
 
 
 def make_voices(count: int, seed: int = 0) -> list[Voice]:
-    """Voices that cover the range of adults evenly, every one different.
-
-    Arguments
-    ---------
-    count : int
-        How many.
-    seed : int
-        Decides the features that are not spread evenly.
-
-    Returns
-    -------
-    list[Voice]
-        In order of pitch, 85 to 250 Hz.
+    """Return different voices that cover the range of adults evenly, low ones first.
 
     Example
     -------
@@ -160,23 +128,9 @@ def make_voices(count: int, seed: int = 0) -> list[Voice]:
 def speak(
     voice: Voice, seconds: float, sample_rate: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """An utterance that no one has heard before.
+    """Draw an utterance: float64 [T], T = round(seconds * sample_rate), RMS 0.05.
 
-    Arguments
-    ---------
-    voice : Voice
-        Who talks.
-    seconds : float
-        How long, including a short silence at either end.
-    sample_rate : int
-        In Hz, 8000 or more.
-    rng : np.random.Generator
-        Decides what is said.
-
-    Returns
-    -------
-    np.ndarray
-        float64, shape [T], T = round(seconds * sample_rate), RMS 0.05.
+    It has a short silence at either end; `sample_rate` is 8000 Hz or more.
     """
     num_frames = round(seconds / FRAME_SECONDS)
     hop = round(FRAME_SECONDS * sample_rate)
@@ -184,9 +138,7 @@ def speak(
     voiced_T = _pulses(_pitch_track(voice, accent_L, rng), hop, sample_rate)
     noise_T = rng.standard_normal(num_frames * hop)
 
-    tracks_KL = np.array(
-        [(*p.formants, p.voice, p.noise, p.noise_hz) for p in phones_L]
-    ).T
+    tracks_KL = np.array(phones_L).T
     formants_L3 = _smooth(tracks_KL[:3], 9).T * voice.tract
     voice_L, noise_L = _smooth(tracks_KL[3:5], 3)
     voice_L = voice_L * 10 ** (rng.normal(0, 1.0, num_frames) / 20)  # shimmer
@@ -195,16 +147,12 @@ def speak(
     tract_LF = _vocal_tract(formants_L3, voice.tract, frequency_F)
     tract_LF *= _glottis(voice.tilt, frequency_F)
     noise_LF = tract_LF * (voice.breath * voice_L + noise_L)[:, None].astype(np.float32)
-    rubbing_L = tracks_KL[5] > 0
-    noise_LF[rubbing_L] = (
-        _friction(tracks_KL[5, rubbing_L] * voice.tract, frequency_F)
-        * (noise_L[rubbing_L, None])
-    )
-    wave_T = _filter(
-        [voiced_T, noise_T],
-        [tract_LF * voice_L[:, None].astype(np.float32), noise_LF],
-        hop,
-    )
+    noise_hz_L = tracks_KL[-1]
+    rubbing_L = noise_hz_L > 0
+    friction_LF = _friction(noise_hz_L[rubbing_L] * voice.tract, frequency_F)
+    noise_LF[rubbing_L] = friction_LF * noise_L[rubbing_L, None]
+    voice_LF = tract_LF * voice_L[:, None].astype(np.float32)
+    wave_T = _filter([voiced_T, noise_T], [voice_LF, noise_LF], hop)
     length = round(seconds * sample_rate)
     wave_T = np.pad(wave_T, (0, max(0, length - len(wave_T))))[:length]
     return wave_T * (0.05 / np.sqrt(np.mean(wave_T**2)))
@@ -213,7 +161,7 @@ def speak(
 def _choose_phones(
     voice: Voice, num_frames: int, rng: np.random.Generator
 ) -> tuple[list[Phone], np.ndarray]:
-    """The phone of each frame, and the accent of its syllable (about -1 to 2)."""
+    """Draw the phone of each frame, and the accent of its syllable (about -1 to 2)."""
     phones: list[Phone] = []
     accents: list[float] = []
 
@@ -234,7 +182,7 @@ def _choose_phones(
                     add(phone, accent)
             last = syllable == syllables - 1
             stressed = 1.25 if accent > fall else 0.95
-            vowel = VOWELS[rng.integers(len(VOWELS))]
+            (vowel,) = VOWELS[rng.integers(len(VOWELS))]
             add(vowel, accent, 1.5 if last else stressed)
             if rng.uniform() < CODA:
                 add(ONSETS[rng.integers(12)][0], accent)
@@ -247,7 +195,7 @@ def _choose_phones(
 def _pitch_track(
     voice: Voice, accent_L: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Fundamental frequency of each frame in Hz, shape [L]."""
+    """Return the fundamental frequency of each frame in Hz, [L]."""
     drift_L = _smooth(rng.standard_normal((1, len(accent_L))), 25)[0] * 3
     semitones_L = _smooth(accent_L[None], 15)[0] + 0.5 * drift_L
     jitter_L = rng.normal(0, 0.05, len(accent_L))
@@ -255,7 +203,7 @@ def _pitch_track(
 
 
 def _pulses(pitch_L: np.ndarray, hop: int, sample_rate: int) -> np.ndarray:
-    """A sum of equal harmonics of a moving pitch, none above half the rate."""
+    """Add up equal harmonics of a moving pitch, none above half the rate."""
     centre_L = np.arange(len(pitch_L)) * hop
     pitch_T = np.interp(np.arange(len(pitch_L) * hop), centre_L, pitch_L)
     half_T = np.pi * np.cumsum(pitch_T) / sample_rate
@@ -272,7 +220,7 @@ def _pulses(pitch_L: np.ndarray, hop: int, sample_rate: int) -> np.ndarray:
 def _vocal_tract(
     formants_L3: np.ndarray, tract: float, frequency_F: np.ndarray
 ) -> np.ndarray:
-    """Complex response of the cascade of formants, shape [L, F].
+    """Return the complex response of the cascade of formants, [L, F].
 
     Formants above the third do not move: they lie 1 kHz apart.
     """
@@ -293,7 +241,7 @@ def _vocal_tract(
 
 
 def _glottis(tilt: float, frequency_F: np.ndarray) -> np.ndarray:
-    """Spectrum of the glottal pulses as the lips radiate it, shape [F]."""
+    """Return the spectrum of the glottal pulses as the lips radiate it, [F]."""
     fall_F = (1 + (frequency_F / 100) ** 2) ** (-tilt / 12.04)
     # The cascade lacks the poles above half the rate, which lift what is below.
     lift_F = 1 + (frequency_F / 1200) ** 2
@@ -301,14 +249,14 @@ def _glottis(tilt: float, frequency_F: np.ndarray) -> np.ndarray:
 
 
 def _friction(centre_L: np.ndarray, frequency_F: np.ndarray) -> np.ndarray:
-    """Response of a constriction: one broad resonance, shape [L, F]."""
+    """Return the response of a constriction: one broad resonance, [L, F]."""
     centre_L1 = centre_L[:, None]
     distance_LF = (frequency_F - centre_L1) / (0.22 * centre_L1 + 250)
     return (1 / (1 + distance_LF**2)).astype(np.float32)
 
 
 def _smooth(tracks_KL: np.ndarray, frames: int) -> np.ndarray:
-    """Moving Hann average of each row, the ends held."""
+    """Average each row under a moving Hann window, the ends held."""
     window = np.hanning(frames + 2)[1:-1]
     held = np.pad(tracks_KL, ((0, 0), (frames // 2, frames // 2)), mode="edge")
     return np.stack([np.convolve(row, window / window.sum(), "valid") for row in held])

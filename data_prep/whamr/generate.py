@@ -1,30 +1,27 @@
-"""WHAMR!: WHAM! in rooms. Generate it, and turn it into manifests.
+"""Generate WHAMR! from WHAM!: the same mixtures, heard in simulated rooms.
 
     python -m data_prep.whamr generate --wham=/data/wham --out=/data/whamr \
         [--rooms=FOLDER] [--sample_rates 8000 16000] [--modes min max] [--workers=8]
-    python -m data_prep.whamr --data_folder=/data/whamr --save_folder=manifests \
-        [--task=mix_both] [--mixture=reverb] [--targets=anechoic]
-    python -m data_prep.whamr pool --out=rooms.npz --rooms=2000 [--sample_rate=8000]
 
 `wham` is the set that `data_prep.wham generate` makes, at 16 kHz at least: the rooms
 are simulated at that rate. `rooms` holds the public `reverb_params_{tr,cv,tt}.csv`;
-a set without its file, or all of them, gets rooms drawn by WHAMR!'s ranges, each by the
-name of its mixture. All rooms are written to `metadata/`, in the same form.
+a set without its file gets rooms drawn from WHAMR!'s ranges, each by the name of its
+mixture. All rooms are written to `metadata/`, in the same form.
 
 Written as float WAV: {mix_clean,mix_single,mix_both,s1,s2}_{anechoic,reverb} and noise,
 in the folders of WHAM!. "anechoic" is the direct path alone, so it has the delay of the
 reverberant source, and it has the energy that the source has in WHAM!; "reverb" has the
-same gain. One channel: the left microphone.
+same gain. There is one channel, the left microphone.
 
-`pool` writes rooms for dynamic mixing (`modules/audio/rooms.py`).
+To simulate a room takes about 0.3 s of one core (`modules/audio/rooms.py`), most of a
+mixture's time; mixtures are shared among the workers.
 
 Legend: S source, T sample.
 """
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +47,8 @@ from modules.runtime.files import write_text
 PARTS = (*(f"{part}_{kind}" for kind in KINDS for part in SPOKEN), "noise")
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """A job: one mixture in all versions."""
-
-    split: str
-    placed: Placed
+# A job: the split of a mixture, and its room.
+Job = tuple[str, Placed]
 
 
 def generate(
@@ -82,12 +75,12 @@ def generate(
     seed : int
         Decides, with the name of a mixture, the room that is drawn for it.
     workers : int | None
-        Processes; None: one a core.
+        Number of processes, which does not change the files; None: one for each core.
 
     Returns
     -------
     int
-        Mixtures made, the others being there already.
+        Number of mixtures made; the others were there already.
 
     Raises
     ------
@@ -97,20 +90,23 @@ def generate(
     source = Path(wham).absolute()
     versions = check_versions(sample_rates, modes)
     needed = check_versions([*sample_rates, NOISE_RATE], modes)
-    tables = {split: _table_in(rooms, split) for split in SETS}
-    if rooms is not None and not any(tables.values()):
+    folder = None if rooms is None else Path(rooms)
+    tables = {s: folder / f"reverb_params_{s}.csv" for s in SETS} if folder else {}
+    tables = {split: path for split, path in tables.items() if path.is_file()}
+    if folder and not tables:
         raise DataError(f"{rooms}: holds no reverb_params_{{{','.join(SETS)}}}.csv")
-    mixtures: list[Mixture] = []
+    jobs: list[Job] = []
     texts: dict[str, str] = {}
-    for split, table in tables.items():
+    for split in SETS:
         names = list(mixture_lengths(source, split, needed))
+        table = tables.get(split)
         if table:
             placed = read_rooms(table, names)
         else:
             placed = [draw_room(split, name, seed) for name in names]
         print(f"{split}: {len(names)} rooms from {table or f'seed {seed}'}")
         texts[split] = table_of(placed)
-        mixtures += [Mixture(split, room) for room in placed]
+        jobs += [(split, room) for room in placed]
     out = claim_folder(
         Path(out).absolute(),
         {
@@ -122,44 +118,33 @@ def generate(
     )
     for split, text in texts.items():
         write_text(out / "metadata" / f"reverb_params_{split}.csv", text)
-    return make_all(
-        functools.partial(_make, source, out, versions),
-        mixtures,
-        functools.partial(_outputs, out, versions),
-        workers,
-        "WHAMR!",
-    )
+    make = functools.partial(_make, source, out, versions)
+    outputs = functools.partial(_outputs, out, versions)
+    return make_all(make, jobs, outputs, workers, "WHAMR!")
 
 
-def _table_in(rooms: str | Path | None, split: str) -> Path | None:
-    """The file of a set's rooms, if there is one."""
-    if rooms is None:
-        return None
-    path = Path(rooms) / f"reverb_params_{split}.csv"
-    return path if path.is_file() else None
-
-
-def _outputs(
-    out: Path, versions: Sequence[tuple[int, str]], mixture: Mixture
-) -> Iterator[Path]:
-    for rate, mode in versions:
-        for part in PARTS:
-            folder = out / folder_of(rate, mode) / mixture.split / part
-            yield folder / f"{mixture.placed.utterance_id}.wav"
+def _outputs(out: Path, versions: Sequence[tuple[int, str]], job: Job) -> list[Path]:
+    """List the files of a mixture in all versions."""
+    split, placed = job
+    return [
+        out / folder_of(*version) / split / part / f"{placed.utterance_id}.wav"
+        for version in versions
+        for part in PARTS
+    ]
 
 
 def _make(
-    source: Path, out: Path, versions: Sequence[tuple[int, str]], mixture: Mixture
+    source: Path, out: Path, versions: Sequence[tuple[int, str]], job: Job
 ) -> None:
     """Write one mixture in all versions."""
-    name = f"{mixture.placed.utterance_id}.wav"
-    room = mixture.placed.room
+    split, placed = job
+    name = f"{placed.utterance_id}.wav"
     responses = {
-        "anechoic": impulse_responses(room, NOISE_RATE, max_order=0),
-        "reverb": impulse_responses(room, NOISE_RATE),
+        "anechoic": impulse_responses(placed.room, NOISE_RATE, max_order=0),
+        "reverb": impulse_responses(placed.room, NOISE_RATE),
     }
     for mode in dict.fromkeys(mode for _, mode in versions):
-        place = source / folder_of(NOISE_RATE, mode) / mixture.split
+        place = source / folder_of(NOISE_RATE, mode) / split
         dry_ST = read_sources([place / f"s{k}" / name for k in (1, 2)], NOISE_RATE)
         heard = {
             kind: oaconvolve(dry_ST, response_ST, axes=1)[:, : dry_ST.shape[1]]
@@ -167,13 +152,13 @@ def _make(
         }
         for rate in (rate for rate, its_mode in versions if its_mode == mode):
             folder = folder_of(rate, mode)
-            place = source / folder / mixture.split
+            place = source / folder / split
             paths = [place / f"s{k}" / name for k in (1, 2)]
             src_ST = read_sources(paths, rate)
             noise_T = read_left(place / "noise" / name, rate)
             waves = in_room(paths, src_ST, noise_T, heard, rate)
             for part, wave_T in waves.items():
-                path = out / folder / mixture.split / part / name
+                path = out / folder / split / part / name
                 write_wave(path, wave_T.astype(np.float32), rate, "FLOAT")
 
 
@@ -184,23 +169,11 @@ def in_room(
     heard: dict[str, np.ndarray],
     sample_rate: int,
 ) -> dict[str, np.ndarray]:
-    """All parts of both kinds of mixture, by the names in `PARTS`.
+    """Return all parts of both kinds of mixture, by the names in `PARTS`.
 
-    Arguments
-    ---------
-    paths : Sequence[Path]
-        Of the sources, for messages.
-    src_ST, noise_T : np.ndarray
-        As they are in WHAM!.
-    heard : dict[str, np.ndarray]
-        The sources at the microphone by kind, [S, T] at 16 kHz, at any gain.
-    sample_rate : int
-        Of `src_ST` and of the result.
-
-    Raises
-    ------
-    DataError
-        Lengths that differ, or a silent source; the message names it.
+    `src_ST` and `noise_T` are WHAM!'s at `sample_rate`, the rate of the result, `paths`
+    the sources' files; `heard` has the sources at the microphone by kind, [S, T] at
+    16 kHz and at any gain.
     """
     frames = len(noise_T)
     if src_ST.shape[1] != frames:

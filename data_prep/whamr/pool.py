@@ -1,4 +1,6 @@
-"""A pool of WHAMR!'s rooms, made once, from which dynamic mixing draws.
+"""Make a pool of WHAMR!'s rooms, from which dynamic mixing draws.
+
+    python -m data_prep.whamr pool --out=rooms.npz --rooms=2000 [--sample_rate=8000]
 
 Legend: S source, T sample.
 """
@@ -16,8 +18,8 @@ from data_prep.whamr.rooms import draw_room
 from modules.audio.rooms import RoomPool, impulse_responses
 from modules.runtime.errors import DataError
 
-# Rooms that are made and kept together: a job of about a second.
-BLOCK = 50
+# Number of rooms that are made and kept together: a job of a few seconds.
+BLOCK = 10
 
 
 def make_pool(
@@ -32,20 +34,25 @@ def make_pool(
     Arguments
     ---------
     out : str | Path
-        The `.npz` to write; beside it, until it is whole, a folder `<out>.parts`.
+        The `.npz` to write. Until it is whole, a folder `<out>.parts` lies beside it.
     rooms : int
-        How many; 1000 take about 40 MB at 8 kHz.
+        Number of rooms; 1000 take about 40 MB at 8 kHz and 6 minutes of one core.
     sample_rate : int
-        Of the mixtures to be made, in Hz. Responses are computed at 16 kHz.
+        Rate of the mixtures to be made, in Hz. Responses are computed at 16 kHz.
     seed : int
-        Decides the rooms; those of `generate` are others.
+        Decides the rooms, which differ from those of `generate`.
     workers : int | None
-        Processes; None: one a core.
+        Number of processes, which does not change the file; None: one for each core.
+
+    Returns
+    -------
+    Path
+        The file.
 
     Raises
     ------
     DataError
-        No such number of rooms, or `out` is there already.
+        A number is below 1, or `out` is no `.npz` or exists.
     """
     out = Path(out).absolute()
     if rooms < 1 or sample_rate < 1:
@@ -62,12 +69,10 @@ def make_pool(
     )
     blocks = [range(k, min(k + BLOCK, rooms)) for k in range(0, rooms, BLOCK)]
 
-    def path_of(block: range) -> Path:
-        return _block_path(parts, block)
-
+    paths = {block: parts / f"{block.start:08d}.npz" for block in blocks}
     make = functools.partial(_make_block, parts, sample_rate, seed)
-    make_all(make, blocks, lambda block: [path_of(block)], workers, f"{BLOCK} rooms")
-    pools = [RoomPool.load(path_of(block)) for block in blocks]
+    make_all(make, blocks, lambda block: [paths[block]], workers, f"{BLOCK} rooms")
+    pools = [RoomPool.load(path) for path in paths.values()]
     RoomPool(
         sample_rate,
         [response for pool in pools for response in pool.direct],
@@ -77,10 +82,6 @@ def make_pool(
     return out
 
 
-def _block_path(parts: Path, block: range) -> Path:
-    return parts / f"{block.start:08d}.npz"
-
-
 def _make_block(parts: Path, sample_rate: int, seed: int, block: range) -> None:
     """Write the responses of some rooms of a pool."""
     direct, reverberant = [], []
@@ -88,9 +89,8 @@ def _make_block(parts: Path, sample_rate: int, seed: int, block: range) -> None:
         room = draw_room("tr", f"pool/{number}", seed).room
         for responses, order in ((direct, 0), (reverberant, None)):
             wave_ST = impulse_responses(room, NOISE_RATE, order)
-            if order == 0:  # nothing but rounding after the direct path
-                sounds_T = np.abs(wave_ST).max(0) > 1e-9 * wave_ST.max()
-                wave_ST = wave_ST[:, : np.flatnonzero(sounds_T)[-1] + 1]
+            if order == 0:  # only zeros follow the direct path
+                wave_ST = wave_ST[:, : np.flatnonzero(wave_ST.any(0))[-1] + 1]
             slow_ST = resample_poly(wave_ST, sample_rate, NOISE_RATE, axis=1)
             responses.append((slow_ST * NOISE_RATE / sample_rate).astype(np.float32))
-    RoomPool(sample_rate, direct, reverberant).save(_block_path(parts, block))
+    RoomPool(sample_rate, direct, reverberant).save(parts / f"{block.start:08d}.npz")

@@ -1,8 +1,8 @@
-"""The rooms of WHAMR!: read from `reverb_params_{tr,cv,tt}.csv`, or drawn alike.
+"""The rooms of WHAMR!: read from `reverb_params_{tr,cv,tt}.csv`, or drawn like them.
 
 The ranges are those of the WHAMR! paper; how often a set has which T60 range, and the
-spacings of the microphones, were measured on the public files of cv and tt. That of tr
-is not public; its shares are taken from cv, which has the same speakers.
+spacings of the microphones, were measured on the public files of cv and tt. The file of
+tr is not public; its shares are taken from cv, which has the same speakers.
 """
 
 import csv
@@ -40,14 +40,14 @@ NUM_SPKS = 2
 
 @dataclass(frozen=True)
 class Placed:
-    """A room of WHAMR!: two microphones, of which the left is heard, two talkers."""
+    """A room of WHAMR! with two talkers and two microphones; the left one is heard."""
 
     utterance_id: str
     room: Room
     right: Point
 
     def cells(self) -> list[str | float]:
-        """In the order of `COLUMNS`."""
+        """Return the room in the order of `COLUMNS`."""
         left, (first, second) = self.room.microphone, self.room.sources
         ears = [*left[:2], *self.right[:2], left[2]]
         places = [*self.room.size, *ears, *first, *second]
@@ -55,16 +55,7 @@ class Placed:
 
 
 def draw_room(split: str, name: str, seed: int) -> Placed:
-    """The room of a mixture, by its name.
-
-    Arguments
-    ---------
-    split : str
-        "tr", "cv" or "tt", which decides the shares of the T60 ranges.
-    name : str
-        Of the mixture.
-    seed : int
-        0 to 2**32 - 1.
+    """Draw the room of a mixture by its name; `split` decides the shares of T60.
 
     Example
     -------
@@ -98,7 +89,7 @@ def draw_room(split: str, name: str, seed: int) -> Placed:
 
 
 def table_of(rooms: Iterable[Placed]) -> str:
-    """Rooms as CSV, with the columns of the public files."""
+    """Return rooms as CSV, with the columns of the public files."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
@@ -107,12 +98,13 @@ def table_of(rooms: Iterable[Placed]) -> str:
 
 
 def read_rooms(path: Path, names: Sequence[str]) -> list[Placed]:
-    """The rooms of the named mixtures from a CSV.
+    """Read the rooms of the named mixtures from a CSV.
 
     Raises
     ------
     DataError
-        No such file, column or mixture, or an impossible room; names the row.
+        The file, a column or a mixture is missing, or a room is impossible; the
+        message names the row.
     """
     found = {}
     for place, cells in read_table(path, COLUMNS):

@@ -1,27 +1,17 @@
-"""Impulse responses of shoe-box rooms by the image method, as WHAMR! simulates them.
+"""Impulse responses of shoe-box rooms as in WHAMR!, and pools of them for training.
 
-WHAMR! was made with pyroomacoustics 0.3: walls reflect 1 - a of the amplitude, where a
-is Sabine's absorption for the T60 wanted; images up to the order that fills T60 along
-the shortest side; the response cut to T60. pyroomacoustics 0.10 computes the same from
-`Material(energy_absorption=1 - (1 - a) ** 2)`, except where a > 1 (short T60): 0.3 then
-reflected with changing sign, and so does this, which no energy absorption can. Taking
-1 - a for amplitude has a price: rooms decay in about 0.6 of their nominal T60. That
-is a property of WHAMR! and kept.
+pyroomacoustics 0.10 places the image sources and adds them up. WHAMR! was made with its
+version 0.3, in which a wall reflects 1 - a of the amplitude, where a is Sabine's
+absorption for the T60 wanted. Version 0.10 asks for an absorbed share of the energy
+instead and reflects sqrt(1 - share) >= 0. That can say the same if a <= 1. Where T60 is
+short for the room, a > 1: version 0.3 then reflected with changing sign.
+`impulse_responses` sets the amplitudes of the images itself, so it agrees with version
+0.3 in every room (to -64 dB, since 0.10 counts in float32; a constant gain apart).
 
-The sum over images is that of pyroomacoustics (sinc with a Hann window of 81 samples
-from a table of 20 steps a sample, linearly interpolated, all 40 samples late), written
-so that it takes a small part of the time (`benchmarks/RESULTS.md`):
+To reflect 1 - a instead of sqrt(1 - a) makes rooms decay in about 0.6 of their nominal
+T60. That is a property of WHAMR!, and it is kept.
 
-1. images beyond the cut are never made, and no image is looked up one by one: the grid
-   of a shoe-box is a sum of squares along its axes;
-2. two neighbours in a table are a linear function of the amplitude, so amplitudes are
-   gathered first, by whole sample and table step, and each step's 81 taps are applied
-   to all of them at once, by FFT.
-
-`RoomPool` is what dynamic mixing draws rooms from: responses made once, by
-`python -m data_prep.whamr pool`.
-
-Legend: S source, T sample, G step of the table.
+Legend: S source, T sample.
 """
 
 import math
@@ -29,27 +19,18 @@ import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
-import scipy.fft
 import scipy.signal
 
 from modules.runtime.errors import DataError
 
 SPEED_OF_SOUND = 343.0
 
-TAPS = 81
-
-STEPS = 20
-
-# A source with less of its energy than this at the microphone has not arrived; what
-# there is comes of rounding in the convolution.
+# A source with a smaller share of its energy than this at the microphone has not
+# arrived yet: the convolution leaves rounding errors of that size.
 ARRIVED = 1e-9
-
-# Images are worked on so many at a time: what fits into a processor's cache.
-CHUNK = 2**15
 
 Point = tuple[float, float, float]
 
@@ -64,7 +45,7 @@ class Room:
     rt60: float
 
     def fault(self) -> str:
-        """What makes it impossible; empty when nothing does."""
+        """Return what makes the room impossible, or an empty string."""
         if not (math.isfinite(self.rt60) and self.rt60 > 0):
             return f"T60 is {self.rt60} s"
         if not all(math.isfinite(side) and side > 0 for side in self.size):
@@ -81,7 +62,7 @@ class Room:
 
     @property
     def absorption(self) -> float:
-        """Sabine's; above 1 for a T60 that is short for the room."""
+        """Sabine's absorption; above 1 for a T60 that is short for the room."""
         x, y, z = self.size
         surface = 2 * (x * y + x * z + y * z)
         volume = x * y * z
@@ -89,14 +70,14 @@ class Room:
 
     @property
     def max_order(self) -> int:
-        """Reflections that fill T60 along the shortest side."""
+        """Number of reflections that fill T60 along the shortest side."""
         return math.ceil(self.rt60 * SPEED_OF_SOUND / min(self.size))
 
 
 def impulse_responses(
     room: Room, sample_rate: int = 16000, max_order: int | None = None
 ) -> np.ndarray:
-    """Responses from every source to the microphone.
+    """Simulate the responses from every source to the microphone.
 
     Arguments
     ---------
@@ -105,13 +86,14 @@ def impulse_responses(
     sample_rate : int
         In Hz; WHAMR! works at 16000 and resamples the audio.
     max_order : int | None
-        Most reflections; 0 leaves the direct path ("anechoic"), None is the room's.
+        Largest number of reflections; 0 leaves the direct path ("anechoic"), None is
+        the room's own.
 
     Returns
     -------
     np.ndarray
-        float64, shape [S, T], T = ceil(T60 * sample_rate); a path of length d has an
-        amplitude of 1/d and is d/c seconds and 40 samples late.
+        float32, shape [S, T], T = ceil(T60 * sample_rate). A path of length d has an
+        amplitude of 1/d and a delay of d/c seconds and 40 samples.
 
     Raises
     ------
@@ -126,100 +108,47 @@ def impulse_responses(
     >>> int(impulse_responses(room, max_order=0)[0].argmax())  # 40 + 16000 / 343
     87
     """
+    # Here, because it takes longer to import than all the rest of this package, and
+    # training, which only reads pools, does not need it.
+    import pyroomacoustics
+
     if fault := room.fault():
         raise ValueError(f"a room is impossible: {fault}")
-    frames = math.ceil(room.rt60 * sample_rate)
-    order = room.max_order if max_order is None else max_order
-    return np.stack(
-        [
-            _response(room, source, order, frames, sample_rate / SPEED_OF_SOUND)
-            for source in room.sources
-        ]
+    constants = pyroomacoustics.parameters.constants
+    constants.set("rir_hpf_enable", False)  # version 0.3 had no high-pass filter
+    constants.set("num_threads", 1)  # the order of the sum decides its last bits
+    box = pyroomacoustics.ShoeBox(
+        room.size,
+        fs=sample_rate,
+        max_order=room.max_order if max_order is None else max_order,
     )
-
-
-def _response(
-    room: Room, source: Point, max_order: int, frames: int, per_metre: float
-) -> np.ndarray:
-    """The response from one source, shape [T]; distances are counted in samples."""
-    axes = []
-    for side, x, ear in zip(room.size, source, room.microphone, strict=True):
-        most = min(int(frames / per_metre / side) + 2, max_order)
-        order = np.arange(-most, most + 1)
-        image = order * side + np.where(order % 2 == 0, x, side - x)
-        axes.append((np.abs(order), np.square((image - ear) * per_metre)))
-    # Slices across the shortest list, each the images of the other two by distance.
-    axes.sort(key=lambda axis: len(axis[0]))
-    (first_order, first_square), *others = axes
-    (order_y, square_y), (order_z, square_z) = others
-    square = (square_y[:, None] + square_z).ravel()
-    nearest = np.argsort(square, kind="stable")
-    square = square[nearest]
-    order = (order_y[:, None] + order_z).ravel()[nearest]
-    counts = np.searchsorted(square, float(frames) ** 2 - first_square)
-
-    # By number of reflections; 0 beyond the highest order.
-    most = len(first_order) + len(order_y) + len(order_z)
-    reflected = np.zeros(most)
-    allowed = np.arange(min(max_order + 1, most))
-    reflected[allowed] = per_metre * (1 - room.absorption) ** allowed
-
-    grid = np.zeros((frames + 1) * (STEPS + 2))
-    distance, gain = np.empty((2, CHUNK + len(square)))
-    used = 0
-    for number, (reflections, away) in enumerate(
-        zip(first_order, first_square, strict=True)
-    ):
-        count = counts[number]
-        part = slice(used, used + count)
-        np.add(square[:count], away, out=distance[part])
-        np.take(reflected[reflections:], order[:count], out=gain[part])
-        used += count
-        if used >= CHUNK or number + 1 == len(first_order):
-            _gather(grid, distance[:used], gain[:used])
-            used = 0
-    taps_GT = _table()
-    grid_GT = grid.reshape(frames + 1, STEPS + 2).T[: len(taps_GT)]
-    size = scipy.fft.next_fast_len(frames + TAPS, real=True)
-    spectrum = scipy.fft.rfft(grid_GT, size) * scipy.fft.rfft(taps_GT, size)
-    return scipy.fft.irfft(spectrum.sum(0), size)[:frames]
-
-
-def _gather(grid: np.ndarray, delay: np.ndarray, gain: np.ndarray) -> None:
-    """Add images to the grid [T, G], flat; `delay` holds squares."""
-    np.sqrt(delay, out=delay)
-    np.divide(gain, delay, out=gain)
-    whole = delay.astype(np.int64)
-    np.subtract(delay, whole, out=delay)
-    np.subtract(1.0, delay, out=delay)
-    np.multiply(delay, STEPS, out=delay)
-    step = delay.astype(np.int64)
-    np.subtract(delay, step, out=delay)
-    next_gain = delay * gain
-    gain -= next_gain
-    place = whole * (STEPS + 2) + step
-    np.add.at(grid, place, gain)
-    np.add.at(grid, place + 1, next_gain)
-
-
-@cache
-def _table() -> np.ndarray:
-    """Taps of the windowed sinc for each step of the fraction, shape [G + 1, T]."""
-    taps = np.arange(TAPS)
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * taps / (TAPS - 1))
-    steps = np.arange(STEPS + 1)[:, None]
-    return window * np.sinc(taps - (TAPS + 1) / 2 + steps / STEPS)
+    for place in room.sources:
+        box.add_source(place)
+    box.add_microphone(room.microphone)
+    box.image_source_model()
+    for source in box.sources:
+        source.damping = (1 - room.absorption) ** source.orders[None].astype(float)
+    box.compute_rir()
+    responses_ST = np.zeros(
+        (len(room.sources), math.ceil(room.rt60 * sample_rate)), np.float32
+    )
+    for response_T, computed_T in zip(responses_ST, box.rir[0], strict=True):
+        computed_T = computed_T[: len(response_T)]
+        response_T[: len(computed_T)] = computed_T
+    return responses_ST
 
 
 class RoomPool:
     """Responses of many rooms, to put the talkers of a mixture into one of them.
 
+    `python -m data_prep.whamr pool` makes the file, dynamic mixing draws from it.
+
     Arguments
     ---------
     sample_rate : int
-        Of the responses, in Hz.
+        Rate of the responses in Hz.
     direct, reverberant : Sequence[np.ndarray]
-        For each room float32 [S, T]: the direct path alone, and all of it.
+        For each room float32 [S, T]: the direct path alone, and the whole response.
     """
 
     def __init__(
@@ -237,14 +166,14 @@ class RoomPool:
         return len(self.direct)
 
     def in_room(self, src_ST: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sources as heard in a room, by WHAMR!'s rule for their gain.
+        """Return sources as heard in a room, by WHAMR!'s rule for their gain.
 
         Arguments
         ---------
         src_ST : np.ndarray
-            Dry sources at the pool's rate, shape [S, T]; at most as many as a room has.
+            Dry sources at the pool's rate, shape [S, T]; at most `num_sources`.
         number : int
-            Of the room.
+            Number of the room, from 0.
 
         Returns
         -------
@@ -273,7 +202,7 @@ class RoomPool:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write one file, which appears only when it is whole."""
+        """Write one `.npz` file, which appears only when it is whole."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -296,7 +225,7 @@ class RoomPool:
         Raises
         ------
         DataError
-            It cannot be read, is no pool, or is at another rate than wanted.
+            The file cannot be read, holds no pool, or is not at `sample_rate`.
         """
         try:
             arrays = np.load(path, allow_pickle=False)

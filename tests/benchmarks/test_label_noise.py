@@ -62,7 +62,6 @@ def test_the_table_from_files(tmp_path, capsys):
             ["--truth=FOLDER/truth.csv", "--margins=FOLDER/truth.csv"],
             "truth.csv: expected the columns track, stem and margin_db",
         ),
-        ("rooms", ["--table=FOLDER/none.csv"], "none.csv: No such file"),
         ("mixing", ["--folder=FOLDER/none", "--copy=FOLDER/c"], "none: no such folder"),
     ],
 )

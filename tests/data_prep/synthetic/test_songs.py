@@ -7,7 +7,8 @@ import pytest
 import soundfile
 
 from data_prep.music.manifests import SOURCES
-from data_prep.synthetic.songs import TRUTH_COLUMNS, generate, prepare
+from data_prep.synthetic import songs as synthetic
+from data_prep.synthetic.songs import TRUTH_COLUMNS, Parameters, prepare
 from data_prep.verify.__main__ import main as check
 from modules.data.manifest import read_manifest
 from modules.runtime.errors import DataError
@@ -20,6 +21,10 @@ SETTINGS = {
     "test_songs": 1,
     "noise_probability": 0.4,
 }
+
+
+def generate(folder, **parameters):
+    return synthetic.generate(folder, Parameters(**parameters))
 
 
 @pytest.fixture(scope="module")

@@ -7,17 +7,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep.synthetic import talkers as synthetic
-from data_prep.synthetic.talkers import (
-    MARKER,
-    Parameters,
-    generate,
-    prepare,
-    split_voices,
-)
+from data_prep.synthetic import parts, talkers
+from data_prep.synthetic.parts import MARKER
+from data_prep.synthetic.talkers import Parameters, prepare
 from data_prep.synthetic.voices import make_voices, speak
 from data_prep.verify.__main__ import main as check
 from modules.data.manifest import read_manifest
+from modules.runtime.cli import run
 from modules.runtime.errors import DataError
 
 SMALL = {
@@ -32,6 +28,10 @@ SMALL = {
 RATE = 8000
 
 
+def generate(folder, **parameters):
+    return talkers.generate(folder, Parameters(**parameters))
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """A small corpus."""
@@ -43,7 +43,7 @@ def files_of(folder):
 
 
 def test_two_runs_are_bit_identical_and_seeds_differ(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     again = generate(tmp_path / "again", **SMALL)
     names = files_of(corpus)
     assert names == files_of(again)
@@ -55,7 +55,7 @@ def test_two_runs_are_bit_identical_and_seeds_differ(corpus, tmp_path, monkeypat
 
 
 def test_talkers_of_the_sets_are_disjoint_and_cover_the_range():
-    groups = split_voices(Parameters())
+    groups = Parameters().split_voices()
     names = [name for voices in groups.values() for name, _ in voices]
     assert len(names) == len(set(names)) >= 16 + 4 + 4
     for voices in groups.values():
@@ -180,8 +180,8 @@ def test_interrupted_call_leaves_no_corpus_and_the_next_one_succeeds(
             raise KeyboardInterrupt
         write(path, wave_T, sample_rate)
 
-    write = synthetic._write
-    monkeypatch.setattr(synthetic, "_write", die)
+    write = parts.write_pcm
+    monkeypatch.setattr(parts, "write_pcm", die)
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "c", **SMALL)
     assert not (tmp_path / "c").exists()
@@ -212,8 +212,14 @@ def test_wrong_use_is_refused(tmp_path):
         generate(tmp_path / "c", train_voice=3)
 
 
-def test_a_file_in_the_place_of_the_corpus_is_one_line(tmp_path, capsys, monkeypatch):
+def test_command_line(tmp_path, capsys):
+    """Every parameter is an option; a file in the corpus's place is one line."""
+    commands = {"generate": talkers.generate}
+    options = [f"--{name}={value}" for name, value in SMALL.items()]
+    out = tmp_path / "new"
+    assert run("talkers", "", commands, [f"--out={out}", *options, "--seed=1"]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert talkers.generate(out, Parameters(**SMALL, seed=1)) == out
     (tmp_path / "file").touch()
-    monkeypatch.setattr("sys.argv", ["synthetic", f"--out={tmp_path}/file"])
-    assert synthetic.main() == 1
+    assert run("talkers", "", commands, [f"--out={tmp_path}/file"]) == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/file")

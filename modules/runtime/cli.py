@@ -1,0 +1,232 @@
+"""Make a command line from the signature of a function.
+
+    sys.exit(run("python -m data_prep.wham", __doc__, {"prepare": prepare}))
+
+A parameter becomes `--name`; it is required unless it has a default. A parameter before
+`/` and `*names` are positional. Type, default and choices (`Literal`) come from the
+signature, the help comes from the section "Arguments" of the docstring.
+"""
+
+import argparse
+import dataclasses
+import inspect
+import re
+import sys
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from modules.runtime.errors import UserError
+from modules.runtime.files import one_line
+
+INTERRUPTED = 130
+
+# Types by the names of parameters or fields.
+Kinds = Mapping[str, Any]
+
+
+def as_command(action: Callable[[], object]) -> int:
+    """Call a function and print its errors as one line where the message says all.
+
+    Returns
+    -------
+    int
+        Exit status: 0, 1 after a `UserError` or an `OSError`, 130 after Ctrl-C.
+    """
+    try:
+        action()
+    except (UserError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def show(result: object) -> None:
+    """Print what a command made: a path, or a line for each of several."""
+    if isinstance(result, Mapping):
+        for name, path in result.items():
+            print(f"{name}: {path}")
+    elif isinstance(result, Path):
+        print(result)
+
+
+def run(
+    prog: str,
+    doc: str,
+    commands: Mapping[str, Callable],
+    arguments: Sequence[str] | None = None,
+    report: Callable[[Any], int | None] = show,
+) -> int:
+    """Run one of several functions from the command line.
+
+    Arguments
+    ---------
+    prog : str
+        Name of the program in its help, such as "python -m data_prep.wham".
+    doc : str
+        Description in the help of the first command; the others show the docstring of
+        their module.
+    commands : Mapping[str, Callable]
+        Functions by the word that chooses them. Without such a word the first runs.
+    arguments : Sequence[str] | None
+        The command line; None takes that of the process.
+    report : Callable
+        Prints the result of the function; may return an exit status.
+
+    Returns
+    -------
+    int
+        Exit status, see `as_command`.
+
+    Example
+    -------
+    >>> def double(number: int, /, times: int = 2) -> Path:
+    ...     return Path(str(number * times))
+    >>> run("double", "Multiply.", {"double": double}, ["4", "--times=3"])
+    12
+    0
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name, first = next(iter(commands)), True
+    if arguments and arguments[0] in commands:
+        first = arguments[0] == name
+        name = arguments.pop(0)
+    function = commands[name]
+    if not first:
+        prog, doc = f"{prog} {name}", inspect.getmodule(function).__doc__ or ""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = get_type_hints(function)
+    _add_options(parser, function, kinds)
+    values = vars(parser.parse_args(arguments))
+    for key, value in values.items():
+        if isinstance(value, list):  # of lists: what commas separate
+            values[key] = [item for part in value for item in part]
+    status = 0
+
+    def call() -> None:
+        nonlocal status
+        status = report(_call(function, values, kinds)) or 0
+
+    return as_command(call) or status
+
+
+def _add_options(
+    parser: argparse._ActionsContainer, callee: Callable, kinds: Kinds
+) -> None:
+    """Give each parameter of a function, or each field of a dataclass, an option."""
+    helps = describe_arguments(callee)
+    for name, one in inspect.signature(callee).parameters.items():
+        kind, default = kinds[name], one.default
+        if dataclasses.is_dataclass(kind):
+            group = parser.add_argument_group(name)
+            _add_options(group, kind, get_type_hints(kind))
+            continue
+        if one.kind is one.VAR_POSITIONAL:
+            kind, default = Sequence[kind], None
+        positional = one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL)
+        option = name if positional else f"--{name}"
+        _add(parser, option, kind, default, helps.get(name, ""))
+
+
+def _call(callee: Callable, values: Mapping[str, Any], kinds: Kinds) -> object:
+    """Call a function with those of the values that are its parameters."""
+    args: list[object] = []
+    kwargs: dict[str, object] = {}
+    for name, one in inspect.signature(callee).parameters.items():
+        if dataclasses.is_dataclass(kinds[name]):
+            inner = get_type_hints(kinds[name])
+            kwargs[name] = _call(kinds[name], values, inner)
+        elif one.kind is one.VAR_POSITIONAL:
+            args += values[name]
+        elif one.kind is one.POSITIONAL_ONLY:
+            args.append(values[name])
+        else:
+            kwargs[name] = values[name]
+    return callee(*args, **kwargs)
+
+
+def _add(
+    parser: argparse._ActionsContainer,
+    name: str,
+    kind: Any,
+    default: Any,
+    text: str,
+) -> None:
+    """Add an option of a type, or a positional argument."""
+    required = default is inspect.Parameter.empty
+    options: dict[str, Any] = {}
+    if name.startswith("--"):
+        options |= {"required": True} if required else {"default": default}
+    kind, choices, several = plain_type(kind)
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif several:
+        options |= {"type": _list_of(kind, choices), "nargs": "+"}
+    else:
+        options |= {"type": kind, "choices": choices or None}
+    if not (required or default is None or default is False or default == ""):
+        shown = " ".join(map(str, default)) if several else default
+        text = f"{text} (default: {shown})".strip()
+    parser.add_argument(name, help=text.replace("%", "%%"), **options)
+
+
+def plain_type(hint: Any) -> tuple[type, tuple, bool]:
+    """Return the type of a value in a string, its choices, and whether several may be.
+
+    Example
+    -------
+    >>> plain_type(Sequence[int]), plain_type(str | Path | None)
+    ((<class 'int'>, (), True), (<class 'str'>, (), False))
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (types.UnionType, Union):
+        members = [member for member in inner if member is not type(None)]
+        return plain_type(str if str in members else members[-1])
+    if origin is Literal:
+        return type(inner[0]), inner, False
+    if origin in (Sequence, list, tuple):
+        kind, choices, _ = plain_type(inner[0])
+        return kind, choices, True
+    return hint, (), False
+
+
+def _list_of(kind: type, choices: tuple) -> Callable[[str], list]:
+    """Return a reader of values that commas separate."""
+
+    def read(text: str) -> list:
+        values = [kind(part) for part in text.split(",")]
+        for value in values:
+            if choices and value not in choices:
+                raise argparse.ArgumentTypeError(
+                    f"{value!r} is none of {', '.join(map(str, choices))}"
+                )
+        return values
+
+    read.__name__ = kind.__name__
+    return read
+
+
+def describe_arguments(documented: Callable) -> dict[str, str]:
+    """Return what the section "Arguments" of a docstring says of each name."""
+    section = re.search(
+        r"^Arguments\n-+\n(.*?)(?=^\w[^\n]*\n-+$|\Z)",
+        inspect.getdoc(documented) or "",
+        re.MULTILINE | re.DOTALL,
+    )
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in section.group(1).splitlines() if section else ():
+        if line and not line.startswith(" "):
+            names = [name.strip(" *") for name in line.split(" : ")[0].split(",")]
+        else:
+            for name in names:
+                found[name] = f"{found.get(name, '')} {line.strip()}".strip()
+    return found
