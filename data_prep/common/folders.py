@@ -11,35 +11,18 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import soundfile
 
+from data_prep.common.layout import SUFFIXES, Parts, list_audio
 from modules.data.manifest import THREADS, Row, check_audio, write_manifest
 from modules.runtime.errors import DataError
 from modules.runtime.files import write_text
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".wav", ".flac")
-
 # Part of the fingerprint: raise it when the same files would give other manifests.
 FORMAT = 1
-
-
-class Parts(NamedTuple):
-    """The folders of one split."""
-
-    mixture: Path
-    sources: tuple[Path, ...]
-    noise: Path | None = None
-    images: tuple[Path, ...] = ()
-
-    @property
-    def folders(self) -> list[Path]:
-        """All of them: mixture, sources, noise, images."""
-        noise = [self.noise] if self.noise else []
-        return [self.mixture, *self.sources, *noise, *self.images]
 
 
 def write_manifests(
@@ -93,20 +76,6 @@ def write_manifests(
         state = {"files": files, "manifests": _digest(list(paths.values()))}
         write_text(state_file, json.dumps(state) + "\n")
     return {split: str(path) for split, path in paths.items()}
-
-
-def list_audio(folder: Path) -> dict[str, os.DirEntry]:
-    """Audio files of a folder by their stem; hidden files are left out."""
-    found: dict[str, os.DirEntry] = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            stem, suffix = os.path.splitext(entry.name)
-            if suffix.lower() not in SUFFIXES or entry.name.startswith("."):
-                continue
-            if stem in found:
-                raise DataError(f"{entry.path}: there is {found[stem].name} as well")
-            found[stem] = entry
-    return found
 
 
 def _fingerprint(

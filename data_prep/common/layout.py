@@ -1,107 +1,311 @@
-"""How a data set lays out its folders."""
+"""How data sets lay out their folders, said once for preparing and for verifying.
 
+The package of a data set, or its module `manifests`, holds `LAYOUT`, a tuple of the
+layouts in use. `prepare` finds by `find_parts` which of them a folder has, and
+`data_prep.verify` reads the same `LAYOUT`.
+"""
+
+import itertools
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from modules.data.manifest import Row
+from modules.runtime.errors import DataError
+
+SPLITS = ("train", "valid", "test")
 
 SUFFIXES = (".wav", ".flac")
 
-# Stands for 1, 2, ... as far as there are folders: the number of talkers varies.
+# In the name of a folder: the number of a talker, or of all talkers in a parent's name.
 EACH = "#"
 
 MOST_TALKERS = 5
 
-VERSIONS = tuple(f"wav{k}k/{mode}" for k in (8, 16) for mode in ("min", "max"))
+NOISE = "noise"
+
+RATES = (8000, 16000)
+
+MODES = ("min", "max")
+
+# How many names of what a folder holds a message lists.
+NAMED = 8
+
+
+def folder_of(sample_rate: int, mode: str) -> str:
+    """Return the folder of a version.
+
+    Example
+    -------
+    >>> folder_of(8000, "min")
+    'wav8k/min'
+    """
+    return f"wav{sample_rate // 1000}k/{mode}"
+
+
+class Parts(NamedTuple):
+    """Folders of a split; a mixture is the sum of its images, or sources, and noise."""
+
+    mixture: Path
+    sources: tuple[Path, ...]
+    noise: Path | None = None
+    images: tuple[Path, ...] = ()
+
+    @property
+    def folders(self) -> list[Path]:
+        """Mixture, sources, noise and images."""
+        noise = [self.noise] if self.noise else []
+        return [self.mixture, *self.sources, *noise, *self.images]
 
 
 @dataclass(frozen=True)
-class Tree:
-    """Folders of parts: `[PARENT/][VERSION/]SPLIT/PART/NAME.wav`.
+class Layout:
+    """Mixtures and their parts in folders: `[PARENT/][VERSION/]SPLIT/PART/NAME.wav`.
 
-    `mixtures` maps the folder of mixtures to those whose sum it is.
+    The files of a mixture share a name, WAV or FLAC.
+
+    Arguments
+    ---------
+    splits : Mapping[str, str]
+        The folders of the splits, each with its manifest: train, valid or test. Where
+        a manifest could be made of several folders, `prepare` is told which.
+    mixtures : Mapping[str, tuple[str, ...]]
+        The folders of mixtures, each with the folders whose sum it is: "s#" stands for
+        s1, s2 and so on, one for each talker; "noise" comes last.
+    parent : str
+        Name under which the data set may lie in the folder that a user gives, such as
+        "#speakers" with the number of talkers; empty if there is none.
+    versioned : bool
+        Whether there are folders `wav{8k,16k}/{min,max}`.
     """
 
-    splits: tuple[str, ...]
-    mixtures: dict[str, tuple[str, ...]] = field(hash=False)
-    parents: tuple[str, ...] = ()
-    versions: tuple[str, ...] = VERSIONS
+    splits: Mapping[str, str]
+    mixtures: Mapping[str, tuple[str, ...]]
+    parent: str = ""
+    versioned: bool = True
 
+    def folders_of(self, split: str) -> list[str]:
+        """Return the folders that a manifest can be made of."""
+        return [folder for folder, name in self.splits.items() if name == split]
 
-def _rows_of(folder: Path, trees: Sequence[Tree]) -> list[Row]:
-    """The rows of all versions of a data set."""
-    return [
-        row
-        for tree in trees
-        for root in (folder, *(folder / parent for parent in tree.parents))
-        for version in tree.versions
-        for row in _rows_of_version(folder, root / version, tree, _rate_of(version))
-    ]
-
-
-def _rate_of(version: str) -> int:
-    """In Hz; 0 where the version does not tell."""
-    return 1000 * int(version.split("k")[0].removeprefix("wav")) if version else 0
-
-
-def _rows_of_version(folder: Path, version: Path, tree: Tree, rate: int) -> list[Row]:
-    """The rows of all splits; a part that one of them has is expected of all."""
-    splits = [version / split for split in tree.splits if (version / split).is_dir()]
-
-    def exists(part: str) -> bool:
-        return any((split / part).is_dir() for split in splits)
-
-    rows = []
-    for mixture, parts in tree.mixtures.items():
-        if not exists(mixture):
-            continue
-        summands = [
+    def summands(self, mixture: str, talkers: Iterable[int]) -> list[str]:
+        """Return the folders whose sum a mixture is, for the numbers of its talkers."""
+        return [
             part.replace(EACH, str(number))
-            for part in parts
-            for number in (range(1, MOST_TALKERS + 1) if EACH in part else (1,))
-            if EACH not in part or exists(part.replace(EACH, str(number)))
+            for part in self.mixtures[mixture]
+            for number in (talkers if EACH in part else (1,))
         ]
-        for split in splits:
-            rows += _rows_of_split(folder, split, mixture, summands, rate)
-    return rows
 
+    def parts(self, place: Path, mixture: str, talkers: Iterable[int]) -> Parts:
+        """Return the folders of a mixture and its parts below the folder of a split."""
+        summands = self.summands(mixture, talkers)
+        sources = tuple(place / part for part in summands if part != NOISE)
+        noise = place / NOISE if NOISE in summands else None
+        return Parts(place / mixture, sources, noise)
 
-def _rows_of_split(
-    folder: Path, split: Path, mixture: str, summands: Sequence[str], rate: int
-) -> list[Row]:
-    """A row for every name that lies in any of the parts' folders."""
-    parts = [mixture, *summands]
-    listing = [_list_audio(split / part) for part in parts]
-    rows = []
-    for name in sorted(set().union(*listing)):
-        paths = [
-            files.get(name, str(split / part / f"{name}.wav"))
-            for part, files in zip(parts, listing, strict=True)
-        ]
-        in_noise = summands[-1] == "noise"
-        rows.append(
-            Row(
-                id=str((split / mixture / name).relative_to(folder)),
-                duration=0.0,
-                sample_rate=rate,
-                mixture=paths[0],
-                sources=tuple(paths[1:-1] if in_noise else paths[1:]),
-                noise=paths[-1] if in_noise else "",
+    def roots(self, folder: Path, counts: Iterable[int]) -> list[Path]:
+        """Return a folder, and those in it that are named by a number of talkers."""
+        named = {self.parent.replace(EACH, str(count)): None for count in counts}
+        return [folder, *(folder / name for name in named if name)]
+
+    def check_task(self, task: str, num_spks: int) -> None:
+        """Raise unless the task is a mixture of the layout and num_spks fits it."""
+        if task not in self.mixtures:
+            names = ", ".join(self.mixtures)
+            raise DataError(f"task is {task!r}, expected one of {names}")
+        sources = [part for part in self.mixtures[task] if part != NOISE]
+        if EACH not in "".join(sources) and len(sources) != num_spks:
+            raise DataError(
+                f"{task} has {len(sources)} speakers; set --num_spks={len(sources)}"
             )
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Songs in stems: `[SPLIT/]TRACK/STEM.wav`, and a mixture that may be missing."""
+
+    splits: tuple[str, ...] = SPLITS
+    mixture: str = "mixture"
+
+
+class _Place(NamedTuple):
+    """A layout below a folder: what `prepare` looks for."""
+
+    layout: Layout
+    root: Path
+    version: str
+    splits: dict[str, Parts]
+
+    @property
+    def missing(self) -> list[Path]:
+        """Folders that do not exist."""
+        folders = [path for parts in self.splits.values() for path in parts.folders]
+        return [path for path in folders if not path.is_dir()]
+
+    def describe(self) -> str:
+        """Return the folders in the notation of the shell."""
+        names = [parts.mixture.parent.name for parts in self.splits.values()]
+        folders = [path.name for path in self.splits[SPLITS[0]].folders]
+        prefix = f"{self.version}/" if self.version else ""
+        return f"{prefix}{{{','.join(names)}}}/{{{','.join(folders)}}}"
+
+
+def _places(
+    layout: Layout,
+    data_folder: Path,
+    num_spks: int,
+    version: str,
+    mixture: str,
+    targets: str | None,
+    train_set: str | None,
+) -> Iterator[_Place]:
+    """Yield every place below a folder where a layout may lie."""
+
+    def parts_in(place: Path) -> Parts:
+        parts = layout.parts(place, mixture, range(1, num_spks + 1))
+        if targets in (None, mixture):
+            return parts
+        wanted = layout.parts(place, targets, range(1, num_spks + 1)).sources
+        return parts._replace(sources=wanted, images=parts.sources)
+
+    counted = any(EACH in part for part in layout.mixtures[mixture])
+    counts = [num_spks] if counted else range(2, MOST_TALKERS + 1)
+    choices = [layout.folders_of(split) for split in SPLITS]
+    if train_set is not None:
+        if train_set not in choices[0]:
+            expected = " or ".join(choices[0])
+            raise DataError(f"train_set is {train_set!r}, expected {expected}")
+        choices[0] = [train_set]
+    version = version if layout.versioned else ""
+    for root in layout.roots(data_folder, counts):
+        for names in itertools.product(*choices):
+            parts = (parts_in(root / version / name) for name in names)
+            splits = dict(zip(SPLITS, parts, strict=True))
+            yield _Place(layout, root, version, splits)
+
+
+def find_parts(
+    layouts: Sequence[Layout],
+    data_folder: str | Path,
+    num_spks: int,
+    sample_rate: int,
+    mode: str,
+    mixture: str | None = None,
+    targets: str | None = None,
+    train_set: str | None = None,
+) -> dict[str, Parts]:
+    """Find by looking which layout a folder has; return the folders of its splits.
+
+    Arguments
+    ---------
+    layouts : Sequence[Layout]
+        The layouts in use.
+    data_folder : str | Path
+        The data set's folder or its parent.
+    num_spks : int
+        Sources in each mixture.
+    sample_rate, mode : int, str
+        The version; `mode` is "min" or "max".
+    mixture : str | None
+        The folder of mixtures; None where each layout has one.
+    targets : str | None
+        The folder of mixtures whose sources are wanted instead, those of `mixture`
+        being its images; None: the same.
+    train_set : str | None
+        The folder to train on; None where there is one.
+
+    Returns
+    -------
+    dict[str, Parts]
+        Under train, valid and test.
+
+    Raises
+    ------
+    DataError
+        None or more than one layout fits, or the mixtures have more sources.
+    """
+    if mode not in MODES:
+        raise DataError(f"mode is {mode!r}, expected 'min' or 'max'")
+    data_folder = Path(data_folder).absolute()
+    if not data_folder.is_dir():
+        raise DataError(f"data_folder {data_folder} does not exist or is no folder")
+    version = folder_of(sample_rate, mode)
+    places = [
+        place
+        for layout in layouts
+        for place in _places(
+            *(layout, data_folder, num_spks, version),
+            *(mixture or next(iter(layout.mixtures)), targets, train_set),
         )
-    return rows
+    ]
+    complete = [place for place in places if not place.missing]
+    if not complete:
+        raise DataError(_nothing_found(data_folder, places))
+    if len(complete) > 1:
+        raise DataError(_several_found(data_folder, complete))
+    layout, _, _, splits = complete[0]
+    for parts in splits.values():
+        folder, talkers = parts.mixture, range(1, num_spks + 2)
+        one_more = layout.parts(folder.parent, folder.name, talkers).sources[-1]
+        if one_more not in parts.folders and one_more.is_dir():
+            raise DataError(
+                f"{one_more} exists, so the mixtures have more than {num_spks} "
+                f"sources; set --num_spks={num_spks + 1}"
+            )
+    return splits
 
 
-def _list_audio(folder: Path) -> dict[str, str]:
-    """Paths of a folder's audio by their name without suffix, none hidden."""
-    if not folder.is_dir():
-        return {}
-    with os.scandir(folder) as entries:
-        split = [(os.path.splitext(entry.name), entry.path) for entry in entries]
-    return {
-        stem: path
-        for (stem, suffix), path in split
-        if suffix.lower() in SUFFIXES and not stem.startswith(".")
-    }
+def _several_found(data_folder: Path, complete: Sequence[_Place]) -> str:
+    """Name the places that fit, and say how to choose one."""
+    trains = [place.splits[SPLITS[0]].mixture.parent.name for place in complete]
+    first = complete[0]
+    if all(p.layout is first.layout and p.root == first.root for p in complete):
+        return (
+            f"{data_folder}: has the training sets {' and '.join(trains)}; choose by "
+            f"--train_set={trains[0]}"
+        )
+    found = " and ".join(f"{place.root}/{place.describe()}" for place in complete)
+    return f"{data_folder}: found {found}; point data_folder at one of them"
+
+
+def _nothing_found(data_folder: Path, places: Sequence[_Place]) -> str:
+    """Say which folder is missing, or what was looked for and what is there instead."""
+    best = min(places, key=lambda place: len(place.missing))
+    if len(best.missing) < sum(len(parts.folders) for parts in best.splits.values()):
+        missing = best.missing[0]
+        return f"{missing}: does not exist, but other folders of its layout do"
+    inner = {f"{p.root.name}/": None for p in places if p.root != data_folder}
+    also = f" and in {' and '.join(inner)}" if inner else ""
+    looked_for = ", ".join({place.describe(): None for place in places})
+    hint = "; generate it, or choose another --data_folder, --sample_rate or --mode"
+    return (
+        f"{data_folder}: no mixtures found; looked there{also} for {looked_for}; it "
+        f"holds {list_names(data_folder)}{hint if best.layout.versioned else ''}"
+    )
+
+
+def list_names(folder: Path) -> str:
+    """Name the first things in a folder, for a message."""
+    return ", ".join(sorted(os.listdir(folder))[:NAMED]) or "nothing"
+
+
+def list_audio(folder: Path) -> dict[str, os.DirEntry]:
+    """Return the audio files of a folder by their stem; hidden files are left out.
+
+    Raises
+    ------
+    DataError
+        Two files differ only in their suffix.
+    """
+    with os.scandir(folder) as scanned:
+        entries = sorted(scanned, key=lambda entry: entry.name)
+    found: dict[str, os.DirEntry] = {}
+    for entry in entries:
+        stem, suffix = os.path.splitext(entry.name)
+        if suffix.lower() not in SUFFIXES or stem.startswith("."):
+            continue
+        if stem in found:
+            raise DataError(f"{entry.path}: there is {found[stem].name} as well")
+        found[stem] = entry
+    return found

@@ -11,24 +11,16 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from data_prep.common.layout import folder_of
 from modules.runtime.errors import DataError
 from modules.runtime.files import list_files
 
-SETS = ("tr", "cv", "tt")
+WSJ0_SPLITS = {"tr": "train", "cv": "valid", "tt": "test"}
+
+SETS = tuple(WSJ0_SPLITS)
 
 # Positions are noted at this rate, whatever the version.
 NOISE_RATE = 16000
-
-
-def folder_of(sample_rate: int, mode: str) -> str:
-    """The folder of a version.
-
-    Example
-    -------
-    >>> folder_of(8000, "min")
-    'wav8k/min'
-    """
-    return f"wav{sample_rate // 1000}k/{mode}"
 
 
 def check_versions(

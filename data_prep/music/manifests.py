@@ -27,6 +27,7 @@ from pathlib import Path
 
 import soundfile
 
+from data_prep.common.layout import Tracks
 from modules.data.manifest import THREADS, Row, write_manifest
 from modules.runtime.errors import DataError
 
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 SOURCES = ("drums", "bass", "other", "vocals")
 
 MIXTURE = "mixture"
+
+LAYOUT = (Tracks(mixture=MIXTURE),)
 
 SUFFIXES = (".wav", ".flac")
 

@@ -1,4 +1,4 @@
-"""Read every sample of a data set and list all that is wrong with it.
+r"""Read every sample of a data set and list all that is wrong with it.
 
     python -m data_prep.verify FOLDER [--layout=NAME]     a data set on disk
     python -m data_prep.verify MANIFEST.csv ...           what training is to read
@@ -11,11 +11,10 @@ status is 1 when there is one. A folder's layout is found by looking into it, an
 version in it (rate, mode, split) is read.
 """
 
-import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,14 +22,74 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
-from data_prep.common.cli import as_command
-from data_prep.verify.layouts import NAMES, STEMS, find_rows
+from data_prep.verify.layouts import find_rows
 from data_prep.verify.rows import Fault, row_faults
-from data_prep.verify.stems import Requirements, StemsReport
+from data_prep.verify.stems import USUAL, Requirements, StemsReport
 from modules.data.manifest import THREADS, Row, is_of_stems, list_manifest
+from modules.runtime.cli import run
 from modules.runtime.errors import DataError
 
 Check = Callable[[Row], list[Fault]]
+
+
+def verify(
+    *paths: str,
+    layout: str | None = None,
+    workers: int | None = None,
+    requirements: Requirements = USUAL,
+) -> int:
+    """List the faults of data sets; return how many.
+
+    Arguments
+    ---------
+    *paths : str
+        Folders and manifests.
+    layout : str | None
+        Layout of the folders: a data set of data_prep, "stems", or a module that has
+        LAYOUT; found by looking if not given.
+    workers : int | None
+        Threads that read; None: as many as suit the files.
+    requirements : Requirements
+        What is wanted of stems.
+    """
+    return sum(
+        verify_folder(path, layout, workers, requirements)
+        if layout or Path(path).is_dir()
+        else verify_manifest(path, workers)
+        for path in paths
+    )
+
+
+def verify_manifest(path: str, workers: int | None) -> int:
+    """List the faults of a manifest and of its audio; return how many."""
+    try:
+        rows, faults = list_manifest(path, stems=is_of_stems(path))
+    except DataError as error:
+        rows, faults = {}, [str(error)]
+    for fault in faults:
+        print(fault)
+    named = {f"{place} ({row.id})": row for place, row in rows.items()}
+    count = len(faults) + _print_faults(verify_rows(named, workers, Path(path).name))
+    print(f"{path}: {len(rows)} rows, {count} faults")
+    return count
+
+
+def verify_folder(
+    folder: str, layout: str | None, workers: int | None, requirements: Requirements
+) -> int:
+    """List the faults of a data set's folder; return how many."""
+    layout, rows = find_rows(Path(folder).absolute(), layout, requirements.sources)
+    of_stems = rows[0].channels != 1
+    report = StemsReport(requirements) if of_stems else None
+    named = {row.id: row for row in (rows if of_stems else _with_rates(rows))}
+    check = report.check if report else row_faults
+    found = verify_rows(named, workers, Path(folder).name, check)
+    count = _print_faults(found, once=True)
+    if report:
+        count += report.print_table(rows)
+    unit = "tracks" if report else "mixtures"
+    print(f"{folder} ({layout}): {len(rows)} {unit}, {count} faults")
+    return count
 
 
 def verify_rows(
@@ -67,45 +126,10 @@ def verify_rows(
                 yield place, fault
 
 
-def verify_manifest(path: str, workers: int | None) -> int:
-    """List the faults of a manifest and of its audio; returns how many."""
-    try:
-        rows, faults = list_manifest(path, stems=is_of_stems(path))
-    except DataError as error:
-        rows, faults = {}, [str(error)]
-    for fault in faults:
-        print(fault)
-    named = {f"{place} ({row.id})": row for place, row in rows.items()}
-    count = len(faults) + _print_faults(verify_rows(named, workers, Path(path).name))
-    print(f"{path}: {len(rows)} rows, {count} faults")
-    return count
-
-
-def verify_folder(
-    folder: str, layout: str | None, workers: int | None, requirements: Requirements
-) -> int:
-    """List the faults of a data set's folder; returns how many."""
-    sources = [name for name in requirements.sources.split(",") if name]
-    layout, rows = find_rows(Path(folder).absolute(), layout, sources)
-    report = StemsReport(requirements) if layout == STEMS else None
-    if report is None:
-        rows = _with_rates(rows)
-    named = {row.id: row for row in rows}
-    found = verify_rows(
-        named, workers, Path(folder).name, report.check if report else row_faults
-    )
-    count = _print_faults(found, once=True)
-    if report is not None:
-        count += report.print_table(rows)
-    unit = "tracks" if report else "mixtures"
-    print(f"{folder} ({layout}): {len(rows)} {unit}, {count} faults")
-    return count
-
-
 def _print_faults(found: Iterator[tuple[str, Fault]], once: bool = False) -> int:
-    """Print faults above the progress bar; returns how many.
+    """Print faults above the progress bar; return how many.
 
-    `once`: a fault of a file that belongs to several mixtures is that of the first.
+    With `once`, the fault of a file in several mixtures is told of the first alone.
     """
     count, known = 0, set()
     for place, fault in found:
@@ -118,7 +142,7 @@ def _print_faults(found: Iterator[tuple[str, Fault]], once: bool = False) -> int
 
 
 def _with_rates(rows: list[Row]) -> list[Row]:
-    """Rows whose place does not tell the rate get that of most such mixtures."""
+    """Give rows whose place does not tell the rate that of most such mixtures."""
     unknown = [row.mixture for row in rows if not row.sample_rate]
     with ThreadPoolExecutor(THREADS) as threads:
         rates = Counter(threads.map(_read_rate, unknown))
@@ -130,40 +154,17 @@ def _with_rates(rows: list[Row]) -> list[Row]:
 
 
 def _read_rate(path: str) -> int:
-    """Of a file in Hz, 0 where it cannot be told."""
+    """Return the rate of a file in Hz, 0 if it cannot be read."""
     try:
         return soundfile.info(path).samplerate
     except (soundfile.LibsndfileError, OSError):
         return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Verify manifests and folders; list every fault; 1 when there is one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.verify",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("paths", nargs="+", metavar="PATH", help="a folder or a manifest")
-    add("--layout", choices=NAMES, help="of folders; found by looking if not given")
-    add("--workers", type=int, help="threads that read")
-    Requirements.add_arguments(parser)
-    options = parser.parse_args(arguments)
-    requirements = Requirements.from_arguments(options)
-    faults = 0
-
-    def verify() -> None:
-        nonlocal faults
-        for path in options.paths:
-            if options.layout or Path(path).is_dir():
-                faults += verify_folder(
-                    path, options.layout, options.workers, requirements
-                )
-            else:
-                faults += verify_manifest(path, options.workers)
-
-    return as_command(verify) or int(faults > 0)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Verify manifests and folders; return 1 if there is a fault."""
+    name = "python -m data_prep.verify"
+    return run(name, __doc__, verify, arguments, lambda faults: int(faults > 0))
 
 
 if __name__ == "__main__":

@@ -1,98 +1,192 @@
-"""Which files make a mixture, by folder: what `data_prep.verify` finds in a data set.
+"""Find what a data set's folder holds, by the layouts of all packages of `data_prep`.
 
 A row is made for every mixture of every version that a folder holds, whatever training
 uses of it. No audio is opened, so a row's file may be missing; `duration` is 0 (that of
 the mixture), and so is `sample_rate` where the place of a file does not tell it.
 """
 
-import os
-from collections.abc import Sequence
+import importlib
+import pkgutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_prep.common.layout import EACH, Tree, _rows_of
-from data_prep.verify import stems as verify_stems
+import data_prep
+from data_prep.common.layout import (
+    MODES,
+    MOST_TALKERS,
+    RATES,
+    Layout,
+    Tracks,
+    folder_of,
+    list_audio,
+    list_names,
+)
 from modules.data.manifest import Row
 from modules.runtime.errors import DataError
 
-WSJ0 = ("tr", "cv", "tt")
-
-SPEAKERS = ("2speakers", "3speakers")
-
-IN_NOISE = {
-    "mix_clean": (f"s{EACH}",),
-    "mix_both": (f"s{EACH}", "noise"),
-    "mix_single": ("s1", "noise"),
-}
-
-LIBRIMIX = ("train-100", "train-360", "dev", "test")
-
-# A line adds a data set.
-LAYOUTS: dict[str, tuple[Tree, ...]] = {
-    "wsj0mix": (
-        Tree(WSJ0, {"mix": (f"s{EACH}",)}, SPEAKERS),
-        Tree(
-            ("train", "valid", "test"), {"mixture": (f"source{EACH}",)}, SPEAKERS, ("",)
-        ),
-        Tree(("train", "val", "test"), {"mix": (f"s{EACH}",)}, SPEAKERS, ("",)),
-    ),
-    "librimix": (Tree(LIBRIMIX, IN_NOISE, ("Libri2Mix", "Libri3Mix")),),
-    "wham": (Tree(WSJ0, IN_NOISE),),
-    "whamr": (
-        Tree(
-            WSJ0,
-            {
-                f"{mixture}_{room}": tuple(
-                    part if part == "noise" else f"{part}_{room}" for part in parts
-                )
-                for mixture, parts in IN_NOISE.items()
-                for room in ("anechoic", "reverb")
-            },
-        ),
-    ),
-}
-
 STEMS = "stems"
 
-NAMES = (*LAYOUTS, STEMS)
+Layouts = tuple[Layout | Tracks, ...]
+
+
+def find_layouts() -> dict[str, Layouts]:
+    """Return the layouts of all data sets by the names of their packages.
+
+    A layout of stems is called so, because many data sets have it. It comes last:
+    folders of other things with like names could be stems.
+    """
+    found: dict[str, Layouts] = {}
+    stems: dict[str, Layouts] = {}
+    for _, name, is_package in pkgutil.iter_modules(data_prep.__path__):
+        layouts = layouts_in(f"data_prep.{name}") if is_package else ()
+        if any(isinstance(layout, Tracks) for layout in layouts):
+            stems[STEMS] = layouts
+        elif layouts and layouts not in found.values():
+            found[name] = layouts
+    return found | stems
+
+
+def layouts_in(name: str) -> Layouts:
+    """Return `LAYOUT` of a module or of its module `manifests`; else nothing."""
+    module = importlib.import_module(name)
+    names = [one.name for one in pkgutil.iter_modules(getattr(module, "__path__", ()))]
+    if not hasattr(module, "LAYOUT") and "manifests" in names:
+        module = importlib.import_module(f"{name}.manifests")
+    return getattr(module, "LAYOUT", ())
 
 
 def find_rows(
     folder: Path, layout: str | None = None, sources: Sequence[str] = ()
 ) -> tuple[str, list[Row]]:
-    """All mixtures of a folder, and the name of its layout.
+    """Return the name of a folder's layout, and a row for each mixture or track.
 
     Arguments
     ---------
     folder : Path
         A data set's folder.
     layout : str | None
-        One of `NAMES`; None finds it by looking.
+        A data set of `data_prep`, "stems", or any module that has `LAYOUT`; None finds
+        it by looking.
     sources : Sequence[str]
         Names of stems, where the layout is that of stems; none: found by looking.
 
     Raises
     ------
     DataError
-        Nothing is found, or several layouts are, or there is no such folder.
+        The folder does not exist, nothing is found in it, or several layouts fit.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: does not exist or is no folder")
-    found = {}
-    for name in [layout] if layout else LAYOUTS:
-        rows = [] if name == STEMS else _rows_of(folder, LAYOUTS[name])
+    known = find_layouts()
+    if layout is not None:
+        known = {layout: known[layout] if layout in known else _import(layout, known)}
+    found: dict[str, list[Row]] = {}
+    for name, layouts in known.items():
+        if found and name == STEMS:
+            break
+        rows = [row for one in layouts for row in _rows(folder, one, sources)]
         if rows:
             found[name] = rows
-    # Stems come last: folders of other things with like names could be some.
-    if not found and layout in (None, STEMS):
-        rows = verify_stems.list_rows(folder, sources)
-        if rows:
-            found[STEMS] = rows
     if len(found) == 1:
         return next(iter(found.items()))
     if found:
         raise DataError(f"{folder}: may be {' or '.join(found)}; set --layout")
-    there = ", ".join(sorted(os.listdir(folder))[:8]) or "nothing"
     raise DataError(
-        f"{folder}: no mixtures of the layout {layout or ' or '.join(NAMES)} found; "
-        f"it holds {there}"
+        f"{folder}: no mixtures of the layout {' or '.join(known)} found; it holds "
+        f"{list_names(folder)}"
     )
+
+
+def _import(name: str, known: dict[str, Layouts]) -> Layouts:
+    """Return the layouts of a data set that lies outside of `data_prep`."""
+    try:
+        layouts = layouts_in(name)
+    except ImportError:
+        layouts = ()
+    if not layouts:
+        names = ", ".join(known)
+        raise DataError(f"--layout={name}: expected {names} or a module with LAYOUT")
+    return layouts
+
+
+def _rows(
+    folder: Path, layout: Layout | Tracks, sources: Sequence[str]
+) -> Iterator[Row]:
+    """Yield the rows of everything in a folder that has a layout."""
+    if isinstance(layout, Tracks):
+        yield from _rows_of_tracks(folder, layout, sources)
+        return
+    versions = [(folder_of(rate, mode), rate) for rate in RATES for mode in MODES]
+    for root in layout.roots(folder, range(1, MOST_TALKERS + 1)):
+        for version, rate in versions if layout.versioned else [("", 0)]:
+            yield from _rows_of_version(folder, root / version, layout, rate)
+
+
+def _rows_of_version(
+    folder: Path, version: Path, layout: Layout, rate: int
+) -> Iterator[Row]:
+    """Yield the rows of all splits; a part that one of them has is expected of all."""
+    splits = [version / split for split in layout.splits if (version / split).is_dir()]
+
+    def exists(part: str) -> bool:
+        return any((split / part).is_dir() for split in splits)
+
+    numbers = range(1, MOST_TALKERS + 1)
+    for mixture in filter(exists, layout.mixtures):
+        fixed = set(layout.mixtures[mixture])
+        heard = [
+            number
+            for number in numbers
+            if any(map(exists, {*layout.summands(mixture, [number])} - fixed))
+        ]
+        for split in splits:
+            parts = layout.parts(split, mixture, heard or [1])
+            listing = {
+                place: list_audio(place) if place.is_dir() else {}
+                for place in parts.folders
+            }
+
+            def path_of(place: Path, name: str, listing: dict = listing) -> str:
+                entry = listing[place].get(name)
+                return entry.path if entry else str(place / f"{name}.wav")
+
+            for name in sorted(set().union(*listing.values())):
+                yield Row(
+                    id=str((parts.mixture / name).relative_to(folder)),
+                    duration=0.0,
+                    sample_rate=rate,
+                    mixture=path_of(parts.mixture, name),
+                    sources=tuple(path_of(place, name) for place in parts.sources),
+                    noise=path_of(parts.noise, name) if parts.noise else "",
+                )
+
+
+def _rows_of_tracks(
+    folder: Path, layout: Tracks, sources: Sequence[str]
+) -> Iterator[Row]:
+    """Yield a row for each track, whatever of it is missing.
+
+    Without names of sources they are the stems that most of the tracks have.
+    """
+    splits = [folder / split for split in layout.splits if (folder / split).is_dir()]
+    files = {
+        track: list_audio(track)
+        for split in splits or [folder]
+        for track in sorted(split.iterdir())
+        if track.is_dir() and not track.name.startswith(".")
+    }
+    files = {track: listed for track, listed in files.items() if listed}
+    counts = Counter(name for listed in files.values() for name in listed)
+    counts.pop(layout.mixture, None)
+    sources = sources or sorted(n for n in counts if 2 * counts[n] > len(files))
+    for track, listed in files.items() if sources else ():
+        paths = {name: entry.path for name, entry in listed.items()}
+        yield Row(
+            id=str(track.relative_to(folder)),
+            duration=0.0,
+            sample_rate=0,
+            mixture=paths.get(layout.mixture, ""),
+            sources=tuple(paths.get(n, str(track / f"{n}.wav")) for n in sources),
+            channels=2,
+        )

@@ -8,30 +8,45 @@ and depth, and enough of them. The figures are ours and can be set.
 Legend: T sample, C channel.
 """
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from data_prep.music.manifests import MIXTURE, SUFFIXES
 from data_prep.verify.rows import Fault, Waves, row_faults
 from modules.audio.faults import SUM_TOLERANCE
 from modules.audio.levels import active_level_db
 from modules.data.manifest import Row
-from modules.runtime.errors import DataError
-
-SPLITS = ("train", "valid", "test")
 
 DEPTHS = {"PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 64}
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What is wanted; each is an option of the command of the same name."""
+    """What is wanted of a set of stems; each field is an option of the command.
+
+    Arguments
+    ---------
+    min_train : int
+        Tracks to train on.
+    min_valid : int
+        Tracks to validate on.
+    min_seconds : float
+        Length of a track: what a recipe cuts out of it.
+    max_seconds : float
+        Length of a track; longer ones are mostly whole albums.
+    max_spread_db : float
+        Difference between the loudest and the softest mixture.
+    min_bits : int
+        Bits of a sample.
+    rates : Sequence[int]
+        In Hz; every file must have one and the same of them.
+    sources : Sequence[str]
+        Names of the stems; found by looking if not given.
+    """
 
     min_train: int = 20
     min_valid: int = 2
@@ -39,86 +54,16 @@ class Requirements:
     max_seconds: float = 1200.0
     max_spread_db: float = 12.0
     min_bits: int = 16
-    rates: str = "44100,48000"
-    sources: str = ""
+    rates: Sequence[int] = (44100, 48000)
+    sources: Sequence[str] = ()
 
-    HELP = {
-        "min_train": "tracks to train on",
-        "min_valid": "tracks to validate on",
-        "min_seconds": "of a track: what a recipe cuts out of it",
-        "max_seconds": "of a track: longer ones are mostly whole albums",
-        "max_spread_db": "between the loudest and the softest mixture",
-        "min_bits": "of a sample",
-        "rates": "in Hz, of which one must be that of every file",
-        "sources": "names of the stems; found by looking if not given",
-    }
-
-    @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Give a command an option for each."""
-        group = parser.add_argument_group("requirements of stems")
-        for field in fields(cls):
-            group.add_argument(
-                f"--{field.name}",
-                type=type(field.default),
-                default=field.default,
-                help=f"{cls.HELP[field.name]} ({field.default or 'none'})",
-            )
-
-    @classmethod
-    def from_arguments(cls, options: argparse.Namespace) -> "Requirements":
-        """Those that a command was given."""
-        return cls(*(getattr(options, field.name) for field in fields(cls)))
+    @property
+    def rates_text(self) -> str:
+        """The rates in a message."""
+        return f"one of {','.join(map(str, self.rates))} Hz"
 
 
-def list_rows(folder: Path, sources: Sequence[str] = ()) -> list[Row]:
-    """A row for each track, whatever of it is missing.
-
-    Arguments
-    ---------
-    folder : Path
-        With a folder for each track, or with such folders in train, valid and test.
-    sources : Sequence[str]
-        Names of the stems; none: all that most tracks have.
-    """
-    splits = [folder / split for split in SPLITS if (folder / split).is_dir()]
-    files = {
-        track: _list_audio(track)
-        for split in splits or [folder]
-        for track in sorted(split.iterdir())
-        if track.is_dir() and not track.name.startswith(".")
-    }
-    names = Counter(name for listed in files.values() for name in listed)
-    if not sources:
-        with_audio = sum(1 for listed in files.values() if listed)
-        sources = sorted(
-            name
-            for name, count in names.items()
-            if name != MIXTURE and 2 * count > with_audio
-        )
-    return [
-        Row(
-            id=str(track.relative_to(folder)),
-            duration=0.0,
-            sample_rate=0,
-            mixture=listed.get(MIXTURE, ""),
-            sources=tuple(
-                listed.get(name, str(track / f"{name}.wav")) for name in sources
-            ),
-            channels=2,
-        )
-        for track, listed in files.items()
-        if listed and sources
-    ]
-
-
-def _list_audio(folder: Path) -> dict[str, str]:
-    """Paths of a folder's audio by their name without suffix, none hidden."""
-    return {
-        path.stem: str(path)
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    }
+USUAL = Requirements()
 
 
 @dataclass(frozen=True)
@@ -142,9 +87,6 @@ class StemsReport:
 
     def __init__(self, wanted: Requirements) -> None:
         self.wanted = wanted
-        self.rates = wanted.rates.split(",")
-        if not all(rate.isdecimal() for rate in self.rates):
-            raise DataError(f"--rates={wanted.rates}: expected Hz, such as 44100,48000")
         self.figures: dict[str, Figures] = {}
         self.faults: dict[str, list[Fault]] = {}
 
@@ -190,9 +132,9 @@ class StemsReport:
                 f"{wanted.min_seconds:g} to {wanted.max_seconds:g} s"
             )
             faults.append(Fault("duration", text))
-        if len(figures.rates) > 1 or not figures.rates <= set(map(int, self.rates)):
+        if len(figures.rates) > 1 or not figures.rates <= set(wanted.rates):
             rates = " and ".join(map(str, sorted(figures.rates)))
-            text = f"{folder} is at {rates} Hz, wanted one of {wanted.rates} Hz"
+            text = f"{folder} is at {rates} Hz, wanted {wanted.rates_text}"
             faults.append(Fault("rate", text))
         if min(figures.bits) < wanted.min_bits:
             text = f"{folder} has {min(figures.bits)} bits, wanted {wanted.min_bits}"
@@ -247,7 +189,7 @@ class StemsReport:
             ),
             (
                 "sample rate",
-                f"one of {wanted.rates} Hz",
+                wanted.rates_text,
                 self._counted("rates", "Hz"),
                 ("rate",),
             ),

@@ -40,7 +40,7 @@ from data_prep.common.versions import (
     mixture_lengths,
     read_left,
 )
-from data_prep.wham.manifests import TASKS
+from data_prep.wham.manifests import WHAM
 from data_prep.wham.noise import (
     Placement,
     draw_placements,
@@ -55,7 +55,7 @@ from modules.audio.levels import loudness_db
 from modules.runtime.errors import DataError
 from modules.runtime.files import write_text
 
-PARTS = (*TASKS, "s1", "s2", "noise")
+PARTS = (*WHAM.mixtures, "s1", "s2", "noise")
 
 PEAK = 0.95
 

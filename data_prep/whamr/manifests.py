@@ -1,14 +1,29 @@
 """Manifests of WHAMR!."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from data_prep.common.folders import Parts, write_manifests
-from data_prep.wham.manifests import TASKS, check_task, find_parts
+from data_prep.common.folders import write_manifests
+from data_prep.common.layout import NOISE, find_parts
+from data_prep.wham.manifests import WHAM
 from modules.runtime.errors import DataError
 
 KINDS = ("anechoic", "reverb")
 
-SPOKEN = (*TASKS, "s1", "s2")
+SPOKEN = (*WHAM.mixtures, "s1", "s2")
+
+LAYOUT = (
+    replace(
+        WHAM,
+        mixtures={
+            f"{mixture}_{kind}": tuple(
+                part if part == NOISE else f"{part}_{kind}" for part in parts
+            )
+            for mixture, parts in WHAM.mixtures.items()
+            for kind in KINDS
+        },
+    ),
+)
 
 
 def prepare(
@@ -44,23 +59,14 @@ def prepare(
     DataError
         As in `data_prep.wham.prepare`; reverberant targets of an anechoic mixture.
     """
-    check_task(task, num_spks)
+    WHAM.check_task(task, num_spks)
     for name, value in (("mixture", mixture), ("targets", targets)):
         if value not in KINDS:
             raise DataError(f"{name} is {value!r}, expected {' or '.join(KINDS)}")
     if (mixture, targets) == ("anechoic", "reverb"):
         raise DataError("targets is 'reverb', but nobody can hear that in 'anechoic'")
-
-    def find(kind: str) -> dict[str, Parts]:
-        sources = [f"s{number + 1}_{kind}" for number in range(num_spks)]
-        heard = f"{task}_{mixture}"
-        return find_parts(data_folder, sample_rate, mode, heard, sources)
-
-    splits = find(targets)
-    if mixture != targets:
-        images = find(mixture)
-        splits = {
-            split: parts._replace(images=images[split].sources)
-            for split, parts in splits.items()
-        }
+    splits = find_parts(
+        *(LAYOUT, data_folder, num_spks, sample_rate, mode),
+        *(f"{task}_{mixture}", f"{task}_{targets}"),
+    )
     return write_manifests(splits, save_folder, sample_rate, "whamr")

@@ -57,11 +57,11 @@ def show(result: object) -> None:
 def run(
     prog: str,
     doc: str,
-    commands: Mapping[str, Callable],
+    commands: Callable | Mapping[str, Callable],
     arguments: Sequence[str] | None = None,
     report: Callable[[Any], int | None] = show,
 ) -> int:
-    """Run one of several functions from the command line.
+    """Run a function, or one of several, from the command line.
 
     Arguments
     ---------
@@ -70,8 +70,9 @@ def run(
     doc : str
         Description in the help of the first command; the others show the docstring of
         their module.
-    commands : Mapping[str, Callable]
-        Functions by the word that chooses them. Without such a word the first runs.
+    commands : Callable | Mapping[str, Callable]
+        A function, or functions by the word that chooses them; without such a word the
+        first runs.
     arguments : Sequence[str] | None
         The command line; None takes that of the process.
     report : Callable
@@ -86,18 +87,20 @@ def run(
     -------
     >>> def double(number: int, /, times: int = 2) -> Path:
     ...     return Path(str(number * times))
-    >>> run("double", "Multiply.", {"double": double}, ["4", "--times=3"])
+    >>> run("double", "Multiply.", double, ["4", "--times=3"])
     12
     0
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    name, first = next(iter(commands)), True
-    if arguments and arguments[0] in commands:
-        first = arguments[0] == name
-        name = arguments.pop(0)
-    function = commands[name]
-    if not first:
-        prog, doc = f"{prog} {name}", inspect.getmodule(function).__doc__ or ""
+    if isinstance(commands, Mapping):
+        function = first = next(iter(commands.values()))
+        if arguments and arguments[0] in commands:
+            prog = f"{prog} {arguments[0]}"
+            function = commands[arguments.pop(0)]
+        if function is not first:
+            doc = inspect.getmodule(function).__doc__ or ""
+    else:
+        function = commands
     parser = argparse.ArgumentParser(
         prog=prog,
         description=doc,

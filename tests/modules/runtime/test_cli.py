@@ -139,6 +139,6 @@ def test_what_is_made_is_printed(capsys):
     def several() -> dict[str, str]:
         return {"train": "train.csv", "test": "test.csv"}
 
-    assert run("prog", "d", {"several": several}, []) == 0
+    assert run("prog", "d", several, []) == 0
     assert capsys.readouterr().out == "train: train.csv\ntest: test.csv\n"
-    assert run("prog", "d", {"several": several}, [], lambda made: 3) == 3
+    assert run("prog", "d", several, [], lambda made: 3) == 3
