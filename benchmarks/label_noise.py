@@ -20,9 +20,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_prep.common.cli import as_command
 from data_prep.music.filter import read_any_rate
 from modules.metrics.detection import Key, read_truth, table
+from modules.runtime.cli import as_command
 from modules.runtime.errors import DataError
 
 

@@ -37,13 +37,13 @@ from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.dataio import audio_io
 from speechbrain.processing.signal_processing import rescale
 
-from data_prep.common.cli import as_command
 from data_prep.common.jobs import make_all
 from modules.audio.io import read_audio, write_wave
 from modules.audio.levels import MIXTURE_PEAK
 from modules.audio.resample import resample
 from modules.data.dynamic_mixing import DynamicMixing
 from modules.data.utterances import Utterance, UtterancePool
+from modules.runtime.cli import as_command
 
 RATE = 8000
 SEGMENT = 4 * RATE

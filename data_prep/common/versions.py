@@ -7,11 +7,12 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 
-from data_prep.common.layout import folder_of
+from data_prep.common.layout import MODES, RATES, folder_of
 from modules.runtime.errors import DataError
 from modules.runtime.files import list_files
 
@@ -23,18 +24,18 @@ SETS = tuple(WSJ0_SPLITS)
 NOISE_RATE = 16000
 
 
+def check_choices(name: str, values: Sequence[Any], known: Sequence[Any]) -> None:
+    """Raise unless there is a value and all are known."""
+    if not values or set(values) - set(known):
+        raise DataError(f"{name}: {list(values)}, expected some of {known}")
+
+
 def check_versions(
     sample_rates: Sequence[int], modes: Sequence[str]
 ) -> list[tuple[int, str]]:
-    """Pairs of rate and mode; the longest, at the highest rate, comes last."""
-    for rate in sample_rates:
-        if rate not in (8000, 16000):
-            raise DataError(f"sample_rates holds {rate!r}, expected 8000 or 16000")
-    for mode in modes:
-        if mode not in ("min", "max"):
-            raise DataError(f"modes holds {mode!r}, expected 'min' or 'max'")
-    if not sample_rates or not modes:
-        raise DataError("sample_rates and modes must each name one version at least")
+    """Return pairs of rate and mode; the longest, at the highest rate, comes last."""
+    check_choices("sample_rates", sample_rates, RATES)
+    check_choices("modes", modes, MODES)
     return [
         (rate, mode)
         for mode in sorted(set(modes), reverse=True)
@@ -42,10 +43,25 @@ def check_versions(
     ]
 
 
+def files_of(
+    out: Path,
+    versions: Sequence[tuple[int, str]],
+    split: str,
+    parts: Sequence[str],
+    name: str,
+) -> list[Path]:
+    """Return the files of all parts of a mixture in all versions."""
+    return [
+        out / folder_of(rate, mode) / split / part / f"{name}.wav"
+        for rate, mode in versions
+        for part in parts
+    ]
+
+
 def mixture_lengths(
     root: Path, split: str, versions: Sequence[tuple[int, str]]
 ) -> dict[str, int]:
-    """Names of a split's mixtures, and how long the longest version is at 16 kHz.
+    """Return each mixture of a split with the length at 16 kHz of its longest version.
 
     Raises
     ------
@@ -81,7 +97,7 @@ def mixture_lengths(
 
 
 def frames_of(path: Path, sample_rate: int) -> int:
-    """Samples in a file, by its header."""
+    """Return the number of samples in a file, by its header."""
     try:
         info = soundfile.info(path)
     except (soundfile.LibsndfileError, OSError) as error:
@@ -94,7 +110,7 @@ def frames_of(path: Path, sample_rate: int) -> int:
 def read_left(
     path: Path, sample_rate: int, start: int = 0, frames: int = -1
 ) -> np.ndarray:
-    """The left channel of a file or of a part of it, float64 of shape [T].
+    """Read the left channel of a file or of a part of it: float64, shape [T].
 
     Raises
     ------
@@ -118,7 +134,7 @@ def read_left(
 
 
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict]]:
-    """Rows of a CSV with the given columns, each with its place for a message."""
+    """Yield the rows of a CSV with the given columns, each with its place."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -136,7 +152,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict]]
 
 
 def pick(path: Path, found: dict[str, object], names: Sequence[str]) -> list:
-    """What a table says of each name, or say which one it lacks."""
+    """Return what a table holds for each name; raise if it lacks one."""
     missing = [name for name in names if name not in found]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""

@@ -1,21 +1,16 @@
-"""WHAM!: WSJ0-2mix in real noise. Generate it, and turn it into manifests.
+r"""Make WHAM! from WSJ0-2mix and noise; the same command again continues.
 
     python -m data_prep.wham generate --wsj0mix=/data/wsj0-mix/2speakers \
         --wham_noise=/data/wham_noise --out=/data/wham \
         [--sample_rates 8000 16000] [--modes min max] [--workers=8]
-    python -m data_prep.wham --data_folder=/data/wham --save_folder=results/manifests \
-        [--task=mix_both] [--num_spks=2] [--sample_rate=8000] [--mode=min]
 
-`wham_noise` is the noise archive: `{tr,cv,tt}/*.wav`, 16 kHz, of which the left channel
-is used. With its `metadata/scaling_{tr,cv,tt}.npz` the set is WHAM! itself. Without,
-or with other noise, it is drawn by WHAM!'s rules, each mixture by its name: the first
-speaker is U(-3, 6) dB above the noise in BS.1770 loudness, the noise begins U(0, 2) s
-before the speech and ends as much after it, and where a peak would pass 0.95 everything
-is turned down. What was drawn is written to `metadata/placement_{tr,cv,tt}.csv`, which
-`--placement=FOLDER` takes in place of a draw.
-
-Written as float WAV: `wav{8k,16k}/{min,max}/{tr,cv,tt}/{mix_clean,mix_single,mix_both,
-s1,s2,noise}`; mix_clean = s1 + s2, mix_single = s1 + noise, mix_both = s1 + s2 + noise.
+`wham_noise` is the noise archive: `{tr,cv,tt}/*.wav` at 16 kHz, of which the left
+channel is used. With its `metadata/scaling_{tr,cv,tt}.npz` the set is WHAM! itself.
+Without, or with other noise, it is drawn by WHAM!'s rules, each mixture by its name: the
+first speaker is U(-3, 6) dB above the noise in BS.1770 loudness, the noise begins
+U(0, 2) s before the speech and ends as much after it, and where a peak would pass 0.95
+everything is turned down. `metadata/placement_{tr,cv,tt}.csv` notes what was drawn;
+`--placement=FOLDER` takes it in place of a draw. All files are float WAV.
 
 Legend: S source, T sample.
 """
@@ -23,7 +18,7 @@ Legend: S source, T sample.
 import functools
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +30,7 @@ from data_prep.common.versions import (
     NOISE_RATE,
     SETS,
     check_versions,
+    files_of,
     folder_of,
     frames_of,
     mixture_lengths,
@@ -62,7 +58,7 @@ PEAK = 0.95
 
 @dataclass(frozen=True)
 class Mixture:
-    """A job: one mixture in all versions; `scales` are the published ones or None."""
+    """One mixture in all versions, with the published scales if there are any."""
 
     split: str
     name: str
@@ -80,7 +76,7 @@ def generate(
     placement: str | Path | None = None,
     workers: int | None = None,
 ) -> int:
-    """Make WHAM! from WSJ0-2mix and noise; the same command again continues.
+    """Make WHAM! from WSJ0-2mix and noise; the same call again continues.
 
     Arguments
     ---------
@@ -92,18 +88,18 @@ def generate(
     out : str | Path
         An empty or new folder.
     sample_rates, modes : Sequence
-        Versions to make.
+        The versions to make.
     seed : int
         Decides, with the name of a mixture, what is drawn for it.
     placement : str | Path | None
         Folder of `placement_{tr,cv,tt}.csv` to use instead of drawing.
     workers : int | None
-        Processes; None: one a core.
+        Number of processes, which does not change the files; None: one for each core.
 
     Returns
     -------
     int
-        Mixtures made, the others being there already.
+        Number of mixtures made; the others were there already.
 
     Raises
     ------
@@ -155,11 +151,8 @@ def generate(
 
 def _outputs(
     out: Path, versions: Sequence[tuple[int, str]], mixture: Mixture
-) -> Iterator[Path]:
-    for rate, mode in versions:
-        for part in PARTS:
-            folder = out / folder_of(rate, mode) / mixture.split / part
-            yield folder / f"{mixture.name}.wav"
+) -> list[Path]:
+    return files_of(out, versions, mixture.split, PARTS, mixture.name)
 
 
 def _make(
@@ -212,7 +205,7 @@ def _make(
 
 
 def read_sources(paths: Sequence[Path], sample_rate: int) -> np.ndarray:
-    """Files of equal length as an array of shape [S, T]."""
+    """Read files of equal length into an array of shape [S, T]."""
     waves = [read_left(path, sample_rate) for path in paths]
     for path, wave_T in zip(paths, waves, strict=True):
         if len(wave_T) != len(waves[0]):
@@ -223,7 +216,7 @@ def read_sources(paths: Sequence[Path], sample_rate: int) -> np.ndarray:
 
 
 def mix(src_ST: np.ndarray, noise_T: np.ndarray) -> dict[str, np.ndarray]:
-    """All parts of a mixture by name, each of shape [T]."""
+    """Return all parts of a mixture by name, each of shape [T]."""
     return {
         "mix_clean": src_ST.sum(0),
         "mix_single": src_ST[0] + noise_T,
@@ -237,7 +230,7 @@ def mix(src_ST: np.ndarray, noise_T: np.ndarray) -> dict[str, np.ndarray]:
 def level_ratio(
     wanted: tuple[Path, np.ndarray], given: tuple[Path, np.ndarray], sample_rate: int
 ) -> float:
-    """The gain that makes the second wave as loud as the first."""
+    """Return the gain that makes the second wave as loud as the first."""
     levels = [loudness_db(wave_T, sample_rate) for _, wave_T in (wanted, given)]
     for level, (path, _) in zip(levels, (wanted, given), strict=True):
         if not math.isfinite(level):

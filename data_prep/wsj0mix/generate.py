@@ -1,4 +1,4 @@
-"""Make WSJ0-2mix and WSJ0-3mix from WSJ0 and the public lists, as first published.
+r"""Make WSJ0-2mix and WSJ0-3mix from WSJ0 and the public lists, as first published.
 
     python -m data_prep.wsj0mix generate --wsj0=FOLDER --lists=FOLDER --out=FOLDER \
         [--num_spks=2] [--sample_rates 8000 16000] [--modes min max] [--levels=FILE]
@@ -20,11 +20,9 @@ same command continues one that was stopped.
 Legend: S source, T sample.
 """
 
-import argparse
 import functools
 import hashlib
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +31,18 @@ import numpy as np
 import soundfile
 from scipy.signal import resample_poly
 
-from data_prep.common.cli import as_command
 from data_prep.common.jobs import claim_folder, make_all
+from data_prep.common.versions import (
+    SETS,
+    check_choices,
+    check_versions,
+    files_of,
+    folder_of,
+)
 from modules.audio.io import write_wave
 from modules.audio.levels import MIXTURE_PEAK, p56_power
 from modules.runtime.errors import DataError
 from modules.runtime.files import list_files
-
-SPLITS = ("tr", "cv", "tt")
 
 # WSJ0's discs hold .wv1 (SPHERE); lists always say .wav.
 SUFFIXES = (".wav", ".wv1", ".wv2", ".sph", ".flac")
@@ -53,7 +55,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Mixture:
-    """A line of a list: whose utterances, how loud, and for which split."""
+    """A line of a list: utterances, their levels, and the split they are for."""
 
     split: str
     utterances: tuple[str, ...]
@@ -61,7 +63,7 @@ class Mixture:
 
     @property
     def name(self) -> str:
-        """The file's: utterances and levels as Matlab's num2str wrote them.
+        """The name of its files: utterances and levels as Matlab's num2str writes them.
 
         >>> Mixture("tr", ("wsj0/a/01t.wav", "wsj0/b/20g.wav"), (0.5, -0.5)).name
         '01t_0.5_20g_-0.5'
@@ -72,27 +74,21 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all mixtures of a data set share; sent to every worker."""
+    """What all mixtures of a data set share; it is sent to every worker."""
 
     wsj0: Path
     out: Path
-    sample_rates: tuple[int, ...]
-    modes: tuple[str, ...]
+    versions: list[tuple[int, str]]
     powers: dict[str, float] | None
 
-    def folder(self, rate: int, mode: str, split: str) -> Path:
-        """Where a version's mixtures and sources lie."""
-        return self.out / f"wav{rate // 1000}k" / mode / split
-
     def outputs(self, mixture: Mixture) -> list[Path]:
-        """All files of a mixture."""
-        parts = ["mix", *(f"s{k + 1}" for k in range(len(mixture.utterances)))]
-        return [
-            self.folder(rate, mode, mixture.split) / part / f"{mixture.name}.wav"
-            for rate in self.sample_rates
-            for mode in self.modes
-            for part in parts
-        ]
+        """Return all files of a mixture."""
+        parts = _parts(len(mixture.utterances))
+        return files_of(self.out, self.versions, mixture.split, parts, mixture.name)
+
+
+def _parts(num_spks: int) -> list[str]:
+    return ["mix", *(f"s{k + 1}" for k in range(num_spks))]
 
 
 def generate(
@@ -122,7 +118,7 @@ def generate(
     levels : str | Path | None
         A file of lines `utterance power`, or a folder of such files (`*.txt`).
     workers : int | None
-        Processes; None: one for each core.
+        Number of processes, which does not change the files; None: one for each core.
 
     Returns
     -------
@@ -132,19 +128,13 @@ def generate(
     Raises
     ------
     DataError
-        A list, utterance or level that is missing or cannot be used, by its name.
+        A list, utterance or level is missing or cannot be used; the message names it.
     """
-    for name, values, known in (
-        ("num_spks", [num_spks], (2, 3)),
-        ("sample_rates", sample_rates, (8000, 16000)),
-        ("modes", modes, ("min", "max")),
-    ):
-        unknown = [value for value in values if value not in known]
-        if unknown or not values:
-            raise DataError(f"{name}: {list(values)}, expected some of {known}")
+    check_choices("num_spks", [num_spks], (2, 3))
+    versions = check_versions(sample_rates, modes)
     listed = [
         mixture
-        for split in SPLITS
+        for split in SETS
         for mixture in read_list(
             Path(lists) / f"mix_{num_spks}_spk_{split}.txt", split, num_spks
         )
@@ -157,9 +147,7 @@ def generate(
         "lists": _digest(listed),
         "levels": "P.56" if powers is None else _digest(sorted(powers.items())),
     }
-    recipe = Recipe(
-        _find_wsj0(Path(wsj0)), root, tuple(sample_rates), tuple(modes), powers
-    )
+    recipe = Recipe(_find_wsj0(Path(wsj0)), root, versions, powers)
     claim_folder(root, settings)
     make_all(
         functools.partial(make_mixture, recipe),
@@ -172,12 +160,12 @@ def generate(
 
 
 def _digest(items: Sequence) -> str:
-    """A short name for all of them and their order."""
+    """Return a short name for items and their order."""
     return hashlib.sha256("\n".join(map(repr, items)).encode()).hexdigest()[:16]
 
 
 def read_list(path: Path, split: str, num_spks: int) -> list[Mixture]:
-    """The mixtures of a list, or a `DataError` that names file and line."""
+    """Return the mixtures of a list; errors name file and line."""
     mixtures: dict[str, int] = {}
     result = []
     for number, line in enumerate(_read_lines(path), start=1):
@@ -208,7 +196,7 @@ def read_list(path: Path, split: str, num_spks: int) -> list[Mixture]:
 
 
 def read_powers(path: Path) -> dict[str, float]:
-    """Active powers by utterance, from a file or all `*.txt` of a folder."""
+    """Read active powers by utterance, from a file or all `*.txt` of a folder."""
     files = list_files(path, "*.txt") if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path}: holds no *.txt with lines 'utterance power'")
@@ -232,7 +220,7 @@ def read_powers(path: Path) -> dict[str, float]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Lines of a text file."""
+    """Return the lines of a text file."""
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -242,7 +230,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _find_wsj0(folder: Path) -> Path:
-    """The folder that a list's paths, which begin with `wsj0/`, start from."""
+    """Return the folder that a list's paths, which begin with `wsj0/`, start from."""
     folder = folder.absolute()  # the name of "." is empty
     if (folder / "wsj0").is_dir():
         return folder
@@ -253,7 +241,8 @@ def _find_wsj0(folder: Path) -> Path:
 
 def make_mixture(recipe: Recipe, mixture: Mixture) -> None:
     """Write all versions of one mixture."""
-    rates = {*recipe.sample_rates, *([] if recipe.powers else [LEVEL_RATE])}
+    rates = {rate for rate, _ in recipe.versions}
+    rates |= set() if recipe.powers else {LEVEL_RATE}
     waves: dict[int, list[np.ndarray]] = {rate: [] for rate in rates}
     for path, level_db in zip(mixture.utterances, mixture.levels_db, strict=True):
         wave_T, rate = _read_utterance(recipe.wsj0 / path)
@@ -265,17 +254,15 @@ def make_mixture(recipe: Recipe, mixture: Mixture) -> None:
         gain = 10 ** (level_db / 20) / math.sqrt(power)
         for new, resampled_T in resampled.items():
             waves[new].append(gain * resampled_T)
-    for sample_rate in recipe.sample_rates:
-        for mode in recipe.modes:
-            pcm_ST = mix(waves[sample_rate], mode)
-            folder = recipe.folder(sample_rate, mode, mixture.split)
-            parts = ("mix", *(f"s{k + 1}" for k in range(len(pcm_ST) - 1)))
-            for part, pcm_T in zip(parts, pcm_ST, strict=True):
-                write_wave(folder / part / f"{mixture.name}.wav", pcm_T, sample_rate)
+    for rate, mode in recipe.versions:
+        pcm_ST = mix(waves[rate], mode)
+        folder = recipe.out / folder_of(rate, mode) / mixture.split
+        for part, pcm_T in zip(_parts(len(pcm_ST) - 1), pcm_ST, strict=True):
+            write_wave(folder / part / f"{mixture.name}.wav", pcm_T, rate)
 
 
 def mix(waves: Sequence[np.ndarray], mode: str) -> np.ndarray:
-    """Mixture and sources as int16.
+    """Mix sources; return mixture and sources as int16.
 
     Arguments
     ---------
@@ -301,7 +288,7 @@ def mix(waves: Sequence[np.ndarray], mode: str) -> np.ndarray:
 
 
 def _given_power(powers: dict[str, float], path: str) -> float:
-    """The active power of an utterance from `--levels`."""
+    """Return the active power of an utterance from `--levels`."""
     try:
         return powers[Path(path).stem]
     except KeyError:
@@ -312,12 +299,12 @@ def _given_power(powers: dict[str, float], path: str) -> float:
 
 
 def _resample(wave_T: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """Polyphase resampling in float64."""
+    """Resample in float64 by a polyphase filter."""
     return wave_T if rate == new_rate else resample_poly(wave_T, new_rate, rate)
 
 
 def _read_utterance(listed: Path) -> tuple[np.ndarray, int]:
-    """Samples [T] in float64 and rate of an utterance, whatever its suffix."""
+    """Read samples [T] in float64 and rate of an utterance, whatever its suffix."""
     candidates = [listed, *(listed.with_suffix(suffix) for suffix in SUFFIXES)]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
@@ -338,27 +325,3 @@ def _read_utterance(listed: Path) -> tuple[np.ndarray, int]:
     if not np.isfinite(wave_TC).all() or not wave_TC.any():
         raise DataError(f"{path}: is empty, silent or holds NaN; replace it")
     return wave_TC[:, 0], rate
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command `python -m data_prep.wsj0mix generate`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.wsj0mix generate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--wsj0", required=True)
-    add("--lists", required=True)
-    add("--out", required=True)
-    add("--num_spks", type=int, default=2)
-    add("--sample_rates", type=int, nargs="+", default=(8000, 16000))
-    add("--modes", nargs="+", default=("min", "max"))
-    add("--levels")
-    add("--workers", type=int)
-    options = vars(parser.parse_args(arguments))
-    return as_command(lambda: print(generate(**options)))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

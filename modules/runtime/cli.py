@@ -10,6 +10,7 @@ signature, the help comes from the section "Arguments" of the docstring.
 import argparse
 import dataclasses
 import inspect
+import logging
 import re
 import sys
 import types
@@ -91,6 +92,7 @@ def run(
     12
     0
     """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(commands, Mapping):
         function = first = next(iter(commands.values()))
@@ -103,7 +105,7 @@ def run(
         function = commands
     parser = argparse.ArgumentParser(
         prog=prog,
-        description=doc,
+        description=doc.split("\nLegend:")[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = get_type_hints(function)

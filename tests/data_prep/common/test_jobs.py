@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep.common.cli import as_command
 from data_prep.common.jobs import SETTINGS, claim_folder, make_all
 from modules.audio.io import write_wave
+from modules.runtime.cli import as_command
 from modules.runtime.errors import DataError
 from tests import ROOT
 
@@ -118,7 +118,7 @@ def test_what_cannot_be_written_is_one_line_that_names_it(tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/file")
     code = (
         "import resource, signal, numpy, sys; "
-        "from data_prep.common.cli import as_command; "
+        "from modules.runtime.cli import as_command; "
         "from modules.audio.io import write_wave\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"

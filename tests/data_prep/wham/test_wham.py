@@ -363,4 +363,4 @@ def test_command_line(folders, tmp_path, capsys):
     assert main(made) == 0
     assert f"test: {tmp_path}/manifests/test.csv" in capsys.readouterr().out
     assert main(["generate", *options, out, "--modes", "mean"]) == 1
-    assert capsys.readouterr().err.startswith("error: modes holds 'mean'")
+    assert capsys.readouterr().err.startswith("error: modes: ['mean'], expected")
