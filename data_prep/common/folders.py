@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import soundfile
-
 from data_prep.common.layout import SUFFIXES, Parts, list_audio
+from modules.audio.io import read_header
 from modules.data.manifest import THREADS, Row, check_audio, write_manifest
 from modules.runtime.errors import DataError
 from modules.runtime.files import write_text
@@ -150,17 +149,13 @@ def _make_rows(
             )
             for stem, count in zip(stems, frames, strict=True)
         ]
-    check_audio(rows, [f"mixture {stem}" for stem in stems])
+    check_audio(rows, [f"mixture {stem}" for stem in stems], remember=True)
     return rows
 
 
 def _count_frames(path: str, sample_rate: int) -> int:
-    """Samples in a file, which must be at the given rate."""
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate, frames = file.samplerate, file.frames
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise DataError(f"{path} cannot be read as audio ({error})") from None
+    """Return the number of samples in a file; raise unless it is at the given rate."""
+    rate, _, frames = read_header(path, remember=True)
     if rate != sample_rate:
         raise DataError(
             f"{path} is at {rate} Hz, expected {sample_rate} Hz; set "

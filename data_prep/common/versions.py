@@ -3,16 +3,14 @@
 Legend: T sample.
 """
 
-import csv
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from data_prep.common.layout import MODES, RATES, folder_of
+from modules.audio.io import open_audio, read_header
 from modules.runtime.errors import DataError
 from modules.runtime.files import list_files
 
@@ -98,17 +96,13 @@ def mixture_lengths(
 
 def frames_of(path: Path, sample_rate: int) -> int:
     """Return the number of samples in a file, by its header."""
-    try:
-        info = soundfile.info(path)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as audio ({error})") from None
-    if info.samplerate != sample_rate:
-        raise DataError(f"{path}: is at {info.samplerate} Hz, expected {sample_rate}")
-    return info.frames
+    rate, _, frames = read_header(path)
+    _check_rate(path, rate, sample_rate)
+    return frames
 
 
 def read_left(
-    path: Path, sample_rate: int, start: int = 0, frames: int = -1
+    path: Path, sample_rate: int, start: int = 0, frames: int | None = None
 ) -> np.ndarray:
     """Read the left channel of a file or of a part of it: float64, shape [T].
 
@@ -117,38 +111,20 @@ def read_left(
     DataError
         Unreadable, shorter than asked, at another rate, or not finite.
     """
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            file.seek(start)
-            wave_T = file.read(frames, always_2d=True)[:, 0]
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as audio ({error})") from None
-    if rate != sample_rate:
-        raise DataError(f"{path}: is at {rate} Hz, expected {sample_rate} Hz")
-    if len(wave_T) < max(frames, 1):
-        raise DataError(f"{path}: holds no {max(frames, 1)} samples from {start} on")
+    with open_audio(path) as file:
+        _check_rate(path, file.header.sample_rate, sample_rate)
+        wave_T = file.read(start, frames, "float64")[:, 0]
+    if len(wave_T) < max(frames or 0, 1):
+        wanted = max(frames or 0, 1)
+        raise DataError(f"{path}: holds no {wanted} samples from {start} on")
     if not np.isfinite(wave_T).all():
         raise DataError(f"{path}: holds NaN or Inf; repair or remove it")
     return wave_T
 
 
-def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict]]:
-    """Yield the rows of a CSV with the given columns, each with its place."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 ({error.reason})") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    missing = [name for name in columns if name not in (reader.fieldnames or ())]
-    if missing:
-        raise DataError(f"{path}, row 1: there is no column {missing[0]!r}")
-    for number, cells in enumerate(reader, start=2):
-        if any(cells[name] is None for name in columns):
-            raise DataError(f"{path}, row {number}: has too few fields")
-        yield f"{path}, row {number}", cells
+def _check_rate(path: Path, rate: int, expected: int) -> None:
+    if rate != expected:
+        raise DataError(f"{path}: is at {rate} Hz, expected {expected} Hz")
 
 
 def pick(path: Path, found: dict[str, object], names: Sequence[str]) -> list:

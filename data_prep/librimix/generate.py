@@ -1,4 +1,4 @@
-"""LibriMix from LibriSpeech, WHAM! noise and the metadata that says what goes where.
+r"""LibriMix from LibriSpeech, WHAM! noise and the metadata that says what goes where.
 
     python -m data_prep.librimix generate --librispeech=/data/LibriSpeech \
         --wham_noise=/data/wham_noise --metadata=/data/LibriMix/metadata --out=/data
@@ -18,7 +18,6 @@ such file, it is made from the noise by resampling.
 Legend: T sample.
 """
 
-import argparse
 import contextlib
 import functools
 import hashlib
@@ -34,6 +33,7 @@ import numpy as np
 import scipy.signal
 
 from data_prep.common.jobs import claim_folder, make_all
+from data_prep.common.versions import check_choices, check_versions
 from data_prep.librimix.audio import RATE, corpus_folder, find_noise, read_parts
 from data_prep.librimix.metadata import Mixture, find_metadata, read_metadata
 from modules.audio.io import write_wave
@@ -152,6 +152,9 @@ def generate(
     DataError
         A file is missing, unreadable or not as the metadata says.
     """
+    check_choices("num_spks", [num_spks], (2, 3))
+    check_versions(sample_rates, modes)
+    check_choices("types", types, TYPES)
     if wham_noise is None and tuple(types) != ("mix_clean",):
         raise DataError(
             f"{' and '.join(types)} need --wham_noise; or --types mix_clean"
@@ -296,27 +299,3 @@ def _read_note(path: Path) -> dict[str, dict]:
         return json.loads(path.read_text())
     except ValueError:  # a power cut has spoilt it
         raise DataError(f"{path}: is damaged; remove it and start again") from None
-
-
-def command(arguments: list[str]) -> None:
-    """Run `generate` from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="data_prep.librimix generate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--librispeech", required=True)
-    add("--wham_noise")
-    add("--metadata", required=True)
-    add("--out", required=True)
-    add("--num_spks", type=int, choices=(2, 3), default=2)
-    add("--sets", nargs="+", help="such as train-clean-100 dev-clean")
-    add("--workers", type=int)
-    for name, kind, choices in (
-        ("sample_rates", int, (8000, 16000)),
-        ("modes", str, ("min", "max")),
-        ("types", str, TYPES),
-    ):
-        add(f"--{name}", nargs="+", type=kind, choices=choices, default=choices)
-    print(generate(**vars(parser.parse_args(arguments))))

@@ -6,7 +6,7 @@ r"""Make WHAM! from WSJ0-2mix and noise; the same command again continues.
 
 `wham_noise` is the noise archive: `{tr,cv,tt}/*.wav` at 16 kHz, of which the left
 channel is used. With its `metadata/scaling_{tr,cv,tt}.npz` the set is WHAM! itself.
-Without, or with other noise, it is drawn by WHAM!'s rules, each mixture by its name: the
+Without, or with other noise, it is drawn by WHAM!'s rules for each mixture's name: the
 first speaker is U(-3, 6) dB above the noise in BS.1770 loudness, the noise begins
 U(0, 2) s before the speech and ends as much after it, and where a peak would pass 0.95
 everything is turned down. `metadata/placement_{tr,cv,tt}.csv` notes what was drawn;

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.common.versions import NOISE_RATE, frames_of, pick, read_table
+from data_prep.common.versions import NOISE_RATE, frames_of, pick
 from data_prep.wham.scales import Scales
 from modules.runtime.errors import DataError
 from modules.runtime.files import list_files
 from modules.runtime.randomness import named_rng
+from modules.runtime.tables import read_table
 
 SNR_DB = (-3.0, 6.0)
 

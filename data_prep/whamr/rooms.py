@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.common.versions import pick, read_table
+from data_prep.common.versions import pick
 from modules.audio.rooms import Point, Room
 from modules.runtime.errors import DataError
 from modules.runtime.randomness import named_rng
+from modules.runtime.tables import read_table
 
 COLUMNS = (
     *("utterance_id", "room_x", "room_y", "room_z"),

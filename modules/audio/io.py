@@ -154,10 +154,28 @@ def open_audio(path: str | Path) -> AudioFile:
         raise _unreadable(path, error) from error
 
 
-def read_header(path: str | Path) -> Header:
-    """Return rate, channels and length of a file; raise as `open_audio` does."""
-    with open_audio(path) as file:
-        return file.header
+def read_header(path: str | Path, remember: bool = False) -> Header:
+    """Return rate, channels and length of a file; raise as `open_audio` does.
+
+    With `remember` the next call opens the file again only if it has changed: preparing
+    a data set reads every header, and training checks the same files right after.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    known, header = _REMEMBERED.pop(str(path), (None, None))
+    if header is None or known != stamp:
+        with open_audio(path) as file:
+            header = file.header
+    if remember:
+        _REMEMBERED[str(path)] = (stamp, header)
+    return header
+
+
+# What files said of themselves, by path, with the marks of a changed file.
+_REMEMBERED: dict[str, tuple[tuple[int, ...], Header]] = {}
 
 
 def _unreadable(path: str | Path, error: Exception) -> AudioError:

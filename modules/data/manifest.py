@@ -20,13 +20,13 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
-import soundfile
-
-from modules.runtime.errors import DataError
+from modules.audio.io import read_header
+from modules.runtime.errors import AudioError, DataError
 from modules.runtime.tables import read_cells, write_table
 
 FIXED_COLUMNS = ("id", "duration", "sample_rate", "mixture", "noise")
@@ -317,7 +317,9 @@ def _check_row(row: Row, sample_rate: int | None, stems: bool) -> None:
         )
 
 
-def check_audio(rows: Sequence[Row], places: Sequence[str] | None = None) -> None:
+def check_audio(
+    rows: Sequence[Row], places: Sequence[str] | None = None, remember: bool = False
+) -> None:
     """Open the header of every file: it must exist and be as its row says.
 
     Stems may be mono, or longer than the row says: reading copes with both.
@@ -328,6 +330,8 @@ def check_audio(rows: Sequence[Row], places: Sequence[str] | None = None) -> Non
         The rows; their files are opened by several threads.
     places : Sequence[str] | None
         The name of each row in a message; None takes its id.
+    remember : bool
+        Whether the same files are to be checked again, see `read_header`.
 
     Raises
     ------
@@ -336,7 +340,7 @@ def check_audio(rows: Sequence[Row], places: Sequence[str] | None = None) -> Non
     """
     places = places or [f"row {row.id!r}" for row in rows]
     with ThreadPoolExecutor(THREADS) as threads:
-        faults = list(threads.map(header_fault, rows, chunksize=64))
+        faults = list(threads.map(partial(header_fault, remember=remember), rows))
     found = [
         f"{place}: {fault}"
         for place, fault in zip(places, faults, strict=True)
@@ -347,16 +351,13 @@ def check_audio(rows: Sequence[Row], places: Sequence[str] | None = None) -> Non
         raise DataError(found[0] + more)
 
 
-def header_fault(row: Row) -> str:
+def header_fault(row: Row, remember: bool = False) -> str:
     """Describe the first fault in the headers of a row's files; "" if there is none."""
     for path in row.files:
         try:
-            with soundfile.SoundFile(path) as file:
-                rate, channels, frames = file.samplerate, file.channels, file.frames
-        except (soundfile.LibsndfileError, OSError) as error:
-            if not os.path.exists(path):
-                return f"{path} does not exist"
-            return f"{path} cannot be read as audio ({error})"
+            rate, channels, frames = read_header(path, remember)
+        except AudioError as error:
+            return str(error)
         if channels > row.channels:
             expected = "mono" if row.channels == 1 else "stereo"
             return f"{path} has {channels} channels, expected {expected}"

@@ -134,7 +134,7 @@ def replace_with(frames=FRAMES["mid"], rate=8000, channels=1):
         (
             "mix",
             lambda path: os.truncate(path, 0),
-            "mix/mid.wav cannot be read as audio",
+            "mix/mid.wav: cannot be read as audio",
         ),
         ("mix", lambda path: path.with_suffix(".flac").touch(), "there is mid."),
     ],

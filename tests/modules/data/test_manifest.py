@@ -126,7 +126,7 @@ GOOD = "x,1.0,8000,/m.wav,,/a.wav,/b.wav\n"
         (HEADER + GOOD.replace("/b.wav", ""), "row 2: source_2 is ''"),
         (HEADER + GOOD.replace("/b.wav", '"/b'), "row 2: is not valid CSV"),
         (HEADER + GOOD.replace("x", "x\0", 1), "row 2: holds a zero byte"),
-        (HEADER + GOOD, "row 2: /m.wav does not exist"),
+        (HEADER + GOOD, "row 2: /m.wav: does not exist"),
         (
             "id,duration,sample_rate,mixture,noise,source_1\n",
             "1 source columns, expected 2",
