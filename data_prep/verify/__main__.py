@@ -19,15 +19,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import soundfile
 from tqdm import tqdm
 
 from data_prep.verify.layouts import find_rows
 from data_prep.verify.rows import Fault, row_faults
 from data_prep.verify.stems import USUAL, Requirements, StemsReport
+from modules.audio.io import read_header
 from modules.data.manifest import THREADS, Row, is_of_stems, list_manifest
 from modules.runtime.cli import run
-from modules.runtime.errors import DataError
+from modules.runtime.errors import AudioError, DataError
 
 Check = Callable[[Row], list[Fault]]
 
@@ -97,21 +97,8 @@ def verify_rows(
 ) -> Iterator[tuple[str, Fault]]:
     """Read the audio of rows with several threads and a progress bar.
 
-    Arguments
-    ---------
-    rows : Mapping[str, Row]
-        By what to call them in a message.
-    workers : int | None
-        Threads; None: by what the rows are.
-    desc : str
-        Label of the bar.
-    check : Callable
-        Finds the faults of a row.
-
-    Yields
-    ------
-    tuple[str, Fault]
-        The name of a row and a fault, in the order of the rows.
+    `rows` are named as messages call them; `check` finds the faults of a row. Faults
+    are yielded in the order of the rows, each with the name of its row.
     """
     # Long files in blocks keep the processor busy, short ones wait for the disk.
     stems = any(row.channels != 1 for row in rows.values())
@@ -156,8 +143,8 @@ def _with_rates(rows: list[Row]) -> list[Row]:
 def _read_rate(path: str) -> int:
     """Return the rate of a file in Hz, 0 if it cannot be read."""
     try:
-        return soundfile.info(path).samplerate
-    except (soundfile.LibsndfileError, OSError):
+        return read_header(path).sample_rate
+    except AudioError:
         return 0
 
 

@@ -46,8 +46,8 @@ def put(value):
 
 FAULTS = [
     (os.unlink, "s1.wav is missing"),
-    (lambda path: path.write_bytes(b""), "s1.wav cannot be read as audio"),
-    (lambda path: path.write_text("<html>"), "s1.wav cannot be read as audio"),
+    (lambda path: path.write_bytes(b""), "s1.wav: cannot be read as audio"),
+    (lambda path: path.write_text("<html>"), "s1.wav: cannot be read as audio"),
     (lambda path: os.truncate(path, 2000), "s1.wav is truncated: holds "),
     (change(lambda wave: wave[:0]), "s1.wav is empty"),
     (put(np.nan), "s1.wav holds NaN or Inf"),
@@ -99,6 +99,20 @@ def test_images_are_what_is_summed_where_targets_are_others(manifest, capsys):
     change(lambda wave: wave * 0.9)(folder / "image_s1.wav")
     assert main([str(manifest)]) == 1
     assert "is not the sum of its images and the noise" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".wav"])
+def test_a_short_file_beside_long_ones_is_one_fault(tmp_path, capsys, suffix):
+    """At this rate a block has 1000 samples: the short file ends in the second."""
+    rng = np.random.default_rng(3)
+    src = 0.2 * rng.standard_normal((2, 3500))
+    paths = [str(tmp_path / f"{name}{suffix}") for name in ("mix", "s1", "s2")]
+    for path, wave in zip(paths, [src.sum(0), *src], strict=True):
+        soundfile.write(path, wave[: 1500 if "s2" in path else 3500], 100)
+    row = Row("x", 35.0, 100, paths[0], tuple(paths[1:]))
+    assert main([str(write_manifest(tmp_path / "set.csv", [row]))]) == 1
+    line, _ = capsys.readouterr().out.splitlines()
+    assert f"s2{suffix} has 1500 samples, the row says 3500" in line
 
 
 def test_rounding_to_16_bit_is_no_fault(manifest):
