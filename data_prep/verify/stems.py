@@ -1,17 +1,19 @@
-"""What a set of stems must be to train on: a table with a line for each requirement.
+"""Judge whether a set of stems is fit to train on: a table, one line a requirement.
 
-Part of `python -m data_prep.verify FOLDER --layout=stems`. The requirements are those
-that guides to adapting a music model name: stems as long as each other, a mixture that
-is their sum, no clipping, no silence, like loudness, long enough tracks at one rate
-and depth, and enough of them. The figures are ours and can be set.
+Part of `python -m data_prep.verify FOLDER --layout=stems`. Guides to adapting a music
+model name these requirements: stems of equal length, a mixture that is their sum, no
+clipping, no silence, similar loudness, long enough tracks at one rate and depth, and
+enough of them. The figures are ours and can be set.
 
 Legend: T sample, C channel.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -58,16 +60,20 @@ class Requirements:
     sources: Sequence[str] = ()
 
     @property
-    def rates_text(self) -> str:
+    def one_rate(self) -> str:
         """The rates in a message."""
         return f"one of {','.join(map(str, self.rates))} Hz"
+
+    @property
+    def lengths(self) -> str:
+        """The lengths in a message."""
+        return f"{self.min_seconds:g} to {self.max_seconds:g} s"
 
 
 USUAL = Requirements()
 
 
-@dataclass(frozen=True)
-class Figures:
+class Figures(NamedTuple):
     """What the files of a track are."""
 
     seconds: float
@@ -76,14 +82,17 @@ class Figures:
     level_db: float
 
 
-class StemsReport:
-    """Checks tracks one by one, then the set as a whole.
+class Line(NamedTuple):
+    """A line of the table; `faults` is their number, or the kinds that count."""
 
-    Arguments
-    ---------
-    wanted : Requirements
-        What is compared with.
-    """
+    requirement: str
+    wanted: str
+    found: str
+    faults: int | Sequence[str]
+
+
+class StemsReport:
+    """Check tracks one by one, then the set as a whole."""
 
     def __init__(self, wanted: Requirements) -> None:
         self.wanted = wanted
@@ -91,8 +100,8 @@ class StemsReport:
         self.faults: dict[str, list[Fault]] = {}
 
     def check(self, row: Row) -> list[Fault]:
-        """The faults of a track, by reading all of it; called by several threads."""
-        mono: list[np.ndarray] = []
+        """Return the faults of a track, by reading all of it; threads call this."""
+        mono: list[np.ndarray] = [np.zeros(0)]
 
         def observe(waves: Waves) -> None:
             """Keep the mixture, or the sum where there is none."""
@@ -103,151 +112,108 @@ class StemsReport:
         faults = row_faults(row, observe)
         headers = []
         for path in row.files:
-            try:
+            with suppress(soundfile.LibsndfileError, OSError):  # `row_faults` names it
                 headers.append(soundfile.info(path))
-            except (soundfile.LibsndfileError, OSError):
-                continue  # `row_faults` has named it
         if headers:
-            mono_T = np.nan_to_num(np.concatenate(mono or [np.zeros(0)]))
+            mono_T = np.nan_to_num(np.concatenate(mono))
             rates = frozenset(header.samplerate for header in headers)
             figures = Figures(
-                seconds=min(header.frames / header.samplerate for header in headers),
-                rates=rates,
-                bits=frozenset(DEPTHS.get(header.subtype, 8) for header in headers),
-                level_db=active_level_db(mono_T, max(rates))
-                if len(mono_T)
-                else -np.inf,
+                min(header.frames / header.samplerate for header in headers),
+                rates,
+                frozenset(DEPTHS.get(header.subtype, 8) for header in headers),
+                active_level_db(mono_T, max(rates)) if len(mono_T) else -np.inf,
             )
-            faults += self._faults_of(row, figures)
+            faults += self._faults_of(Path(row.sources[0]).parent, figures)
             self.figures[row.id] = figures
         self.faults[row.id] = faults
         return faults
 
-    def _faults_of(self, row: Row, figures: Figures) -> list[Fault]:
-        """What of a track's figures is not as wanted."""
-        folder, wanted, faults = Path(row.sources[0]).parent, self.wanted, []
-        if not wanted.min_seconds <= figures.seconds <= wanted.max_seconds:
-            text = (
-                f"{folder} lasts {figures.seconds:.1f} s, wanted "
-                f"{wanted.min_seconds:g} to {wanted.max_seconds:g} s"
-            )
-            faults.append(Fault("duration", text))
-        if len(figures.rates) > 1 or not figures.rates <= set(wanted.rates):
-            rates = " and ".join(map(str, sorted(figures.rates)))
-            text = f"{folder} is at {rates} Hz, wanted {wanted.rates_text}"
-            faults.append(Fault("rate", text))
-        if min(figures.bits) < wanted.min_bits:
-            text = f"{folder} has {min(figures.bits)} bits, wanted {wanted.min_bits}"
-            faults.append(Fault("depth", text))
-        return faults
+    def _faults_of(self, folder: Path, figures: Figures) -> Iterator[Fault]:
+        """Yield what differs from the requirements in a track's figures."""
+        wanted, (seconds, rates, bits, _) = self.wanted, figures
+        if not wanted.min_seconds <= seconds <= wanted.max_seconds:
+            text = f"{folder} lasts {seconds:.1f} s, wanted {wanted.lengths}"
+            yield Fault("duration", text)
+        if len(rates) > 1 or not rates <= set(wanted.rates):
+            found = " and ".join(map(str, sorted(rates)))
+            text = f"{folder} is at {found} Hz, wanted {wanted.one_rate}"
+            yield Fault("rate", text)
+        if min(bits) < wanted.min_bits:
+            text = f"{folder} has {min(bits)} bits, wanted {wanted.min_bits}"
+            yield Fault("depth", text)
 
     def print_table(self, rows: Sequence[Row]) -> int:
-        """Print a line for each requirement; returns the faults of the whole set."""
+        """Print a line for each requirement; return the faults of the whole set."""
         kinds = Counter(fault.kind for found in self.faults.values() for fault in found)
-        lines = [*self._lines_of_tracks(rows), *self._lines_of_set(rows)]
-        head = ("requirement", "wanted", "found", "faults")
-        table = [head]
+        table = [("requirement", "wanted", "found", "faults")]
         whole_set = 0
-        for name, wanted, found, faults in lines:
-            count = faults if isinstance(faults, int) else sum(kinds[k] for k in faults)
-            whole_set += faults if isinstance(faults, int) else 0
+        for name, wanted, found, faults in self._lines(rows):
+            if isinstance(faults, int):
+                whole_set += faults
+                count = faults
+            else:
+                count = sum(kinds[kind] for kind in faults)
             table.append((name, wanted, found, str(count or "none")))
-        widths = [max(len(line[k]) for line in table) for k in range(len(head))]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         for line in table:
-            cells = (
-                cell.ljust(width) for cell, width in zip(line, widths, strict=True)
-            )
+            cells = map(str.ljust, line, widths)
             print("  ".join(cells).rstrip())
         return whole_set
 
-    def _lines_of_tracks(self, rows: Sequence[Row]) -> list[tuple]:
-        """Requirements of each track: name, wanted, found, the kinds of its faults."""
+    def _lines(self, rows: Sequence[Row]) -> Iterator[Line]:
+        """Yield the requirements of each track, then those of the set."""
         wanted, figures = self.wanted, self.figures.values()
         files = sum(len(row.files) for row in rows)
-        mixtures = sum(1 for row in rows if row.mixture)
-        lsb = round(SUM_TOLERANCE * 2**15)
-        seconds = [figure.seconds for figure in figures]
-        lengths = f"{min(seconds, default=0):.1f} to {max(seconds, default=0):.1f} s"
         names = ", ".join(Path(path).stem for path in rows[0].sources)
         broken = ("missing", "unreadable", "truncated", "empty", "non-finite", "level")
-        return [
-            ("whole files", f"{names}", f"{files} files", broken),
-            ("aligned stems", "equal lengths, stereo", "", ("length", "channels")),
-            (
-                "mixture is the sum",
-                f"within {lsb} LSB of 16 bits",
-                f"{mixtures} mixtures, {len(rows) - mixtures} tracks without",
-                ("sum",),
-            ),
-            ("clipping", "none", "", ("clipped",)),
-            ("silence", "no silent file", "", ("silent",)),
-            (
-                "durations",
-                f"{wanted.min_seconds:g} to {wanted.max_seconds:g} s",
-                f"{lengths}, {sum(seconds) / 60:.1f} min",
-                ("duration",),
-            ),
-            (
-                "sample rate",
-                wanted.rates_text,
-                self._counted("rates", "Hz"),
-                ("rate",),
-            ),
-            (
-                "bit depth",
-                f"at least {wanted.min_bits}",
-                self._counted("bits", "bits"),
-                ("depth",),
-            ),
-        ]
-
-    def _counted(self, name: str, unit: str) -> str:
-        """The values that tracks have, and how many have each."""
-        counts = Counter(
-            value for figure in self.figures.values() for value in getattr(figure, name)
+        yield Line("whole files", names, f"{files} files", broken)
+        aligned = ("length", "channels")
+        yield Line("aligned stems", "equal lengths, stereo", "", aligned)
+        mixed = sum(1 for row in rows if row.mixture)
+        within = f"within {round(SUM_TOLERANCE * 2**15)} LSB of 16 bits"
+        found = f"{mixed} mixtures, {len(rows) - mixed} tracks without"
+        yield Line("mixture is the sum", within, found, ["sum"])
+        yield Line("clipping", "none", "", ["clipped"])
+        yield Line("silence", "no silent file", "", ["silent"])
+        lengths = [figure.seconds for figure in figures] or [0.0]
+        found = (
+            f"{min(lengths):.1f} to {max(lengths):.1f} s, {sum(lengths) / 60:.1f} min"
         )
-        return ", ".join(
-            f"{n} at {value} {unit}" for value, n in sorted(counts.items())
-        )
+        yield Line("durations", wanted.lengths, found, ["duration"])
+        rates = Counter(rate for figure in figures for rate in figure.rates)
+        yield Line("sample rate", wanted.one_rate, _counted(rates, "Hz"), ["rate"])
+        bits = _counted(Counter(n for figure in figures for n in figure.bits), "bits")
+        yield Line("bit depth", f"at least {wanted.min_bits}", bits, ["depth"])
 
-    def _lines_of_set(self, rows: Sequence[Row]) -> list[tuple]:
-        """Requirements of the whole: name, wanted, found, its number of faults."""
-        wanted = self.wanted
-        levels = {
-            name: figure.level_db
-            for name, figure in self.figures.items()
-            if np.isfinite(figure.level_db)
-        }
-        spread, found = 0.0, "no sound"
-        if levels:
-            softest = min(levels, key=levels.__getitem__)
-            loudest = max(levels, key=levels.__getitem__)
-            spread = levels[loudest] - levels[softest]
-            found = (
-                f"{spread:.1f} dB: {softest} {levels[softest]:.1f} to {loudest} "
-                f"{levels[loudest]:.1f} dBFS"
-            )
-        rates = {rate for figure in self.figures.values() for rate in figure.rates}
-        lines: list[tuple] = [
-            (
-                "loudness spread",
-                f"at most {wanted.max_spread_db:g} dB",
-                found,
-                int(spread > wanted.max_spread_db),
-            ),
-            (
-                "one sample rate",
-                "the same in all",
-                f"{len(rates)}",
-                int(len(rates) > 1),
-            ),
-        ]
+        spread, found = self._spread()
+        most = wanted.max_spread_db
+        yield Line("loudness spread", f"at most {most:g} dB", found, int(spread > most))
+        several = int(len(rates) > 1)
+        yield Line("one sample rate", "the same in all", str(len(rates)), several)
         splits = Counter(Path(row.id).parts[0] for row in rows if "/" in row.id)
         # Without a folder for them, validation tracks are held out of the training set.
         sizes = splits or Counter(train=len(rows))
         for split, least in (("train", wanted.min_train), ("valid", wanted.min_valid)):
             if split == "train" or split in splits:
                 few = int(sizes[split] < least)
-                size = f"{sizes[split]} tracks"
-                lines.append((f"size of {split}", f"at least {least}", size, few))
-        return lines
+                found = f"{sizes[split]} tracks"
+                yield Line(f"size of {split}", f"at least {least}", found, few)
+
+    def _spread(self) -> tuple[float, str]:
+        """Return the spread of loudness in dB, and which tracks are at its ends."""
+        levels = {
+            name: figure.level_db
+            for name, figure in self.figures.items()
+            if np.isfinite(figure.level_db)
+        }
+        if not levels:
+            return 0.0, "no sound"
+        low, high = min(levels, key=levels.get), max(levels, key=levels.get)
+        spread = levels[high] - levels[low]
+        ends = f"{low} {levels[low]:.1f} to {high} {levels[high]:.1f} dBFS"
+        return spread, f"{spread:.1f} dB: {ends}"
+
+
+def _counted(counts: Mapping[int, int], unit: str) -> str:
+    """Say how many tracks have each value."""
+    return ", ".join(f"{n} at {value} {unit}" for value, n in sorted(counts.items()))
