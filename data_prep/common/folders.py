@@ -1,7 +1,7 @@
 """Manifests of a data set that has a folder for each part of its mixtures.
 
-Mixtures, each source and the noise lie in folders of their own; the files of a mixture
-share a name, WAV or FLAC. Each data set's own file says which folders these are.
+The files of a mixture share a name, WAV or FLAC; `data_prep/common/layout.py` finds the
+folders.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ def write_manifests(
         The folders of train, valid and test.
     save_folder : str | Path
         Where `train.csv`, `valid.csv` and `test.csv` go, and `<maker>.json`, which
-        knows what they were made from.
+        notes what they were made from.
     sample_rate : int
         In Hz; every file must have it.
     maker : str
@@ -82,7 +82,7 @@ def _fingerprint(
     listing: Mapping[Path, Mapping[str, os.DirEntry]],
     sample_rate: int,
 ) -> str:
-    """A digest of names, sizes and times of all files, and of the settings."""
+    """Return a digest of names, sizes and times of all files, and of the settings."""
     digest = hashlib.sha256(repr((FORMAT, sample_rate, dict(splits))).encode())
     for folder, entries in listing.items():
         digest.update(os.fsencode(folder) + b"\0")
@@ -98,12 +98,12 @@ def _fingerprint(
 
 
 def _digest(paths: Sequence[Path]) -> str:
-    """A digest of the contents of files."""
+    """Return a digest of the contents of files."""
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def _is_current(state_file: Path, files: str, manifests: Sequence[Path]) -> bool:
-    """Whether the manifests are those once made from exactly these files."""
+    """Return whether the manifests are those once made from exactly these files."""
     try:
         state = json.loads(state_file.read_text())
         return state == {"files": files, "manifests": _digest(manifests)}
@@ -116,7 +116,7 @@ def _make_rows(
     listing: Mapping[Path, Mapping[str, os.DirEntry]],
     sample_rate: int,
 ) -> list[Row]:
-    """The rows of one split, with every header checked."""
+    """Return the rows of one split, with every header checked."""
     mixtures = listing[parts.mixture]
     if not mixtures:
         raise DataError(f"{parts.mixture}: holds no {' or '.join(SUFFIXES)} file")

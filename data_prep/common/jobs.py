@@ -1,10 +1,9 @@
 """Make the many files of a data set in parallel, so that a repeated command continues.
 
-A data set is made of jobs (a mixture, a room); every job writes files of its own and
-nothing else, so the result does not depend on how many workers share them. A file is
-there whole or not at all, and a job whose files are all there is not done again. What
-decides the content of the files is noted in the folder: another command cannot
-continue it by mistake.
+Each job (a mixture, a room) writes files of its own and nothing else, so the result
+does not depend on the number of workers. A file exists whole or not at all, and a job
+whose files all exist is not done again. What decides the content of the files is noted
+in the folder, so that no other command continues it by mistake.
 """
 
 import json
@@ -32,20 +31,15 @@ BUSY = threading.Lock()
 
 
 def claim_folder(folder: str | Path, settings: dict) -> Path:
-    """Note in an output folder what is being made there.
+    """Note in an output folder what is being made there; return the folder.
 
     Arguments
     ---------
     folder : str | Path
         Absent, empty, or claimed before with equal settings.
     settings : dict
-        All that decides the content of the files, as JSON can hold it; no paths that
-        may change between two calls.
-
-    Returns
-    -------
-    Path
-        The folder.
+        Everything that decides the content of the files, as JSON can hold it, without
+        paths that may change between two calls.
 
     Raises
     ------
@@ -87,21 +81,21 @@ def make_all(
     Arguments
     ---------
     make : Callable
-        Writes the files of a job by `write_wave`. A function of a module, or a
-        `functools.partial` of one, because it is sent to the workers.
+        Writes the files of a job, each whole or not at all. It is sent to the workers,
+        so it is a function of a module or a `functools.partial` of one.
     jobs : Sequence
         Small and picklable.
     outputs : Callable
         The files of a job.
     workers : int | None
-        Processes; None: one for each core; 0 or 1: in this process.
+        Number of processes; None: one for each core; 0 or 1: this process.
     desc : str
         Label of the bar.
 
     Returns
     -------
     int
-        How many jobs were done, the others being done already.
+        Number of jobs done; the others were done before.
 
     Raises
     ------
@@ -135,7 +129,7 @@ def make_all(
 
 
 def _is_there(path: Path) -> bool:
-    """Whether a file exists and holds something: a power cut can leave empty ones."""
+    """Return whether a file exists and is not empty, as a power cut can leave it."""
     try:
         return path.stat().st_size > 0
     except FileNotFoundError:
@@ -143,19 +137,19 @@ def _is_there(path: Path) -> bool:
 
 
 def _ignore_ctrl_c() -> None:
-    """Workers finish their job; the parent alone decides to stop."""
+    """Let workers finish their job: the parent alone decides to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed stops no workers: they would wait for it for ever."""
+    """End a worker whose parent was killed: it would wait for ever."""
     multiprocessing.parent_process().join()
     BUSY.acquire()  # after the job under way
     os._exit(1)
 
 
 def _do(make: Callable[[Job], None], job: Job) -> None:
-    """One job of a worker."""
+    """Do a job in a worker."""
     with BUSY:
         make(job)

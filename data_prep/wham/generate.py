@@ -38,18 +38,19 @@ from data_prep.common.versions import (
 )
 from data_prep.wham.manifests import WHAM
 from data_prep.wham.noise import (
+    COLUMNS,
     Placement,
     draw_placements,
     extend,
     published_placements,
     read_placements,
-    table_of,
 )
 from data_prep.wham.scales import Scales, read_scales
 from modules.audio.io import write_wave
 from modules.audio.levels import loudness_db
 from modules.runtime.errors import DataError
 from modules.runtime.files import write_text
+from modules.runtime.tables import table_text
 
 PARTS = (*WHAM.mixtures, "s1", "s2", "noise")
 
@@ -126,7 +127,7 @@ def generate(
             placements = published_placements(wham_noise / split, scales)
         else:
             placements = draw_placements(wham_noise / split, lengths, seed)
-        tables[split] = table_of(placements)
+        tables[split] = table_text(COLUMNS, placements)
         mixtures += [
             Mixture(split, p.utterance_id, p, scales.get(p.utterance_id))
             for p in placements

@@ -1,14 +1,11 @@
-"""Which noise a mixture of WHAM! lies in, and where: drawn, published or from a CSV.
+"""Find which noise a mixture of WHAM! lies in, and where: drawn, published or by a CSV.
 
 Legend: N recording, T sample.
 """
 
-import csv
-import io
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +23,7 @@ MOST_LEAD_SECONDS = 2.0
 FADE_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(NamedTuple):
     """Where a mixture's speech lies in which noise; positions at 16 kHz."""
 
     utterance_id: str
@@ -38,8 +34,11 @@ class Placement:
     snr_db: float
 
 
+COLUMNS = Placement._fields
+
+
 def _list_noise(folder: Path) -> dict[str, int]:
-    """Recordings of a folder with their length, in the order of their names."""
+    """Return the recordings of a folder with their length, sorted by name."""
     if not folder.is_dir():
         raise DataError(f"{folder}: does not exist; --wham_noise holds {{tr,cv,tt}}")
     found = {
@@ -53,7 +52,7 @@ def _list_noise(folder: Path) -> dict[str, int]:
 def draw_placements(
     folder: Path, lengths: dict[str, int], seed: int
 ) -> list[Placement]:
-    """Draw by the published rules; a recording of a mixture's own name is its noise."""
+    """Draw by the published rules; a recording with a mixture's name is its noise."""
     noise = _list_noise(folder)
     names = list(noise)
     frames_N = np.array(list(noise.values()))
@@ -76,7 +75,7 @@ def draw_placements(
 
 
 def published_placements(folder: Path, scales: dict[str, Scales]) -> list[Placement]:
-    """Every mixture's own recording, whole."""
+    """Place each mixture in the recording of its name, whole."""
     placements = []
     for name, scale in scales.items():
         frames = frames_of(folder / f"{name}.wav", NOISE_RATE)
@@ -86,29 +85,15 @@ def published_placements(folder: Path, scales: dict[str, Scales]) -> list[Placem
     return placements
 
 
-def table_of(placements: Sequence[Placement]) -> str:
-    """Placements as CSV."""
-    text = io.StringIO()
-    names = [field.name for field in fields(Placement)]
-    table = csv.DictWriter(text, names, lineterminator="\n")
-    table.writeheader()
-    table.writerows(asdict(placement) for placement in placements)
-    return text.getvalue()
-
-
 def read_placements(path: Path, lengths: dict[str, int]) -> list[Placement]:
-    """The placements of the mixtures from a CSV written before."""
+    """Read the placements of the mixtures from a CSV written before."""
     found = {}
-    for place, cells in read_table(path, [field.name for field in fields(Placement)]):
+    for place, cells in read_table(path, COLUMNS):
         try:
+            positions = (int(cells[name]) for name in COLUMNS[2:5])
+            snr_db = float(cells["snr_db"])
             placement = Placement(
-                cells["utterance_id"],
-                cells["noise_file"],
-                *(
-                    int(cells[name])
-                    for name in ("noise_start", "noise_frames", "speech_start")
-                ),
-                float(cells["snr_db"]),
+                cells[COLUMNS[0]], cells[COLUMNS[1]], *positions, snr_db
             )
         except ValueError as error:
             raise DataError(f"{place}: {error}") from None

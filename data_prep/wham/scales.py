@@ -1,11 +1,12 @@
-"""The scales that WHAM!'s noise archive brings: `metadata/scaling_{tr,cv,tt}.npz`.
+"""Read the scales in WHAM!'s noise archive: `metadata/scaling_{tr,cv,tt}.npz`.
 
 Its arrays have an entry for each mixture: `utterance_id`, `speech_start_sample_16k`,
 and for each version such as 8k_min the gains `scaling_wham_speech_8k_min` and
-`scaling_wham_noise_8k_min`. The gains from WSJ0 to WSJ0-2mix that it holds as well are
-not needed: speech is taken from WSJ0-2mix.
+`scaling_wham_noise_8k_min`. Its gains from WSJ0 to WSJ0-2mix are not needed: speech is
+taken from WSJ0-2mix.
 """
 
+import itertools
 import pickle
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -21,14 +22,14 @@ STARTS = "speech_start_sample_16k"
 
 @dataclass(frozen=True)
 class Scales:
-    """Of one mixture: (speech, noise) gains by (rate, mode), speech start at 16 kHz."""
+    """A mixture's gains (speech, noise) by version, start of the speech at 16 kHz."""
 
     speech_start: int
     by_version: dict[tuple[int, str], tuple[float, float]]
 
 
 class _StringsOnly(pickle.Unpickler):
-    """Unpickles an array of strings; anything else that a pickle may call is refused.
+    """Unpickle an array of strings and refuse all else that a pickle may call.
 
     Old numpy files keep strings as Python objects, and a pickle is a program.
     """
@@ -43,7 +44,7 @@ class _StringsOnly(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> object:
-        """Only what makes up an array."""
+        """Allow only what makes up an array."""
         if (module, name) == ("_codecs", "encode"):
             return _latin1  # how numpy before 1.17 wrote bytes
         if (module, name) not in self.ALLOWED:
@@ -52,7 +53,7 @@ class _StringsOnly(pickle.Unpickler):
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """The one use that a pickle of an array has for `codecs.encode`."""
+    """Do the one thing that a pickle of an array calls `codecs.encode` for."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it wants to encode by {encoding}")
     return text.encode("latin1")
@@ -61,26 +62,10 @@ def _latin1(text: str, encoding: str) -> bytes:
 def read_scales(
     path: Path, names: Iterable[str], versions: Sequence[tuple[int, str]]
 ) -> dict[str, Scales]:
-    """Scales of the named mixtures.
+    """Return the scales of the named mixtures, for each pair of rate and mode.
 
-    Arguments
-    ---------
-    path : Path
-        The `.npz`; nothing in it is executed.
-    names : Iterable[str]
-        Mixtures, without `.wav`.
-    versions : Sequence[tuple[int, str]]
-        Pairs of rate and mode.
-
-    Returns
-    -------
-    dict[str, Scales]
-        By name, in the order given.
-
-    Raises
-    ------
-    DataError
-        The file cannot be read, or lacks an array or a mixture.
+    Nothing in the file is executed. A DataError says that it cannot be read, or which
+    array or mixture it lacks.
     """
     keys = {
         version: [
@@ -91,11 +76,7 @@ def read_scales(
     }
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            wanted = [
-                "utterance_id",
-                STARTS,
-                *(k for pair in keys.values() for k in pair),
-            ]
+            wanted = ["utterance_id", STARTS, *itertools.chain(*keys.values())]
             missing = [key for key in wanted if key not in arrays.files]
             if missing:
                 raise DataError(f"{path}: has no array {missing[0]!r}")
@@ -129,7 +110,7 @@ def read_scales(
 
 
 def _strings(path: Path) -> Sequence[str]:
-    """The array `utterance_id`."""
+    """Return the array `utterance_id`."""
     with zipfile.ZipFile(path) as archive, archive.open("utterance_id.npy") as file:
         version = np.lib.format.read_magic(file)
         read = {

@@ -5,8 +5,6 @@ spacings of the microphones, were measured on the public files of cv and tt. The
 tr is not public; its shares are taken from cv, which has the same speakers.
 """
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from data_prep.common.versions import pick
 from modules.audio.rooms import Point, Room
 from modules.runtime.errors import DataError
 from modules.runtime.randomness import named_rng
-from modules.runtime.tables import read_table
+from modules.runtime.tables import read_table, table_text
 
 COLUMNS = (
     *("utterance_id", "room_x", "room_y", "room_z"),
@@ -91,11 +89,7 @@ def draw_room(split: str, name: str, seed: int) -> Placed:
 
 def table_of(rooms: Iterable[Placed]) -> str:
     """Return rooms as CSV, with the columns of the public files."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
-    table.writerows(placed.cells() for placed in rooms)
-    return text.getvalue()
+    return table_text(COLUMNS, (placed.cells() for placed in rooms))
 
 
 def read_rooms(path: Path, names: Sequence[str]) -> list[Placed]:

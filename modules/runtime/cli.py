@@ -57,7 +57,7 @@ def show(result: object) -> None:
 
 def run(
     prog: str,
-    doc: str,
+    doc: str | None,
     commands: Callable | Mapping[str, Callable],
     arguments: Sequence[str] | None = None,
     report: Callable[[Any], int | None] = show,
@@ -68,7 +68,7 @@ def run(
     ---------
     prog : str
         Name of the program in its help, such as "python -m data_prep.wham".
-    doc : str
+    doc : str | None
         Description in the help of the first command; the others show the docstring of
         their module.
     commands : Callable | Mapping[str, Callable]
@@ -100,12 +100,12 @@ def run(
             prog = f"{prog} {arguments[0]}"
             function = commands[arguments.pop(0)]
         if function is not first:
-            doc = inspect.getmodule(function).__doc__ or ""
+            doc = inspect.getmodule(function).__doc__
     else:
         function = commands
     parser = argparse.ArgumentParser(
         prog=prog,
-        description=doc.split("\nLegend:")[0],
+        description=(doc or "").split("\nLegend:")[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = get_type_hints(function)
@@ -129,16 +129,28 @@ def _add_options(
     """Give each parameter of a function, or each field of a dataclass, an option."""
     helps = describe_arguments(callee)
     for name, one in inspect.signature(callee).parameters.items():
-        kind, default = kinds[name], one.default
-        if dataclasses.is_dataclass(kind):
+        if dataclasses.is_dataclass(kinds[name]):
             group = parser.add_argument_group(name)
-            _add_options(group, kind, get_type_hints(kind))
+            _add_options(group, kinds[name], get_type_hints(kinds[name]))
             continue
-        if one.kind is one.VAR_POSITIONAL:
-            kind, default = Sequence[kind], None
         positional = one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL)
+        required = one.default is one.empty
+        kind, choices, several = plain_type(kinds[name])
+        options: dict[str, Any] = {}
+        if not positional:
+            options = {"required": True} if required else {"default": one.default}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif several or one.kind is one.VAR_POSITIONAL:
+            options |= {"type": _list_of(kind), "nargs": "+"}
+        else:
+            options |= {"type": kind, "choices": choices or None}
+        text = helps.get(name, "")
+        if not (required or one.default in (None, "") or one.default is False):
+            shown = " ".join(map(str, one.default)) if several else one.default
+            text = f"{text} (default: {shown})".strip()
         option = name if positional else f"--{name}"
-        _add(parser, option, kind, default, helps.get(name, ""))
+        parser.add_argument(option, help=text.replace("%", "%%"), **options)
 
 
 def _call(callee: Callable, values: Mapping[str, Any], kinds: Kinds) -> object:
@@ -156,31 +168,6 @@ def _call(callee: Callable, values: Mapping[str, Any], kinds: Kinds) -> object:
         else:
             kwargs[name] = values[name]
     return callee(*args, **kwargs)
-
-
-def _add(
-    parser: argparse._ActionsContainer,
-    name: str,
-    kind: Any,
-    default: Any,
-    text: str,
-) -> None:
-    """Add an option of a type, or a positional argument."""
-    required = default is inspect.Parameter.empty
-    options: dict[str, Any] = {}
-    if name.startswith("--"):
-        options |= {"required": True} if required else {"default": default}
-    kind, choices, several = plain_type(kind)
-    if kind is bool:
-        options["action"] = argparse.BooleanOptionalAction
-    elif several:
-        options |= {"type": _list_of(kind, choices), "nargs": "+"}
-    else:
-        options |= {"type": kind, "choices": choices or None}
-    if not (required or default is None or default is False or default == ""):
-        shown = " ".join(map(str, default)) if several else default
-        text = f"{text} (default: {shown})".strip()
-    parser.add_argument(name, help=text.replace("%", "%%"), **options)
 
 
 def plain_type(hint: Any) -> tuple[type, tuple, bool]:
@@ -203,19 +190,13 @@ def plain_type(hint: Any) -> tuple[type, tuple, bool]:
     return hint, (), False
 
 
-def _list_of(kind: type, choices: tuple) -> Callable[[str], list]:
+def _list_of(kind: type) -> Callable[[str], list]:
     """Return a reader of values that commas separate."""
 
     def read(text: str) -> list:
-        values = [kind(part) for part in text.split(",")]
-        for value in values:
-            if choices and value not in choices:
-                raise argparse.ArgumentTypeError(
-                    f"{value!r} is none of {', '.join(map(str, choices))}"
-                )
-        return values
+        return [kind(part) for part in text.split(",")]
 
-    read.__name__ = kind.__name__
+    read.__name__ = kind.__name__  # for argparse's messages
     return read
 
 

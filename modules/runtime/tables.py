@@ -91,10 +91,15 @@ def read_table(
         yield f"{path}, row {number}", row
 
 
+def table_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table as CSV; floats keep all their digits."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
 def write_table(
     path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]
 ) -> Path:
-    """Write a CSV that appears only when it is whole; floats keep all their digits."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return write_text(path, text.getvalue())
+    """Write a CSV that appears only when it is whole."""
+    return write_text(path, table_text(header, rows))
