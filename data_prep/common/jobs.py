@@ -6,6 +6,7 @@ whose files all exist is not done again. What decides the content of the files i
 in the folder, so that no other command continues it by mistake.
 """
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -67,6 +68,11 @@ def claim_folder(folder: str | Path, settings: dict) -> Path:
     else:
         write_text(note, json.dumps(settings, indent=1, sort_keys=True) + "\n")
     return folder
+
+
+def digest_of(texts: Iterable[str]) -> str:
+    """Return a short name for lines and their order, to be noted in a folder."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
 def make_all(

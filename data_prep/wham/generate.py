@@ -146,14 +146,11 @@ def generate(
     for split, text in tables.items():
         write_text(out / "metadata" / f"placement_{split}.csv", text)
     make = functools.partial(_make, wsj0mix, wham_noise, out, versions)
-    outputs = functools.partial(_outputs, out, versions)
+
+    def outputs(mixture: Mixture) -> list[Path]:
+        return files_of(out, versions, mixture.split, PARTS, mixture.name)
+
     return make_all(make, mixtures, outputs, workers, "WHAM!")
-
-
-def _outputs(
-    out: Path, versions: Sequence[tuple[int, str]], mixture: Mixture
-) -> list[Path]:
-    return files_of(out, versions, mixture.split, PARTS, mixture.name)
 
 
 def _make(

@@ -21,17 +21,15 @@ Legend: S source, T sample.
 """
 
 import functools
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from scipy.signal import resample_poly
 
-from data_prep.common.jobs import claim_folder, make_all
+from data_prep.common.jobs import claim_folder, digest_of, make_all
 from data_prep.common.versions import (
     SETS,
     check_choices,
@@ -39,7 +37,7 @@ from data_prep.common.versions import (
     files_of,
     folder_of,
 )
-from modules.audio.io import write_wave
+from modules.audio.io import open_audio, write_wave
 from modules.audio.levels import MIXTURE_PEAK, p56_power
 from modules.runtime.errors import DataError
 from modules.runtime.files import list_files
@@ -132,46 +130,33 @@ def generate(
     """
     check_choices("num_spks", [num_spks], (2, 3))
     versions = check_versions(sample_rates, modes)
-    listed = [
-        mixture
-        for split in SETS
-        for mixture in read_list(
-            Path(lists) / f"mix_{num_spks}_spk_{split}.txt", split, num_spks
-        )
-    ]
+    listed: list[Mixture] = []
+    for split in SETS:
+        path = Path(lists) / f"mix_{num_spks}_spk_{split}.txt"
+        listed += read_list(path, split, num_spks)
     powers = None if levels is None else read_powers(Path(levels))
     root = Path(out) / f"{num_spks}speakers"
     settings = {
         "made_by": "data_prep.wsj0mix",
         "format": FORMAT,
-        "lists": _digest(listed),
-        "levels": "P.56" if powers is None else _digest(sorted(powers.items())),
+        "lists": digest_of(map(repr, listed)),
+        "levels": "P.56"
+        if powers is None
+        else digest_of(map(repr, sorted(powers.items()))),
     }
     recipe = Recipe(_find_wsj0(Path(wsj0)), root, versions, powers)
     claim_folder(root, settings)
-    make_all(
-        functools.partial(make_mixture, recipe),
-        listed,
-        recipe.outputs,
-        workers,
-        f"WSJ0-{num_spks}mix",
-    )
+    make = functools.partial(make_mixture, recipe)
+    make_all(make, listed, recipe.outputs, workers, f"WSJ0-{num_spks}mix")
     return root
-
-
-def _digest(items: Sequence) -> str:
-    """Return a short name for items and their order."""
-    return hashlib.sha256("\n".join(map(repr, items)).encode()).hexdigest()[:16]
 
 
 def read_list(path: Path, split: str, num_spks: int) -> list[Mixture]:
     """Return the mixtures of a list; errors name file and line."""
     mixtures: dict[str, int] = {}
     result = []
-    for number, line in enumerate(_read_lines(path), start=1):
+    for number, line in _read_lines(path):
         place, fields = f"{path}, line {number}", line.split()
-        if not fields:
-            continue
         if len(fields) != 2 * num_spks:
             raise DataError(
                 f"{place}: has {len(fields)} fields, expected an utterance and a level "
@@ -202,31 +187,29 @@ def read_powers(path: Path) -> dict[str, float]:
         raise DataError(f"{path}: holds no *.txt with lines 'utterance power'")
     powers = {}
     for file in files:
-        for number, line in enumerate(_read_lines(file), start=1):
-            fields = line.split()
-            if not fields:
-                continue
+        for number, line in _read_lines(file):
             try:
-                utterance, power = fields[0], float(fields[1])
-                if len(fields) != 2 or not 0 < power < math.inf:
+                utterance, power = line.split()
+                powers[utterance] = float(power)
+                if not 0 < powers[utterance] < math.inf:
                     raise ValueError
-            except (IndexError, ValueError):
+            except ValueError:
                 raise DataError(
                     f"{file}, line {number}: is {line!r}, expected an utterance and "
                     "its active power, above 0"
                 ) from None
-            powers[utterance] = power
     return powers
 
 
-def _read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file."""
+def _read_lines(path: Path) -> list[tuple[int, str]]:
+    """Return the lines of a text file that are not blank, with their numbers."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise DataError(f"{path}: does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as text ({error})") from None
+    return [(k, line) for k, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _find_wsj0(folder: Path) -> Path:
@@ -316,10 +299,8 @@ def _read_utterance(listed: Path) -> tuple[np.ndarray, int]:
             f"{path}: is SPHERE compressed by shorten, which no maintained library "
             f"reads; convert: sph2pipe -f wav {path} {listed.with_suffix('.wav')}"
         )
-    try:
-        wave_TC, rate = soundfile.read(path, dtype="float64", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as audio ({error})") from None
+    with open_audio(path) as audio:
+        rate, wave_TC = audio.header.sample_rate, audio.read(dtype="float64")
     if wave_TC.shape[1] != 1:
         raise DataError(f"{path}: has {wave_TC.shape[1]} channels, expected mono")
     if not np.isfinite(wave_TC).all() or not wave_TC.any():
