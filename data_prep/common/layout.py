@@ -34,13 +34,7 @@ NAMED = 8
 
 
 def folder_of(sample_rate: int, mode: str) -> str:
-    """Return the folder of a version.
-
-    Example
-    -------
-    >>> folder_of(8000, "min")
-    'wav8k/min'
-    """
+    """Return the folder of a version, such as wav8k/min."""
     return f"wav{sample_rate // 1000}k/{mode}"
 
 
@@ -85,10 +79,6 @@ class Layout:
     parent: str = ""
     versioned: bool = True
 
-    def folders_of(self, split: str) -> list[str]:
-        """Return the folders that a manifest can be made of."""
-        return [folder for folder, name in self.splits.items() if name == split]
-
     def summands(self, mixture: str, talkers: Iterable[int]) -> list[str]:
         """Return the folders whose sum a mixture is, for the numbers of its talkers."""
         return [
@@ -97,12 +87,36 @@ class Layout:
             for number in (talkers if EACH in part else (1,))
         ]
 
-    def parts(self, place: Path, mixture: str, talkers: Iterable[int]) -> Parts:
-        """Return the folders of a mixture and its parts below the folder of a split."""
+    def parts(
+        self,
+        place: Path,
+        mixture: str,
+        talkers: Iterable[int],
+        targets: str | None = None,
+    ) -> Parts:
+        """Return the folders of a mixture and its parts below the folder of a split.
+
+        `targets` is the mixture whose sources are wanted, if they are others.
+        """
         summands = self.summands(mixture, talkers)
         sources = tuple(place / part for part in summands if part != NOISE)
         noise = place / NOISE if NOISE in summands else None
-        return Parts(place / mixture, sources, noise)
+        if targets in (None, mixture):
+            return Parts(place / mixture, sources, noise)
+        wanted = self.parts(place, targets, talkers).sources
+        return Parts(place / mixture, wanted, noise, images=sources)
+
+    def choices(self, train_set: str | None) -> Iterator[tuple[str, ...]]:
+        """Return the folders that train, valid and test can be made of."""
+        folders: dict[str, list[str]] = {split: [] for split in SPLITS}
+        for folder, split in self.splits.items():
+            folders[split].append(folder)
+        if train_set not in (None, *folders["train"]):
+            expected = " or ".join(folders["train"])
+            raise DataError(f"train_set is {train_set!r}, expected {expected}")
+        if train_set is not None:
+            folders["train"] = [train_set]
+        return itertools.product(*folders.values())
 
     def roots(self, folder: Path, counts: Iterable[int]) -> list[Path]:
         """Return a folder, and those in it that are named by a number of talkers."""
@@ -130,7 +144,7 @@ class Tracks:
 
 
 class _Place(NamedTuple):
-    """A layout below a folder: what `prepare` looks for."""
+    """A place where a layout may lie: its folders in each split."""
 
     layout: Layout
     root: Path
@@ -147,42 +161,8 @@ class _Place(NamedTuple):
         """Return the folders in the notation of the shell."""
         names = [parts.mixture.parent.name for parts in self.splits.values()]
         folders = [path.name for path in self.splits[SPLITS[0]].folders]
-        prefix = f"{self.version}/" if self.version else ""
-        return f"{prefix}{{{','.join(names)}}}/{{{','.join(folders)}}}"
-
-
-def _places(
-    layout: Layout,
-    data_folder: Path,
-    num_spks: int,
-    version: str,
-    mixture: str,
-    targets: str | None,
-    train_set: str | None,
-) -> Iterator[_Place]:
-    """Yield every place below a folder where a layout may lie."""
-
-    def parts_in(place: Path) -> Parts:
-        parts = layout.parts(place, mixture, range(1, num_spks + 1))
-        if targets in (None, mixture):
-            return parts
-        wanted = layout.parts(place, targets, range(1, num_spks + 1)).sources
-        return parts._replace(sources=wanted, images=parts.sources)
-
-    counted = any(EACH in part for part in layout.mixtures[mixture])
-    counts = [num_spks] if counted else range(2, MOST_TALKERS + 1)
-    choices = [layout.folders_of(split) for split in SPLITS]
-    if train_set is not None:
-        if train_set not in choices[0]:
-            expected = " or ".join(choices[0])
-            raise DataError(f"train_set is {train_set!r}, expected {expected}")
-        choices[0] = [train_set]
-    version = version if layout.versioned else ""
-    for root in layout.roots(data_folder, counts):
-        for names in itertools.product(*choices):
-            parts = (parts_in(root / version / name) for name in names)
-            splits = dict(zip(SPLITS, parts, strict=True))
-            yield _Place(layout, root, version, splits)
+        version = f"{self.version}/" if self.version else ""
+        return f"{version}{{{','.join(names)}}}/{{{','.join(folders)}}}"
 
 
 def find_parts(
@@ -230,15 +210,21 @@ def find_parts(
     data_folder = Path(data_folder).absolute()
     if not data_folder.is_dir():
         raise DataError(f"data_folder {data_folder} does not exist or is no folder")
-    version = folder_of(sample_rate, mode)
-    places = [
-        place
-        for layout in layouts
-        for place in _places(
-            *(layout, data_folder, num_spks, version),
-            *(mixture or next(iter(layout.mixtures)), targets, train_set),
-        )
-    ]
+    places: list[_Place] = []
+    for layout in layouts:
+        name = mixture or next(iter(layout.mixtures))
+        counted = any(EACH in part for part in layout.mixtures[name])
+        counts = [num_spks] if counted else range(2, MOST_TALKERS + 1)
+        version = folder_of(sample_rate, mode) if layout.versioned else ""
+        for root in layout.roots(data_folder, counts):
+            for folders in layout.choices(train_set):
+                splits = {
+                    split: layout.parts(
+                        root / version / folder, name, range(1, num_spks + 1), targets
+                    )
+                    for split, folder in zip(SPLITS, folders, strict=True)
+                }
+                places.append(_Place(layout, root, version, splits))
     complete = [place for place in places if not place.missing]
     if not complete:
         raise DataError(_nothing_found(data_folder, places))
@@ -291,12 +277,9 @@ def list_names(folder: Path) -> str:
 
 
 def list_audio(folder: Path) -> dict[str, os.DirEntry]:
-    """Return the audio files of a folder by their stem; hidden files are left out.
+    """Return a folder's audio files by their stem, sorted, without hidden files.
 
-    Raises
-    ------
-    DataError
-        Two files differ only in their suffix.
+    Two files that differ only in their suffix are a DataError.
     """
     with os.scandir(folder) as scanned:
         entries = sorted(scanned, key=lambda entry: entry.name)

@@ -1,4 +1,4 @@
-"""Music in stems, a folder for each track, into manifests.
+r"""Music in stems, a folder for each track, into manifests.
 
     python -m data_prep.music --data_folder=/data/musdb18hq --save_folder=MANIFESTS \
         [--sources=drums,bass,other,vocals] [--valid_tracks=8] [--test_folder=FOLDER]
@@ -17,40 +17,13 @@ with label noise are noisy as well: they rank checkpoints well enough, but their
 is none.
 """
 
-import argparse
-import logging
+import functools
 import sys
 
-from data_prep.music.manifests import SOURCES, prepare
-from modules.runtime.errors import DataError
-from modules.runtime.files import one_line
+from data_prep.music.manifests import prepare
+from modules.runtime.cli import run
 
-
-def main() -> int:
-    """Prepare manifests from the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.music",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data_folder", required=True)
-    parser.add_argument("--save_folder", required=True)
-    parser.add_argument("--sources", default=",".join(SOURCES))
-    parser.add_argument("--valid_tracks", type=int)
-    parser.add_argument("--test_folder")
-    parser.add_argument("--train_stems")
-    parser.add_argument("--sample_rate", type=int)
-    args = vars(parser.parse_args())
-    args["sources"] = args["sources"].split(",")
-    try:
-        for split, path in prepare(**args).items():
-            print(f"{split}: {path}")
-    except (DataError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    return 0
-
+main = functools.partial(run, "python -m data_prep.music", __doc__, prepare)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -245,19 +245,10 @@ def make_mixture(recipe: Recipe, mixture: Mixture) -> None:
 
 
 def mix(waves: Sequence[np.ndarray], mode: str) -> np.ndarray:
-    """Mix sources; return mixture and sources as int16.
+    """Mix sources [T] at their levels; return mixture and sources as int16 [1 + S, T].
 
-    Arguments
-    ---------
-    waves : Sequence[np.ndarray]
-        Sources [T] at their levels, of any lengths.
-    mode : str
-        "min" cuts to the shortest, "max" pads to the longest.
-
-    Returns
-    -------
-    np.ndarray
-        Shape [1 + S, T], the mixture first; the highest peak is 0.9 of full scale.
+    "min" cuts to the shortest, "max" pads to the longest. The highest peak of all is
+    `MIXTURE_PEAK` of full scale.
     """
     lengths = [len(wave_T) for wave_T in waves]
     length = min(lengths) if mode == "min" else max(lengths)
