@@ -150,7 +150,9 @@ def _ignore_ctrl_c() -> None:
 
 def _end_with_parent() -> None:
     """End a worker whose parent was killed: it would wait for ever."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     BUSY.acquire()  # after the job under way
     os._exit(1)
 

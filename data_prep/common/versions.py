@@ -3,9 +3,9 @@
 Legend: T sample.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from data_prep.common.layout import MODES, RATES, folder_of
 from modules.audio.io import open_audio, read_header
 from modules.runtime.errors import DataError
 from modules.runtime.files import list_files
+
+Cell = TypeVar("Cell")
 
 WSJ0_SPLITS = {"tr": "train", "cv": "valid", "tt": "test"}
 
@@ -127,7 +129,7 @@ def _check_rate(path: Path, rate: int, expected: int) -> None:
         raise DataError(f"{path}: is at {rate} Hz, expected {expected} Hz")
 
 
-def pick(path: Path, found: dict[str, object], names: Sequence[str]) -> list:
+def pick(path: Path, found: Mapping[str, Cell], names: Iterable[str]) -> list[Cell]:
     """Return what a table holds for each name; raise if it lacks one."""
     missing = [name for name in names if name not in found]
     if missing:

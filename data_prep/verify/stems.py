@@ -208,7 +208,8 @@ class StemsReport:
         }
         if not levels:
             return 0.0, "no sound"
-        low, high = min(levels, key=levels.get), max(levels, key=levels.get)
+        low = min(levels, key=levels.__getitem__)
+        high = max(levels, key=levels.__getitem__)
         spread = levels[high] - levels[low]
         ends = f"{low} {levels[low]:.1f} to {high} {levels[high]:.1f} dBFS"
         return spread, f"{spread:.1f} dB: {ends}"

@@ -90,16 +90,14 @@ def read_placements(path: Path, lengths: dict[str, int]) -> list[Placement]:
     found = {}
     for place, cells in read_table(path, COLUMNS):
         try:
-            positions = (int(cells[name]) for name in COLUMNS[2:5])
+            start, frames, speech = (int(cells[name]) for name in COLUMNS[2:5])
             snr_db = float(cells["snr_db"])
-            placement = Placement(
-                cells[COLUMNS[0]], cells[COLUMNS[1]], *positions, snr_db
-            )
         except ValueError as error:
             raise DataError(f"{place}: {error}") from None
-        if not math.isfinite(placement.snr_db):
+        if not math.isfinite(snr_db):
             raise DataError(f"{place}: snr_db is {cells['snr_db']!r}, no number of dB")
-        found[placement.utterance_id] = placement
+        name, file = cells["utterance_id"], cells["noise_file"]
+        found[name] = Placement(name, file, start, frames, speech, snr_db)
     return pick(path, found, lengths)
 
 
