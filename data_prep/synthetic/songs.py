@@ -16,8 +16,6 @@ nothing about real music.
 Legend: C channel, T sample.
 """
 
-import csv
-import io
 import math
 import sys
 import uuid
@@ -32,7 +30,7 @@ from data_prep.music.manifests import prepare as prepare_stems
 from data_prep.synthetic import parts
 from modules.runtime.cli import run
 from modules.runtime.errors import DataError
-from modules.runtime.files import write_text
+from modules.runtime.tables import write_table
 
 PEAK = 0.95
 
@@ -99,10 +97,7 @@ class Parameters:
                 noisy = _stems_of(instruments, places)
                 self._write(folder / "label_noise" / track, noisy)
                 truth += _truth(track, name, places, true, noisy)
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerows([TRUTH_COLUMNS, *truth])
-        write_text(folder / "label_noise_truth.csv", text.getvalue())
+        write_table(folder / "label_noise_truth.csv", TRUTH_COLUMNS, truth)
 
     def _play(self, number: int) -> Waves:
         """Return the instruments of a song as int16 [2, T]; no sum of them clips."""
