@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,8 +90,8 @@ class Parameters:
         for number, (name, instruments) in enumerate(zip(names, songs, strict=True)):
             true = _stems_of(instruments, HOME)
             split = name[:-2]
-            stems = {MIXTURE: sum(true.values()), **true}
-            self._write(folder / "clean" / split / name, stems)
+            mixture = np.stack([*true.values()]).sum(0, dtype=np.int16)
+            self._write(folder / "clean" / split / name, {MIXTURE: mixture, **true})
             if split == "train":
                 track = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{self.seed}/{name}"))
                 places = self._misplace(number)
@@ -148,7 +149,7 @@ def prepare(
     valid_tracks: Sequence[str] | int | None = None,
     test_folder: str | Path | None = None,
     train_stems: str | Path | None = None,
-    **parameters: int | float,
+    **parameters: Any,
 ) -> dict[str, str]:
     """Make the songs in `data_folder` if they are missing, and their manifests.
 
@@ -180,7 +181,7 @@ def _truth(
     track: str, name: str, places: dict[str, str], true: Waves, noisy: Waves
 ) -> list[tuple[str | int | float, ...]]:
     """Return rows of `TRUTH_COLUMNS`: what is wrong with each stem of a song."""
-    rows = []
+    rows: list[tuple[str | int | float, ...]] = []
     for source in SOURCES:
         moved_in = [k for k, p in places.items() if p == source != HOME[k]]
         moved_out = [k for k, p in places.items() if p != source == HOME[k]]

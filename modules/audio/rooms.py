@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.signal
@@ -195,7 +196,10 @@ class RoomPool:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        arrays = {"sample_rate": self.sample_rate, "num_sources": self.num_sources}
+        arrays: dict[str, Any] = {
+            "sample_rate": self.sample_rate,
+            "num_sources": self.num_sources,
+        }
         for name in ("direct", "reverberant"):
             responses = getattr(self, name)
             arrays[name] = np.concatenate([r.ravel() for r in responses])
