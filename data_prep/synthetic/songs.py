@@ -16,14 +16,13 @@ nothing about real music.
 Legend: C channel, T sample.
 """
 
-import csv
-import io
 import math
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +31,7 @@ from data_prep.music.manifests import prepare as prepare_stems
 from data_prep.synthetic import parts
 from modules.runtime.cli import run
 from modules.runtime.errors import DataError
-from modules.runtime.files import write_text
+from modules.runtime.tables import write_table
 
 PEAK = 0.95
 
@@ -91,18 +90,15 @@ class Parameters:
         for number, (name, instruments) in enumerate(zip(names, songs, strict=True)):
             true = _stems_of(instruments, HOME)
             split = name[:-2]
-            stems = {MIXTURE: sum(true.values()), **true}
-            self._write(folder / "clean" / split / name, stems)
+            mixture = np.stack([*true.values()]).sum(0, dtype=np.int16)
+            self._write(folder / "clean" / split / name, {MIXTURE: mixture, **true})
             if split == "train":
                 track = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{self.seed}/{name}"))
                 places = self._misplace(number)
                 noisy = _stems_of(instruments, places)
                 self._write(folder / "label_noise" / track, noisy)
                 truth += _truth(track, name, places, true, noisy)
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerows([TRUTH_COLUMNS, *truth])
-        write_text(folder / "label_noise_truth.csv", text.getvalue())
+        write_table(folder / "label_noise_truth.csv", TRUTH_COLUMNS, truth)
 
     def _play(self, number: int) -> Waves:
         """Return the instruments of a song as int16 [2, T]; no sum of them clips."""
@@ -153,7 +149,7 @@ def prepare(
     valid_tracks: Sequence[str] | int | None = None,
     test_folder: str | Path | None = None,
     train_stems: str | Path | None = None,
-    **parameters: int | float,
+    **parameters: Any,
 ) -> dict[str, str]:
     """Make the songs in `data_folder` if they are missing, and their manifests.
 
@@ -185,7 +181,7 @@ def _truth(
     track: str, name: str, places: dict[str, str], true: Waves, noisy: Waves
 ) -> list[tuple[str | int | float, ...]]:
     """Return rows of `TRUTH_COLUMNS`: what is wrong with each stem of a song."""
-    rows = []
+    rows: list[tuple[str | int | float, ...]] = []
     for source in SOURCES:
         moved_in = [k for k, p in places.items() if p == source != HOME[k]]
         moved_out = [k for k, p in places.items() if p != source == HOME[k]]

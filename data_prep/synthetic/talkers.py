@@ -16,6 +16,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -138,7 +139,7 @@ def prepare(
     num_spks: int = 2,
     sample_rate: int = 8000,
     mode: str = "min",
-    **parameters: int | float,
+    **parameters: Any,
 ) -> dict[str, str]:
     """Make the corpus in `data_folder` if it is missing, and its manifests.
 

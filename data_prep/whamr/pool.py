@@ -84,7 +84,8 @@ def make_pool(
 
 def _make_block(parts: Path, sample_rate: int, seed: int, block: range) -> None:
     """Write the responses of some rooms of a pool."""
-    direct, reverberant = [], []
+    direct: list[np.ndarray] = []
+    reverberant: list[np.ndarray] = []
     for number in block:
         room = draw_room("tr", f"pool/{number}", seed).room
         for responses, order in ((direct, 0), (reverberant, None)):

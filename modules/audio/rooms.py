@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.signal
@@ -138,6 +139,7 @@ def impulse_responses(
     return responses_ST
 
 
+@dataclass(frozen=True, eq=False)
 class RoomPool:
     """Responses of many rooms, to put the talkers of a mixture into one of them.
 
@@ -151,36 +153,24 @@ class RoomPool:
         For each room float32 [S, T]: the direct path alone, and the whole response.
     """
 
-    def __init__(
-        self,
-        sample_rate: int,
-        direct: Sequence[np.ndarray],
-        reverberant: Sequence[np.ndarray],
-    ) -> None:
-        self.sample_rate = sample_rate
-        self.direct = list(direct)
-        self.reverberant = list(reverberant)
-        self.num_sources = len(direct[0])
+    sample_rate: int
+    direct: Sequence[np.ndarray]
+    reverberant: Sequence[np.ndarray]
 
     def __len__(self) -> int:
         return len(self.direct)
 
+    @property
+    def num_sources(self) -> int:
+        """Number of places for talkers in each room."""
+        return len(self.direct[0])
+
     def in_room(self, src_ST: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return sources as heard in a room, by WHAMR!'s rule for their gain.
+        """Return dry sources [S, T] as heard in a room, anechoic and reverberant.
 
-        Arguments
-        ---------
-        src_ST : np.ndarray
-            Dry sources at the pool's rate, shape [S, T]; at most `num_sources`.
-        number : int
-            Number of the room, from 0.
-
-        Returns
-        -------
-        tuple[np.ndarray, np.ndarray]
-            Anechoic and reverberant sources, float32 [S, T]. An anechoic source has the
-            energy of the dry one, its reverberant twin the same gain. A source that
-            does not arrive before the end is silent.
+        Both are float32 [S, T]. An anechoic source has the energy of the dry one and
+        its reverberant twin the same gain, which is WHAMR!'s rule. A source that does
+        not arrive before the end is silent.
         """
         anechoic_ST, reverb_ST = (
             scipy.signal.oaconvolve(src_ST, response_ST[: len(src_ST)], axes=1)
@@ -206,7 +196,10 @@ class RoomPool:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        arrays = {"sample_rate": self.sample_rate, "num_sources": self.num_sources}
+        arrays: dict[str, Any] = {
+            "sample_rate": self.sample_rate,
+            "num_sources": self.num_sources,
+        }
         for name in ("direct", "reverberant"):
             responses = getattr(self, name)
             arrays[name] = np.concatenate([r.ravel() for r in responses])

@@ -18,6 +18,10 @@ from modules.runtime.errors import DataError
 IN_NOISE = {"mix_clean": "s1 s2", "mix_both": "s1 s2 noise", "mix_single": "s1 noise"}
 SETS = {
     "wsj0mix": (("tr", "cv", "tt"), {"mix": "s1 s2"}),
+    "talkers": (
+        ("train", "valid", "test"),
+        {"mix_clean": "s1 s2", "mix_both": "s1 s2 noise"},
+    ),
     "librimix": (("train-100", "dev", "test"), IN_NOISE),
     "wham": (("tr", "cv", "tt"), IN_NOISE),
     "whamr": (
@@ -32,6 +36,8 @@ SETS = {
     ),
 }
 
+UNVERSIONED = {"talkers"}
+
 
 def make(root: Path, name: str, rate: int = 8000, mode: str = "min") -> Path:
     """A data set of one mixture a split."""
@@ -39,6 +45,8 @@ def make(root: Path, name: str, rate: int = 8000, mode: str = "min") -> Path:
     rng = np.random.default_rng(0)
     for split in splits:
         place = root / f"wav{rate // 1000}k" / mode / split
+        if name in UNVERSIONED:
+            place = root / split
         names = sorted({part for parts in mixtures.values() for part in parts.split()})
         waves = {part: 0.1 * rng.standard_normal(400) for part in names}
         waves |= {
@@ -56,15 +64,18 @@ def test_a_set_is_recognised_and_each_mixture_is_the_sum_of_its_parts(
     tmp_path, capsys, name
 ):
     root = make(tmp_path, name)
-    make(tmp_path, name, 16000, "max")
+    if name not in UNVERSIONED:
+        make(tmp_path, name, 16000, "max")
     assert main([str(root)]) == 0
-    count = 2 * len(SETS[name][0]) * len(SETS[name][1])
+    versions = 1 if name in UNVERSIONED else 2
+    count = versions * len(SETS[name][0]) * len(SETS[name][1])
     assert capsys.readouterr().out == f"{root} ({name}): {count} mixtures, 0 faults\n"
     rows = find_rows(root)[1]
     for row in rows:
         mixture, *parts = (Path(path).parent.name for path in row.files)
         assert parts == SETS[name][1][mixture].split()
-        assert f"wav{row.sample_rate // 1000}k/" in row.id
+        if name not in UNVERSIONED:
+            assert f"wav{row.sample_rate // 1000}k/" in row.id
 
 
 @pytest.mark.parametrize("name", ["librimix", "wham", "whamr"])
@@ -146,7 +157,10 @@ def test_a_new_package_is_found_without_registration(
     (tmp_path / "more" / "toyset" / "__init__.py").touch()
     (tmp_path / "more" / "toyset" / "manifests.py").write_text(TOY)
     assert main([str(toy)]) == 1
-    assert "no mixtures of the layout librimix or wham" in capsys.readouterr().err
+    assert (
+        "no mixtures of the layout librimix or talkers or wham"
+        in capsys.readouterr().err
+    )
     more = [*data_prep.__path__, str(tmp_path / "more")]
     monkeypatch.setattr(data_prep, "__path__", more)
     for name in ("data_prep.toyset", "data_prep.toyset.manifests"):

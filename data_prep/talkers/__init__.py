@@ -1,0 +1,5 @@
+"""Mixtures of any recordings of single people."""
+
+from data_prep.talkers.manifests import prepare
+
+__all__ = ["prepare"]
