@@ -7,8 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from modules.lora.adapters import (
@@ -22,6 +21,10 @@ from modules.lora.adapters import (
     matrix_shape,
 )
 from modules.runtime.errors import LoraError
+from modules.runtime.tensors import (
+    read_tensors,
+    save_tensors,
+)
 
 FORMAT = "sepbrain.lora.1"
 
@@ -39,15 +42,13 @@ def save_lora(model: nn.Module, path: str | Path) -> None:
     path : str | Path
         The file; replaced if it is there.
     """
-    state = lora_state_dict(model)
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
     metadata = {
         "format": FORMAT,
         "model": type(model).__name__,
         "config": json.dumps(asdict(config_of(model))),
         "base": base_digest(model, config_of(model)),
     }
-    save_file(tensors, path, metadata)
+    save_tensors(path, lora_state_dict(model), metadata)
 
 
 def load_lora_weights(
@@ -128,9 +129,7 @@ def base_digest(model: nn.Module, config: LoraConfig) -> str:
 def read_lora(path: Path) -> tuple[LoraConfig, dict[str, str], dict[str, Tensor]]:
     """Configuration, metadata and tensors of a file of adapters."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        state, metadata = read_tensors(path)
     except (OSError, SafetensorError) as error:
         raise LoraError(f"{path}: no readable file of adapters ({error})") from error
     try:

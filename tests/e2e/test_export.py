@@ -125,9 +125,9 @@ def test_what_is_no_run_or_no_exported_model_is_refused(folders, tmp_path):
     with pytest.raises(ExportError, match="give the folder of a run"):
         export.export(tmp_path, tmp_path / "out")
     (tmp_path / "hyperparams.yaml").write_text("separator: !new:os.system [ls]\n")
-    with pytest.raises(ExportError, match="its separator is !new:os.system; known"):
+    with pytest.raises(ExportError, match="separator is !new:os.system; only"):
         export.export(tmp_path, tmp_path / "out")
-    with pytest.raises(ExportError, match="no configuration of an exported model"):
+    with pytest.raises(ExportError, match="not a configuration"):
         load_exported(tmp_path)
     config = {"format": export.FORMAT, "model": "os.system", "arguments": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -135,5 +135,5 @@ def test_what_is_no_run_or_no_exported_model_is_refused(folders, tmp_path):
         load_exported(tmp_path)
     for config in ({"format": export.FORMAT, "model": "HTDemucs", "weights": "x"}, []):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(ExportError, match="give a folder that modules.export"):
+        with pytest.raises(ExportError, match="give a folder that export.py"):
             load_exported(tmp_path)
