@@ -16,6 +16,7 @@ weights are int8 (`modules/weights/quantization.py`), which are for inference.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
@@ -25,7 +26,7 @@ from modules.runtime.errors import ExportError
 from modules.runtime.files import write_text
 from modules.runtime.tensors import save_tensors
 from modules.weights.pretrained import load_pretrained
-from modules.weights.quantization import dequantized, load_int8, quantized_state_dict
+from modules.weights.quantization import load_int8, quantized_state_dict
 from modules.weights.runs import ADAPTERS, load_tested, network_class, read_run
 
 LOADERS = {"float": load_pretrained, "int8": load_int8}
@@ -36,26 +37,30 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def export(
-    run: str | Path, out: str | Path, lora: str = "merged", int8: bool = False
-) -> nn.Module:
-    """Write the model that a run tested.
+    run: str | Path,
+    /,
+    out: str | Path,
+    lora: Literal["merged", "separate", "none"] = "merged",
+    int8: bool = False,
+) -> Path:
+    """Write the model that a run tested as a folder; see `load_exported`.
 
     Arguments
     ---------
     run : str | Path
-        The run's folder, with `hyperparams.yaml` and a finished test.
+        Folder of a run that was tested.
     out : str | Path
-        Is created if it is missing; files of the same names are replaced.
+        Folder to write; files of the same names are replaced.
     lora : str
-        Treatment of adapters: `merged` into the weights, `separate` in a file of
-        their own, or `none` for the weights that the adapters were trained on.
+        Adapters go `merged` into the weights, `separate` into a file of their own, or
+        nowhere (`none`: the weights that they were trained on).
     int8 : bool
         Round the weights to eight bits, for a file of a quarter of the size.
 
     Returns
     -------
-    nn.Module
-        The model as it was written, in evaluation mode.
+    Path
+        The folder `out`.
 
     Raises
     ------
@@ -74,8 +79,6 @@ def export(
     model = load_tested(known, lora)
     state = quantized_state_dict(model) if int8 else plain_state_dict(model)
     save_tensors(out / WEIGHTS, state)
-    if int8:
-        model.load_state_dict(dequantized(state, out / WEIGHTS))
     separate = known.has_adapters and lora == "separate"
     if separate:
         save_lora(model, out / ADAPTERS)
@@ -91,7 +94,7 @@ def export(
     }
     write_text(out / CONFIG, json.dumps(config, indent=2) + "\n")
     write_text(out / "README.md", _card(model, config, known.folder, lora))
-    return model
+    return out
 
 
 def load_exported(folder: str | Path) -> nn.Module:
