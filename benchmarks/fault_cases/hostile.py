@@ -137,7 +137,7 @@ def attacks(folder: Path, canary: Path) -> dict[str, Callable[[], object]]:
         export.mkdir()
         config = {"format": FORMAT, "model": model, "sample_rate": 8000}
         config["arguments"] = {"sources": [code], "segment_seconds": code}
-        config["arguments"] |= {"samplerate": code}
+        config["arguments"] |= {"sample_rate": code}
         (export / "config.json").write_text(json.dumps(config))
         plant(export / "model.safetensors", bad)
         found[export.name] = lambda export=export: load_exported(export)

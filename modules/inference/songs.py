@@ -10,7 +10,7 @@ and the estimates averaged (the *shift trick*: a model is not quite indifferent 
 a sound begins). And several models can share the work, each with a weight for each
 source: a `Bag`.
 
-A model has ``sources`` (names), ``samplerate`` and ``segment`` (seconds), and maps
+A model has ``sources`` (names), ``sample_rate`` and ``segment`` (seconds), and maps
 `[B, C, T]` to `[B, S, C, T]`; `modules.models.htdemucs.HTDemucs` is one.
 
 Shapes: B batch, S source, C audio channel, T sample, M sample of a segment.
@@ -34,7 +34,7 @@ class Bag(nn.Module):
     Arguments
     ---------
     models : Sequence[nn.Module]
-        At least one; with equal ``sources`` and ``samplerate``.
+        At least one; with equal ``sources`` and ``sample_rate``.
     weights : Sequence[Sequence[float]] | None
         A row for each model with a weight for each source, not negative. None: all
         equal. One model for each source is the identity matrix.
@@ -48,7 +48,7 @@ class Bag(nn.Module):
     Example
     -------
     >>> model = nn.Module()
-    >>> model.sources, model.samplerate = ["drums", "bass"], 44100
+    >>> model.sources, model.sample_rate = ["drums", "bass"], 44100
     >>> Bag([model, model], [[1, 0], [0, 1]]).weights
     [[1.0, 0.0], [0.0, 1.0]]
     """
@@ -63,7 +63,7 @@ class Bag(nn.Module):
             raise ValueError("a bag needs at least one model")
         first = models[0]
         for model in models:
-            for name in ("sources", "samplerate"):
+            for name in ("sources", "sample_rate"):
                 one, other = getattr(first, name), getattr(model, name)
                 if one != other:
                     raise ValueError(
@@ -79,7 +79,7 @@ class Bag(nn.Module):
         self.models = nn.ModuleList(models)
         self.weights = [[float(value) for value in row] for row in weights]
         self.sources = first.sources
-        self.samplerate = first.samplerate
+        self.sample_rate = first.sample_rate
         columns = zip(*self.weights, strict=True)
         for name, column in zip(self.sources, columns, strict=True):
             if not (min(column) >= 0 and 0 < sum(column) < float("inf")):
@@ -144,7 +144,7 @@ def apply_model(
     Example
     -------
     >>> class Halves(nn.Module):
-    ...     sources, samplerate, segment = ["a", "b"], 100, 2
+    ...     sources, sample_rate, segment = ["a", "b"], 100, 2
     ...     def forward(self, mixture_BCT):
     ...         return torch.stack([mixture_BCT / 2, mixture_BCT / 2], dim=1)
     >>> song_BCT = torch.randn(1, 2, 1234)
@@ -152,7 +152,7 @@ def apply_model(
     True
     """
     bag = model if isinstance(model, Bag) else Bag([model])
-    max_shift = int(MAX_SHIFT_SECONDS * bag.samplerate)
+    max_shift = int(MAX_SHIFT_SECONDS * bag.sample_rate)
     if mixture_BCT.dim() != 3 or mixture_BCT.shape[-1] == 0:
         raise ValueError(
             "the mixture must be [batch, channels, samples >= 1], got "
@@ -245,7 +245,7 @@ def _separate(
 ) -> Tensor:
     """Separate `samples` samples of a song from `first` on, segment by segment."""
     seconds = model.segment if segment_seconds is None else segment_seconds
-    length = int(model.samplerate * seconds)
+    length = int(model.sample_rate * seconds)
     stride = int((1 - overlap) * length)
     if stride < 1:
         raise ValueError(f"segments of {length} samples leave no step at {overlap=}")

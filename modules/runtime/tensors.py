@@ -1,6 +1,6 @@
 """Files of tensors in safetensors, and how two sets of tensors compare."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modules.runtime.files import write_whole
 
-Shapes = Mapping[str, Sequence[int]]
+Shapes = Mapping[str, object]  # anything that can be compared, by name
 
 
 def save_tensors(
@@ -41,27 +41,35 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in state.items()}
 
 
-def first_mismatch(there: Shapes, here: Shapes) -> str | None:
-    """Say how many names or shapes differ and name one; None if they are equal.
+def mismatches(file: Shapes, model: Shapes) -> dict[str, list[str]]:
+    """Return what differs between a file and a model, by kind; {} if they are equal.
 
     Example
     -------
-    >>> first_mismatch({"a": [2], "b": [3]}, {"a": [2], "b": [4]})
-    '1 of 2 tensors differ, for instance b: [3] there, [4] here'
+    >>> mismatches({"a": [2], "b": [3]}, {"a": [4], "b": [3]})
+    {'another shape': ['a: [2] in the file, [4] in the model']}
     """
-    names = list(dict.fromkeys([*here, *there]))
-    # A tensor of another shape says more than an absent one.
-    differ = sorted(
-        (name for name in names if here.get(name) != there.get(name)),
-        key=lambda name: not (name in here and name in there),
-    )
-    if not differ:
+
+    def line(name: str) -> str:
+        theirs, ours = (shapes.get(name, "absent") for shapes in (file, model))
+        return f"{name}: {theirs} in the file, {ours} in the model"
+
+    common = [name for name in model if name in file]
+    names = {
+        "another shape": [name for name in common if file[name] != model[name]],
+        "missing": [name for name in model if name not in file],
+        "unexpected": [name for name in file if name not in model],
+    }
+    return {kind: list(map(line, found)) for kind, found in names.items() if found}
+
+
+def first_mismatch(file: Shapes, model: Shapes) -> str | None:
+    """Say how many tensors differ and name one; None if a file fits a model."""
+    lines = [line for found in mismatches(file, model).values() for line in found]
+    if not lines:
         return None
-    theirs, ours = (shapes.get(differ[0], "absent") for shapes in (there, here))
-    return (
-        f"{len(differ)} of {len(names)} tensors differ, for instance {differ[0]}: "
-        f"{theirs} there, {ours} here"
-    )
+    count = f"{len(lines)} of {len(file.keys() | model.keys())} tensors differ"
+    return f"{count}, for instance {lines[0]}"
 
 
 def is_finite(tensor: Tensor) -> bool:

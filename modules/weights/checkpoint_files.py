@@ -24,6 +24,7 @@ from modules.runtime.errors import (
     NonFiniteWeights,
 )
 from modules.runtime.files import fingerprint, fsync
+from modules.runtime.tensors import first_mismatch, is_finite, shapes_of
 
 MANIFEST = "manifest"
 
@@ -41,26 +42,11 @@ _NUMPY_SCALARS = [
 
 
 def check_fit(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Compare the names and shapes of saved tensors with those of a network.
-
-    Raises
-    ------
-    CheckpointMismatch
-        How many differ, and one of them.
-    """
-    here = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    there = {name: list(tensor.shape) for name, tensor in state.items()}
-    names = [*here, *(name for name in there if name not in here)]
-    differ = [name for name in names if here.get(name) != there.get(name)]
-    if not differ:
-        return
-    # One of another shape says more than one that is absent.
-    first = next((n for n in differ if n in here and n in there), differ[0])
-    saved, wanted = (shapes.get(first, "absent") for shapes in (there, here))
-    raise CheckpointMismatch(
-        f"{len(differ)} of {len(names)} tensors differ, for instance {first}: {saved} "
-        f"there, {wanted} here; give the same sizes as before, or another output_folder"
-    )
+    """Raise a `CheckpointMismatch` unless names and shapes are those of the model."""
+    if differ := first_mismatch(shapes_of(state), shapes_of(model.state_dict())):
+        raise CheckpointMismatch(
+            f"{differ}; give the same sizes as before, or another output_folder"
+        )
 
 
 def seal(folder: Path, meta: dict) -> None:
@@ -139,19 +125,6 @@ def named_tensors(state: object, name: str = "") -> Iterator[tuple[str, Tensor]]
     elif isinstance(state, list | tuple):
         for index, value in enumerate(state):
             yield from named_tensors(value, f"{name}.{index}" if name else str(index))
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor Inf.
-
-    By its smallest and largest value, a tenth of the time of `isfinite().all()`, which
-    would take longer than writing the checkpoint.
-    """
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    return all(bool(value.isfinite()) for value in torch.aminmax(tensor))
 
 
 def check_finite(states: dict[str, object]) -> None:

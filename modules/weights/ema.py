@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.runtime.distributed import unwrap
+from modules.runtime.tensors import first_mismatch, shapes_of
 
 
 class EMA:
@@ -145,17 +146,8 @@ class EMA:
         """
         self._require_idle("load_state_dict")
         shadow = state["shadow"]
-        if odd := sorted(shadow.keys() ^ self._shadow.keys()):
-            raise RuntimeError(
-                f"EMA: {len(odd)} weights are only in the saved or only in the present "
-                f"network, the first is '{odd[0]}'"
-            )
-        for name, mine in self._shadow.items():
-            if shadow[name].shape != mine.shape:
-                raise RuntimeError(
-                    f"EMA: '{name}' is {tuple(shadow[name].shape)} in the saved and "
-                    f"{tuple(mine.shape)} in the present network"
-                )
+        if differ := first_mismatch(shapes_of(shadow), shapes_of(self._shadow)):
+            raise RuntimeError(f"EMA: {differ}")
         for name, mine in self._shadow.items():
             mine.copy_(shadow[name])
         self.steps = int(state["steps"])

@@ -1,29 +1,18 @@
 """Give a trained HTDemucs other sources than it was trained on.
 
-Only four tensors of an HTDemucs depend on its sources: weight and bias of the last
-transposed convolution of each branch, in which every source has a block of output
-channels. A new source starts with the block of the old one that is closest to it:
-before training its estimate is the old one's.
+Only the output layers of an HTDemucs depend on its sources, each of which has a block
+of channels there. A new source starts with the block of the old one that is closest to
+it: before training its estimate is the old one's.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from modules.models.htdemucs import HTDemucs, Seconds
 from modules.runtime.errors import PretrainedError
+from modules.runtime.tensors import first_mismatch, shapes_of
+from modules.weights.demucs import output_layers, take_blocks
 from modules.weights.pretrained import load_pretrained
-
-
-def output_layers(model: HTDemucs) -> dict[str, int]:
-    """The tensors that depend on the number of sources, and in which dimension."""
-    last = len(model.decoder) - 1
-    return {
-        f"{branch}.{last}.conv_tr.{name}": dim
-        for branch in ("decoder", "tdecoder")
-        for name, dim in (("weight", 1), ("bias", 0))
-    }
 
 
 def copy_sources(
@@ -60,17 +49,15 @@ def copy_sources(
     for key, dim in output_layers(new).items():
         if key in state:
             state[key] = take_blocks(state[key], dim, len(old.sources), index)
-    shapes = [{key: value.shape for key, value in s.items()} for s in (state, mine)]
-    if old.config | {"t_dropout": 0} != new.config | {"t_dropout": 0} or (
-        shapes[0] != shapes[1]
-    ):
+    differ = [
+        f"{name} {value} -> {new.config[name]}"
+        for name, value in old.config.items()
+        if value != new.config[name] and name != "t_dropout"
+    ]
+    differ = ", ".join(differ) or first_mismatch(shapes_of(state), shapes_of(mine))
+    if differ:
         raise PretrainedError(
-            "pretrained: the model differs in more than its sources: "
-            + ", ".join(
-                f"{name} {value} -> {new.config[name]}"
-                for name, value in old.config.items()
-                if value != new.config[name]
-            )
+            f"pretrained: the model differs in more than its sources: {differ}"
         )
     new.load_state_dict(state)
 
@@ -93,12 +80,6 @@ def origins(
             )
         index.append(list(old).index(origin))
     return index
-
-
-def take_blocks(tensor: Tensor, dim: int, blocks: int, index: Sequence[int]) -> Tensor:
-    """Blocks of a dimension in another order, some of them twice or not at all."""
-    parts = tensor.unflatten(dim, (blocks, -1))
-    return parts.index_select(dim, parts.new_tensor(index).long()).flatten(dim, dim + 1)
 
 
 def load_for_sources(

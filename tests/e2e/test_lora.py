@@ -23,7 +23,7 @@ from tests.toy import ToySeparator, make_songs, same_weights
 
 TOY = str(Path(__file__).parents[1] / "toy_lora.yaml")
 SIZE = {
-    "samplerate": 8000, "channels": 8, "depth": 2, "nfft": 256, "dconv_comp": 4,
+    "sample_rate": 8000, "channels": 8, "depth": 2, "nfft": 256, "dconv_comp": 4,
     "bottom_channels": 0, "t_layers": 1, "t_heads": 2,
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ MAP = {"kick": "drums", "hihat": "drums"}
 
 def model(sources: list[str], seconds: float = 0.25, **options) -> HTDemucs:
     settings = {
-        "samplerate": 8000, "channels": 8, "depth": 2, "nfft": 256,
+        "sample_rate": 8000, "channels": 8, "depth": 2, "nfft": 256,
         "bottom_channels": 0, "t_layers": 1, "t_heads": 2, "dconv_comp": 4, **options,
     }  # fmt: skip
     return HTDemucs(sources, seconds, **settings).eval()
