@@ -1,7 +1,7 @@
 """The files of one checkpoint on disk: digests, flushing and reading back.
 
 CKPT.yaml holds the meta values and a manifest (name, size and digest of every other
-file); its last line is the digest of what stands above it.
+file); its last line is the digest of the lines above it.
 """
 
 import contextlib
@@ -52,15 +52,11 @@ def check_fit(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
 def seal(folder: Path, meta: dict) -> None:
     """Write CKPT.yaml, the last file of a checkpoint, and flush everything to disk.
 
-    Arguments
-    ---------
-    folder : Path
-        Holds the parameter files, complete.
-    meta : dict
-        Plain Python values; the manifest is added to it.
+    The folder holds all parameter files; the manifest is added to the plain values of
+    `meta`.
     """
     paths = sorted(folder.iterdir())
-    # Side by side: flushing waits for the disk, a digest for the CPU.
+    # In parallel, because flushing waits for the disk and a digest for the CPU.
     with ThreadPoolExecutor(max_workers=1) as flusher:
         flushed = [flusher.submit(fsync, path) for path in paths]
         meta[MANIFEST] = {path.name: fingerprint(path) for path in paths}
@@ -74,19 +70,10 @@ def seal(folder: Path, meta: dict) -> None:
 
 
 def read_checkpoint(path: Path, check_digests: bool = False) -> Checkpoint:
-    """Describe a checkpoint folder after comparing its files with the manifest.
+    """Compare the files of a checkpoint with its manifest, and return what it holds.
 
-    Arguments
-    ---------
-    path : Path
-        The folder.
-    check_digests : bool
-        Read every file and compare its digest; otherwise sizes only.
-
-    Raises
-    ------
-    DamagedCheckpoint
-        Something is missing or differs; the message says which file and how.
+    With `check_digests` every file is read, otherwise the sizes suffice. Raise a
+    `DamagedCheckpoint` that says which file is missing or differs.
     """
     try:
         body, mark, line = (path / METAFNAME).read_bytes().rpartition(DIGEST_LINE)
@@ -116,7 +103,7 @@ def _digest(data: bytes) -> str:
 
 
 def named_tensors(state: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested containers, with a dotted name."""
+    """Yield every tensor in nested containers with a dotted name."""
     if isinstance(state, Tensor):
         yield name, state
     elif isinstance(state, Mapping):
@@ -128,6 +115,7 @@ def named_tensors(state: object, name: str = "") -> Iterator[tuple[str, Tensor]]
 
 
 def check_finite(states: dict[str, object]) -> None:
+    """Raise `NonFiniteWeights` if any tensor holds NaN or Inf."""
     bad = [name for name, tensor in named_tensors(states) if not is_finite(tensor)]
     if bad:
         more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
@@ -138,7 +126,7 @@ def check_finite(states: dict[str, object]) -> None:
 
 
 def plain(value: object, name: str = "meta") -> object:
-    """The value in types that YAML keeps: numbers, text, lists and dicts."""
+    """Return the value in types that YAML keeps: numbers, text, lists and dicts."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Tensor | np.ndarray | np.generic):

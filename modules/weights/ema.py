@@ -4,6 +4,9 @@ After optimizer step t:  shadow <- d * shadow + (1 - d) * weight,  in float32 or
 with d = min(decay, (1 + t) / (10 + t)) while warming up, so that the first weights are
 forgotten after a few steps and not after 1 / (1 - decay) of them (the warm-up of
 TensorFlow's ExponentialMovingAverage).
+
+torch's `AveragedModel` copies the whole module in the precision of its weights, frozen
+ones included, and starts from the weights after the first step; hence our own.
 """
 
 import contextlib
@@ -19,9 +22,9 @@ from modules.runtime.tensors import first_mismatch, shapes_of
 class EMA:
     """Averages the trainable parameters of one module.
 
-    Buffers and frozen parameters are not averaged: evaluation uses the live ones.
-    The average is a pure function of the weights it was shown, so ranks with equal
-    weights hold equal averages, and a run that resumes continues it exactly.
+    Evaluation uses buffers and frozen parameters as they are. The average depends on
+    the weights that it was shown alone, so that ranks with equal weights hold equal
+    averages, and a run that resumes continues it exactly.
 
     Arguments
     ---------
@@ -56,23 +59,9 @@ class EMA:
         self._is_applied = False
 
     def attach(self, module: nn.Module) -> "EMA":
-        """Start averaging this module, from the weights it has now.
+        """Start averaging a module, on its final device, from the weights it has now.
 
-        Arguments
-        ---------
-        module : nn.Module
-            On its final device; a DistributedDataParallel or compiled wrapper is
-            looked through.
-
-        Returns
-        -------
-        EMA
-            Itself.
-
-        Raises
-        ------
-        ValueError
-            The module has nothing to train.
+        What a DistributedDataParallel or compiled wrapper holds is averaged.
         """
         self._module = unwrap(module)
         self._weights = {
@@ -106,7 +95,7 @@ class EMA:
         """Give the module the averaged weights inside a `with` block.
 
         On leaving, by an exception too, every parameter and buffer is restored bit by
-        bit. Inside, `update` and `state_dict` refuse: a checkpoint saved there would
+        bit. Inside, `update` and `state_dict` raise: a checkpoint saved there would
         keep the average in place of the weights.
         """
         self._require_idle("applied")
@@ -125,25 +114,19 @@ class EMA:
             self._is_applied = False
 
     def averaged_state_dict(self) -> dict[str, Tensor]:
-        """The module's `state_dict` with the average in place, as a copy to export."""
+        """Return a copy of the module's `state_dict` with the averaged weights."""
         with self.applied():
             state = self._module.state_dict()
             return {name: tensor.clone() for name, tensor in state.items()}
 
     def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
-        """What a resume needs: the number of updates and the average (no copy)."""
+        """Return what a resume needs: the number of updates and the average itself."""
         self._require_idle("state_dict")
         return {"steps": self.steps, "shadow": dict(self._shadow)}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, int | dict[str, Tensor]]) -> None:
-        """Continue from `state_dict()` of an EMA of a module with the same weights.
-
-        Raises
-        ------
-        RuntimeError
-            Nothing attached yet, or names or shapes differ; nothing is changed then.
-        """
+        """Continue from `state_dict()`; raise if names or shapes of weights differ."""
         self._require_idle("load_state_dict")
         shadow = state["shadow"]
         if differ := first_mismatch(shapes_of(shadow), shapes_of(self._shadow)):
@@ -153,6 +136,7 @@ class EMA:
         self.steps = int(state["steps"])
 
     def _require_idle(self, what: str) -> None:
+        """Raise if nothing is attached, or inside `applied`."""
         if self._module is None:
             raise RuntimeError(f"EMA.{what}: call attach(module) first")
         if self._is_applied:
@@ -165,10 +149,10 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def mean_state(states: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of state dicts, entry by entry, in float64.
+    """Return the mean of state_dicts, entry by entry, computed in float64.
 
-    (SpeechBrain's `average_state_dicts` adds in place, so entries that share their
-    memory, as MossFormer2's rotary frequencies do, are added several times.)
+    SpeechBrain's `average_state_dicts` adds in place: entries that share their memory,
+    as MossFormer2's rotary frequencies do, would be added several times.
 
     Example
     -------

@@ -7,6 +7,7 @@ must fit the model entry by entry, or the model is left as it was.
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,28 +40,14 @@ logger = logging.getLogger(__name__)
 def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
     """Load the weights in a folder, or in a file, into a model: all of them or none.
 
-    The layout is the first of these that the folder holds:
-
-    1. ``model.safetensors``: a state_dict of ours.
-    2. ``separator.ckpt``: a checkpoint folder of ours. Where ``ema.ckpt`` stands
-       beside it, its averaged weights go in, as they did when the run was scored.
-    3. ``last_best_checkpoint``: a text that names a file in the same folder.
-    4. ``encoder``, ``masknet`` and ``decoder``, each ``.ckpt`` or each ``.bin``.
-    5. ``pytorch_model.bin``: one state_dict with these three as prefixes.
-    6. One ``.th`` or ``.safetensors`` file, whatever its name: a package of demucs, or
-       a state_dict. Such a file can also be given in the place of a folder.
-    7. ``CKPT+*/separator.ckpt`` anywhere below: the run folder of ours. The newest
-       checkpoint in order of saving is taken; for another, name its own folder.
-
-    A model's ``adapt_keys(state) -> state``, if it has one, renames the keys first. A
-    package must hold the model's own configuration.
-
     Arguments
     ---------
     model : nn.Module
-        Receives the weights in place, on its device and in its precision.
+        Receives the weights in place, on its device and in its precision. Its method
+        ``adapt_keys(state) -> state``, if it has one, renames the keys first.
     folder : str | Path
-        Local folder or file; nothing is downloaded.
+        A local folder in one of the layouts of `READERS`, the first of which is read;
+        or a ``.th`` or ``.safetensors`` file.
 
     Returns
     -------
@@ -70,10 +57,9 @@ def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
     Raises
     ------
     PretrainedError
-        No such folder, no known layout, a file that is damaged or holds more than
-        it should, NaN or Inf in it, a package of another configuration (the message
-        lists what differs), or a partial fit: then it lists what is missing,
-        unexpected or of another shape. The model is untouched.
+        The folder or its layout is unknown, a file is damaged or holds more than
+        tensors, a package is of another configuration, or a tensor is missing,
+        unexpected, of another shape or not finite. The model is untouched.
 
     Example
     -------
@@ -161,14 +147,9 @@ def _read_folder(folder: Path) -> Found:
     )
 
 
-def _read_named(name: str) -> Callable[[Path], Found | None]:
-    """A reader of one file of this name."""
-
-    def read(folder: Path) -> Found | None:
-        path = folder / name
-        return _read_file(path) if path.is_file() else None
-
-    return read
+def _read_named(name: str, folder: Path) -> Found | None:
+    """One file of this name: a state_dict."""
+    return _read_file(folder / name) if (folder / name).is_file() else None
 
 
 def _read_single(folder: Path) -> Found | None:
@@ -183,7 +164,7 @@ def _read_single(folder: Path) -> Found | None:
 
 
 def _read_checkpoint(folder: Path) -> Found | None:
-    """Weights of our checkpoint folder, averaged ones where the run kept them."""
+    """Our checkpoint folder; averaged weights if there are, which the run scored."""
     path, average = folder / "separator.ckpt", folder / "ema.ckpt"
     if not path.is_file():
         return None
@@ -234,7 +215,7 @@ def _read_parts(folder: Path) -> Found | None:
 
 
 def _read_run(folder: Path) -> Found | None:
-    """Our checkpoint that was saved last below a folder, by its save counter."""
+    """The checkpoint that was saved last below a folder, by its save counter."""
     found = sorted(path.parent for path in folder.rglob("CKPT+*/separator.ckpt"))
     if not found:
         return None
@@ -256,13 +237,15 @@ def _read_run(folder: Path) -> Found | None:
 
 # Readers by their layout, in the order of trying; None says that it is another layout.
 READERS: dict[str, Callable[[Path], Found | None]] = {
-    "model.safetensors (an exported model of ours)": _read_named("model.safetensors"),
+    "model.safetensors (an exported model of ours)": partial(
+        _read_named, "model.safetensors"
+    ),
     "separator.ckpt (a CKPT+ folder of ours)": _read_checkpoint,
     f"{POINTER} (ClearerVoice)": _read_pointer,
     "encoder.ckpt + masknet.ckpt + decoder.ckpt or the same as .bin (SpeechBrain)": (
         _read_parts
     ),
-    "pytorch_model.bin": _read_named("pytorch_model.bin"),
+    "pytorch_model.bin": partial(_read_named, "pytorch_model.bin"),
     "one .th or .safetensors file (demucs)": _read_single,
     "CKPT+*/separator.ckpt (a run folder of ours)": _read_run,
 }

@@ -57,12 +57,7 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read the settings of a run.
-
-    Arguments
-    ---------
-    folder : str | Path
-        The run's folder, or the YAML that was written into it.
+    """Read the settings in the folder of a run, or in the YAML from one.
 
     Raises
     ------
@@ -106,7 +101,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
-    """Load the network of a run with the weights that its test scored.
+    """Return the network of a run in evaluation mode with the weights that it tested.
 
     These are the best checkpoint's, averaged ones if the run tested averages, or the
     adapters in the run's folder on the weights that they were trained on.
@@ -116,13 +111,8 @@ def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
     folder : str | Path | Run
         The run.
     lora : str
-        Treatment of adapters: `merged` into the weights, `separate` beside them, or
-        `none` for the weights that the adapters were trained on.
-
-    Returns
-    -------
-    nn.Module
-        In evaluation mode, on the CPU.
+        Adapters are `merged` into the weights, kept `separate` beside them, or left out
+        (`none`).
 
     Raises
     ------

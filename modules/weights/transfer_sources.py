@@ -18,22 +18,20 @@ from modules.weights.pretrained import load_pretrained
 def copy_sources(
     old: HTDemucs, new: HTDemucs, source_map: Mapping[str, str] | None = None
 ) -> None:
-    """Fill a model with the weights of one that differs in its sources alone.
+    """Copy a trained model into one that differs in its sources and segment alone.
 
     Arguments
     ---------
-    old : HTDemucs
-        The trained model.
-    new : HTDemucs
-        Receives the weights; its segment may have another length.
+    old, new : HTDemucs
+        The trained model, and the one that receives its weights.
     source_map : Mapping[str, str] | None
         The old source that a new one starts from; those of equal names need none.
 
     Raises
     ------
     PretrainedError
-        A new source that starts from nothing, or from no source of the old model; a
-        model that differs in more. The new model is untouched.
+        A new source starts from no source of the old model, or the models differ in
+        more. The new model is untouched.
 
     Example
     -------
@@ -65,7 +63,7 @@ def copy_sources(
 def origins(
     old: Sequence[str], new: Sequence[str], source_map: Mapping[str, str]
 ) -> list[int]:
-    """Number of the old source that each new one starts from."""
+    """Return the number of the old source that each new one starts from."""
     if unknown := [name for name in source_map if name not in new]:
         raise PretrainedError(
             f"source_map: {unknown[0]} is no source of the model ({', '.join(new)})"
@@ -90,23 +88,10 @@ def load_for_sources(
     segment_seconds: Seconds,
     source_map: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """`load_pretrained` into a model with other sources, or another segment.
+    """Load weights into a model with other sources, or another segment.
 
-    Arguments
-    ---------
-    model : HTDemucs
-        Receives the weights.
-    folder : str | Path
-        See `modules.weights.pretrained.load_pretrained`.
-    sources, segment_seconds : Sequence[str], Seconds
-        Of the pretrained model.
-    source_map : Mapping[str, str] | None
-        See `copy_sources`.
-
-    Returns
-    -------
-    list[Path]
-        The files that were read.
+    `sources` and `segment_seconds` are the pretrained model's; see `copy_sources`
+    for the map, and `load_pretrained` for the folder and the list that is returned.
     """
     origins(sources, model.sources, source_map or {})
     old = HTDemucs(list(sources), segment_seconds, **model.config)
