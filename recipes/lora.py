@@ -133,14 +133,14 @@ class Adapting:
         try:
             if config.lora_mode == "heuristic":
                 gradient = heuristic_ranks(self.adapted, config.lora_rank)
-            for name, rank in gradient.items():
-                rules.setdefault(name, rank)
+            for name, lora_rank in gradient.items():
+                rules.setdefault(name, lora_rank)
             add_lora(
                 self.adapted,
-                rank=config.lora_rank,
+                lora_rank=config.lora_rank,
                 alpha=config.lora_alpha,
                 dropout=config.lora_dropout,
-                max_rank=config.lora_max_rank,
+                lora_max_rank=config.lora_max_rank,
                 layer_ranks=rules,
                 train_fully=config.train_fully,
             )

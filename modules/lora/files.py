@@ -50,7 +50,7 @@ def save_lora(model: nn.Module, path: str | Path) -> None:
 def load_lora_weights(
     model: nn.Module, path: str | Path, check_base: bool = True
 ) -> LoraConfig:
-    """Give a model the adapters of a file.
+    """Load the adapters in a file of `save_lora` into a model.
 
     A plain model is adapted first, as the file says, and frozen; a model with
     adapters must have the same ones. `merge` makes it a plain model again.
@@ -60,7 +60,7 @@ def load_lora_weights(
     model : nn.Module
         Holds the base weights that the adapters were trained on.
     path : str | Path
-        Written by `save_lora`.
+        The file.
     check_base : bool
         Refuse a base that differs in a single bit. False allows one that is meant to
         be another, or the same in another precision.
@@ -81,7 +81,7 @@ def load_lora_weights(
     >>> from modules.lora.adapters import add_lora
     >>> file = getfixture("tmp_path") / "adapters.safetensors"
     >>> adapted, plain = nn.Linear(9, 9), nn.Linear(9, 9)
-    >>> _ = plain.load_state_dict(adapted.state_dict()), add_lora(adapted, rank=2)
+    >>> _ = plain.load_state_dict(adapted.state_dict()), add_lora(adapted, lora_rank=2)
     >>> save_lora(adapted, file)
     >>> load_lora_weights(plain, file).ranks
     {'weight': 2}
@@ -106,7 +106,7 @@ def load_lora_weights(
 
 
 def base_digest(model: nn.Module, config: LoraConfig) -> str:
-    """SHA-256 of the frozen weights under adapters; of all frozen ones without any."""
+    """Return the SHA-256 of the frozen weights under adapters, or else of all."""
     names = config.ranks or [
         name
         for name, _ in model.named_parameters()
@@ -120,7 +120,7 @@ def base_digest(model: nn.Module, config: LoraConfig) -> str:
 
 
 def read_lora(path: Path) -> tuple[LoraConfig, dict[str, str], dict[str, Tensor]]:
-    """Configuration, metadata and tensors of a file of adapters."""
+    """Return configuration, metadata and tensors of a file of adapters."""
     try:
         state, metadata = read_tensors(path)
     except (OSError, SafetensorError) as error:

@@ -188,7 +188,7 @@ def test_the_rate_warms_up_and_decays_by_optimizer_steps(
         ({"train_fully": "[decoder.9.*]"}, "'decoder.9.*' matches no weight"),
         ({"lora_mode": "gradient", "lora_min_rank": 3}, "must not fall"),
         ({"average_last": 2, "keep_checkpoints": 2}, "use ema_decay"),
-        ({"lora_rank": 0}, "rank=0"),
+        ({"lora_rank": 0}, "lora_rank=0"),
         ({"lora_alpha": "much"}, "lora_alpha=much: expected a number or null"),
         ({"lora_alpha": -1}, "alpha=-1: must be a number above 0"),
         ({"lora_gradient_steps": 0}, "lora_gradient_steps=0: must be 1 or more"),
