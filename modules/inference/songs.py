@@ -1,19 +1,18 @@
 """Separate whole songs with a model that was trained on segments of them.
 
-As ``demucs.apply.apply_model``, with the same numbers for the same settings: a song is
-cut into segments that overlap, each segment is separated, and the estimates are
-averaged with triangular weights, so that one segment fades into the next. A segment
-that is cut short, at the end of the song, is filled up with what lies before it.
+The method and the numbers are those of ``demucs.apply.apply_model``: a song is cut into
+segments that overlap, each segment is separated, and the estimates are averaged with
+triangular weights, so that one segment fades into the next. A short segment at the end
+of the song is filled up with the samples before it.
 
-On top of that the song can be separated several times, moved by a random time each,
-and the estimates averaged (the *shift trick*: a model is not quite indifferent to where
-a sound begins). And several models can share the work, each with a weight for each
-source: a `Bag`.
+A song can be separated several times, moved by a random time each, and the estimates
+averaged (the *shift trick*: a model's output depends a little on where a sound begins).
+Several models can share the work, each with a weight for each source: a `Bag`.
 
 A model has ``sources`` (names), ``sample_rate`` and ``segment`` (seconds), and maps
-`[B, C, T]` to `[B, S, C, T]`; `modules.models.htdemucs.HTDemucs` is one.
+`[B, C, T]` to `[B, S, C, T]`, such as `modules.models.htdemucs.HTDemucs`.
 
-Shapes: B batch, S source, C audio channel, T sample, M sample of a segment.
+Shapes: B batch, S source, C audio channel, T sample, M sample of a segment, N model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,13 +36,13 @@ class Bag(nn.Module):
         At least one; with equal ``sources`` and ``sample_rate``.
     weights : Sequence[Sequence[float]] | None
         A row for each model with a weight for each source, not negative. None: all
-        equal. One model for each source is the identity matrix.
+        equal. The identity matrix takes each source from its own model.
 
     Raises
     ------
     ValueError
-        The models do not fit each other or the weights, or no model has a positive
-        weight for a source.
+        The models do not fit each other or the weights, or a source has no positive
+        weight.
 
     Example
     -------
@@ -62,12 +61,12 @@ class Bag(nn.Module):
         if not models:
             raise ValueError("a bag needs at least one model")
         first = models[0]
-        for model in models:
-            for name in ("sources", "sample_rate"):
-                one, other = getattr(first, name), getattr(model, name)
-                if one != other:
+        for name in ("sources", "sample_rate"):
+            for other in (getattr(model, name) for model in models):
+                if other != getattr(first, name):
                     raise ValueError(
-                        f"models of a bag differ in {name}: {one}, {other}"
+                        f"models of a bag differ in {name}: {getattr(first, name)}, "
+                        f"{other}"
                     )
         if weights is None:
             weights = [[1.0] * len(first.sources) for _ in models]
@@ -102,22 +101,22 @@ def apply_model(
 ) -> Tensor:
     """Separate songs of any length, in evaluation mode and without gradients.
 
-    Segments are computed on the model's device; mixture and estimates stay on the
-    mixture's, so that a GPU never holds a whole song.
+    Segments are computed on the model's device. Mixture and estimates stay on the
+    mixture's device, so that a GPU never holds a whole song.
 
     Arguments
     ---------
     model : nn.Module
-        A model, or a `Bag` of them. Its mode is put back in the end.
+        A model, or a `Bag` of them. Its mode is restored in the end.
     mixture_BCT : Tensor
         Songs [B, C, T].
     shifts : int
-        Separations that are averaged, each moved by a random time of up to half a
-        second; 0: one that is not moved.
+        Number of separations that are averaged, each moved by a random time of up to
+        half a second; 0: one that is not moved.
     overlap : float
-        Part of a segment that the next one repeats, 0 <= overlap < 1.
+        Share of a segment that the next one repeats, 0 <= overlap < 1.
     transition_power : float
-        Power of the triangular weights, >= 1; large: shorter fades.
+        Power of the triangular weights, at least 1; fades are shorter with more.
     segment_seconds : float | Fraction | None
         Length of the segments; None: that of the model.
     batch_size : int
@@ -126,7 +125,7 @@ def apply_model(
         Standardise each song by mean and deviation of its mono downmix first and undo
         it in the end, as demucs' command line does.
     seed : int
-        Seed of the shifts: equal seeds give equal estimates.
+        Seed of the shifts.
     offsets : Sequence[int] | None
         The shifts themselves, in samples from 0 to half a second: `shifts` numbers
         for each model of a bag, one model after the other. None: drawn.
@@ -178,34 +177,24 @@ def apply_model(
     if normalize:
         mono_B1T = mixture_BCT.mean(dim=1, keepdim=True)
         mean_B11 = mono_B1T.mean(dim=-1, keepdim=True)
-        std_B11 = 1e-8 + mono_B1T.std(
-            dim=-1, correction=int(mono_B1T.shape[-1] > 1), keepdim=True
-        )
+        correction = int(mono_B1T.shape[-1] > 1)
+        std_B11 = 1e-8 + mono_B1T.std(dim=-1, correction=correction, keepdim=True)
         mixture_BCT = (mixture_BCT - mean_B11) / std_B11
 
     estimate_BSCT: Tensor | None = None
     weight_NS = torch.tensor(bag.weights, device=mixture_BCT.device)
     share_NS = weight_NS / weight_NS.sum(dim=0)
+    options = (overlap, transition_power, segment_seconds, batch_size)
     for index, (single, share_S) in enumerate(zip(bag.models, share_NS, strict=True)):
+        own = offsets[index * shifts : (index + 1) * shifts]
         training = single.training
         single.eval()
         try:
-            new_BSCT = _shifted(
-                single,
-                mixture_BCT,
-                offsets[index * shifts : (index + 1) * shifts],
-                max_shift,
-                overlap,
-                transition_power,
-                segment_seconds,
-                batch_size,
-            )
+            new_BSCT = _shifted(single, mixture_BCT, own, max_shift, *options)
         finally:
             single.train(training)
         new_BSCT *= share_S[:, None, None]
-        estimate_BSCT = (
-            new_BSCT if estimate_BSCT is None else estimate_BSCT.add_(new_BSCT)
-        )
+        estimate_BSCT = _added(estimate_BSCT, new_BSCT)
     assert estimate_BSCT is not None  # a bag is never empty
     if normalize:
         estimate_BSCT.mul_(std_B11[:, None]).add_(mean_B11[:, None])
@@ -228,9 +217,13 @@ def _shifted(
     for offset in offsets:
         early = max_shift - offset
         new_BSCT = _separate(model, padded_BCT, offset, samples + early, *options)
-        new_BSCT = new_BSCT[..., early:]
-        total_BSCT = new_BSCT if total_BSCT is None else total_BSCT.add_(new_BSCT)
+        total_BSCT = _added(total_BSCT, new_BSCT[..., early:])
     return total_BSCT.div_(len(offsets))
+
+
+def _added(total: Tensor | None, new: Tensor) -> Tensor:
+    """The sum, computed in place."""
+    return new if total is None else total.add_(new)
 
 
 def _separate(
