@@ -261,7 +261,7 @@ class AtomicCheckpointer(Checkpointer):
         CheckpointMismatch
             The checkpoint does not fit the recoverables; the message names which.
         RuntimeError
-            A recoverable refused its file.
+            A recoverable cannot take its file.
         """
         ckpt = run_on_main(self._choose, criteria)
         if ckpt is None:

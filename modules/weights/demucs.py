@@ -165,7 +165,8 @@ def _package(klass: str, args: object, kwargs: object, state: State) -> Package:
     try:
         args, kwargs = _plain(args), _plain(kwargs)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"has arguments that are no plain values ({error})") from error
+        message = f"has arguments that are not plain values ({error})"
+        raise ValueError(message) from error
     if not (isinstance(args, list) and isinstance(kwargs, dict)):
         raise ValueError("has no list and dict of arguments")
     return Package(klass, args, kwargs, state)

@@ -61,7 +61,7 @@ class EMA:
     def attach(self, module: nn.Module) -> "EMA":
         """Start averaging a module, on its final device, from the weights it has now.
 
-        What a DistributedDataParallel or compiled wrapper holds is averaged.
+        A DistributedDataParallel or compiled wrapper is looked through.
         """
         self._module = unwrap(module)
         self._weights = {

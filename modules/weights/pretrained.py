@@ -267,8 +267,8 @@ def _read_file(path: Path) -> Found:
         return _tensors(_load(path), path), [path]
     if path.suffix != ".th":
         raise PretrainedError(
-            f"pretrained: {path} is no .th or .safetensors file; give one, or a folder "
-            f"that holds {LAYOUTS}"
+            f"pretrained: {path} is not a .th or .safetensors file; give one, or a "
+            f"folder that holds {LAYOUTS}"
         )
     content = _load(path, stand_ins())
     if isinstance(content, dict) and "klass" in content:
@@ -333,7 +333,8 @@ def _tensors(content: object, path: Path) -> State:
         odd = [f"a {type(content).__name__}"]
     if odd:
         raise PretrainedError(
-            f"pretrained: {path} is no state_dict of tensors: it holds {_listed(odd)}"
+            f"pretrained: {path} is not a state_dict of tensors, but holds "
+            + _listed(odd)
         )
     return content
 

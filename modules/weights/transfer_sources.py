@@ -66,7 +66,7 @@ def origins(
     """Return the number of the old source that each new one starts from."""
     if unknown := [name for name in source_map if name not in new]:
         raise PretrainedError(
-            f"source_map: {unknown[0]} is no source of the model ({', '.join(new)})"
+            f"source_map: the model has no source {unknown[0]} ({', '.join(new)})"
         )
     index = []
     for name in new:

@@ -208,7 +208,7 @@ def test_a_file_that_holds_no_weights_is_named(tmp_path, name, content):
 )
 def test_a_file_of_something_else_is_named(tmp_path, content):
     torch.save(content, tmp_path / "pytorch_model.bin")
-    with pytest.raises(PretrainedError, match="no state_dict"):
+    with pytest.raises(PretrainedError, match="not a state_dict"):
         load_pretrained(make_model(0), tmp_path)
 
 
@@ -498,11 +498,11 @@ def test_a_package_of_another_class_is_named(tmp_path, demucs_classes):
     [
         ({"klass": "demucs.htdemucs.HTDemucs"}, "names no class"),
         ({"klass": OrderedDict}, "names no class"),
-        ({"state": None}, "no state_dict"),
+        ({"state": None}, "not a state_dict"),
         ({"state": {"__quantized": True}}, "quantized"),
         ({"kwargs": []}, "no list and dict"),
-        ({"kwargs": {"sources": torch.zeros(2)}}, "no plain values"),
-        ({"kwargs": {"segment": Fraction(10**40, 3)}}, "no plain values"),
+        ({"kwargs": {"sources": torch.zeros(2)}}, "not plain values"),
+        ({"kwargs": {"segment": Fraction(10**40, 3)}}, "not plain values"),
         ({"kwargs": {"sources": 3}}, "another model"),
     ],
 )
@@ -523,7 +523,7 @@ def test_a_package_of_something_else_is_named(
         ({"structure": "{}"}, "quantized"),
         ({"kwargs": "{"}, "no arguments"),
         ({"kwargs": "[" * 100_000}, "no arguments"),
-        ({"kwargs": '{"segment": {"_type": "fraction"}}'}, "no plain values"),
+        ({"kwargs": '{"segment": {"_type": "fraction"}}'}, "not plain values"),
         ({"klass": "os.mkdir"}, "holds a os.mkdir"),
     ],
 )
@@ -536,7 +536,7 @@ def test_bad_metadata_is_named(tmp_path, metadata, message):
 def test_a_file_of_another_kind_is_named(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("none")
-    with pytest.raises(PretrainedError, match="notes.txt is no .th or .safetensors"):
+    with pytest.raises(PretrainedError, match="notes.txt is not a .th or .safetensors"):
         load_pretrained(make_model(1), path)
 
 
@@ -570,5 +570,5 @@ def test_a_stand_in_that_is_called_does_nothing(tmp_path, demucs_classes):
     torch.save({**content, "metrics": Caller()}, path)
     load_pretrained(make_htdemucs(1), path)
     torch.save({**content, "state": Caller()}, path)
-    with pytest.raises(PretrainedError, match="no state_dict"):
+    with pytest.raises(PretrainedError, match="not a state_dict"):
         load_pretrained(make_htdemucs(1), path)
