@@ -49,11 +49,14 @@ class Run:
 
     def value(self, name: str) -> object:
         """Return a setting as plain data; of an object only its arguments."""
-        return _plain(self.settings.get(name))
+        return _plain(self.settings.get(name), f"{self.folder}: {name}")
 
     def make_network(self) -> nn.Module:
         """Return the network with its initial weights, in evaluation mode."""
-        return self.kind(**self.arguments).eval()
+        try:
+            return self.kind(**self.arguments).eval()
+        except (TypeError, ValueError) as error:
+            raise ExportError(f"{self.folder}: separator: {error}") from error
 
 
 def read_run(folder: str | Path) -> Run:
@@ -84,19 +87,14 @@ def read_run(folder: str | Path) -> Run:
             f"{path}: its separator is {tag}; only networks in modules/models are "
             "read: put the file of the network there, and name it so in the YAML"
         )
-    try:
-        # A node without arguments is a scalar.
-        has_arguments = isinstance(separator, yaml.MappingNode)
-        arguments = _plain(separator) if has_arguments else {}
-        sample_rate, sources = (
-            _plain(settings.get(name)) for name in ("sample_rate", "sources")
-        )
-    except (TypeError, yaml.YAMLError) as error:
-        raise ExportError(
-            f"{path}: the arguments of the separator, sample_rate and sources must be "
-            "plain values"
-        ) from error
+    # A node without arguments is a scalar.
+    has_arguments = isinstance(separator, yaml.MappingNode)
+    arguments = _plain(separator, f"{path}: separator") if has_arguments else {}
     arguments.pop("activation_checkpointing", None)  # matters in training only
+    sample_rate, sources = (
+        _plain(settings.get(name), f"{path}: {name}")
+        for name in ("sample_rate", "sources")
+    )
     return Run(path.parent, kind, arguments, sample_rate, sources, settings)
 
 
@@ -176,11 +174,14 @@ def _tested_checkpoint(run: Run) -> Path:
     return found.path
 
 
-def _plain(node: yaml.Node | None) -> object:
+def _plain(node: yaml.Node | None, where: str) -> object:
     """Plain data of a node; of `!new:` and `!name:` only the arguments."""
     loader = yaml.SafeLoader("")
-    if node is None:
-        return None
-    if node.tag.startswith("!") and isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
-    return loader.construct_object(node, deep=True)
+    try:
+        if node is None:
+            return None
+        if node.tag.startswith("!") and isinstance(node, yaml.MappingNode):
+            return loader.construct_mapping(node, deep=True)
+        return loader.construct_object(node, deep=True)
+    except (TypeError, ValueError, yaml.YAMLError) as error:
+        raise ExportError(f"{where}: holds more than plain values") from error

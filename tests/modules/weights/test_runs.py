@@ -93,7 +93,7 @@ def test_no_other_class_can_be_named(run, name):
         ("separator: \x00", "cannot be read"),
         (f"separator: !new:tests.toy.ToySeparator {SIZE}", "put the file of the net"),
         (SETTINGS.replace("chunk_size: 10", "chunk_size: !name:os.system []"), "plain"),
-        (SETTINGS.replace("8000", "!apply:os.system [ls]"), "plain values"),
+        (SETTINGS.replace("8000", "!apply:os.system [ls]"), "sample_rate: .* plain"),
     ],
 )
 def test_other_files_are_refused_in_one_line(run, text, message):
@@ -101,6 +101,14 @@ def test_other_files_are_refused_in_one_line(run, text, message):
     with pytest.raises(ExportError, match=message) as error:
         read_run(run)
     assert "\n" not in str(error.value)
+
+
+def test_arguments_that_the_network_does_not_take_are_named(run):
+    for wrong in ("encoder_channel: 16", "encoder_channels: many"):
+        text = SETTINGS.replace("encoder_channels: 16", wrong)
+        (run / "hyperparams.yaml").write_text(text)
+        with pytest.raises(ExportError, match=f"{run}: separator: "):
+            read_run(run).make_network()
 
 
 def test_adapters_are_not_asked_of_a_run_without(run):
