@@ -17,6 +17,7 @@ Shapes: B batch, S source, C audio channel, T sample, M sample of a segment, N m
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,7 @@ class Bag(nn.Module):
         super().__init__()
         if not models:
             raise ValueError("a bag needs at least one model")
-        first = models[0]
+        first: Any = models[0]
         for name in ("sources", "sample_rate"):
             for other in (getattr(model, name) for model in models):
                 if other != getattr(first, name):
@@ -150,7 +151,7 @@ def apply_model(
     >>> torch.allclose(apply_model(Halves(), song_BCT).sum(dim=1), song_BCT, atol=1e-6)
     True
     """
-    bag = model if isinstance(model, Bag) else Bag([model])
+    bag: Any = model if isinstance(model, Bag) else Bag([model])
     max_shift = int(MAX_SHIFT_SECONDS * bag.sample_rate)
     if mixture_BCT.dim() != 3 or mixture_BCT.shape[-1] == 0:
         raise ValueError(
@@ -184,13 +185,13 @@ def apply_model(
     estimate_BSCT: Tensor | None = None
     weight_NS = torch.tensor(bag.weights, device=mixture_BCT.device)
     share_NS = weight_NS / weight_NS.sum(dim=0)
-    options = (overlap, transition_power, segment_seconds, batch_size)
+    cut = _Cut(overlap, transition_power, segment_seconds, batch_size)
     for index, (single, share_S) in enumerate(zip(bag.models, share_NS, strict=True)):
         own = offsets[index * shifts : (index + 1) * shifts]
         training = single.training
         single.eval()
         try:
-            new_BSCT = _shifted(single, mixture_BCT, own, max_shift, *options)
+            new_BSCT = _shifted(single, mixture_BCT, own, max_shift, cut)
         finally:
             single.train(training)
         new_BSCT *= share_S[:, None, None]
@@ -201,23 +202,29 @@ def apply_model(
     return estimate_BSCT
 
 
+class _Cut(NamedTuple):
+    """How `apply_model` cuts a song into segments, see there."""
+
+    overlap: float
+    transition_power: float
+    segment_seconds: float | Fraction | None
+    batch_size: int
+
+
 def _shifted(
-    model: nn.Module,
-    mixture_BCT: Tensor,
-    offsets: Sequence[int],
-    max_shift: int,
-    *options: object,
+    model: Any, mixture_BCT: Tensor, offsets: Sequence[int], max_shift: int, cut: _Cut
 ) -> Tensor:
     """Average of the separations that begin `max_shift - offset` early."""
     samples = mixture_BCT.shape[-1]
     if not offsets:
-        return _separate(model, mixture_BCT, 0, samples, *options)
+        return _separate(model, mixture_BCT, 0, samples, cut)
     padded_BCT = F.pad(mixture_BCT, (max_shift, max_shift))
     total_BSCT: Tensor | None = None
     for offset in offsets:
         early = max_shift - offset
-        new_BSCT = _separate(model, padded_BCT, offset, samples + early, *options)
+        new_BSCT = _separate(model, padded_BCT, offset, samples + early, cut)
         total_BSCT = _added(total_BSCT, new_BSCT[..., early:])
+    assert total_BSCT is not None  # there is an offset
     return total_BSCT.div_(len(offsets))
 
 
@@ -227,27 +234,22 @@ def _added(total: Tensor | None, new: Tensor) -> Tensor:
 
 
 def _separate(
-    model: nn.Module,
-    song_BCT: Tensor,
-    first: int,
-    samples: int,
-    overlap: float,
-    transition_power: float,
-    segment_seconds: float | Fraction | None,
-    batch_size: int,
+    model: Any, song_BCT: Tensor, first: int, samples: int, cut: _Cut
 ) -> Tensor:
     """Separate `samples` samples of a song from `first` on, segment by segment."""
-    seconds = model.segment if segment_seconds is None else segment_seconds
+    seconds = model.segment if cut.segment_seconds is None else cut.segment_seconds
     length = int(model.sample_rate * seconds)
-    stride = int((1 - overlap) * length)
+    stride = int((1 - cut.overlap) * length)
     if stride < 1:
-        raise ValueError(f"segments of {length} samples leave no step at {overlap=}")
-    weight_M = _triangle(length, song_BCT.device) ** transition_power
+        raise ValueError(
+            f"segments of {length} samples leave no step at overlap={cut.overlap}"
+        )
+    weight_M = _triangle(length, song_BCT.device) ** cut.transition_power
     estimate_BSCT: Tensor | None = None
     total_T = torch.zeros(samples, device=song_BCT.device)
     starts = list(range(0, samples, stride))
     pieces = [(first + start, min(length, samples - start)) for start in starts]
-    separated = _segments(model, song_BCT, pieces, length, batch_size)
+    separated = _segments(model, song_BCT, pieces, length, cut.batch_size)
     for start, new_BSCM in zip(starts, separated, strict=True):
         if estimate_BSCT is None:
             estimate_BSCT = new_BSCM.new_zeros((*new_BSCM.shape[:-1], samples))

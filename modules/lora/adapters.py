@@ -72,7 +72,7 @@ class LowRank(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the adapted weight, in the shape of the given one."""
-        down = self.down
+        down: Tensor = self.down
         if self.dropout and self.training:
             down = down * F.dropout(torch.ones_like(down[:1]), self.dropout)
         # Under autocast the product would be rounded, and differ from a merged weight.

@@ -62,8 +62,8 @@ def heuristic_ranks(model: nn.Module, lora_rank: int) -> dict[str, int]:
     rest = list(adaptable(model))
     for pattern, first, last in HEURISTICS[kind]:
         expression = re.escape(pattern).replace(r"\*", ".*").replace(r"\#", r"(\d+)")
-        found = {name: re.fullmatch(expression, name) for name in rest}
-        found = {name: match for name, match in found.items() if match}
+        matches = ((name, re.fullmatch(expression, name)) for name in rest)
+        found = {name: match for name, match in matches if match}
         rest = [name for name in rest if name not in found]
         numbers = {n: int((m.groups() or "0")[0]) for n, m in found.items()}
         low, high = min(numbers.values(), default=0), max(numbers.values(), default=0)

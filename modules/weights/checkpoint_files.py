@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # A scheduler fed with a numpy loss keeps numpy scalars; they are data, not code.
 _NUMPY_SCALARS = [
-    np._core.multiarray.scalar,
+    np._core.multiarray.scalar,  # type: ignore[attr-defined]
     np.dtype,
     *(type(np.dtype(t)) for t in (np.float32, np.float64, np.int32, np.int64)),
 ]
@@ -125,7 +126,7 @@ def check_finite(states: dict[str, object]) -> None:
         )
 
 
-def plain(value: object, name: str = "meta") -> object:
+def plain(value: Any, name: str = "meta") -> Any:
     """Return the value in types that YAML keeps: numbers, text, lists and dicts."""
     if value is None or type(value) in (bool, int, float, str):
         return value

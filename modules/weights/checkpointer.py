@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from speechbrain.utils.checkpoints import (
@@ -354,18 +355,19 @@ class AtomicCheckpointer(Checkpointer):
         """
         if num_to_keep < 0:
             raise ValueError(f"num_to_keep must not be negative, got {num_to_keep}")
-        orders = [{"min_key": key} for key in min_keys or ()]
+        orders: list[dict[str, Any]] = [{"min_key": key} for key in min_keys or ()]
         orders += [{"max_key": key} for key in max_keys or ()]
         orders += [{"importance_key": key} for key in importance_keys]
 
         def delete() -> None:
             newest = self.find_checkpoints(importance_key=recency) if spare else []
-            ranked, kept = {}, {ckpt.path for ckpt in newest[:spare]}
+            kept = {ckpt.path for ckpt in newest[:spare]}
+            ranked: set[Path] = set()
             for order in orders:
                 found = self.find_checkpoints(**order, ckpt_predicate=ckpt_predicate)
-                ranked |= dict.fromkeys(ckpt.path for ckpt in found)
+                ranked |= {ckpt.path for ckpt in found}
                 kept |= {ckpt.path for ckpt in found[:num_to_keep]}
-            for path in ranked.keys() - kept:
+            for path in ranked - kept:
                 trash = self.checkpoints_dir / f"{TRASH}{uuid.uuid4().hex}"
                 os.rename(path, trash)
                 fsync(self.checkpoints_dir)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -160,7 +161,7 @@ def package_of_metadata(metadata: Mapping[str, str], state: State) -> Package:
     return _package(metadata["klass"], args, kwargs, state)
 
 
-def _package(klass: str, args: object, kwargs: object, state: State) -> Package:
+def _package(klass: str, args: object, kwargs: object, state: Any) -> Package:
     """A package whose arguments are plain values."""
     try:
         args, kwargs = _plain(args), _plain(kwargs)
@@ -187,13 +188,14 @@ def _plain(value: object) -> object:
     raise ValueError(f"it holds a {getattr(value, 'name', type(value).__name__)}")
 
 
-def _fraction(*arguments: object) -> Fraction:
+def _fraction(*arguments: Any) -> Fraction:
     """A fraction from two integers, or from the text that Python 3.11 pickles."""
     if len(arguments) == 1 and re.fullmatch(r"\d{1,18}(/\d{1,18})?", str(arguments[0])):
         arguments = tuple(int(part) for part in str(arguments[0]).split("/"))
     if not all(isinstance(value, int) for value in arguments) or not all(arguments):
         raise ValueError(f"it holds a fraction of {str(arguments)[:80]}")
-    return Fraction(*arguments)
+    numerator, denominator = (*arguments, 1)[:2]
+    return Fraction(numerator, denominator)
 
 
 def adapt_package(model: nn.Module, package: Package) -> State:
@@ -249,7 +251,7 @@ def adapt_package(model: nn.Module, package: Package) -> State:
     return state
 
 
-def _same(name: str, theirs: object, ours: object) -> bool:
+def _same(name: str, theirs: Any, ours: object) -> bool:
     """Whether a package's argument means what the model's own one says."""
     if name != "segment":
         return theirs == ours

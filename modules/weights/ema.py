@@ -11,6 +11,7 @@ ones included, and starts from the weights after the first step; hence our own.
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the weights; call it after each optimizer step."""
-        self._require_idle("update")
+        self._idle("update")
         decay = self.decay
         if self.warmup:
             decay = min(decay, (1 + self.steps) / (10 + self.steps))
@@ -98,8 +99,8 @@ class EMA:
         bit. Inside, `update` and `state_dict` raise: a checkpoint saved there would
         keep the average in place of the weights.
         """
-        self._require_idle("applied")
-        live = [*self._module.parameters(), *self._module.buffers()]
+        module = self._idle("applied")
+        live = [*module.parameters(), *module.buffers()]
         saved = [tensor.detach().clone() for tensor in live]
         self._is_applied = True
         try:
@@ -115,19 +116,20 @@ class EMA:
 
     def averaged_state_dict(self) -> dict[str, Tensor]:
         """Return a copy of the module's `state_dict` with the averaged weights."""
+        module = self._idle("averaged_state_dict")
         with self.applied():
-            state = self._module.state_dict()
+            state = module.state_dict()
             return {name: tensor.clone() for name, tensor in state.items()}
 
-    def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a resume needs: the number of updates and the average itself."""
-        self._require_idle("state_dict")
+        self._idle("state_dict")
         return {"steps": self.steps, "shadow": dict(self._shadow)}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, int | dict[str, Tensor]]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`; raise if names or shapes of weights differ."""
-        self._require_idle("load_state_dict")
+        self._idle("load_state_dict")
         shadow = state["shadow"]
         if differ := first_mismatch(shapes_of(shadow), shapes_of(self._shadow)):
             raise RuntimeError(f"EMA: {differ}")
@@ -135,12 +137,13 @@ class EMA:
             mine.copy_(shadow[name])
         self.steps = int(state["steps"])
 
-    def _require_idle(self, what: str) -> None:
-        """Raise if nothing is attached, or inside `applied`."""
+    def _idle(self, what: str) -> nn.Module:
+        """The module that is attached; an error without one, or inside `applied`."""
         if self._module is None:
             raise RuntimeError(f"EMA.{what}: call attach(module) first")
         if self._is_applied:
             raise RuntimeError(f"EMA.{what} must not be called inside applied()")
+        return self._module
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -325,7 +326,7 @@ def _entry(content: object, key: str) -> object:
     return content
 
 
-def _tensors(content: object, path: Path) -> State:
+def _tensors(content: Any, path: Path) -> State:
     """The content if it is a state_dict of ordinary tensors."""
     if isinstance(content, dict):
         odd = [str(key) for key, v in content.items() if not _is_plain(key, v)]

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from torch import nn
@@ -36,7 +37,7 @@ class Run:
 
     folder: Path
     kind: type[nn.Module]
-    arguments: dict[str, object]
+    arguments: dict[str, Any]
     sample_rate: int | None
     sources: list[str] | None
     settings: Mapping[str, yaml.Node]
@@ -47,7 +48,7 @@ class Run:
         recipe = self.settings.get("recipe")
         return recipe is not None and "recipes.lora." in recipe.tag
 
-    def value(self, name: str) -> object:
+    def value(self, name: str) -> Any:
         """Return a setting as plain data; of an object only its arguments."""
         return _plain(self.settings.get(name), f"{self.folder}: {name}")
 
@@ -174,7 +175,7 @@ def _tested_checkpoint(run: Run) -> Path:
     return found.path
 
 
-def _plain(node: yaml.Node | None, where: str) -> object:
+def _plain(node: yaml.Node | None, where: str) -> Any:
     """Plain data of a node; of `!new:` and `!name:` only the arguments."""
     loader = yaml.SafeLoader("")
     try:

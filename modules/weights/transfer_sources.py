@@ -7,6 +7,9 @@ it: before training its estimate is the old one's.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from modules.models.htdemucs import HTDemucs, Seconds
 from modules.runtime.errors import PretrainedError
@@ -47,13 +50,12 @@ def copy_sources(
     for key, dim in output_layers(new).items():
         if key in state:
             state[key] = take_blocks(state[key], dim, len(old.sources), index)
-    differ = [
+    settings = ", ".join(
         f"{name} {value} -> {new.config[name]}"
         for name, value in old.config.items()
         if value != new.config[name] and name != "t_dropout"
-    ]
-    differ = ", ".join(differ) or first_mismatch(shapes_of(state), shapes_of(mine))
-    if differ:
+    )
+    if differ := settings or first_mismatch(shapes_of(state), shapes_of(mine)):
         raise PretrainedError(
             f"pretrained: the model differs in more than its sources: {differ}"
         )
@@ -81,7 +83,7 @@ def origins(
 
 
 def load_for_sources(
-    model: HTDemucs,
+    model: nn.Module,
     folder: str | Path,
     *,
     sources: Sequence[str],
@@ -93,8 +95,14 @@ def load_for_sources(
     `sources` and `segment_seconds` are the pretrained model's; see `copy_sources`
     for the map, and `load_pretrained` for the folder and the list that is returned.
     """
+    if not isinstance(model, HTDemucs):
+        raise PretrainedError(
+            f"load_pretrained: a {type(model).__name__} cannot get other sources, only "
+            "an HTDemucs; leave this key out of the YAML"
+        )
     origins(sources, model.sources, source_map or {})
-    old = HTDemucs(list(sources), segment_seconds, **model.config)
+    config: dict[str, Any] = model.config
+    old = HTDemucs(list(sources), segment_seconds, **config)
     files = load_pretrained(old, folder)
     copy_sources(old, model, source_map)
     return files
