@@ -43,7 +43,7 @@ from pathlib import Path
 
 from modules.lora.files import read_lora
 from modules.runtime.files import write_text
-from modules.weights.export import export
+from modules.weights.export import export, load_exported
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = {
@@ -138,7 +138,7 @@ def trained(folder: Path) -> dict[str, float]:
     """Share of the model that trained, and the size of its file."""
     adapters = folder / "adapters.safetensors"
     numbers = sum(tensor.numel() for tensor in read_lora(adapters)[2].values())
-    model = export(folder, folder / "model")
+    model = load_exported(export(folder, folder / "model"))
     total = sum(parameter.numel() for parameter in model.parameters())
     return {"share": numbers / total, "file_mb": adapters.stat().st_size / 1e6}
 

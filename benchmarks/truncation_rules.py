@@ -34,7 +34,7 @@ class RuleNetworks(nn.Module):
     Arguments
     ---------
     separator : nn.Module
-        With `sources`, `samplerate` and `segment`; maps [B, C, T] to [B, S, C, T].
+        With `sources`, `sample_rate` and `segment`; maps [B, C, T] to [B, S, C, T].
     rules : Sequence[str]
         A name for each copy.
     """
@@ -43,7 +43,7 @@ class RuleNetworks(nn.Module):
         super().__init__()
         self.networks = nn.ModuleDict({r: copy.deepcopy(separator) for r in rules})
         self.sources = [f"{r}_{stem}" for r in rules for stem in separator.sources]
-        self.samplerate, self.segment = separator.samplerate, separator.segment
+        self.sample_rate, self.segment = separator.sample_rate, separator.segment
 
     def forward(self, mixture_BCT: Tensor) -> Tensor:
         """[B, C, T] to [B, K, C, T]."""

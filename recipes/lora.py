@@ -38,6 +38,7 @@ from modules.lora.files import load_lora_weights, save_lora
 from modules.lora.ranks import MODES, gradient_ranks, heuristic_ranks
 from modules.runtime import distributed
 from modules.runtime.errors import CheckpointMismatch, HparamsError, LoraError
+from modules.runtime.files import write_text
 from modules.runtime.randomness import seed_step
 from recipes.config.schema import MusicLoraSettings, SpeechLoraSettings
 from recipes.music import MusicSeparation
@@ -132,14 +133,14 @@ class Adapting:
         try:
             if config.lora_mode == "heuristic":
                 gradient = heuristic_ranks(self.adapted, config.lora_rank)
-            for name, rank in gradient.items():
-                rules.setdefault(name, rank)
+            for name, lora_rank in gradient.items():
+                rules.setdefault(name, lora_rank)
             add_lora(
                 self.adapted,
-                rank=config.lora_rank,
+                lora_rank=config.lora_rank,
                 alpha=config.lora_alpha,
                 dropout=config.lora_dropout,
-                max_rank=config.lora_max_rank,
+                lora_max_rank=config.lora_max_rank,
                 layer_ranks=rules,
                 train_fully=config.train_fully,
             )
@@ -205,12 +206,8 @@ class Adapting:
             ranks = gradient_ranks(gradients, config.lora_rank, *limits)
         except LoraError as error:
             raise HparamsError(str(error)) from error
-        path = self._ranks_file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.part")
         text = json.dumps({"settings": self._settings(), "ranks": ranks}, indent=1)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_text(self._ranks_file, text)
         return ranks
 
     def _read_ranks(self) -> dict[str, int] | None:

@@ -32,9 +32,9 @@ class ToyStems(nn.Module):
 
     segment = 0.5
 
-    def __init__(self, sources: Sequence[str], samplerate: int) -> None:
+    def __init__(self, sources: Sequence[str], sample_rate: int) -> None:
         super().__init__()
-        self.sources, self.samplerate = list(sources), samplerate
+        self.sources, self.sample_rate = list(sources), sample_rate
         self.mono = ToySeparator(len(self.sources))
 
     def forward(self, mixture_BCT: Tensor) -> Tensor:

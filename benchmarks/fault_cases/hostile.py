@@ -22,7 +22,7 @@ from modules.lora.files import load_lora_weights
 from modules.models.htdemucs import HTDemucs
 from modules.weights import checkpoint_files
 from modules.weights.checkpointer import AtomicCheckpointer
-from modules.weights.export import load_exported
+from modules.weights.export import FORMAT, load_exported
 from modules.weights.pretrained import load_pretrained
 from tests.toy import ToySeparator
 
@@ -131,12 +131,13 @@ def attacks(folder: Path, canary: Path) -> dict[str, Callable[[], object]]:
             odd.write_bytes(data)
             found[odd.name] = lambda odd=odd, load=load: load(odd)
 
-    for name, model in (("os.system", "os.system"), ("HTDemucs", "HTDemucs")):
+    network = "modules.models.htdemucs.HTDemucs"
+    for name, model in (("os.system", "os.system"), ("HTDemucs", network)):
         export = folder / f"export {name}"
         export.mkdir()
-        config = {"format": "sepbrain.model.1", "model": model, "sample_rate": 8000}
+        config = {"format": FORMAT, "model": model, "sample_rate": 8000}
         config["arguments"] = {"sources": [code], "segment_seconds": code}
-        config["arguments"] |= {"samplerate": code}
+        config["arguments"] |= {"sample_rate": code}
         (export / "config.json").write_text(json.dumps(config))
         plant(export / "model.safetensors", bad)
         found[export.name] = lambda export=export: load_exported(export)

@@ -7,7 +7,8 @@ from benchmarks.fault_cases import Bench, Outcome, target
 from benchmarks.fault_cases.jobs import Recipe, both, run
 from benchmarks.fault_cases.parallel import side_by_side
 from benchmarks.fault_cases.remains import differences, held, read_state
-from modules.weights.checkpoint_files import is_finite, named_tensors
+from modules.runtime.tensors import is_finite
+from modules.weights.checkpoint_files import named_tensors
 
 PATIENCE = 3
 

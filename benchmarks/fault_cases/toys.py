@@ -69,10 +69,10 @@ class FaultStems(nn.Module):
     segment = 0.5
 
     def __init__(
-        self, sources: Sequence[str], samplerate: int, **toy: float | Sequence[str]
+        self, sources: Sequence[str], sample_rate: int, **toy: float | Sequence[str]
     ) -> None:
         super().__init__()
-        self.sources, self.samplerate = list(sources), samplerate
+        self.sources, self.sample_rate = list(sources), sample_rate
         self.mono = FaultToy(len(self.sources), **toy)
 
     def forward(self, mixture_BCT: Tensor) -> Tensor:

@@ -40,15 +40,9 @@ from modules.runtime.devices import check_device
 from modules.runtime.errors import AudioError, DataError, UserError
 from modules.runtime.files import one_line, write_text
 from modules.runtime.tables import read_table, write_table
-from modules.weights.export import (
-    CONFIG,
-    MODELS,
-    _load_tested,
-    _network,
-    _settings,
-    load_exported,
-)
+from modules.weights.export import CONFIG, load_exported
 from modules.weights.pretrained import load_pretrained
+from modules.weights.runs import load_tested, read_run
 
 TABLE = "margins.csv"
 
@@ -83,7 +77,7 @@ def judge(
     Returns how far the output `name` rises above the loudest other, and the loudness of
     every output, both in dB. A `tempo` above 1 is faster.
     """
-    moved_CT = change_pitch_and_tempo(stem_CT, model.samplerate, semitones, tempo)
+    moved_CT = change_pitch_and_tempo(stem_CT, model.sample_rate, semitones, tempo)
     device = next(model.parameters()).device
     est_SCT = apply_model(
         model, moved_CT[None].to(device), shifts=1, overlap=0.25, normalize=True
@@ -99,17 +93,12 @@ def load_model(checkpoint: str | Path, hparams: str | None = None) -> nn.Module:
     These are the weights that the run tested. With `hparams`, the `hyperparams.yaml` of
     a run of the same network, `checkpoint` is anything that `--pretrained` takes.
     """
-    folder = Path(checkpoint)
-    if hparams is None and (folder / CONFIG).is_file():
-        return load_exported(folder)
-    settings = _settings(Path(hparams or folder / "hyperparams.yaml"))
-    kind, arguments = _network(settings, folder)
-    model = MODELS[kind](**arguments).eval()
-    if hparams is None:
-        _load_tested(model, settings, folder)
-    else:
-        load_pretrained(model, folder)
-    return model
+    if hparams is not None:
+        model = read_run(hparams).make_network()
+        load_pretrained(model, checkpoint)
+        return model
+    is_exported = (Path(checkpoint) / CONFIG).is_file()
+    return load_exported(checkpoint) if is_exported else load_tested(checkpoint)
 
 
 class Margins:
@@ -287,7 +276,7 @@ def clean_stems(
         jobs, initial=len(known), total=len(known) + len(jobs), desc="stems"
     ):
         stem_CT, rate = read_any_rate(path)
-        stem_CT = resample(stem_CT, rate, model.samplerate)
+        stem_CT = resample(stem_CT, rate, model.sample_rate)
         level = float(stem_CT.abs().mean())
         if level < 10 ** (SILENT_STEM_DB / 20):
             margins.add(track, stem, float("nan"), {})

@@ -25,6 +25,7 @@ from scipy.io import wavfile
 
 from modules.audio.faults import cut_short, level_fault
 from modules.runtime.errors import AudioError, DataError
+from modules.runtime.files import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -332,9 +333,6 @@ def write_wave(
     DataError
         The disk is full or the folder cannot be written to.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     encoded = io.BytesIO()
     if subtype == "FLOAT":
         # libsndfile would note the time of day in the file (its PEAK chunk).
@@ -345,12 +343,10 @@ def write_wave(
     else:
         soundfile.write(encoded, wave, sample_rate, subtype=subtype, format="WAV")
     try:
-        partial.write_bytes(encoded.getbuffer())
-        os.replace(partial, path)
-    except OSError as error:  # a full disk's names no file
+        with write_whole(path, sync=False) as partial:
+            partial.write_bytes(encoded.getbuffer())
+    except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_audio(path: str | Path, wave: "Tensor", sample_rate: int) -> None:

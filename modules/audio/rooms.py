@@ -15,7 +15,6 @@ Legend: S source, T sample.
 """
 
 import math
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy as np
 import scipy.signal
 
 from modules.runtime.errors import DataError
+from modules.runtime.files import write_whole
 
 SPEED_OF_SOUND = 343.0
 
@@ -193,9 +193,6 @@ class RoomPool:
 
     def save(self, path: str | Path) -> None:
         """Write one `.npz` file, which appears only when it is whole."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         arrays: dict[str, Any] = {
             "sample_rate": self.sample_rate,
             "num_sources": self.num_sources,
@@ -204,12 +201,8 @@ class RoomPool:
             responses = getattr(self, name)
             arrays[name] = np.concatenate([r.ravel() for r in responses])
             arrays[f"{name}_frames"] = [r.shape[1] for r in responses]
-        try:
-            with open(partial, "wb") as file:
-                np.savez(file, **arrays)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with write_whole(path) as partial, open(partial, "wb") as file:
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path, sample_rate: int | None = None) -> "RoomPool":

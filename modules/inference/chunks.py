@@ -1,14 +1,14 @@
 """Separate signals of any length in overlapping chunks.
 
 A separator returns its sources in any order, and the order may change from one chunk
-to the next. Each chunk is therefore put into the order that agrees best with what is
-already there over the overlap, and then cross-faded into it:
+to the next. Each chunk is therefore put into the order that agrees best with the
+previous chunk over their overlap, and then cross-faded into it:
 
     order = argmax over permutations of  sum_j <previous_j, new_order(j)>
 
-which is the order with the least squared difference. The products are not normalised:
-where only one voice speaks, the other streams hold faint copies of it that correlate
-just as well, and only the level tells them apart.
+This order has the least squared difference. The products are not normalised: where
+only one voice speaks, the other streams hold faint copies of it that correlate just as
+well, and only the level tells them apart.
 
 Shapes: B batch, S source, T sample, C sample of a chunk.
 """
@@ -31,11 +31,10 @@ def separate_in_chunks(
     """Run a separator over long mixtures, piece by piece.
 
     All chunks have the same length: the last one is moved back to end with the signal,
-    so that the separator never sees a short remainder. Memory in the separator does
-    not grow with T. Whether gradients are kept is the caller's choice.
+    so that the separator never sees a short remainder. Its memory does not grow with T.
 
-    Where all streams are silent over an overlap, nothing tells the order and that of
-    the separator is kept: choose an overlap longer than the pauses in the speech.
+    If all streams are silent over an overlap, the separator's own order is kept: choose
+    an overlap longer than the pauses in the speech.
 
     Arguments
     ---------
@@ -48,8 +47,7 @@ def separate_in_chunks(
     overlap : int
         Samples that neighbouring chunks share at least; 0 < overlap < chunk.
     batch_size : int
-        Chunks per call of the separator (each is a batch of B). A separator that
-        treats the examples of a batch independently returns the same for any value.
+        Chunks per call of the separator (each is a batch of B).
 
     Returns
     -------
@@ -59,7 +57,7 @@ def separate_in_chunks(
     Raises
     ------
     ValueError
-        On sizes that cannot be, or if the separator changes the number of samples.
+        A size is invalid, or the separator changes the number of samples.
 
     Example
     -------
@@ -119,6 +117,7 @@ def _separated(
 
 
 def _checked(separator: Callable[[Tensor], Tensor], mix_BT: Tensor) -> Tensor:
+    """The separator's estimates, if they have the right shape."""
     est_BST = separator(mix_BT)
     batch, samples = mix_BT.shape
     if est_BST.ndim != 3 or est_BST.shape[::2] != (batch, samples):

@@ -1,23 +1,23 @@
 """Separate whole songs with a model that was trained on segments of them.
 
-As ``demucs.apply.apply_model``, with the same numbers for the same settings: a song is
-cut into segments that overlap, each segment is separated, and the estimates are
-averaged with triangular weights, so that one segment fades into the next. A segment
-that is cut short, at the end of the song, is filled up with what lies before it.
+The method and the numbers are those of ``demucs.apply.apply_model``: a song is cut into
+segments that overlap, each segment is separated, and the estimates are averaged with
+triangular weights, so that one segment fades into the next. A short segment at the end
+of the song is filled up with the samples before it.
 
-On top of that the song can be separated several times, moved by a random time each,
-and the estimates averaged (the *shift trick*: a model is not quite indifferent to where
-a sound begins). And several models can share the work, each with a weight for each
-source: a `Bag`.
+A song can be separated several times, moved by a random time each, and the estimates
+averaged (the *shift trick*: a model's output depends a little on where a sound begins).
+Several models can share the work, each with a weight for each source: a `Bag`.
 
-A model has ``sources`` (names), ``samplerate`` and ``segment`` (seconds), and maps
-`[B, C, T]` to `[B, S, C, T]`; `modules.models.htdemucs.HTDemucs` is one.
+A model has ``sources`` (names), ``sample_rate`` and ``segment`` (seconds), and maps
+`[B, C, T]` to `[B, S, C, T]`, such as `modules.models.htdemucs.HTDemucs`.
 
-Shapes: B batch, S source, C audio channel, T sample, M sample of a segment.
+Shapes: B batch, S source, C audio channel, T sample, M sample of a segment, N model.
 """
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,21 +34,21 @@ class Bag(nn.Module):
     Arguments
     ---------
     models : Sequence[nn.Module]
-        At least one; with equal ``sources`` and ``samplerate``.
+        At least one; with equal ``sources`` and ``sample_rate``.
     weights : Sequence[Sequence[float]] | None
         A row for each model with a weight for each source, not negative. None: all
-        equal. One model for each source is the identity matrix.
+        equal. The identity matrix takes each source from its own model.
 
     Raises
     ------
     ValueError
-        The models do not fit each other or the weights, or no model has a positive
-        weight for a source.
+        The models do not fit each other or the weights, or a source has no positive
+        weight.
 
     Example
     -------
     >>> model = nn.Module()
-    >>> model.sources, model.samplerate = ["drums", "bass"], 44100
+    >>> model.sources, model.sample_rate = ["drums", "bass"], 44100
     >>> Bag([model, model], [[1, 0], [0, 1]]).weights
     [[1.0, 0.0], [0.0, 1.0]]
     """
@@ -61,13 +61,13 @@ class Bag(nn.Module):
         super().__init__()
         if not models:
             raise ValueError("a bag needs at least one model")
-        first = models[0]
-        for model in models:
-            for name in ("sources", "samplerate"):
-                one, other = getattr(first, name), getattr(model, name)
-                if one != other:
+        first: Any = models[0]
+        for name in ("sources", "sample_rate"):
+            for other in (getattr(model, name) for model in models):
+                if other != getattr(first, name):
                     raise ValueError(
-                        f"models of a bag differ in {name}: {one}, {other}"
+                        f"models of a bag differ in {name}: {getattr(first, name)}, "
+                        f"{other}"
                     )
         if weights is None:
             weights = [[1.0] * len(first.sources) for _ in models]
@@ -79,7 +79,7 @@ class Bag(nn.Module):
         self.models = nn.ModuleList(models)
         self.weights = [[float(value) for value in row] for row in weights]
         self.sources = first.sources
-        self.samplerate = first.samplerate
+        self.sample_rate = first.sample_rate
         columns = zip(*self.weights, strict=True)
         for name, column in zip(self.sources, columns, strict=True):
             if not (min(column) >= 0 and 0 < sum(column) < float("inf")):
@@ -102,22 +102,22 @@ def apply_model(
 ) -> Tensor:
     """Separate songs of any length, in evaluation mode and without gradients.
 
-    Segments are computed on the model's device; mixture and estimates stay on the
-    mixture's, so that a GPU never holds a whole song.
+    Segments are computed on the model's device. Mixture and estimates stay on the
+    mixture's device, so that a GPU never holds a whole song.
 
     Arguments
     ---------
     model : nn.Module
-        A model, or a `Bag` of them. Its mode is put back in the end.
+        A model, or a `Bag` of them. Its mode is restored in the end.
     mixture_BCT : Tensor
         Songs [B, C, T].
     shifts : int
-        Separations that are averaged, each moved by a random time of up to half a
-        second; 0: one that is not moved.
+        Number of separations that are averaged, each moved by a random time of up to
+        half a second; 0: one that is not moved.
     overlap : float
-        Part of a segment that the next one repeats, 0 <= overlap < 1.
+        Share of a segment that the next one repeats, 0 <= overlap < 1.
     transition_power : float
-        Power of the triangular weights, >= 1; large: shorter fades.
+        Power of the triangular weights, at least 1; fades are shorter with more.
     segment_seconds : float | Fraction | None
         Length of the segments; None: that of the model.
     batch_size : int
@@ -126,7 +126,7 @@ def apply_model(
         Standardise each song by mean and deviation of its mono downmix first and undo
         it in the end, as demucs' command line does.
     seed : int
-        Seed of the shifts: equal seeds give equal estimates.
+        Seed of the shifts.
     offsets : Sequence[int] | None
         The shifts themselves, in samples from 0 to half a second: `shifts` numbers
         for each model of a bag, one model after the other. None: drawn.
@@ -144,15 +144,15 @@ def apply_model(
     Example
     -------
     >>> class Halves(nn.Module):
-    ...     sources, samplerate, segment = ["a", "b"], 100, 2
+    ...     sources, sample_rate, segment = ["a", "b"], 100, 2
     ...     def forward(self, mixture_BCT):
     ...         return torch.stack([mixture_BCT / 2, mixture_BCT / 2], dim=1)
     >>> song_BCT = torch.randn(1, 2, 1234)
     >>> torch.allclose(apply_model(Halves(), song_BCT).sum(dim=1), song_BCT, atol=1e-6)
     True
     """
-    bag = model if isinstance(model, Bag) else Bag([model])
-    max_shift = int(MAX_SHIFT_SECONDS * bag.samplerate)
+    bag: Any = model if isinstance(model, Bag) else Bag([model])
+    max_shift = int(MAX_SHIFT_SECONDS * bag.sample_rate)
     if mixture_BCT.dim() != 3 or mixture_BCT.shape[-1] == 0:
         raise ValueError(
             "the mixture must be [batch, channels, samples >= 1], got "
@@ -178,83 +178,78 @@ def apply_model(
     if normalize:
         mono_B1T = mixture_BCT.mean(dim=1, keepdim=True)
         mean_B11 = mono_B1T.mean(dim=-1, keepdim=True)
-        std_B11 = 1e-8 + mono_B1T.std(
-            dim=-1, correction=int(mono_B1T.shape[-1] > 1), keepdim=True
-        )
+        correction = int(mono_B1T.shape[-1] > 1)
+        std_B11 = 1e-8 + mono_B1T.std(dim=-1, correction=correction, keepdim=True)
         mixture_BCT = (mixture_BCT - mean_B11) / std_B11
 
     estimate_BSCT: Tensor | None = None
     weight_NS = torch.tensor(bag.weights, device=mixture_BCT.device)
     share_NS = weight_NS / weight_NS.sum(dim=0)
+    cut = _Cut(overlap, transition_power, segment_seconds, batch_size)
     for index, (single, share_S) in enumerate(zip(bag.models, share_NS, strict=True)):
+        own = offsets[index * shifts : (index + 1) * shifts]
         training = single.training
         single.eval()
         try:
-            new_BSCT = _shifted(
-                single,
-                mixture_BCT,
-                offsets[index * shifts : (index + 1) * shifts],
-                max_shift,
-                overlap,
-                transition_power,
-                segment_seconds,
-                batch_size,
-            )
+            new_BSCT = _shifted(single, mixture_BCT, own, max_shift, cut)
         finally:
             single.train(training)
         new_BSCT *= share_S[:, None, None]
-        estimate_BSCT = (
-            new_BSCT if estimate_BSCT is None else estimate_BSCT.add_(new_BSCT)
-        )
+        estimate_BSCT = _added(estimate_BSCT, new_BSCT)
     assert estimate_BSCT is not None  # a bag is never empty
     if normalize:
         estimate_BSCT.mul_(std_B11[:, None]).add_(mean_B11[:, None])
     return estimate_BSCT
 
 
+class _Cut(NamedTuple):
+    """How `apply_model` cuts a song into segments, see there."""
+
+    overlap: float
+    transition_power: float
+    segment_seconds: float | Fraction | None
+    batch_size: int
+
+
 def _shifted(
-    model: nn.Module,
-    mixture_BCT: Tensor,
-    offsets: Sequence[int],
-    max_shift: int,
-    *options: object,
+    model: Any, mixture_BCT: Tensor, offsets: Sequence[int], max_shift: int, cut: _Cut
 ) -> Tensor:
     """Average of the separations that begin `max_shift - offset` early."""
     samples = mixture_BCT.shape[-1]
     if not offsets:
-        return _separate(model, mixture_BCT, 0, samples, *options)
+        return _separate(model, mixture_BCT, 0, samples, cut)
     padded_BCT = F.pad(mixture_BCT, (max_shift, max_shift))
     total_BSCT: Tensor | None = None
     for offset in offsets:
         early = max_shift - offset
-        new_BSCT = _separate(model, padded_BCT, offset, samples + early, *options)
-        new_BSCT = new_BSCT[..., early:]
-        total_BSCT = new_BSCT if total_BSCT is None else total_BSCT.add_(new_BSCT)
+        new_BSCT = _separate(model, padded_BCT, offset, samples + early, cut)
+        total_BSCT = _added(total_BSCT, new_BSCT[..., early:])
+    assert total_BSCT is not None  # there is an offset
     return total_BSCT.div_(len(offsets))
 
 
+def _added(total: Tensor | None, new: Tensor) -> Tensor:
+    """The sum, computed in place."""
+    return new if total is None else total.add_(new)
+
+
 def _separate(
-    model: nn.Module,
-    song_BCT: Tensor,
-    first: int,
-    samples: int,
-    overlap: float,
-    transition_power: float,
-    segment_seconds: float | Fraction | None,
-    batch_size: int,
+    model: Any, song_BCT: Tensor, first: int, samples: int, cut: _Cut
 ) -> Tensor:
     """Separate `samples` samples of a song from `first` on, segment by segment."""
-    seconds = model.segment if segment_seconds is None else segment_seconds
-    length = int(model.samplerate * seconds)
-    stride = int((1 - overlap) * length)
+    seconds = model.segment if cut.segment_seconds is None else cut.segment_seconds
+    length = int(model.sample_rate * seconds)
+    stride = int((1 - cut.overlap) * length)
     if stride < 1:
-        raise ValueError(f"segments of {length} samples leave no step at {overlap=}")
-    weight_M = _triangle(length, song_BCT.device) ** transition_power
+        raise ValueError(
+            f"segments of {length} samples leave no step at overlap={cut.overlap}"
+        )
+    weight_M = _triangle(length, song_BCT.device) ** cut.transition_power
     estimate_BSCT: Tensor | None = None
     total_T = torch.zeros(samples, device=song_BCT.device)
     starts = list(range(0, samples, stride))
     pieces = [(first + start, min(length, samples - start)) for start in starts]
-    separated = _segments(model, song_BCT, pieces, length, batch_size)
+    separated = _segments(model, song_BCT, pieces, length, cut.batch_size)
     for start, new_BSCM in zip(starts, separated, strict=True):
         if estimate_BSCT is None:
             estimate_BSCT = new_BSCM.new_zeros((*new_BSCM.shape[:-1], samples))

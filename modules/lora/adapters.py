@@ -2,20 +2,19 @@
 
 Hu et al., "LoRA" (ICLR 2022, arXiv 2106.09685), on weights. An adapted weight reads
 
-    weight + alpha / rank * (up @ down)        up [R, r], down [r, C]
+    weight + alpha / lora_rank * (up @ down)        up [R, r], down [r, C]
 
-wherever the network reads it, through its layer or by hand; the weight counts as a
-matrix [R, C] of its first dimension by all others, so that dilation, stride, groups
-and transposition need no thought. `up` starts at zero: nothing changes at first.
+wherever the network reads it, through its layer or by hand. R is the size of the
+weight's first dimension, C the product of all others and r the lora_rank, so that
+dilation, stride, groups and transposition need no thought. `up` starts at zero:
+nothing changes at first.
 
-The layer gets a subclass in which the weight is a property. In difference to
-`torch.nn.utils.parametrize` the base weight stays in its place under its old key: the
-state_dict of an adapted model is the plain one plus `<layer>.lora_<weight>.{up,down}`.
-The adapters are ordinary parameters, so that DistributedDataParallel, an EMA and an
-optimizer treat them as any others. An adapted model can be deep-copied, not pickled.
-Files of adapters: `modules/lora/files.py`; ranks by rule: `modules/lora/ranks.py`.
-
-Legend: R rows, C columns of a weight as a matrix; r rank.
+The layer gets a subclass in which the weight is a property. Unlike
+`torch.nn.utils.parametrize`, this leaves the base weight in its place under its old
+key: the state_dict of an adapted model is the plain one and, in addition,
+`<layer>.lora_<weight>.{up,down}`. The adapters are ordinary parameters, so that
+DistributedDataParallel, an EMA and an optimizer treat them as any others. An adapted
+model can be deep-copied, but not pickled.
 """
 
 import difflib
@@ -39,9 +38,10 @@ PREFIX = "lora_"  # of an adapter's name in its layer
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """What it takes to make the adapters of a model again, apart from their values.
+    """Everything but the weights needed to rebuild the adapters.
 
-    `alpha` None stands for the rank of each tensor: a factor of 1.
+    `ranks` holds the LoRA rank of each tensor; `alpha` None means this rank itself, a
+    factor of 1.
     """
 
     ranks: dict[str, int]
@@ -58,21 +58,21 @@ class LowRank(nn.Module):
     """
 
     def __init__(
-        self, weight: Tensor, rank: int, alpha: float, dropout: float, seed: int
+        self, weight: Tensor, lora_rank: int, alpha: float, dropout: float, seed: int
     ) -> None:
         super().__init__()
         rows, columns = matrix_shape(weight)
-        # By name, not from the global generator: the same on every rank and resume.
+        # Not from the global generator: the same in every process and on a resume.
         generator = torch.Generator().manual_seed(seed)
-        down = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
+        down = torch.randn(lora_rank, columns, generator=generator) / math.sqrt(columns)
         self.down = nn.Parameter(down.to(weight))
-        self.up = nn.Parameter(weight.new_zeros(rows, rank))
-        self.scale = alpha / rank
+        self.up = nn.Parameter(weight.new_zeros(rows, lora_rank))
+        self.scale = alpha / lora_rank
         self.dropout = dropout
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The adapted weight, in the shape of the given one."""
-        down = self.down
+        """Return the adapted weight, in the shape of the given one."""
+        down: Tensor = self.down
         if self.dropout and self.training:
             down = down * F.dropout(torch.ones_like(down[:1]), self.dropout)
         # Under autocast the product would be rounded, and differ from a merged weight.
@@ -83,10 +83,10 @@ class LowRank(nn.Module):
 
 def add_lora(
     model: nn.Module,
-    rank: int = 8,
+    lora_rank: int = 8,
     alpha: float | None = None,
     dropout: float = 0.0,
-    max_rank: int | None = None,
+    lora_max_rank: int | None = None,
     layer_ranks: Mapping[str, int] | None = None,
     train_fully: Sequence[str] = (),
 ) -> dict[str, int]:
@@ -96,19 +96,19 @@ def add_lora(
     ---------
     model : nn.Module
         Changed in place, on its device; its output does not change.
-    rank : int
-        Of every tensor; less where a tensor has fewer rows or columns.
+    lora_rank : int
+        The rank of every tensor; less where a tensor has fewer rows or columns.
     alpha : float | None
-        The adapter counts `alpha / rank`, with each tensor's own rank; None: 1.
+        The adapter counts `alpha / lora_rank`, by the tensor's own rank; None: 1.
     dropout : float
         Probability of `LowRank`'s dropout.
-    max_rank : int | None
+    lora_max_rank : int | None
         No tensor gets more.
     layer_ranks : Mapping[str, int] | None
         Ranks by pattern, first match wins: `encoder.*`, `*.in_proj_weight`, matched
-        with the names of weights and of their layers. Rank 0: no adapter.
+        with the names of weights and of their layers. 0 means no adapter.
     train_fully : Sequence[str]
-        Patterns of parameters to train as a whole, in the place of an adapter.
+        Patterns of parameters to train as a whole, without an adapter.
 
     Returns
     -------
@@ -118,19 +118,19 @@ def add_lora(
     Raises
     ------
     LoraError
-        A number out of range, a pattern that matches nothing (near names are
-        listed), adapters that are there already, a weight that two layers share.
+        A number is out of range, a pattern matches nothing (near names are listed), the
+        model has adapters already, or two layers share a weight.
 
     Example
     -------
     >>> model = nn.Sequential(nn.Conv1d(4, 16, 3), nn.ReLU(), nn.Conv1d(16, 1, 1))
-    >>> add_lora(model, rank=4)
+    >>> add_lora(model, lora_rank=4)
     {'0.weight': 4, '2.weight': 1}
     >>> sorted(lora_state_dict(model))[:2]
     ['0.lora_weight.down', '0.lora_weight.up']
     """
     full = matching(train_fully, dict(model.named_parameters()), "train_fully")
-    ranks = choose_ranks(model, rank, max_rank, layer_ranks)
+    ranks = choose_ranks(model, lora_rank, lora_max_rank, layer_ranks)
     ranks = {name: value for name, value in ranks.items() if name not in full}
     attach(model, LoraConfig(ranks, alpha, dropout, full))
     return ranks
@@ -138,16 +138,16 @@ def add_lora(
 
 def choose_ranks(
     model: nn.Module,
-    rank: int,
-    max_rank: int | None = None,
+    lora_rank: int,
+    lora_max_rank: int | None = None,
     layer_ranks: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """The rank of each tensor that `add_lora` would adapt; see there."""
+    """Return the rank of each tensor that `add_lora` would adapt; see there."""
     weights = adaptable(model)
     patterns = dict(layer_ranks or {})
-    limits = {"rank": (rank, 1)}
-    if max_rank is not None:
-        limits["max_rank"] = (max_rank, 1)
+    limits = {"lora_rank": (lora_rank, 1)}
+    if lora_max_rank is not None:
+        limits["lora_max_rank"] = (lora_max_rank, 1)
     limits |= {f"layer_ranks[{p}]": (value, 0) for p, value in patterns.items()}
     for name, (value, least) in limits.items():
         whole = isinstance(value, int) and not isinstance(value, bool)
@@ -157,8 +157,8 @@ def choose_ranks(
         matching([pattern], weights, "layer_ranks")
     ranks = {}
     for name, weight in weights.items():
-        given = next((r for p, r in patterns.items() if _matches(name, p)), rank)
-        most = min(*matrix_shape(weight), max_rank or given)
+        given = next((r for p, r in patterns.items() if _matches(name, p)), lora_rank)
+        most = min(*matrix_shape(weight), lora_max_rank or given)
         if given:
             ranks[name] = min(given, most)
     return ranks
@@ -178,13 +178,13 @@ def attach(model: nn.Module, config: LoraConfig) -> None:
     model.lora_frozen = [n for n, p in model.named_parameters() if p.requires_grad]
     model.requires_grad_(False)
     by_layer: dict[str, list[str]] = {}
-    for name, rank in config.ranks.items():
+    for name, lora_rank in config.ranks.items():
         layer_name, _, weight_name = name.rpartition(".")
         by_layer.setdefault(layer_name, []).append(weight_name)
         layer = model.get_submodule(layer_name)
-        alpha = rank if config.alpha is None else config.alpha
-        seed = zlib.crc32(name.encode())
-        adapter = LowRank(base_weight(model, name), rank, alpha, config.dropout, seed)
+        alpha = lora_rank if config.alpha is None else config.alpha
+        seed, weight = zlib.crc32(name.encode()), base_weight(model, name)
+        adapter = LowRank(weight, lora_rank, alpha, config.dropout, seed)
         adapter.train(layer.training)
         layer.add_module(PREFIX + weight_name, adapter)
     for layer_name, weight_names in by_layer.items():
@@ -211,10 +211,10 @@ def _adapted_class(kind: type, weight_names: tuple[str, ...]) -> type:
 
 
 def adaptable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that adapters can be put on, by name.
+    """Return the weights that can get adapters, by name.
 
-    Those of every convolution and linear layer, and what attention layers keep as
-    bare parameters: `in_proj_weight`, or `q_proj_weight` and its like.
+    These are the weights of every convolution and linear layer, and the bare parameters
+    of attention layers: `in_proj_weight`, or `q_proj_weight` and its like.
     """
     found: dict[str, nn.Parameter] = {}
     names: dict[int, str] = {}
@@ -232,7 +232,7 @@ def adaptable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The adapters' tensors, and those that train fully, by their state_dict keys."""
+    """Return the tensors of adapters and those that train fully, by their keys."""
     full = set(config_of(model).full)
     return {
         name: tensor.detach()
@@ -242,28 +242,20 @@ def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state_dict without the adapters: keys of the plain model, base weights."""
+    """Return the state_dict of the plain model, with its base weights."""
     return {k: v for k, v in model.state_dict().items() if not is_adapter(k)}
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Add the adapters to the weights for good; the model is a plain one again.
+    """Add the adapters to the weights of a model for good, in place, and return it.
 
-    Arguments
-    ---------
-    model : nn.Module
-        An adapted one, changed in place.
-
-    Returns
-    -------
-    nn.Module
-        The same model: keys, classes and trainable parameters of the plain one, and
-        the output that it had in evaluation.
+    Keys, classes and trainable parameters are those of the plain model again, and its
+    output is that of the adapted one in evaluation.
 
     Example
     -------
     >>> layer = nn.Linear(4, 4)
-    >>> _ = add_lora(layer, rank=2)
+    >>> _ = add_lora(layer, lora_rank=2)
     >>> sorted(merge(layer).state_dict())
     ['bias', 'weight']
     """
@@ -285,41 +277,38 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def trainable_share(model: nn.Module) -> float:
-    """Parameters that train, by those of the model without adapters."""
+    """Return parameters that train by those of the model without adapters."""
     adapters = sum(p.numel() for n, p in model.named_parameters() if is_adapter(n))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trainable / (sum(p.numel() for p in model.parameters()) - adapters)
 
 
 def matrix_shape(weight: Tensor) -> tuple[int, int]:
-    """Rows and columns of a weight as a matrix."""
+    """Return rows and columns of a weight as a matrix."""
     return weight.shape[0], weight[0].numel()
 
 
-# ---------------------------------------------------------------- names
-
-
 def config_of(model: nn.Module) -> LoraConfig:
-    """The settings of an adapted model."""
+    """Return the settings of an adapted model."""
     if not hasattr(model, "lora_config"):
         raise LoraError(f"this {type(model).__name__} has no adapters")
     return model.lora_config
 
 
 def base_weight(model: nn.Module, name: str) -> Tensor:
-    """The frozen weight under an adapter, or the weight of a plain model."""
+    """Return the frozen weight under an adapter, or the weight of a plain model."""
     layer_name, _, weight_name = name.rpartition(".")
     return model.get_submodule(layer_name)._parameters[weight_name]
 
 
 def adapter_name(name: str) -> str:
-    """Name of the adapter of a weight."""
+    """Return the name of the adapter of a weight."""
     layer_name, _, weight_name = name.rpartition(".")
     return f"{layer_name}.{PREFIX}{weight_name}".lstrip(".")
 
 
 def is_adapter(key: str) -> bool:
-    """Whether a state_dict key is one of an adapter."""
+    """Return whether a state_dict key belongs to an adapter."""
     return any(part.startswith(PREFIX) for part in key.split("."))
 
 
@@ -332,7 +321,7 @@ def _matches(name: str, pattern: str) -> bool:
 def matching(
     patterns: Sequence[str], names: Mapping[str, object], setting: str
 ) -> list[str]:
-    """The names that one of the patterns matches; each of them must match some."""
+    """Return the names that match a pattern; raise if a pattern matches none."""
     found: set[str] = set()
     for pattern in patterns:
         matched = {name for name in names if _matches(name, pattern)}

@@ -7,8 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from modules.lora.adapters import (
@@ -22,38 +21,36 @@ from modules.lora.adapters import (
     matrix_shape,
 )
 from modules.runtime.errors import LoraError
+from modules.runtime.tensors import (
+    first_mismatch,
+    is_finite,
+    read_tensors,
+    save_tensors,
+    shapes_of,
+)
 
 FORMAT = "sepbrain.lora.1"
 
 
 def save_lora(model: nn.Module, path: str | Path) -> None:
-    """Write the adapters of a model to a safetensors file.
+    """Write the adapters of an adapted model to a safetensors file.
 
     Its metadata holds the ranks and the other settings as JSON, and the digest of the
     base weights that the adapters belong to.
-
-    Arguments
-    ---------
-    model : nn.Module
-        An adapted one.
-    path : str | Path
-        The file; replaced if it is there.
     """
-    state = lora_state_dict(model)
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
     metadata = {
         "format": FORMAT,
         "model": type(model).__name__,
         "config": json.dumps(asdict(config_of(model))),
         "base": base_digest(model, config_of(model)),
     }
-    save_file(tensors, path, metadata)
+    save_tensors(path, lora_state_dict(model), metadata)
 
 
 def load_lora_weights(
     model: nn.Module, path: str | Path, check_base: bool = True
 ) -> LoraConfig:
-    """Give a model the adapters of a file.
+    """Load the adapters in a file of `save_lora` into a model.
 
     A plain model is adapted first, as the file says, and frozen; a model with
     adapters must have the same ones. `merge` makes it a plain model again.
@@ -63,10 +60,10 @@ def load_lora_weights(
     model : nn.Module
         Holds the base weights that the adapters were trained on.
     path : str | Path
-        Written by `save_lora`.
+        The file.
     check_base : bool
-        Refuse a base that differs in a single bit. False where it is the same in
-        another precision, or meant to be another one.
+        Refuse a base that differs in a single bit. False allows one that is meant to
+        be another, or the same in another precision.
 
     Returns
     -------
@@ -76,15 +73,15 @@ def load_lora_weights(
     Raises
     ------
     LoraError
-        No such file, another format, adapters of another model or base, or NaN. The
-        model is untouched.
+        A file that is missing or in another format, adapters of another model or base,
+        or NaN in them. The model is untouched.
 
     Example
     -------
     >>> from modules.lora.adapters import add_lora
     >>> file = getfixture("tmp_path") / "adapters.safetensors"
     >>> adapted, plain = nn.Linear(9, 9), nn.Linear(9, 9)
-    >>> _ = plain.load_state_dict(adapted.state_dict()), add_lora(adapted, rank=2)
+    >>> _ = plain.load_state_dict(adapted.state_dict()), add_lora(adapted, lora_rank=2)
     >>> save_lora(adapted, file)
     >>> load_lora_weights(plain, file).ranks
     {'weight': 2}
@@ -92,11 +89,8 @@ def load_lora_weights(
     config, metadata, state = read_lora(Path(path))
     name = type(model).__name__
     present = getattr(model, "lora_config", None)
-    if present is not None and any(
-        getattr(present, name) != getattr(config, name)
-        for name in ("ranks", "full", "alpha")
-    ):
-        raise LoraError(f"{path}: {_difference(config, present)}")
+    if present is not None:
+        _check_settings(config, present, path)
     _check_fit(model, config, state, f"{path} does not fit this {name}")
     if check_base and base_digest(model, config) != metadata.get("base"):
         raise LoraError(
@@ -112,7 +106,7 @@ def load_lora_weights(
 
 
 def base_digest(model: nn.Module, config: LoraConfig) -> str:
-    """SHA-256 of the frozen weights under adapters; of all frozen ones without any."""
+    """Return the SHA-256 of the frozen weights under adapters, or else of all."""
     names = config.ranks or [
         name
         for name, _ in model.named_parameters()
@@ -126,11 +120,9 @@ def base_digest(model: nn.Module, config: LoraConfig) -> str:
 
 
 def read_lora(path: Path) -> tuple[LoraConfig, dict[str, str], dict[str, Tensor]]:
-    """Configuration, metadata and tensors of a file of adapters."""
+    """Return configuration, metadata and tensors of a file of adapters."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        state, metadata = read_tensors(path)
     except (OSError, SafetensorError) as error:
         raise LoraError(f"{path}: no readable file of adapters ({error})") from error
     try:
@@ -145,48 +137,32 @@ def read_lora(path: Path) -> tuple[LoraConfig, dict[str, str], dict[str, Tensor]
     return config, metadata, state
 
 
-def _difference(theirs: LoraConfig, ours: LoraConfig) -> str:
-    """What tells two sets of adapters apart, in one line."""
-    names = sorted(
-        name
-        for name in theirs.ranks.keys() | ours.ranks.keys()
-        if theirs.ranks.get(name) != ours.ranks.get(name)
-    )
-    if not names and theirs.full != ours.full:
-        return f"trains {theirs.full} fully, the model {ours.full}"
-    if not names:
-        return f"was trained with alpha {theirs.alpha}, the model has {ours.alpha}"
-    first = names[0]
-    return (
-        f"the ranks of {len(names)} tensors differ from the model's, first {first}: "
-        f"{theirs.ranks.get(first, 'no adapter')} in the file, "
-        f"{ours.ranks.get(first, 'no adapter')} here"
-    )
+def _check_settings(file: LoraConfig, model: LoraConfig, path: str | Path) -> None:
+    """Raise unless two sets of adapters have equal ranks and settings."""
+    if differ := first_mismatch(file.ranks, model.ranks):
+        raise LoraError(f"{path}: the ranks of {differ}")
+    for name in ("full", "alpha"):
+        theirs, ours = getattr(file, name), getattr(model, name)
+        if theirs != ours:
+            raise LoraError(
+                f"{path}: was trained with {name} {theirs}, the model has {ours}"
+            )
 
 
 def _check_fit(
     model: nn.Module, config: LoraConfig, state: Mapping[str, Tensor], what: str
 ) -> None:
-    """Refuse adapters whose names or shapes are not those of the model, or NaN."""
+    """Raise unless adapters have the names and shapes of the model and are finite."""
     plain = dict(model.named_parameters())
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, rank in config.ranks.items():
+    for name in (*config.ranks, *config.full):
         if name not in plain:
             raise LoraError(f"{what}: it has no {name}")
+    shapes = {name: list(plain[name].shape) for name in config.full}
+    for name, lora_rank in config.ranks.items():
         rows, columns = matrix_shape(plain[name])
-        adapter = adapter_name(name)
-        shapes |= {f"{adapter}.down": (rank, columns), f"{adapter}.up": (rows, rank)}
-    for name in config.full:
-        if name not in plain:
-            raise LoraError(f"{what}: it has no {name}")
-        shapes[name] = tuple(plain[name].shape)
-    if odd := sorted(shapes.keys() ^ state.keys()):
-        raise LoraError(f"{what}: {odd[0]} and {len(odd) - 1} more are amiss")
-    for name, shape in shapes.items():
-        if tuple(state[name].shape) != shape:
-            raise LoraError(
-                f"{what}: {name} is {list(state[name].shape)} in the file, "
-                f"{list(shape)} in the model"
-            )
-        if not bool(state[name].isfinite().all()):
-            raise LoraError(f"{what}: NaN or Inf in {name}")
+        shapes[f"{adapter_name(name)}.down"] = [lora_rank, columns]
+        shapes[f"{adapter_name(name)}.up"] = [rows, lora_rank]
+    if differ := first_mismatch(shapes_of(state), shapes):
+        raise LoraError(f"{what}: {differ}")
+    if bad := [name for name, tensor in state.items() if not is_finite(tensor)]:
+        raise LoraError(f"{what}: NaN or Inf in {bad[0]}")

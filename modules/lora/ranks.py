@@ -1,11 +1,11 @@
 """Which adapter gets which rank: the rules behind `lora_mode`.
 
 uniform    Every tensor has the base rank.
-heuristic  By the place of a layer, see `HEURISTICS`: with the base rank 8, early layers
-           16 to 8, transformers 8, the way out 8 to 2.
-gradient   By what the first batches ask for: `gradient_ranks`.
+heuristic  The place of a layer decides, see `HEURISTICS`: with the base rank 8, early
+           layers get 16 to 8, transformers 8, the way out 8 to 2.
+gradient   The gradient of the first batches decides, see `gradient_ranks`.
 
-Each rule is a function of its arguments alone; nothing is drawn at random.
+Nothing is drawn at random.
 """
 
 import heapq
@@ -47,20 +47,10 @@ HEURISTICS: dict[str, list[tuple[str, float, float]]] = {
 }
 
 
-def heuristic_ranks(model: nn.Module, rank: int) -> dict[str, int]:
-    """Ranks of a known model's tensors by the place of their layer.
+def heuristic_ranks(model: nn.Module, lora_rank: int) -> dict[str, int]:
+    """Return ranks by the place of a layer: `lora_rank` times a factor, at least 1.
 
-    Arguments
-    ---------
-    model : nn.Module
-        Its class must stand in `HEURISTICS`.
-    rank : int
-        The base rank, which the factors scale; at least 1 comes out.
-
-    Raises
-    ------
-    LoraError
-        Another model.
+    Raise a `LoraError` for a model whose class is not in `HEURISTICS`.
     """
     kind = type(model).__name__
     if kind not in HEURISTICS:
@@ -72,55 +62,55 @@ def heuristic_ranks(model: nn.Module, rank: int) -> dict[str, int]:
     rest = list(adaptable(model))
     for pattern, first, last in HEURISTICS[kind]:
         expression = re.escape(pattern).replace(r"\*", ".*").replace(r"\#", r"(\d+)")
-        found = {name: re.fullmatch(expression, name) for name in rest}
-        found = {name: match for name, match in found.items() if match}
+        matches = ((name, re.fullmatch(expression, name)) for name in rest)
+        found = {name: match for name, match in matches if match}
         rest = [name for name in rest if name not in found]
         numbers = {n: int((m.groups() or "0")[0]) for n, m in found.items()}
         low, high = min(numbers.values(), default=0), max(numbers.values(), default=0)
         for name, number in numbers.items():
             part = (number - low) / max(1, high - low)
-            ranks[name] = max(1, round(rank * (first + part * (last - first))))
+            ranks[name] = max(1, round(lora_rank * (first + part * (last - first))))
     return ranks
 
 
 def gradient_ranks(
     gradients: Mapping[str, Tensor],
-    rank: int,
-    min_rank: int = 1,
-    max_rank: int | None = None,
+    lora_rank: int,
+    lora_min_rank: int = 1,
+    lora_max_rank: int | None = None,
 ) -> dict[str, int]:
-    """Ranks that catch most of a gradient for the parameters of uniform ones.
+    """Return ranks that catch most of a gradient for the parameters of uniform ones.
 
     One more rank of a tensor [R, C] costs R + C parameters and catches one more
-    singular value of the gradient. From `min_rank` on, the next rank goes wherever
+    singular value of the gradient. From `lora_min_rank` on, the next rank goes wherever
     (singular value)^2 / (R + C) is largest (by name where equal) and still fits into
-    the budget: what `rank` for every tensor would cost.
+    the budget: the cost of `lora_rank` for every tensor.
 
     Arguments
     ---------
     gradients : Mapping[str, Tensor]
         The mean gradient of the loss by each weight.
-    rank : int
-        Base rank; sets the budget.
-    min_rank, max_rank : int, int | None
-        Least and most for a tensor, as far as its size allows; None: 4 * rank.
+    lora_rank : int
+        The base rank, which sets the budget.
+    lora_min_rank, lora_max_rank : int, int | None
+        Least and most for a tensor, as far as its size allows; None: 4 * lora_rank.
 
     Raises
     ------
     LoraError
-        Not 0 <= min_rank <= rank <= max_rank; a gradient that is not finite.
+        The three ranks fall from left to right, or a gradient is not finite.
 
     Example
     -------
     >>> flat, steep = torch.eye(4), torch.diag(torch.tensor([9.0, 0, 0, 0]))
-    >>> gradient_ranks({"flat": flat, "steep": steep}, rank=2)
+    >>> gradient_ranks({"flat": flat, "steep": steep}, lora_rank=2)
     {'flat': 3, 'steep': 1}
     """
-    most = 4 * rank if max_rank is None else max_rank
-    if not 0 <= min_rank <= rank <= most:
+    most = 4 * lora_rank if lora_max_rank is None else lora_max_rank
+    if not 0 <= lora_min_rank <= lora_rank <= most:
         raise LoraError(
-            f"lora_min_rank={min_rank}, lora_rank={rank}, lora_max_rank={max_rank}: "
-            "must not fall, from 0 on"
+            f"{lora_min_rank=}, {lora_rank=}, {lora_max_rank=}: must not fall, and "
+            "start from 0 or more"
         )
     ranks, costs, values, budget = {}, {}, {}, 0
     for name in sorted(gradients):
@@ -131,8 +121,8 @@ def gradient_ranks(
         matrix = gradient.reshape(sides).double()
         values[name] = torch.linalg.svdvals(matrix).square().tolist()[:most]
         costs[name] = sum(sides)
-        ranks[name] = min(min_rank, *sides)
-        budget += (min(rank, *sides) - ranks[name]) * costs[name]
+        ranks[name] = min(lora_min_rank, *sides)
+        budget += (min(lora_rank, *sides) - ranks[name]) * costs[name]
 
     def offer(name: str) -> tuple[float, str]:
         return -values[name][ranks[name]] / costs[name], name

@@ -21,9 +21,8 @@ sequence, D transformer feature, H head, E feature of a head, X a row of a batch
 sequences.
 """
 
-import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import torch
@@ -44,66 +43,6 @@ DCONV_INIT, LAYER_SCALE_INIT = 1e-3, 1e-4  # residual branches start almost clos
 RESCALE = 0.1  # target of the initial weights' standard deviation
 
 MAX_PERIOD = 10000.0
-
-# The constructor of demucs.htdemucs.HTDemucs has these defaults where ours has others.
-DEMUCS_DEFAULTS = {
-    "audio_channels": 2,
-    "channels": 48,
-    "growth": 2,
-    "depth": 4,
-    "nfft": 4096,
-    "dconv_mode": 1,
-    "dconv_comp": 8,
-    "dconv_depth": 2,
-    "bottom_channels": 0,
-    "t_layers": 5,
-    "t_heads": 8,
-    "t_dropout": 0.0,
-    "samplerate": 44100,
-    "segment": 10,
-}
-
-# Its other arguments that change the output, and the values that make this network.
-DEMUCS_FIXED = {
-    "cac": True,
-    "rewrite": True,
-    "multi_freqs": None,
-    "freq_emb": EMBEDDING_WEIGHT,
-    "emb_scale": EMBEDDING_SCALE,
-    "kernel_size": KERNEL,
-    "stride": STRIDE,
-    "context": 1,
-    "context_enc": 0,
-    "norm_starts": 4,
-    "t_emb": "sin",
-    "t_hidden_scale": 4.0,
-    "t_norm_in": True,
-    "t_norm_in_group": False,
-    "t_group_norm": False,
-    "t_norm_first": True,
-    "t_norm_out": True,
-    "t_max_period": MAX_PERIOD,
-    "t_layer_scale": True,
-    "t_gelu": True,
-    "t_weight_pos_embed": 1.0,
-    "t_sin_random_shift": 0,
-    "t_sparse_self_attn": False,
-    "t_sparse_cross_attn": False,
-    "t_cross_first": False,
-    "use_train_segment": True,
-}
-
-# And those that play no part once the weights are there and the others are as above.
-DEMUCS_IGNORED = {
-    *("wiener_iters", "end_iters", "wiener_residual", "multi_freqs_depth"),
-    *("emb_smooth", "time_stride", "norm_groups", "dconv_init", "rescale"),
-    *("t_max_positions", "t_weight_decay", "t_lr", "t_cape_mean_normalize"),
-    *("t_cape_augment", "t_cape_glob_loc_scale", "t_mask_type", "t_sparsity"),
-    *("t_mask_random_seed", "t_sparse_attn_window", "t_global_window"),
-    "t_auto_sparsity",
-}
-
-logger = logging.getLogger(__name__)
 
 Seconds = int | float | str | Fraction | Sequence[int]
 
@@ -126,7 +65,7 @@ class HTDemucs(nn.Module):
         Names of the sources, in the order of the output.
     segment_seconds : int | float | str | Fraction | Sequence[int]
         Length of the training examples; two integers are a fraction.
-    samplerate : int
+    sample_rate : int
         Samples a second.
     audio_channels : int
         Channels of the mixture and of each source.
@@ -164,7 +103,7 @@ class HTDemucs(nn.Module):
     Example
     -------
     >>> model = HTDemucs(
-    ...     ["music", "speech"], segment_seconds=(1, 10), samplerate=8000, channels=8,
+    ...     ["music", "speech"], segment_seconds=(1, 10), sample_rate=8000, channels=8,
     ...     depth=2, nfft=256, bottom_channels=0, t_layers=1, t_heads=1,
     ... )
     >>> model(torch.randn(3, 2, 1001)).shape
@@ -175,7 +114,7 @@ class HTDemucs(nn.Module):
         self,
         sources: Sequence[str],
         segment_seconds: Seconds = (39, 5),
-        samplerate: int = 44100,
+        sample_rate: int = 44100,
         *,
         audio_channels: int = 2,
         channels: int = 48,
@@ -195,7 +134,7 @@ class HTDemucs(nn.Module):
         super().__init__()
         _check_sources(sources)
         _check_integers(
-            samplerate=(samplerate, 1, None),
+            sample_rate=(sample_rate, 1, None),
             audio_channels=(audio_channels, 1, None),
             channels=(channels, 1, None),
             growth=(growth, 1, None),
@@ -227,16 +166,16 @@ class HTDemucs(nn.Module):
                 "multiple of it, and of 4"
             )
         self.segment = seconds(segment_seconds)
-        self.segment_samples = int(self.segment * samplerate)
+        self.segment_samples = int(self.segment * sample_rate)
         if self.segment_samples < 1:
             raise ValueError(f"segment_seconds={segment_seconds!r}: not one sample")
         self.sources = list(sources)
-        self.samplerate = samplerate
+        self.sample_rate = sample_rate
         self.audio_channels = audio_channels
         self.nfft = nfft
         self.activation_checkpointing = activation_checkpointing
         self.config = {
-            "samplerate": samplerate,
+            "sample_rate": sample_rate,
             "audio_channels": audio_channels,
             "channels": channels,
             "growth": growth,
@@ -379,81 +318,6 @@ class HTDemucs(nn.Module):
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)
-
-    def adapt_package(
-        self,
-        klass: str,
-        args: Sequence[object],
-        kwargs: Mapping[str, object],
-        state: dict[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """Check that a package of demucs holds this network, and order its sources.
-
-        The dropout probability may differ: it is no part of what was learned. The
-        sources may stand in another order: the output layers are reordered by name.
-
-        Arguments
-        ---------
-        klass : str
-            Full name of the class that the package was made from.
-        args, kwargs : Sequence[object], Mapping[str, object]
-            Arguments of that class's constructor.
-        state : dict[str, Tensor]
-            The weights.
-
-        Returns
-        -------
-        dict[str, Tensor]
-            The weights for this model.
-
-        Raises
-        ------
-        ValueError
-            Another class, or another configuration: the message lists what differs.
-        """
-        if klass != "demucs.htdemucs.HTDemucs":
-            raise ValueError(f"holds a {klass}, not a demucs.htdemucs.HTDemucs")
-        if len(args) > 1 or (args and "sources" in kwargs):
-            raise ValueError(f"has {len(args)} positional arguments; known is sources")
-        theirs = {**({"sources": args[0]} if args else {}), **kwargs}
-        sources = theirs.pop("sources", None)
-        sources = list(map(str, sources)) if isinstance(sources, (list, tuple)) else []
-        differ = []
-        if sorted(sources) != sorted(self.sources):
-            differ.append(("sources", sources, f"the model's {self.sources}"))
-        ours = {**self.config, "segment": self.segment, "channels_time": None}
-        for name, default in {**DEMUCS_DEFAULTS, "channels_time": None}.items():
-            value = theirs.pop(name, default)
-            if name != "t_dropout" and not _same(name, value, ours[name]):
-                differ.append((name, value, f"the model's {ours[name]}"))
-        for name, needed in DEMUCS_FIXED.items():
-            value = theirs.pop(name, needed)
-            if (value or None) != (needed or None):
-                differ.append((name, value, f"supported is {needed}"))
-        if differ:
-            raise ValueError(
-                "holds another model\n"
-                + "\n".join(f"  {n}: the package's {v}, {o}" for n, v, o in differ)
-            )
-        if unknown := sorted(map(str, theirs.keys() - DEMUCS_IGNORED)):
-            # demucs itself drops the arguments that its constructor does not have.
-            logger.warning("Unknown arguments in the package: %s", ", ".join(unknown))
-        return self._reorder_sources(state, sources)
-
-    def _reorder_sources(
-        self, state: dict[str, Tensor], order: list[str]
-    ) -> dict[str, Tensor]:
-        """Bring the output layers from the order of the sources to the model's own."""
-        index = torch.tensor([order.index(name) for name in self.sources])
-        last = len(self.decoder) - 1
-        state = dict(state)
-        for branch in ("decoder", "tdecoder"):
-            for name, dim in (("weight", 1), ("bias", 0)):
-                key = f"{branch}.{last}.conv_tr.{name}"
-                if key in state and state[key].shape[dim] % len(order) == 0:
-                    blocks = state[key].unflatten(dim, (len(order), -1))
-                    state[key] = blocks.index_select(dim, index).flatten(dim, dim + 1)
-        return state
 
 
 # ---------------------------------------------------------------- the U-Nets
@@ -880,16 +744,6 @@ def seconds(value: Seconds) -> Fraction:
             "integers that divide to one"
         )
     return result
-
-
-def _same(name: str, theirs: object, ours: object) -> bool:
-    """Whether a package's argument means what the model's own one says."""
-    if name != "segment":
-        return theirs == ours
-    try:
-        return seconds(theirs) == ours
-    except ValueError:
-        return False
 
 
 def _check_sources(sources: Sequence[str]) -> None:

@@ -8,9 +8,10 @@ import csv
 import io
 import logging
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from modules.runtime.files import write_whole
 
 if TYPE_CHECKING:  # slow to import, and only needed for a picture
     from matplotlib.figure import Figure
@@ -119,12 +120,8 @@ def draw_curves(points: list[Point], path: Path) -> Path:
 
 def save_figure(figure: "Figure", path: Path) -> Path:
     """Write a figure of matplotlib as a PNG, atomically."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with write_whole(path, sync=False) as partial:
         figure.savefig(partial, format="png", dpi=100)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -1,7 +1,9 @@
 """Files that are there whole or not at all, and how they are listed and compared."""
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -17,27 +19,34 @@ def list_files(folder: Path, pattern: str) -> list[Path]:
     return sorted(p for p in folder.glob(pattern) if not p.name.startswith("."))
 
 
-def write_text(path: str | Path, text: str, sync: bool = True) -> Path:
-    """Write a file that is at any moment either the old one or the whole new one.
+@contextlib.contextmanager
+def write_whole(path: str | Path, sync: bool = True) -> Iterator[Path]:
+    """Yield a temporary path; what the block writes there becomes the file at `path`.
 
-    `sync=False` is for one of many that can be made again: a power cut may take it.
+    At any moment the file is either the old one or the whole new one. With `sync` the
+    new one is on the disk first, so that a power cut spoils neither; leave it out for
+    files in tens of thousands that can be made again.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(partial, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
+        yield partial
+        if sync:
+            fsync(partial)
         os.replace(partial, path)
-    except OSError as error:  # a full disk's names no file
+    except OSError as error:  # the error of a full disk names no file
         error.filename = str(path)
         raise
     finally:
         partial.unlink(missing_ok=True)
-    return path
+
+
+def write_text(path: str | Path, text: str, sync: bool = True) -> Path:
+    """Write a text file whole or not at all, see `write_whole`."""
+    with write_whole(path, sync) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
+    return Path(path)
 
 
 def fingerprint(path: Path) -> list[int | str]:
@@ -48,6 +57,7 @@ def fingerprint(path: Path) -> list[int | str]:
 
 
 def fsync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
 """The files of one checkpoint on disk: digests, flushing and reading back.
 
 CKPT.yaml holds the meta values and a manifest (name, size and digest of every other
-file); its last line is the digest of what stands above it.
+file); its last line is the digest of the lines above it.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from modules.runtime.errors import (
     NonFiniteWeights,
 )
 from modules.runtime.files import fingerprint, fsync
+from modules.runtime.tensors import first_mismatch, is_finite, shapes_of
 
 MANIFEST = "manifest"
 
@@ -34,47 +36,28 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # A scheduler fed with a numpy loss keeps numpy scalars; they are data, not code.
 _NUMPY_SCALARS = [
-    np._core.multiarray.scalar,
+    np._core.multiarray.scalar,  # type: ignore[attr-defined]
     np.dtype,
     *(type(np.dtype(t)) for t in (np.float32, np.float64, np.int32, np.int64)),
 ]
 
 
 def check_fit(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Compare the names and shapes of saved tensors with those of a network.
-
-    Raises
-    ------
-    CheckpointMismatch
-        How many differ, and one of them.
-    """
-    here = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    there = {name: list(tensor.shape) for name, tensor in state.items()}
-    names = [*here, *(name for name in there if name not in here)]
-    differ = [name for name in names if here.get(name) != there.get(name)]
-    if not differ:
-        return
-    # One of another shape says more than one that is absent.
-    first = next((n for n in differ if n in here and n in there), differ[0])
-    saved, wanted = (shapes.get(first, "absent") for shapes in (there, here))
-    raise CheckpointMismatch(
-        f"{len(differ)} of {len(names)} tensors differ, for instance {first}: {saved} "
-        f"there, {wanted} here; give the same sizes as before, or another output_folder"
-    )
+    """Raise a `CheckpointMismatch` unless names and shapes are those of the model."""
+    if differ := first_mismatch(shapes_of(state), shapes_of(model.state_dict())):
+        raise CheckpointMismatch(
+            f"{differ}; give the same sizes as before, or another output_folder"
+        )
 
 
 def seal(folder: Path, meta: dict) -> None:
     """Write CKPT.yaml, the last file of a checkpoint, and flush everything to disk.
 
-    Arguments
-    ---------
-    folder : Path
-        Holds the parameter files, complete.
-    meta : dict
-        Plain Python values; the manifest is added to it.
+    The folder holds all parameter files; the manifest is added to the plain values of
+    `meta`.
     """
     paths = sorted(folder.iterdir())
-    # Side by side: flushing waits for the disk, a digest for the CPU.
+    # In parallel, because flushing waits for the disk and a digest for the CPU.
     with ThreadPoolExecutor(max_workers=1) as flusher:
         flushed = [flusher.submit(fsync, path) for path in paths]
         meta[MANIFEST] = {path.name: fingerprint(path) for path in paths}
@@ -88,19 +71,10 @@ def seal(folder: Path, meta: dict) -> None:
 
 
 def read_checkpoint(path: Path, check_digests: bool = False) -> Checkpoint:
-    """Describe a checkpoint folder after comparing its files with the manifest.
+    """Compare the files of a checkpoint with its manifest, and return what it holds.
 
-    Arguments
-    ---------
-    path : Path
-        The folder.
-    check_digests : bool
-        Read every file and compare its digest; otherwise sizes only.
-
-    Raises
-    ------
-    DamagedCheckpoint
-        Something is missing or differs; the message says which file and how.
+    With `check_digests` every file is read, otherwise the sizes suffice. Raise a
+    `DamagedCheckpoint` that says which file is missing or differs.
     """
     try:
         body, mark, line = (path / METAFNAME).read_bytes().rpartition(DIGEST_LINE)
@@ -130,7 +104,7 @@ def _digest(data: bytes) -> str:
 
 
 def named_tensors(state: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested containers, with a dotted name."""
+    """Yield every tensor in nested containers with a dotted name."""
     if isinstance(state, Tensor):
         yield name, state
     elif isinstance(state, Mapping):
@@ -141,20 +115,8 @@ def named_tensors(state: object, name: str = "") -> Iterator[tuple[str, Tensor]]
             yield from named_tensors(value, f"{name}.{index}" if name else str(index))
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor Inf.
-
-    By its smallest and largest value, a tenth of the time of `isfinite().all()`, which
-    would take longer than writing the checkpoint.
-    """
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    return all(bool(value.isfinite()) for value in torch.aminmax(tensor))
-
-
 def check_finite(states: dict[str, object]) -> None:
+    """Raise `NonFiniteWeights` if any tensor holds NaN or Inf."""
     bad = [name for name, tensor in named_tensors(states) if not is_finite(tensor)]
     if bad:
         more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
@@ -164,8 +126,8 @@ def check_finite(states: dict[str, object]) -> None:
         )
 
 
-def plain(value: object, name: str = "meta") -> object:
-    """The value in types that YAML keeps: numbers, text, lists and dicts."""
+def plain(value: Any, name: str = "meta") -> Any:
+    """Return the value in types that YAML keeps: numbers, text, lists and dicts."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Tensor | np.ndarray | np.generic):

@@ -1,10 +1,10 @@
 """Checkpoints that survive a kill, a full disk and a damaged file.
 
 A checkpoint is written into `.tmp-*`, its files are flushed, CKPT.yaml with the size
-and digest of each comes last, and one rename to `CKPT+*` publishes it; deleting is a
-rename to `.trash-*` first. A kill at any moment therefore leaves whole checkpoints
-only (design: `reliability.md`, section 3). Loading checks everything before it
-touches anything. "Recent" is the order of saving, never the clock.
+and digest of each comes last, and one rename to `CKPT+*` publishes it. To delete one,
+a rename to `.trash-*` comes first. Since a rename happens as a whole or not at all, a
+kill at any moment leaves only whole checkpoints. Loading checks everything before it
+changes anything. "Recent" is the order of saving, never the clock.
 """
 
 import logging
@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from speechbrain.utils.checkpoints import (
@@ -56,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 
 def recency(ckpt: Checkpoint) -> int:
-    """Rank of a checkpoint in the order of saving; a higher number is newer."""
+    """Return the number of a checkpoint in the order of saving."""
     return ckpt.meta[COUNTER]
 
 
@@ -96,17 +97,8 @@ class AtomicCheckpointer(Checkpointer):
     ) -> Checkpoint:
         """Publish a checkpoint of all recoverables, or leave everything as it was.
 
-        Arguments
-        ---------
-        meta : Mapping | None
-            Values to rank by; numbers, text, tensors, arrays, paths and containers of
-            them, kept as plain Python.
-        end_of_epoch : bool
-            Handed to the load hooks on recovery.
-        name : str | None
-            Put into the folder's name, `CKPT+<name>+<counter>`.
-        verbosity : int
-            Level of the log line.
+        `meta` holds numbers, text, tensors, arrays, paths and containers of them, which
+        are kept as plain Python; the folder is named `CKPT+<name>+<counter>`.
 
         Raises
         ------
@@ -133,10 +125,7 @@ class AtomicCheckpointer(Checkpointer):
         verbosity: int = logging.INFO,
         spare: int = 0,
     ) -> None:
-        """Save, then delete all but the best by each key; see the parent class.
-
-        `spare` is that of `delete_checkpoints`.
-        """
+        """Save, then delete all but the best by each key, see `delete_checkpoints`."""
         self.save_checkpoint(meta, end_of_epoch, name, verbosity)
         self.delete_checkpoints(
             num_to_keep=num_to_keep,
@@ -201,10 +190,10 @@ class AtomicCheckpointer(Checkpointer):
     # ---------------------------------------------------------------- choosing
 
     def list_checkpoints(self) -> list[Checkpoint]:
-        """Checkpoints whose files are all there in full, newest first.
+        """Return the checkpoints whose files are all there in full, newest first.
 
-        Digests are not read here, so it is cheap; a checkpoint found damaged is left
-        out with one warning. Each rank that calls it looks for itself.
+        Digests are not read, so it is cheap. A damaged checkpoint is left out with one
+        warning. Each rank that calls it looks for itself.
         """
         found = []
         for path in self.checkpoints_dir.glob(f"{CKPT_PREFIX}+*"):
@@ -224,9 +213,9 @@ class AtomicCheckpointer(Checkpointer):
         ckpt_predicate: Callable | None = None,
         max_num_checkpoints: int | None = None,
     ) -> list[Checkpoint]:
-        """`list_checkpoints` filtered and ranked as in the parent class, best first.
+        """Filter `list_checkpoints` and sort it as the parent class does, best first.
 
-        A checkpoint whose value under the key is absent, NaN or Inf does not count.
+        A checkpoint whose value under the key is absent, NaN or Inf is left out.
         """
         if sum(key is not None for key in (importance_key, max_key, min_key)) > 1:
             raise ValueError("give one of importance_key, max_key and min_key only")
@@ -242,7 +231,7 @@ class AtomicCheckpointer(Checkpointer):
         return ckpts[:max_num_checkpoints]
 
     def find_checkpoint(self, **criteria: Callable | str | None) -> Checkpoint | None:
-        """The first of `find_checkpoints(**criteria)` whose digests are right."""
+        """Return the first of `find_checkpoints` whose digests are right."""
         return run_on_main(self._first_whole, criteria)
 
     def _first_whole(self, criteria: dict) -> Checkpoint | None:
@@ -262,18 +251,9 @@ class AtomicCheckpointer(Checkpointer):
     def recover_if_possible(
         self, **criteria: Callable | str | None
     ) -> Checkpoint | None:
-        """Load the best whole checkpoint by the criteria, by default the newest.
+        """Load the best whole checkpoint by the criteria of `find_checkpoints`.
 
-        Arguments
-        ---------
-        **criteria : Callable | str | None
-            importance_key, max_key or min_key, and ckpt_predicate, as for
-            `find_checkpoints`.
-
-        Returns
-        -------
-        Checkpoint | None
-            What was loaded; None when there is nothing to load.
+        Without criteria that is the newest. Return it, or None if there is none yet.
 
         Raises
         ------
@@ -282,7 +262,7 @@ class AtomicCheckpointer(Checkpointer):
         CheckpointMismatch
             The checkpoint does not fit the recoverables; the message names which.
         RuntimeError
-            A recoverable refused its file.
+            A recoverable cannot take its file.
         """
         ckpt = run_on_main(self._choose, criteria)
         if ckpt is None:
@@ -292,7 +272,7 @@ class AtomicCheckpointer(Checkpointer):
         return ckpt
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Load this checkpoint after checking it; `DamagedCheckpoint` if it is not."""
+        """Load a checkpoint, or raise `DamagedCheckpoint` if it is not whole."""
         run_on_main(read_checkpoint, checkpoint.path, True)
         self._call_load_hooks(checkpoint)
 
@@ -300,7 +280,7 @@ class AtomicCheckpointer(Checkpointer):
         self._clean_leftovers()
         ckpt = self._first_whole(criteria)
         damaged = {p: reason for p, reason in self._damaged.items() if p.exists()}
-        # Where whole ones are left, none of them was asked for (max_key).
+        # If whole ones are left, none of them met the criteria.
         if ckpt is None and damaged and self._first_whole({}) is None:
             listed = "; ".join(f"{p}: {reason}" for p, reason in damaged.items())
             raise DamagedCheckpoint(
@@ -310,7 +290,7 @@ class AtomicCheckpointer(Checkpointer):
         return ckpt
 
     def _call_load_hooks(self, checkpoint: Checkpoint) -> None:
-        # What is absent is found before the first object changes.
+        # Find an absent file before the first object changes.
         for name in sorted(self.recoverables.keys() - checkpoint.paramfiles.keys()):
             optional = self.allow_partial_load or self.optional_recoverables.get(name)
             message = f"checkpoint {checkpoint.path} holds no '{name}'"
@@ -368,25 +348,26 @@ class AtomicCheckpointer(Checkpointer):
         verbosity: int = logging.INFO,
         spare: int = 0,
     ) -> None:
-        """Delete what no key ranks among its best `num_to_keep`; see the parent.
+        """Delete the checkpoints that are not among the best `num_to_keep` by any key.
 
-        The newest `spare` of all stay whatever the predicate and the keys say: should
-        the newest be damaged, the one before it is taken.
+        The newest `spare` of all stay in any case: if the newest is damaged, the one
+        before it is taken.
         """
         if num_to_keep < 0:
             raise ValueError(f"num_to_keep must not be negative, got {num_to_keep}")
-        orders = [{"min_key": key} for key in min_keys or ()]
+        orders: list[dict[str, Any]] = [{"min_key": key} for key in min_keys or ()]
         orders += [{"max_key": key} for key in max_keys or ()]
         orders += [{"importance_key": key} for key in importance_keys]
 
         def delete() -> None:
             newest = self.find_checkpoints(importance_key=recency) if spare else []
-            ranked, kept = {}, {ckpt.path for ckpt in newest[:spare]}
+            kept = {ckpt.path for ckpt in newest[:spare]}
+            ranked: set[Path] = set()
             for order in orders:
                 found = self.find_checkpoints(**order, ckpt_predicate=ckpt_predicate)
-                ranked |= dict.fromkeys(ckpt.path for ckpt in found)
+                ranked |= {ckpt.path for ckpt in found}
                 kept |= {ckpt.path for ckpt in found[:num_to_keep]}
-            for path in ranked.keys() - kept:
+            for path in ranked - kept:
                 trash = self.checkpoints_dir / f"{TRASH}{uuid.uuid4().hex}"
                 os.rename(path, trash)
                 fsync(self.checkpoints_dir)

@@ -4,23 +4,28 @@ After optimizer step t:  shadow <- d * shadow + (1 - d) * weight,  in float32 or
 with d = min(decay, (1 + t) / (10 + t)) while warming up, so that the first weights are
 forgotten after a few steps and not after 1 / (1 - decay) of them (the warm-up of
 TensorFlow's ExponentialMovingAverage).
+
+torch's `AveragedModel` copies the whole module in the precision of its weights, frozen
+ones included, and starts from the weights after the first step; hence our own.
 """
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modules.runtime.distributed import unwrap
+from modules.runtime.tensors import first_mismatch, shapes_of
 
 
 class EMA:
     """Averages the trainable parameters of one module.
 
-    Buffers and frozen parameters are not averaged: evaluation uses the live ones.
-    The average is a pure function of the weights it was shown, so ranks with equal
-    weights hold equal averages, and a run that resumes continues it exactly.
+    Evaluation uses buffers and frozen parameters as they are. The average depends on
+    the weights that it was shown alone, so that ranks with equal weights hold equal
+    averages, and a run that resumes continues it exactly.
 
     Arguments
     ---------
@@ -55,23 +60,9 @@ class EMA:
         self._is_applied = False
 
     def attach(self, module: nn.Module) -> "EMA":
-        """Start averaging this module, from the weights it has now.
+        """Start averaging a module, on its final device, from the weights it has now.
 
-        Arguments
-        ---------
-        module : nn.Module
-            On its final device; a DistributedDataParallel or compiled wrapper is
-            looked through.
-
-        Returns
-        -------
-        EMA
-            Itself.
-
-        Raises
-        ------
-        ValueError
-            The module has nothing to train.
+        A DistributedDataParallel or compiled wrapper is looked through.
         """
         self._module = unwrap(module)
         self._weights = {
@@ -91,7 +82,7 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the weights; call it after each optimizer step."""
-        self._require_idle("update")
+        self._idle("update")
         decay = self.decay
         if self.warmup:
             decay = min(decay, (1 + self.steps) / (10 + self.steps))
@@ -105,11 +96,11 @@ class EMA:
         """Give the module the averaged weights inside a `with` block.
 
         On leaving, by an exception too, every parameter and buffer is restored bit by
-        bit. Inside, `update` and `state_dict` refuse: a checkpoint saved there would
+        bit. Inside, `update` and `state_dict` raise: a checkpoint saved there would
         keep the average in place of the weights.
         """
-        self._require_idle("applied")
-        live = [*self._module.parameters(), *self._module.buffers()]
+        module = self._idle("applied")
+        live = [*module.parameters(), *module.buffers()]
         saved = [tensor.detach().clone() for tensor in live]
         self._is_applied = True
         try:
@@ -124,47 +115,35 @@ class EMA:
             self._is_applied = False
 
     def averaged_state_dict(self) -> dict[str, Tensor]:
-        """The module's `state_dict` with the average in place, as a copy to export."""
+        """Return a copy of the module's `state_dict` with the averaged weights."""
+        module = self._idle("averaged_state_dict")
         with self.applied():
-            state = self._module.state_dict()
+            state = module.state_dict()
             return {name: tensor.clone() for name, tensor in state.items()}
 
-    def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
-        """What a resume needs: the number of updates and the average (no copy)."""
-        self._require_idle("state_dict")
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resume needs: the number of updates and the average itself."""
+        self._idle("state_dict")
         return {"steps": self.steps, "shadow": dict(self._shadow)}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, int | dict[str, Tensor]]) -> None:
-        """Continue from `state_dict()` of an EMA of a module with the same weights.
-
-        Raises
-        ------
-        RuntimeError
-            Nothing attached yet, or names or shapes differ; nothing is changed then.
-        """
-        self._require_idle("load_state_dict")
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`; raise if names or shapes of weights differ."""
+        self._idle("load_state_dict")
         shadow = state["shadow"]
-        if odd := sorted(shadow.keys() ^ self._shadow.keys()):
-            raise RuntimeError(
-                f"EMA: {len(odd)} weights are only in the saved or only in the present "
-                f"network, the first is '{odd[0]}'"
-            )
-        for name, mine in self._shadow.items():
-            if shadow[name].shape != mine.shape:
-                raise RuntimeError(
-                    f"EMA: '{name}' is {tuple(shadow[name].shape)} in the saved and "
-                    f"{tuple(mine.shape)} in the present network"
-                )
+        if differ := first_mismatch(shapes_of(shadow), shapes_of(self._shadow)):
+            raise RuntimeError(f"EMA: {differ}")
         for name, mine in self._shadow.items():
             mine.copy_(shadow[name])
         self.steps = int(state["steps"])
 
-    def _require_idle(self, what: str) -> None:
+    def _idle(self, what: str) -> nn.Module:
+        """The module that is attached; an error without one, or inside `applied`."""
         if self._module is None:
             raise RuntimeError(f"EMA.{what}: call attach(module) first")
         if self._is_applied:
             raise RuntimeError(f"EMA.{what} must not be called inside applied()")
+        return self._module
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -173,10 +152,10 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def mean_state(states: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of state dicts, entry by entry, in float64.
+    """Return the mean of state_dicts, entry by entry, computed in float64.
 
-    (SpeechBrain's `average_state_dicts` adds in place, so entries that share their
-    memory, as MossFormer2's rotary frequencies do, are added several times.)
+    SpeechBrain's `average_state_dicts` adds in place: entries that share their memory,
+    as MossFormer2's rotary frequencies do, would be added several times.
 
     Example
     -------

@@ -6,11 +6,11 @@ with one float scale for each output channel, symmetric around zero:
     scale = max |w| / 127 over the channel        w is read as  int8 * scale
 
 so that no weight moves by more than half a step, scale / 2. Biases, norms and
-embeddings stay as they are. What is read is a plain float model: the file is smaller,
-the arithmetic and the memory of a run are not.
+embeddings stay as they are. A reader gets a plain float model: the file is smaller, the
+arithmetic and the memory of a run are not.
 
-(torchao 0.18 quantises `nn.Linear` alone, 12 of the 64 weight tensors of a small
-HTDemucs, and its files need its own tensor classes to be read.)
+torchao 0.18 quantises `nn.Linear` alone, 12 of the 64 weight tensors of a small
+HTDemucs, and its files need its own tensor classes to be read.
 """
 
 from collections.abc import Mapping
@@ -29,21 +29,10 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 
 def quantize(weight: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
-    """Round a weight to 255 steps in each channel.
+    """Round a finite weight to 255 steps in each output channel, dimension `dim`.
 
-    Arguments
-    ---------
-    weight : Tensor
-        Any shape, finite.
-    dim : int
-        The dimension of the output channels.
-
-    Returns
-    -------
-    weight_int8 : Tensor
-        -127 to 127, the shape of the weight.
-    scale : Tensor
-        float32, of size 1 in all other dimensions; 0 where a channel is all zeros.
+    Returns the weight in int8, from -127 to 127, and its float32 scales, of size 1 in
+    all other dimensions; a scale is 0 where a channel is all zeros.
 
     Example
     -------
@@ -61,7 +50,7 @@ def quantize(weight: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def quantized_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state_dict with int8 weights, and their scales under `<key>_scale`."""
+    """Return the state_dict with int8 weights and their scales under `<key>_scale`."""
     state = dict(model.state_dict())
     for name in adaptable(model):
         layer = model.get_submodule(name.rpartition(".")[0])
@@ -71,20 +60,10 @@ def quantized_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def dequantized(state: Mapping[str, Tensor], where: str | Path) -> dict[str, Tensor]:
-    """A plain state_dict of one of `quantized_state_dict`.
+    """Return the plain state_dict of a quantized one.
 
-    Arguments
-    ---------
-    state : Mapping[str, Tensor]
-        With int8 tensors and their scales.
-    where : str | Path
-        The file that an error names.
-
-    Raises
-    ------
-    PretrainedError
-        No int8 weight at all; one without scales, or whose scales do not fit it or
-        are no finite numbers from 0 on.
+    Raise a `PretrainedError` that names the file `where` if there is no int8 weight, or
+    the scales of one are missing, do not fit it, or are negative, NaN or Inf.
     """
     state = dict(state)
     names = [name for name, tensor in state.items() if tensor.dtype == torch.int8]
@@ -111,11 +90,5 @@ def dequantized(state: Mapping[str, Tensor], where: str | Path) -> dict[str, Ten
 
 
 def load_int8(model: nn.Module, path: str | Path) -> None:
-    """Fill a model with a file of `quantized_state_dict`; all of it or nothing.
-
-    Raises
-    ------
-    PretrainedError
-        A file that cannot be read, is no such file or does not fit the model.
-    """
+    """Load a file of `quantized_state_dict` whole, or raise a `PretrainedError`."""
     load_state(model, dequantized(read_safetensors(Path(path)), path), path)

@@ -1,50 +1,40 @@
 """Give a trained HTDemucs other sources than it was trained on.
 
-Only four tensors of an HTDemucs depend on its sources: weight and bias of the last
-transposed convolution of each branch, in which every source has a block of output
-channels. A new source starts with the block of the old one that is closest to it:
-before training its estimate is the old one's.
+Only the output layers of an HTDemucs depend on its sources, each of which has a block
+of channels there. A new source starts with the block of the old one that is closest to
+it: before training its estimate is the old one's.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from torch import nn
 
 from modules.models.htdemucs import HTDemucs, Seconds
 from modules.runtime.errors import PretrainedError
+from modules.runtime.tensors import first_mismatch, shapes_of
+from modules.weights.demucs import output_layers, take_blocks
 from modules.weights.pretrained import load_pretrained
-
-
-def output_layers(model: HTDemucs) -> dict[str, int]:
-    """The tensors that depend on the number of sources, and in which dimension."""
-    last = len(model.decoder) - 1
-    return {
-        f"{branch}.{last}.conv_tr.{name}": dim
-        for branch in ("decoder", "tdecoder")
-        for name, dim in (("weight", 1), ("bias", 0))
-    }
 
 
 def copy_sources(
     old: HTDemucs, new: HTDemucs, source_map: Mapping[str, str] | None = None
 ) -> None:
-    """Fill a model with the weights of one that differs in its sources alone.
+    """Copy a trained model into one that differs in its sources and segment alone.
 
     Arguments
     ---------
-    old : HTDemucs
-        The trained model.
-    new : HTDemucs
-        Receives the weights; its segment may have another length.
+    old, new : HTDemucs
+        The trained model, and the one that receives its weights.
     source_map : Mapping[str, str] | None
         The old source that a new one starts from; those of equal names need none.
 
     Raises
     ------
     PretrainedError
-        A new source that starts from nothing, or from no source of the old model; a
-        model that differs in more. The new model is untouched.
+        A new source starts from no source of the old model, or the models differ in
+        more. The new model is untouched.
 
     Example
     -------
@@ -60,17 +50,14 @@ def copy_sources(
     for key, dim in output_layers(new).items():
         if key in state:
             state[key] = take_blocks(state[key], dim, len(old.sources), index)
-    shapes = [{key: value.shape for key, value in s.items()} for s in (state, mine)]
-    if old.config | {"t_dropout": 0} != new.config | {"t_dropout": 0} or (
-        shapes[0] != shapes[1]
-    ):
+    settings = ", ".join(
+        f"{name} {value} -> {new.config[name]}"
+        for name, value in old.config.items()
+        if value != new.config[name] and name != "t_dropout"
+    )
+    if differ := settings or first_mismatch(shapes_of(state), shapes_of(mine)):
         raise PretrainedError(
-            "pretrained: the model differs in more than its sources: "
-            + ", ".join(
-                f"{name} {value} -> {new.config[name]}"
-                for name, value in old.config.items()
-                if value != new.config[name]
-            )
+            f"pretrained: the model differs in more than its sources: {differ}"
         )
     new.load_state_dict(state)
 
@@ -78,10 +65,10 @@ def copy_sources(
 def origins(
     old: Sequence[str], new: Sequence[str], source_map: Mapping[str, str]
 ) -> list[int]:
-    """Number of the old source that each new one starts from."""
+    """Return the number of the old source that each new one starts from."""
     if unknown := [name for name in source_map if name not in new]:
         raise PretrainedError(
-            f"source_map: {unknown[0]} is no source of the model ({', '.join(new)})"
+            f"source_map: the model has no source {unknown[0]} ({', '.join(new)})"
         )
     index = []
     for name in new:
@@ -95,40 +82,27 @@ def origins(
     return index
 
 
-def take_blocks(tensor: Tensor, dim: int, blocks: int, index: Sequence[int]) -> Tensor:
-    """Blocks of a dimension in another order, some of them twice or not at all."""
-    parts = tensor.unflatten(dim, (blocks, -1))
-    return parts.index_select(dim, parts.new_tensor(index).long()).flatten(dim, dim + 1)
-
-
 def load_for_sources(
-    model: HTDemucs,
+    model: nn.Module,
     folder: str | Path,
     *,
     sources: Sequence[str],
     segment_seconds: Seconds,
     source_map: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """`load_pretrained` into a model with other sources, or another segment.
+    """Load weights into a model with other sources, or another segment.
 
-    Arguments
-    ---------
-    model : HTDemucs
-        Receives the weights.
-    folder : str | Path
-        See `modules.weights.pretrained.load_pretrained`.
-    sources, segment_seconds : Sequence[str], Seconds
-        Of the pretrained model.
-    source_map : Mapping[str, str] | None
-        See `copy_sources`.
-
-    Returns
-    -------
-    list[Path]
-        The files that were read.
+    `sources` and `segment_seconds` are the pretrained model's; see `copy_sources`
+    for the map, and `load_pretrained` for the folder and the list that is returned.
     """
+    if not isinstance(model, HTDemucs):
+        raise PretrainedError(
+            f"load_pretrained: a {type(model).__name__} cannot get other sources, only "
+            "an HTDemucs; leave this key out of the YAML"
+        )
     origins(sources, model.sources, source_map or {})
-    old = HTDemucs(list(sources), segment_seconds, **model.config)
+    config: dict[str, Any] = model.config
+    old = HTDemucs(list(sources), segment_seconds, **config)
     files = load_pretrained(old, folder)
     copy_sources(old, model, source_map)
     return files

@@ -107,7 +107,7 @@ def test_missing_demucs_says_how_to_install_it(monkeypatch):
 def test_music_is_separated_in_segments(job):
     job = {"model": "htdemucs", "samples": 5000, **job}
     model = torch.nn.Module()
-    model.sources, model.samplerate, model.segment = ["a"], 44100, 0.1
+    model.sources, model.sample_rate, model.segment = ["a"], 44100, 0.1
     model.forward = lambda mixture_BCT: mixture_BCT[:, None]
     mixture = models.make_mixture(job)
     assert mixture.shape == (1, 2, job["samples"])

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_model
 
+import export as export_command
 import train
 from benchmarks import int8
 from modules.lora.files import load_lora_weights
 from modules.models.htdemucs import HTDemucs
 from modules.runtime.errors import ExportError, PretrainedError
-from modules.weights import export
-from modules.weights.export import load_exported
+from modules.weights.export import FORMAT, export, load_exported
 from modules.weights.pretrained import load_pretrained
 from tests.e2e.test_lora import SIZE, TOY, plain
 from tests.toy import make_songs
@@ -49,7 +49,8 @@ def test_adapters_merged_separate_or_left_out(folders, tmp_path):
         ("merged", tested), ("separate", tested), ("none", before)
     ):  # fmt: skip
         out = tmp_path / lora
-        export.main([str(folders / "lora"), f"--out={out}", f"--lora={lora}"])
+        command = [str(folders / "lora"), f"--out={out}", f"--lora={lora}"]
+        assert export_command.main(command) == 0
         assert torch.equal(load_exported(out)(x), expected), lora
         has_adapters = lora == "separate"
         assert (out / "adapters.safetensors").exists() == has_adapters
@@ -66,25 +67,27 @@ def test_adapters_merged_separate_or_left_out(folders, tmp_path):
 
 @torch.no_grad()
 def test_a_run_without_adapters(folders, tmp_path):
-    export.export(folders / "full", tmp_path / "out")
+    export(folders / "full", tmp_path / "out")
     model, x = plain(folders / "base"), torch.randn(1, 2, 4000)
     load_pretrained(model, folders / "full")
     assert torch.equal(load_exported(tmp_path / "out")(x), model(x))
     with pytest.raises(ExportError, match="trained no adapters"):
-        export.export(folders / "full", tmp_path / "out", lora="separate")
+        export(folders / "full", tmp_path / "out", lora="separate")
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("run, lora", [("full", "merged"), ("lora", "none")])
 def test_int8_is_smaller_and_sounds_the_same(folders, tmp_path, capsys, run, lora):
     x = torch.randn(1, 2, 4000)
-    expected = export.export(folders / run, tmp_path / "float", lora)(x)
+    expected = load_exported(export(folders / run, tmp_path / "float", lora))(x)
     out = tmp_path / "int8"
-    export.main([str(folders / run), f"--out={out}", f"--lora={lora}", "--int8"])
+    command = [str(folders / run), f"--out={out}", f"--lora={lora}", "--int8"]
+    assert export_command.main(command) == 0
+    assert "MB of weights" in capsys.readouterr().out
     model = load_exported(out)
     noise = model(x) - expected
     assert 10 * torch.log10(expected.square().sum() / noise.square().sum()) > 30
-    again = export.export(folders / run, out, lora, int8=True)
+    again = load_exported(export(folders / run, out, lora, int8=True))
     assert torch.equal(again(x), model(x))
     sizes = [
         (f / "model.safetensors").stat().st_size for f in (out, tmp_path / "float")
@@ -117,23 +120,30 @@ def test_the_table_of_what_int8_loses(folders, tmp_path, capsys):
 
 def test_int8_and_separate_adapters_exclude_each_other(folders, tmp_path):
     with pytest.raises(ExportError, match="use --lora=merged"):
-        export.export(folders / "lora", tmp_path / "out", "separate", int8=True)
+        export(folders / "lora", tmp_path / "out", "separate", int8=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_command_that_fails_says_why_in_one_line(tmp_path, capsys):
+    assert export_command.main([str(tmp_path), f"--out={tmp_path / 'out'}"]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1
+    assert "give the folder of a run" in line
 
 
 def test_what_is_no_run_or_no_exported_model_is_refused(folders, tmp_path):
     with pytest.raises(ExportError, match="give the folder of a run"):
-        export.export(tmp_path, tmp_path / "out")
+        export(tmp_path, tmp_path / "out")
     (tmp_path / "hyperparams.yaml").write_text("separator: !new:os.system [ls]\n")
-    with pytest.raises(ExportError, match="its separator is !new:os.system; known"):
-        export.export(tmp_path, tmp_path / "out")
-    with pytest.raises(ExportError, match="no configuration of an exported model"):
+    with pytest.raises(ExportError, match="separator is !new:os.system; only"):
+        export(tmp_path, tmp_path / "out")
+    with pytest.raises(ExportError, match="not a configuration"):
         load_exported(tmp_path)
-    config = {"format": export.FORMAT, "model": "os.system", "arguments": {}}
+    config = {"format": FORMAT, "model": "os.system", "arguments": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ExportError, match="'os.system'"):
         load_exported(tmp_path)
-    for config in ({"format": export.FORMAT, "model": "HTDemucs", "weights": "x"}, []):
+    for config in ({"format": FORMAT, "model": "HTDemucs", "weights": "x"}, []):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(ExportError, match="give a folder that modules.export"):
+        with pytest.raises(ExportError, match="give a folder that export.py"):
             load_exported(tmp_path)

@@ -23,7 +23,7 @@ from tests.toy import ToySeparator, make_songs, same_weights
 
 TOY = str(Path(__file__).parents[1] / "toy_lora.yaml")
 SIZE = {
-    "samplerate": 8000, "channels": 8, "depth": 2, "nfft": 256, "dconv_comp": 4,
+    "sample_rate": 8000, "channels": 8, "depth": 2, "nfft": 256, "dconv_comp": 4,
     "bottom_channels": 0, "t_layers": 1, "t_heads": 2,
 }  # fmt: skip
 
@@ -188,7 +188,7 @@ def test_the_rate_warms_up_and_decays_by_optimizer_steps(
         ({"train_fully": "[decoder.9.*]"}, "'decoder.9.*' matches no weight"),
         ({"lora_mode": "gradient", "lora_min_rank": 3}, "must not fall"),
         ({"average_last": 2, "keep_checkpoints": 2}, "use ema_decay"),
-        ({"lora_rank": 0}, "rank=0"),
+        ({"lora_rank": 0}, "lora_rank=0"),
         ({"lora_alpha": "much"}, "lora_alpha=much: expected a number or null"),
         ({"lora_alpha": -1}, "alpha=-1: must be a number above 0"),
         ({"lora_gradient_steps": 0}, "lora_gradient_steps=0: must be 1 or more"),

@@ -306,7 +306,7 @@ def test_rivals_are_trained_side_by_side_and_audited(songs, tmp_path, capsys):
         f"truth: {truth}\n"
         "network: !new:tests.toy.ToyStems\n"
         "    sources: !ref <sources>\n"
-        "    samplerate: !ref <sample_rate>\n"
+        "    sample_rate: !ref <sample_rate>\n"
         "separator: !new:benchmarks.truncation_rules.RuleNetworks\n"
         "    separator: !ref <network>\n"
         "    rules: !ref <rules>\n"

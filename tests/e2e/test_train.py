@@ -414,7 +414,7 @@ def test_going_on_with_another_network_is_explained(toy_arguments, tmp_path):
         train.main([str(larger), *options])
     with pytest.raises(CheckpointMismatch) as error:
         train.main([str(larger), *options, "--allow_changes=True"])
-    assert "conv.weight: [2, 1, 9] there, [5, 1, 9] here" in str(error.value)
+    assert "conv.weight: [2, 1, 9] in the file, [5, 1, 9] in" in str(error.value)
     assert "another output_folder" in str(error.value)
     assert sorted((tmp_path / "run" / "save").glob("CKPT+*/*")) == before
 

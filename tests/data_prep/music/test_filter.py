@@ -30,7 +30,7 @@ SIZE = {
 class ByFrequency(nn.Module):
     """An ideal separator of a low and a high source, cut at 1 kHz."""
 
-    sources, samplerate, segment = ["low", "high"], RATE, 1
+    sources, sample_rate, segment = ["low", "high"], RATE, 1
 
     def __init__(self) -> None:
         super().__init__()

@@ -23,14 +23,14 @@ class Toy(nn.Module):
         super().__init__()
         self.sources = ["a", "b"]
         self.audio_channels = 2
-        self.samplerate = RATE
+        self.sample_rate = self.samplerate = RATE  # the latter is demucs' name
         self.segment = segment
         self.gain = nn.Parameter(torch.tensor(gain))
         self.calls = []
 
     def valid_length(self, length):
         """What demucs asks for, to fill up short segments as HTDemucs wants it."""
-        return int(self.segment * self.samplerate)
+        return int(self.segment * self.sample_rate)
 
     def forward(self, mixture_BCT):
         assert not self.training

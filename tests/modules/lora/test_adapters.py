@@ -23,7 +23,7 @@ from modules.weights.ema import EMA
 
 def htdemucs(**options) -> HTDemucs:
     settings = {
-        "segment_seconds": 0.25, "samplerate": 8000, "channels": 8, "depth": 2,
+        "segment_seconds": 0.25, "sample_rate": 8000, "channels": 8, "depth": 2,
         "nfft": 256, "bottom_channels": 16, "t_layers": 2, "t_heads": 2,
         "dconv_comp": 4, "t_dropout": 0.0, **options,
     }  # fmt: skip
@@ -89,7 +89,7 @@ def test_nothing_changes_at_first_and_every_adapter_learns(case):
     model, x = case
     before, keys = model(x), set(model.state_dict())
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    ranks = add_lora(model, rank=4)
+    ranks = add_lora(model, lora_rank=4)
     tolerance = 1e-6 if isinstance(model, Attending) else 0
     assert torch.allclose(model(x), before, rtol=0, atol=tolerance)
     assert set(plain_state_dict(model)) == keys
@@ -109,7 +109,7 @@ def test_a_merged_model_is_a_plain_one_with_the_same_output(case):
     plain = copy.deepcopy(model)
     classes = [type(module) for module in model.modules()]
     trained = [p.requires_grad for p in model.parameters()]
-    add_lora(model, rank=3, alpha=6)
+    add_lora(model, lora_rank=3, alpha=6)
     disturb(model)
     adapted = model(x)
     assert not torch.allclose(adapted, plain(x), atol=1e-3)
@@ -127,7 +127,7 @@ def test_a_merged_model_is_a_plain_one_with_the_same_output(case):
 def test_a_file_of_adapters_makes_the_adapted_model_of_the_plain_one(case, tmp_path):
     model, x = case
     plain = copy.deepcopy(model)
-    add_lora(model, rank=2, alpha=3.0, dropout=0.2)
+    add_lora(model, lora_rank=2, alpha=3.0, dropout=0.2)
     disturb(model)
     save_lora(model, tmp_path / "adapters.safetensors")
     config = load_lora_weights(plain, tmp_path / "adapters.safetensors")
@@ -150,7 +150,7 @@ def test_a_twenty_fifth_of_the_published_htdemucs_trains_at_rank_8():
 def test_adapters_survive_copies_averages_autocast_and_checkpointing():
     torch.manual_seed(0)
     model, x = htdemucs(activation_checkpointing=True), torch.randn(1, 2, 2000)
-    add_lora(model, rank=2)
+    add_lora(model, lora_rank=2)
     ema = EMA(decay=0.5).attach(model)
     disturb(model)
     ema.update()
@@ -174,7 +174,7 @@ def test_adapters_alone_learn_what_another_model_does():
     with torch.no_grad():
         for parameter in target.parameters():
             parameter *= 1 + 0.2 * torch.randn_like(parameter)
-    add_lora(model, rank=4)
+    add_lora(model, lora_rank=4)
     optimizer = torch.optim.Adam(
         [p for p in model.parameters() if p.requires_grad], lr=0.003
     )
@@ -191,7 +191,7 @@ def test_adapters_alone_learn_what_another_model_does():
 def test_a_compiled_model_reads_the_adapted_weights():
     torch.manual_seed(0)
     model, x = sepformer(), torch.randn(1, 800)
-    add_lora(model, rank=2)
+    add_lora(model, lora_rank=2)
     disturb(model)
     compiled = torch.compile(copy.deepcopy(model), backend="eager")
     out = compiled(x)
@@ -202,7 +202,7 @@ def test_a_compiled_model_reads_the_adapted_weights():
 
 def test_dropout_acts_in_training_only():
     model, x = nn.Linear(64, 64), torch.ones(1, 64)
-    add_lora(model, rank=4, dropout=0.5)
+    add_lora(model, lora_rank=4, dropout=0.5)
     disturb(model)
     assert not torch.equal(model(x), model(x))
     model.eval()
@@ -218,13 +218,13 @@ def test_ranks_by_pattern_the_first_match_wins():
         "tencoder.*": 0,
         "tdecoder.*": 30,
     }
-    ranks = add_lora(htdemucs(), rank=4, max_rank=8, layer_ranks=layer_ranks)
+    ranks = add_lora(htdemucs(), lora_rank=4, lora_max_rank=8, layer_ranks=layer_ranks)
     assert ranks["crosstransformer.layers.0.self_attn.in_proj_weight"] == 5
     assert ranks["encoder.0.conv.weight"] == 3
     assert ranks["encoder.1.conv.weight"] == 6
     assert ranks["channel_upsampler.weight"] == 1
     assert ranks["decoder.0.rewrite.weight"] == 4
-    assert ranks["tdecoder.0.rewrite.weight"] == 8  # max_rank
+    assert ranks["tdecoder.0.rewrite.weight"] == 8  # lora_max_rank
     assert ranks["encoder.0.dconv.layers.0.0.weight"] == 2  # rows
     assert not any(name.startswith("tencoder") for name in ranks)
 
@@ -252,10 +252,10 @@ def test_layers_that_train_fully_have_no_adapter(tmp_path):
         ({"train_fully": ["decoder.7.*"]}, "train_fully: 'decoder.7.*' matches no"),
         ({"layer_ranks": {"encoder.*": -1}}, r"layer_ranks\[encoder\.\*\]=-1"),
         ({"layer_ranks": {"*": 0}}, "nothing to adapt"),
-        ({"rank": 0}, "rank=0: must be an integer, 1 or more"),
-        ({"rank": 2.5}, "rank=2.5"),
-        ({"rank": None}, "rank=None"),
-        ({"max_rank": 0}, "max_rank=0"),
+        ({"lora_rank": 0}, "lora_rank=0: must be an integer, 1 or more"),
+        ({"lora_rank": 2.5}, "lora_rank=2.5"),
+        ({"lora_rank": None}, "lora_rank=None"),
+        ({"lora_max_rank": 0}, "lora_max_rank=0"),
         ({"dropout": 1}, r"dropout=1: must be in \[0, 1\)"),
         ({"alpha": 0}, "alpha=0"),
     ],
@@ -284,7 +284,7 @@ def test_adapters_twice_or_on_shared_weights_are_refused():
 def test_files_that_do_not_belong_to_the_model_are_refused(tmp_path):
     file = tmp_path / "adapters.safetensors"
     model = htdemucs()
-    add_lora(model, rank=2)
+    add_lora(model, lora_rank=2)
     save_lora(model, file)
     with pytest.raises(LoraError, match="does not fit this SepFormer: it has no"):
         load_lora_weights(sepformer(), file)
@@ -297,8 +297,8 @@ def test_files_that_do_not_belong_to_the_model_are_refused(tmp_path):
     load_lora_weights(other, file, check_base=False)
     other = htdemucs()
     other.load_state_dict(plain_state_dict(model))
-    add_lora(other, rank=3)
-    with pytest.raises(LoraError, match="tensors differ from the model's"):
+    add_lora(other, lora_rank=3)
+    with pytest.raises(LoraError, match="ranks of .* differ.*: 2 in the file, 3 in"):
         load_lora_weights(other, file)
     with pytest.raises(LoraError, match="no readable file"):
         load_lora_weights(htdemucs(), tmp_path / "none.safetensors")

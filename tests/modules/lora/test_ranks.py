@@ -63,15 +63,15 @@ def test_ranks_follow_the_gradient_within_the_budget():
         "zero": torch.zeros(10, 5, 3),
         "tiny": low_rank(3, 9, 3, 10.0),
     }
-    ranks = gradient_ranks(gradients, rank=4, max_rank=6)
+    ranks = gradient_ranks(gradients, lora_rank=4, lora_max_rank=6)
     assert ranks["loud"] == 6 and ranks["tiny"] == 3
     assert 1 <= ranks["zero"] <= ranks["quiet"] <= ranks["loud"]
     uniform = {name: min(4, len(g)) for name, g in gradients.items()}
     assert cost(ranks, gradients) <= cost(uniform, gradients)
     assert ranks == gradient_ranks(dict(reversed(gradients.items())), 4, 1, 6)
-    least = gradient_ranks(gradients, rank=4, min_rank=4, max_rank=6)
+    least = gradient_ranks(gradients, lora_rank=4, lora_min_rank=4, lora_max_rank=6)
     assert least == {"loud": 4, "quiet": 4, "zero": 4, "tiny": 3}
-    none = gradient_ranks(gradients, rank=2, min_rank=0, max_rank=6)
+    none = gradient_ranks(gradients, lora_rank=2, lora_min_rank=0, lora_max_rank=6)
     assert none["zero"] == 0 and none["loud"] > 3
 
 
@@ -80,7 +80,7 @@ def test_a_real_gradient_spends_the_budget():
     model = htdemucs()
     model(torch.randn(2, 2, 2000)).abs().mean().backward()
     gradients = {name: weight.grad for name, weight in adaptable(model).items()}
-    ranks = gradient_ranks(gradients, rank=3)
+    ranks = gradient_ranks(gradients, lora_rank=3)
     uniform = {n: min(3, len(g), g[0].numel()) for n, g in gradients.items()}
     assert ranks.keys() == gradients.keys() and ranks != uniform
     spent = cost(ranks, gradients) / cost(uniform, gradients)

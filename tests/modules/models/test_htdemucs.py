@@ -6,9 +6,7 @@ for development only. Everything else runs on generated signals with tiny networ
 """
 
 import importlib.util
-import inspect
 import json
-import logging
 from fractions import Fraction
 
 import pytest
@@ -17,9 +15,6 @@ from safetensors import safe_open
 
 from benchmarks.models import demucs_module
 from modules.models.htdemucs import (
-    DEMUCS_DEFAULTS,
-    DEMUCS_FIXED,
-    DEMUCS_IGNORED,
     HTDemucs,
     pad_reflecting,
     to_spectrum,
@@ -62,7 +57,7 @@ def tiny(seed=0, **options):
     torch.manual_seed(seed)
     options = {"sources": SOURCES, **TINY, **options}
     return moved(
-        HTDemucs(segment_seconds=Fraction(SEGMENT, RATE), samplerate=RATE, **options),
+        HTDemucs(segment_seconds=Fraction(SEGMENT, RATE), sample_rate=RATE, **options),
         seed,
     )
 
@@ -92,7 +87,7 @@ def reference():
     with safe_open(str(path), "pt") as file:
         config = json.loads(file.metadata()["config"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    model = HTDemucs(**config)
+    model = HTDemucs(sample_rate=config.pop("samplerate"), **config)
     weights = {
         key.removeprefix("weight/"): value
         for key, value in tensors.items()
@@ -353,7 +348,7 @@ def test_parts_can_be_left_out(options):
         {"bottom_channels": 8, "t_layers": 0},
         {"t_dropout": 1.0},
         {"audio_channels": 0},
-        {"samplerate": 44100.0},
+        {"sample_rate": 44100.0},
     ],
 )
 def test_bad_argument_is_named(options):
@@ -377,86 +372,3 @@ def test_an_argument_of_another_network_is_refused():
 def test_bad_mixture_is_refused(shape):
     with pytest.raises(ValueError, match=r"expected \[batch, 2 channels"):
         tiny()(torch.zeros(shape))
-
-
-# -------------------------------------------------------------------- packages
-
-
-def arguments(**options):
-    """Arguments of demucs' constructor that make `tiny()`."""
-    return {
-        "sources": SOURCES,
-        "samplerate": RATE,
-        "segment": Fraction(SEGMENT, RATE),
-        "dconv_mode": 3,
-        **TINY,
-        **options,
-    }
-
-
-def adapt(model, state, klass="demucs.htdemucs.HTDemucs", args=(), **options):
-    return model.adapt_package(klass, args, arguments(**options), state)
-
-
-def test_sources_in_another_order_are_mapped_by_name():
-    theirs = tiny(seed=1, sources=["vocals", "drums", "bass", "other"])
-    ours = tiny(seed=2)
-    state = adapt(ours, theirs.state_dict(), sources=theirs.sources)
-    ours.load_state_dict(state, strict=True)
-    truth, estimate = theirs.eval()(song(800)), ours.eval()(song(800))
-    for index, name in enumerate(SOURCES):
-        torch.testing.assert_close(
-            estimate[:, index], truth[:, theirs.sources.index(name)]
-        )
-
-
-@pytest.mark.parametrize(
-    "options, line",
-    [
-        ({"sources": ["vocals", "rest"]}, r"sources: the package's \['vocals', 'rest'"),
-        ({"segment": 10}, "segment: the package's 10, the model's 6/5"),
-        ({"t_heads": 4}, "t_heads: the package's 4, the model's 2"),
-        ({"samplerate": 44100}, "samplerate: the package's 44100"),
-        ({"cac": False}, "cac: the package's False, supported is True"),
-        ({"t_emb": "cape"}, "t_emb: the package's cape, supported is sin"),
-        ({"use_train_segment": False}, "use_train_segment"),
-        ({"channels_time": 16}, "channels_time"),
-    ],
-)
-def test_another_configuration_is_listed(options, line):
-    model = tiny()
-    with pytest.raises(ValueError, match=line):
-        adapt(model, model.state_dict(), **options)
-
-
-def test_what_is_left_out_of_a_package_has_the_default_of_demucs():
-    model = tiny()
-    given = arguments()
-    del given["dconv_mode"]
-    with pytest.raises(ValueError, match="dconv_mode: the package's 1, the model's 3"):
-        model.adapt_package("demucs.htdemucs.HTDemucs", (), given, model.state_dict())
-
-
-def test_every_argument_of_demucs_is_known():
-    parameters = inspect.signature(type(demucs(1, **CONFIG))).parameters
-    known = {**DEMUCS_DEFAULTS, **DEMUCS_FIXED, "channels_time": None}
-    assert parameters.keys() == {"sources"} | known.keys() | DEMUCS_IGNORED
-    for name, value in known.items():
-        assert parameters[name].default == value, name
-
-
-def test_what_does_not_matter_may_differ(caplog):
-    model = tiny()
-    with caplog.at_level(logging.WARNING):
-        adapt(model, model.state_dict(), t_dropout=0.5, multi_freqs=[], t_lr=0.1)
-        assert not caplog.records
-        adapt(model, model.state_dict(), misspelt=1)
-    assert "misspelt" in caplog.text
-
-
-def test_another_class_is_refused():
-    model = tiny()
-    with pytest.raises(ValueError, match="holds a demucs.hdemucs.HDemucs"):
-        adapt(model, model.state_dict(), klass="demucs.hdemucs.HDemucs")
-    with pytest.raises(ValueError, match="positional"):
-        adapt(model, model.state_dict(), args=(SOURCES,))

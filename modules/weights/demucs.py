@@ -1,0 +1,281 @@
+"""Packages of demucs: what its files hold, and how their weights fit our HTDemucs.
+
+demucs publishes weights together with the class and the arguments of its constructor:
+in a pickle (`.th`), which holds the class object itself, or in the metadata of a
+safetensors file. No class is looked up for them. The names that belong in such a
+pickle are read as `StandIn`s, which keep their arguments and do nothing.
+
+Errors of a file are `ValueError`s that go on from the name of the file.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from torch import Tensor, nn
+
+from modules.models.htdemucs import (
+    EMBEDDING_SCALE,
+    EMBEDDING_WEIGHT,
+    KERNEL,
+    MAX_PERIOD,
+    STRIDE,
+    HTDemucs,
+    seconds,
+)
+
+# Names in the pickles of demucs: its networks, lengths, and (in old files) the numbers
+# of a training log.
+STAND_INS = (
+    "demucs.htdemucs.HTDemucs",
+    "demucs.hdemucs.HDemucs",
+    "demucs.demucs.Demucs",
+    "fractions.Fraction",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+)
+
+# The constructor of demucs.htdemucs.HTDemucs has these defaults.
+DEMUCS_DEFAULTS = {
+    "audio_channels": 2,
+    "channels": 48,
+    "channels_time": None,
+    "growth": 2,
+    "depth": 4,
+    "nfft": 4096,
+    "dconv_mode": 1,
+    "dconv_comp": 8,
+    "dconv_depth": 2,
+    "bottom_channels": 0,
+    "t_layers": 5,
+    "t_heads": 8,
+    "t_dropout": 0.0,
+    "samplerate": 44100,
+    "segment": 10,
+}
+
+# Its other arguments that change the output, and the values that make this network.
+DEMUCS_FIXED = {
+    "cac": True,
+    "rewrite": True,
+    "multi_freqs": None,
+    "freq_emb": EMBEDDING_WEIGHT,
+    "emb_scale": EMBEDDING_SCALE,
+    "kernel_size": KERNEL,
+    "stride": STRIDE,
+    "context": 1,
+    "context_enc": 0,
+    "norm_starts": 4,
+    "t_emb": "sin",
+    "t_hidden_scale": 4.0,
+    "t_norm_in": True,
+    "t_norm_in_group": False,
+    "t_group_norm": False,
+    "t_norm_first": True,
+    "t_norm_out": True,
+    "t_max_period": MAX_PERIOD,
+    "t_layer_scale": True,
+    "t_gelu": True,
+    "t_weight_pos_embed": 1.0,
+    "t_sin_random_shift": 0,
+    "t_sparse_self_attn": False,
+    "t_sparse_cross_attn": False,
+    "t_cross_first": False,
+    "use_train_segment": True,
+}
+
+# Arguments without effect once the weights are there and the others are as above.
+DEMUCS_IGNORED = {
+    *("wiener_iters", "end_iters", "wiener_residual", "multi_freqs_depth"),
+    *("emb_smooth", "time_stride", "norm_groups", "dconv_init", "rescale"),
+    *("t_max_positions", "t_weight_decay", "t_lr", "t_cape_mean_normalize"),
+    *("t_cape_augment", "t_cape_glob_loc_scale", "t_mask_type", "t_sparsity"),
+    *("t_mask_random_seed", "t_sparse_attn_window", "t_global_window"),
+    "t_auto_sparsity",
+}
+
+State = dict[str, Tensor]
+
+logger = logging.getLogger(__name__)
+
+
+class StandIn:
+    """Takes the place of an object of a pickle: keeps its arguments, runs nothing."""
+
+    name = ""
+    arguments: tuple = ()
+
+    def __new__(cls, *arguments: object) -> "StandIn":
+        made = super().__new__(cls)
+        made.arguments = arguments
+        return made
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Package:
+    """Weights with the class and the arguments of the model that they belong to."""
+
+    klass: str
+    args: list
+    kwargs: dict
+    state: State
+
+
+def stand_ins() -> list[tuple[type, str]]:
+    """Return a stand-in for each known name, as `safe_globals` of torch takes them."""
+    return [(type("StandIn", (StandIn,), {"name": n}), n) for n in STAND_INS]
+
+
+def package_of_pickle(content: Mapping) -> Package:
+    """Return the package in a pickle that was read with `stand_ins`."""
+    klass, state = content["klass"], content.get("state")
+    if not (isinstance(klass, type) and issubclass(klass, StandIn)):
+        raise ValueError("names no class of demucs")
+    if isinstance(state, dict) and "__quantized" in state:
+        raise ValueError("is quantized, which is not read")
+    args, kwargs = content.get("args", ()), content.get("kwargs", {})
+    return _package(klass.name, args, kwargs, state)
+
+
+def package_of_metadata(metadata: Mapping[str, str], state: State) -> Package:
+    """Return the package in a safetensors file, whose arguments are JSON."""
+    if "structure" in metadata:
+        raise ValueError("is quantized, which is not read")
+    try:
+        args, kwargs = (json.loads(metadata[name]) for name in ("args", "kwargs"))
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"has no arguments of a model in its metadata ({error})"
+        ) from error
+    return _package(metadata["klass"], args, kwargs, state)
+
+
+def _package(klass: str, args: object, kwargs: object, state: Any) -> Package:
+    """A package whose arguments are plain values."""
+    try:
+        args, kwargs = _plain(args), _plain(kwargs)
+    except (ValueError, RecursionError) as error:
+        message = f"has arguments that are not plain values ({error})"
+        raise ValueError(message) from error
+    if not (isinstance(args, list) and isinstance(kwargs, dict)):
+        raise ValueError("has no list and dict of arguments")
+    return Package(klass, args, kwargs, state)
+
+
+def _plain(value: object) -> object:
+    """Numbers, texts, lists and dicts; fractions from either form of demucs."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        if value.get("_type") == "fraction":
+            return _fraction(value.get("numerator"), value.get("denominator"))
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, StandIn) and value.name == "fractions.Fraction":
+        return _fraction(*value.arguments)
+    raise ValueError(f"it holds a {getattr(value, 'name', type(value).__name__)}")
+
+
+def _fraction(*arguments: Any) -> Fraction:
+    """A fraction from two integers, or from the text that Python 3.11 pickles."""
+    if len(arguments) == 1 and re.fullmatch(r"\d{1,18}(/\d{1,18})?", str(arguments[0])):
+        arguments = tuple(int(part) for part in str(arguments[0]).split("/"))
+    if not all(isinstance(value, int) for value in arguments) or not all(arguments):
+        raise ValueError(f"it holds a fraction of {str(arguments)[:80]}")
+    numerator, denominator = (*arguments, 1)[:2]
+    return Fraction(numerator, denominator)
+
+
+def adapt_package(model: nn.Module, package: Package) -> State:
+    """Check that a package holds this network, and bring its sources into order.
+
+    The dropout probability may differ, for it is not part of what was learned, and the
+    sources may be in another order: the output layers are then reordered by name.
+
+    Raises
+    ------
+    ValueError
+        Another class, or another configuration: the message lists what differs.
+    """
+    if not isinstance(model, HTDemucs):
+        raise ValueError(f"holds a {package.klass}, not a {type(model).__name__}")
+    if package.klass != "demucs.htdemucs.HTDemucs":
+        raise ValueError(f"holds a {package.klass}, not a demucs.htdemucs.HTDemucs")
+    args, theirs = package.args, dict(package.kwargs)
+    if len(args) > 1 or (args and "sources" in theirs):
+        raise ValueError(f"has {len(args)} positional arguments; known is sources")
+    sources = args[0] if args else theirs.pop("sources", None)
+    sources = list(map(str, sources)) if isinstance(sources, (list, tuple)) else []
+    differ = []
+    if sorted(sources) != sorted(model.sources):
+        differ.append(("sources", sources, f"the model's {model.sources}"))
+    ours = {
+        **model.config,
+        "samplerate": model.sample_rate,
+        "segment": model.segment,
+        "channels_time": None,
+    }
+    for name, default in DEMUCS_DEFAULTS.items():
+        value = theirs.pop(name, default)
+        if name != "t_dropout" and not _same(name, value, ours[name]):
+            differ.append((name, value, f"the model's {ours[name]}"))
+    for name, needed in DEMUCS_FIXED.items():
+        value = theirs.pop(name, needed)
+        if (value or None) != (needed or None):
+            differ.append((name, value, f"supported is {needed}"))
+    if differ:
+        raise ValueError(
+            "holds another model\n"
+            + "\n".join(f"  {n}: the package's {v}, {o}" for n, v, o in differ)
+        )
+    if unknown := sorted(theirs.keys() - DEMUCS_IGNORED):
+        # demucs itself drops the arguments that its constructor does not have.
+        logger.warning("Unknown arguments in the package: %s", ", ".join(unknown))
+    index = [sources.index(name) for name in model.sources]
+    state = dict(package.state)
+    for key, dim in output_layers(model).items():
+        if key in state and state[key].shape[dim] % len(sources) == 0:
+            state[key] = take_blocks(state[key], dim, len(sources), index)
+    return state
+
+
+def _same(name: str, theirs: Any, ours: object) -> bool:
+    """Whether a package's argument means what the model's own one says."""
+    if name != "segment":
+        return theirs == ours
+    try:
+        return seconds(theirs) == ours
+    except ValueError:
+        return False
+
+
+def output_layers(model: HTDemucs) -> dict[str, int]:
+    """Return the tensors that depend on the number of sources, each with the dimension.
+
+    These are weight and bias of the last transposed convolution of each branch, in
+    which every source has a block of output channels.
+    """
+    last = len(model.decoder) - 1
+    return {
+        f"{branch}.{last}.conv_tr.{name}": dim
+        for branch in ("decoder", "tdecoder")
+        for name, dim in (("weight", 1), ("bias", 0))
+    }
+
+
+def take_blocks(tensor: Tensor, dim: int, blocks: int, index: Sequence[int]) -> Tensor:
+    """Return blocks of a dimension in another order; each any number of times."""
+    parts = tensor.unflatten(dim, (blocks, -1))
+    return parts.index_select(dim, parts.new_tensor(index).long()).flatten(dim, dim + 1)

@@ -1,0 +1,188 @@
+"""Read the folder of a run: which network it trained, and the weights that it tested.
+
+Nothing in the folder is executed. The nodes of `hyperparams.yaml` are read as data, no
+object is made of them, and a class is used only if it is a network that a file of
+`modules/models` defines. A new network needs no entry in any table here.
+"""
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+import modules.models
+from modules.lora.adapters import merge
+from modules.lora.files import load_lora_weights
+from modules.runtime.errors import ExportError
+from modules.weights.checkpointer import AtomicCheckpointer
+from modules.weights.pretrained import load_pretrained
+from modules.weights.transfer_sources import load_for_sources
+
+SETTINGS, ADAPTERS = "hyperparams.yaml", "adapters.safetensors"
+
+LORA = ("merged", "separate", "none")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's network and settings, as its `hyperparams.yaml` states them.
+
+    `arguments` are the constructor's of `kind`; `settings` are nodes of the YAML.
+    """
+
+    folder: Path
+    kind: type[nn.Module]
+    arguments: dict[str, Any]
+    sample_rate: int | None
+    sources: list[str] | None
+    settings: Mapping[str, yaml.Node]
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether the run trained low-rank adapters."""
+        recipe = self.settings.get("recipe")
+        return recipe is not None and "recipes.lora." in recipe.tag
+
+    def value(self, name: str) -> Any:
+        """Return a setting as plain data; of an object only its arguments."""
+        return _plain(self.settings.get(name), f"{self.folder}: {name}")
+
+    def make_network(self) -> nn.Module:
+        """Return the network with its initial weights, in evaluation mode."""
+        try:
+            return self.kind(**self.arguments).eval()
+        except (TypeError, ValueError) as error:
+            raise ExportError(f"{self.folder}: separator: {error}") from error
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read the settings in the folder of a run, or in the YAML from one.
+
+    Raises
+    ------
+    ExportError
+        The settings cannot be read, or name no network of `modules/models`.
+    """
+    path = Path(folder)
+    path = path if path.is_file() else path / SETTINGS
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ExportError(
+            f"{path}: cannot be read ({' '.join(str(error).split())}); give the folder "
+            "of a run"
+        ) from error
+    if not isinstance(root, yaml.MappingNode):
+        raise ExportError(f"{path}: holds no settings of a run")
+    settings = {str(key.value): node for key, node in root.value}
+    separator = settings.get("separator")
+    tag = "missing" if separator is None else separator.tag
+    kind = network_class(tag.removeprefix("!new:"))
+    if kind is None:
+        raise ExportError(
+            f"{path}: its separator is {tag}; only networks in modules/models are "
+            "read: put the file of the network there, and name it so in the YAML"
+        )
+    # A node without arguments is a scalar.
+    has_arguments = isinstance(separator, yaml.MappingNode)
+    arguments = _plain(separator, f"{path}: separator") if has_arguments else {}
+    arguments.pop("activation_checkpointing", None)  # matters in training only
+    sample_rate, sources = (
+        _plain(settings.get(name), f"{path}: {name}")
+        for name in ("sample_rate", "sources")
+    )
+    return Run(path.parent, kind, arguments, sample_rate, sources, settings)
+
+
+def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
+    """Return the network of a run in evaluation mode with the weights that it tested.
+
+    These are the best checkpoint's, averaged ones if the run tested averages, or the
+    adapters in the run's folder on the weights that they were trained on.
+
+    Arguments
+    ---------
+    folder : str | Path | Run
+        The run.
+    lora : str
+        Adapters are `merged` into the weights, kept `separate` beside them, or left out
+        (`none`).
+
+    Raises
+    ------
+    ExportError
+        Not a run, no checkpoint, adapters requested of a run without any.
+    LoraError, PretrainedError
+        Weights cannot be read or do not belong together.
+    """
+    run = folder if isinstance(folder, Run) else read_run(folder)
+    if lora not in LORA:
+        raise ExportError(f"--lora={lora}: use one of {', '.join(LORA)}")
+    if lora != "merged" and not run.has_adapters:
+        raise ExportError(f"--lora={lora}: {run.folder} trained no adapters")
+    model = run.make_network()
+    if not run.has_adapters:
+        load_pretrained(model, _tested_checkpoint(run))
+        return model
+    pretrained, own_loader = run.value("pretrained"), run.value("load_pretrained")
+    if own_loader is None:
+        load_pretrained(model, pretrained)
+    else:
+        load_for_sources(model, pretrained, **own_loader)
+    if lora != "none":
+        load_lora_weights(model, run.folder / ADAPTERS)
+    return merge(model) if lora == "merged" else model
+
+
+def network_class(name: object) -> type[nn.Module] | None:
+    """Return the class `modules.models.FILE.CLASS`; None for any other name.
+
+    Example
+    -------
+    >>> network_class("modules.models.sepformer.SepFormer").__name__
+    'SepFormer'
+    >>> network_class("modules.models.sepformer.nn.Linear") is None
+    True
+    """
+    match = re.fullmatch(r"(modules\.models\.([a-z]\w*))\.([A-Z]\w*)", str(name))
+    folder = Path(modules.models.__file__).parent
+    if match is None or not (folder / f"{match[2]}.py").is_file():
+        return None
+    kind = getattr(importlib.import_module(match[1]), match[3], None)
+    is_network = isinstance(kind, type) and issubclass(kind, nn.Module)
+    # The module must define the class: a name that it imports is foreign.
+    return kind if is_network and kind.__module__ == match[1] else None
+
+
+def _tested_checkpoint(run: Run) -> Path:
+    """The best checkpoint by the run's monitor, or else the newest."""
+    if number := run.value("average_last"):
+        raise ExportError(
+            f"{run.folder}: tested the mean of {number} checkpoints, which is not "
+            "kept; test the best one first: --test_only --average_last=0"
+        )
+    checkpointer = AtomicCheckpointer(run.folder / "save")
+    monitor = run.value("monitor") or "si_snr"
+    found = checkpointer.find_checkpoint(max_key=monitor)
+    found = found or checkpointer.find_checkpoint()
+    if found is None:
+        raise ExportError(f"{run.folder}/save: no checkpoint; train first")
+    return found.path
+
+
+def _plain(node: yaml.Node | None, where: str) -> Any:
+    """Plain data of a node; of `!new:` and `!name:` only the arguments."""
+    loader = yaml.SafeLoader("")
+    try:
+        if node is None:
+            return None
+        if node.tag.startswith("!") and isinstance(node, yaml.MappingNode):
+            return loader.construct_mapping(node, deep=True)
+        return loader.construct_object(node, deep=True)
+    except (TypeError, ValueError, yaml.YAMLError) as error:
+        raise ExportError(f"{where}: holds more than plain values") from error
