@@ -145,7 +145,7 @@ class LossTruncation(Selector):
         return self.past_WK
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the losses without NaN, which no checkpoint holds, and which are known."""
+        """Return the losses and a mask instead of NaN, which no checkpoint may hold."""
         if self.past_WK is None:
             return {}
         known_WK = ~self.past_WK.isnan()
