@@ -21,13 +21,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 GROUP = 256  # frames that see each other in the quadratic attention
-
 QUERY_KEY = 128  # width of queries and keys
-
 ROTARY = 32  # leading query/key features that are rotated
-
 TAPS = 17  # depthwise kernel of the feed-forward convolutions
-
 MEMORY_TAPS = 39  # depthwise kernel of the memory block: 19 frames each side
 
 
@@ -194,7 +190,6 @@ class ScaleNorm(nn.Module):
         self.g = nn.Parameter(torch.ones(1))
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        """Normalise ``x_BLC``."""
         # vector_norm, unlike sqrt(sum), has a finite gradient for an all-zero frame.
         norm_BL1 = torch.linalg.vector_norm(x_BLC.float(), dim=-1, keepdim=True)
         rms_BL1 = norm_BL1 * x_BLC.shape[-1] ** -0.5
@@ -215,7 +210,6 @@ class MomentNorm(nn.Module):
         self.dims, self.eps = dims, eps
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        """Normalise ``x_BLC``."""
         x_BLC = _widen(x_BLC)
         centred_BLC = x_BLC - x_BLC.mean(self.dims, keepdim=True)
         variance = centred_BLC.square().mean(self.dims, keepdim=True)
@@ -224,7 +218,7 @@ class MomentNorm(nn.Module):
 
 
 def global_norm(kind: str, channels: int) -> nn.Module:
-    """Build the norm around the layer stack; its name fixes the weight's shape."""
+    """Return the norm around the layer stack; its name fixes the weight's shape."""
     if kind == "ln":
         return MomentNorm((channels,), (1, 2), 1e-8)
     if kind == "gln":
@@ -468,20 +462,13 @@ class Layers(nn.Module):
         for attention, memory in zip(self.layers, self.fsmn, strict=True):
             if recompute:
                 x_BLN = checkpoint(
-                    self._layer, attention, memory, x_BLN, table, use_reentrant=False
+                    lambda x, a=attention, m=memory: m(a(x, table)),
+                    x_BLN,
+                    use_reentrant=False,
                 )
             else:
-                x_BLN = self._layer(attention, memory, x_BLN, table)
+                x_BLN = memory(attention(x_BLN, table))
         return x_BLN
-
-    @staticmethod
-    def _layer(
-        attention: GatedAttention,
-        memory: MemoryBlock,
-        x_BLN: Tensor,
-        table: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        return memory(attention(x_BLN, table))
 
 
 class ResidualStack(nn.Module):
@@ -678,22 +665,8 @@ class MossFormer2(nn.Module):
         Known are ClearVoice's checkpoint (the whole dictionary or its "model" entry,
         with or without the "module." of data-parallel training), the standalone
         release with its files joined as "encoder.", "masknet." and "decoder.", and
-        our own. Unknown keys stay, for a strict load to name them.
-
-        Arguments
-        ---------
-        state : dict[str, Tensor]
-            What ``torch.load`` returned.
-
-        Returns
-        -------
-        dict[str, Tensor]
-            The same tensors under our keys.
-
-        Raises
-        ------
-        ValueError
-            If a stored constant (rotary or position frequencies) is not ours.
+        our own. Unknown keys stay, for a strict load to name them. A ValueError is
+        raised if a stored constant (rotary or position frequencies) is not ours.
         """
         if isinstance(state.get("model"), dict):
             state = state["model"]
