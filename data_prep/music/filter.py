@@ -25,19 +25,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import soundfile
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from data_prep.music.manifests import find_tracks
 from modules.audio.faults import SILENT_STEM_DB
-from modules.audio.io import read_stereo
+from modules.audio.io import read_header, read_stereo
 from modules.audio.pitch import change_pitch_and_tempo
 from modules.audio.resample import resample
 from modules.inference.songs import apply_model
 from modules.runtime.devices import check_device
-from modules.runtime.errors import AudioError, DataError, UserError
+from modules.runtime.errors import DataError, UserError
 from modules.runtime.files import one_line, write_text
 from modules.runtime.tables import read_table, write_table
 from modules.weights.export import CONFIG, load_exported
@@ -288,12 +287,8 @@ def clean_stems(
 
 
 def read_any_rate(path: str | Path) -> tuple[Tensor, int]:
-    """A whole file [C, T] and its rate in Hz."""
-    try:
-        rate = soundfile.info(str(path)).samplerate
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise AudioError(f"{path}: cannot be read as audio ({error})") from error
-    return read_stereo(path), rate
+    """Return a whole file [C, T] and its rate in Hz."""
+    return read_stereo(path), read_header(path).sample_rate
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,11 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
-
-import soundfile
 
 from data_prep.common.layout import Tracks, list_audio
+from modules.audio.io import Header, read_header
 from modules.data.manifest import THREADS, Row, write_manifest
 from modules.runtime.errors import DataError
 
@@ -323,21 +321,9 @@ def _make_row(track: Track, sample_rate: int | None) -> tuple[Row, str]:
     return row, f"{folder}: {'; '.join(faults)}" if faults else ""
 
 
-class Header(NamedTuple):
-    """What a file says of itself."""
-
-    sample_rate: int
-    channels: int
-    frames: int
-
-
 def _read_header(path: str) -> Header:
-    """Look at a file, which must be audio and not empty."""
-    try:
-        with soundfile.SoundFile(path) as file:
-            header = Header(file.samplerate, file.channels, file.frames)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise DataError(f"{path} cannot be read as audio ({error})") from None
+    """Read the header of a file, which must be audio and not empty."""
+    header = read_header(path)
     if header.frames == 0:
         raise DataError(f"{path} holds no samples")
     return header

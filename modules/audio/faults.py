@@ -5,11 +5,11 @@ import re
 
 import soundfile
 
-# int16 rounding of the sources and the mixture, with room for dither; of the peak,
-# where float files exceed full scale.
+# Largest distance of a mixture from the sum of its sources: int16 rounding of each,
+# with room for dither. A share of the peak where float files exceed full scale.
 SUM_TOLERANCE = 4 / 2**15
 
-# Nothing above the last bit of 16: digital silence, or what dither leaves of it.
+# No sample above the last bit of 16: digital silence, or what dither leaves of it.
 SILENT_PEAK = 1.5 / 2**15
 
 # Active-speech level below the quietest speech, above what 16-bit dither leaves.
@@ -21,7 +21,7 @@ SILENT_STEM_DB = -80.0
 # Float files may exceed full scale, but not by 40 dB.
 LARGEST_PEAK = 100.0
 
-# What libsndfile notes of a WAV whose header promises more than the file holds.
+# libsndfile's note of a WAV whose header promises more than the file holds.
 CUT_SHORT = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
 
 # A program that writes into a pipe promises this much or more: it cannot know.
@@ -29,7 +29,7 @@ UNKNOWN_BYTES = 2**31 - 2**16
 
 
 def cut_short(file: soundfile.SoundFile) -> str:
-    """How much of what a WAV's header promises is there; empty where all is."""
+    """Say how much of what a WAV's header promises is there; empty if all is."""
     found = CUT_SHORT.search(file.extra_info)
     promised, held = map(int, found.groups()) if found else (0, 0)
     if not held < promised < UNKNOWN_BYTES:
@@ -38,7 +38,7 @@ def cut_short(file: soundfile.SoundFile) -> str:
 
 
 def level_fault(low: float, high: float) -> str:
-    """What is wrong with samples between two extremes, where NaN counts as one.
+    """Say what is wrong with samples between two extremes (NaN counts as one).
 
     Example
     -------

@@ -46,14 +46,8 @@ class Header(NamedTuple):
 class AudioFile:
     """An open audio file; `open_audio` makes one.
 
-    Attributes
-    ----------
-    path : str | Path
-        The file.
-    header : Header
-        Its rate in Hz, its channels, and its length in samples of a channel.
-    cut_short : str
-        How much is missing of the samples that the header promises; empty if none is.
+    Its `header` is read, and `cut_short` says how much is missing of the samples that
+    the header promises; it is empty if none is.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -90,26 +84,10 @@ class AudioFile:
     def read(
         self, start: int = 0, frames: int | None = None, dtype: str = "float32"
     ) -> np.ndarray:
-        """Read a part of the file.
+        """Return samples [T, C], full scale at 1; None reads to the end.
 
-        Arguments
-        ---------
-        start : int
-            First sample to read.
-        frames : int | None
-            How many samples to read; None reads to the end.
-        dtype : str
-            `float32` or `float64`.
-
-        Returns
-        -------
-        np.ndarray
-            Shape [T, C], full scale at 1; shorter than asked for where the file ends.
-
-        Raises
-        ------
-        AudioError
-            The samples cannot be read.
+        The result is shorter than `frames` where the file ends; `dtype` is float32 or
+        float64. Samples that cannot be read are an AudioError.
         """
         if self._sound is not None:
             try:
@@ -180,19 +158,21 @@ _REMEMBERED: dict[str, tuple[tuple[int, ...], Header]] = {}
 
 
 def _unreadable(path: str | Path, error: Exception) -> AudioError:
+    """Return an error of one line, in which the path stands once."""
     if isinstance(error, FileNotFoundError):
         return AudioError(f"{path}: does not exist")
-    reason = error.strerror if isinstance(error, OSError) else error
+    reason = str(error)
+    if isinstance(error, OSError):
+        reason = error.strerror
+    elif isinstance(error, soundfile.LibsndfileError):
+        reason = error.error_string
     return AudioError(f"{path}: cannot be read as audio ({reason})")
 
 
 def parse_plain(head: bytes, file_bytes: int) -> tuple[Header, int] | None:
-    """Read the first `PLAIN_HEADER_BYTES` of a file of the given size.
+    """Return header and place of the samples, or None unless a file is plain.
 
-    Returns
-    -------
-    tuple[Header, int] | None
-        The header and where the samples start; None unless the file is plain.
+    `head` is its first `PLAIN_HEADER_BYTES`, `file_bytes` its size.
     """
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
@@ -326,12 +306,7 @@ def write_wave(
     sample_rate : int
         In Hz.
     subtype : str
-        `PCM_16` or `FLOAT`; the latter is never rescaled and never clipped.
-
-    Raises
-    ------
-    DataError
-        The disk is full or the folder cannot be written to.
+        `PCM_16`, or `FLOAT`, which neither rescales nor clips.
     """
     encoded = io.BytesIO()
     if subtype == "FLOAT":

@@ -1,43 +1,62 @@
-"""How loud a recording is by ITU-R BS.1770-4: LKFS, also called LUFS.
+"""How loud a recording is: three measures, of which two leave its pauses out.
 
-The rule LibriMix and WHAM! set their levels by. torchaudio has the same measure; this
-one needs neither torch, which every process that makes a data set would have to load,
-nor a wave within full scale, to which torchaudio clips what it filters.
+`loudness_db`: ITU-R BS.1770-4 (LKFS, also called LUFS), by which LibriMix and WHAM! set
+their levels. torchaudio has the same measure; this one needs neither torch, which every
+process that makes a data set would have to load, nor a wave within full scale, to which
+torchaudio clips what it filters.
 
-1. the K-weighting: a shelf of +4 dB above 1.5 kHz and a high-pass at 38 Hz, biquads by
-   the usual formulas for any rate, as torchaudio and pyloudnorm have them (the
-   standard's own high-pass, for 48 kHz, is 0.04 dB louder);
+1. K-weighting: a shelf of +4 dB above 1.5 kHz and a high-pass at 38 Hz, biquads by the
+   usual formulas for any rate, as torchaudio and pyloudnorm have them (the standard's
+   own high-pass, for 48 kHz, is 0.04 dB louder);
 2. power of blocks of 400 ms that overlap by 75 %;
 3. mean power of the blocks above -70 LKFS, and of these, of the ones at most 10 dB
    under their mean.
 
-Legend: T sample, L block.
+`p56_power`: the active speech level of ITU-T P.56, method B, by which WSJ0-mix set its
+levels, written from the Recommendation. An envelope (two exponential averages of |x|
+one after the other, 30 ms each) is compared with thresholds a factor 2 apart; a sample
+is active while the envelope is at or above the threshold and for 0.2 s after. For each
+threshold C the level A is the power of the whole recording spread over its active
+samples only. The active level is the A that lies 15.9 dB above its C, found by
+interpolation in dB between the two thresholds around it.
+
+`active_power`: the idea of P.56 with one relative gate, as in BS.1770, instead of the
+search over thresholds. It is quick, and serves where levels are drawn at random anyway,
+as in dynamic mixing, and where silence is to be found.
+
+1. power of successive blocks of 30 ms;
+2. gate: the mean power of all blocks, less 15.9 dB;
+3. mean power of the blocks at or above the gate.
+
+Legend: T sample, L block, J threshold.
 """
 
 import functools
 import math
 
 import numpy as np
-import scipy.signal
 from scipy.ndimage import maximum_filter1d
-from scipy.signal import lfilter
+from scipy.signal import lfilter, sosfilt
 
 # WSJ0-mix scales a mixture and its sources together so that this is the highest peak.
 MIXTURE_PEAK = 0.9
 
 LOUDNESS_BLOCK_SECONDS = 0.4
+LOUDNESS_OVERLAP = 4  # a block starts every quarter of a block
+LOUDNESS_OFFSET_DB = -0.691
+LOUDNESS_ABSOLUTE_GATE_DB = -70.0
+LOUDNESS_RELATIVE_GATE_DB = -10.0
 
-BLOCKS_PER_BLOCK = 4  # a block starts every quarter of a block
+P56_TIME_CONSTANT_SECONDS = 0.03
+P56_HANGOVER_SECONDS = 0.2
+P56_MARGIN_DB = 15.9
 
-OFFSET_DB = -0.691
-
-ABSOLUTE_GATE_DB = -70.0
-
-RELATIVE_GATE_DB = -10.0
+GATE_BLOCK_SECONDS = 0.03
+GATE_DB = P56_MARGIN_DB
 
 
 def loudness_db(wave_T: np.ndarray, sample_rate: int) -> float:
-    """Integrated loudness of one channel.
+    """Return the integrated loudness of one channel by BS.1770.
 
     Arguments
     ---------
@@ -61,29 +80,31 @@ def loudness_db(wave_T: np.ndarray, sample_rate: int) -> float:
     """
     if not len(wave_T):
         return -math.inf
-    weighted_T = scipy.signal.sosfilt(_k_weighting(sample_rate), wave_T)
+    weighted_T = sosfilt(_k_weighting(sample_rate), wave_T)
     block = min(round(LOUDNESS_BLOCK_SECONDS * sample_rate), len(weighted_T))
-    step = max(block // BLOCKS_PER_BLOCK, 1)
+    step = max(block // LOUDNESS_OVERLAP, 1)
     energy = np.concatenate([[0.0], np.cumsum(np.square(weighted_T))])
     starts_L = np.arange(0, len(weighted_T) - block + 1, step)
     power_L = (energy[starts_L + block] - energy[starts_L]) / block
-    power_L = power_L[power_L > 10 ** ((ABSOLUTE_GATE_DB - OFFSET_DB) / 10)]
+    power_L = power_L[
+        power_L > 10 ** ((LOUDNESS_ABSOLUTE_GATE_DB - LOUDNESS_OFFSET_DB) / 10)
+    ]
     if not len(power_L):
         return -math.inf
-    gate = power_L.mean() * 10 ** (RELATIVE_GATE_DB / 10)
-    return OFFSET_DB + 10 * math.log10(power_L[power_L > gate].mean())
+    gate = power_L.mean() * 10 ** (LOUDNESS_RELATIVE_GATE_DB / 10)
+    return LOUDNESS_OFFSET_DB + 10 * math.log10(power_L[power_L > gate].mean())
 
 
 @functools.cache
 def _k_weighting(sample_rate: int) -> np.ndarray:
-    """The two biquads, shape [2, 6]."""
+    """Return the two biquads, shape [2, 6]."""
     return np.array([_shelf(sample_rate), _high_pass(sample_rate)])
 
 
 def _shelf(
     sample_rate: int, hz: float = 1500.0, gain_db: float = 4.0, q: float = 0.5**0.5
 ) -> np.ndarray:
-    """A high shelf as b0 b1 b2 a0 a1 a2."""
+    """Return a high shelf as b0 b1 b2 a0 a1 a2."""
     omega = 2 * math.pi * hz / sample_rate
     amplitude, cosine = 10 ** (gain_db / 40), math.cos(omega)
     slope = 2 * math.sqrt(amplitude) * math.sin(omega) / (2 * q)
@@ -102,7 +123,7 @@ def _shelf(
 
 
 def _high_pass(sample_rate: int, hz: float = 38.0, q: float = 0.5) -> np.ndarray:
-    """A high-pass as b0 b1 b2 a0 a1 a2."""
+    """Return a high-pass as b0 b1 b2 a0 a1 a2."""
     omega = 2 * math.pi * hz / sample_rate
     alpha, cosine = math.sin(omega) / (2 * q), math.cos(omega)
     half = (1 + cosine) / 2
@@ -110,13 +131,8 @@ def _high_pass(sample_rate: int, hz: float = 38.0, q: float = 0.5) -> np.ndarray
     return np.array(filters) / (1 + alpha)
 
 
-GATE_BLOCK_SECONDS = 0.030
-
-GATE_DB = 15.9
-
-
 def active_power(wave_T: np.ndarray, sample_rate: int) -> float:
-    """Mean square of the active part of a recording.
+    """Return the mean square of the active part of a recording by one gate.
 
     Arguments
     ---------
@@ -150,7 +166,7 @@ def active_power(wave_T: np.ndarray, sample_rate: int) -> float:
 
 
 def active_level_db(wave_T: np.ndarray, sample_rate: int) -> float:
-    """`active_power` in dB relative to full scale; minus infinity for silence.
+    """Return `active_power` in dB re full scale; minus infinity for silence.
 
     Example
     -------
@@ -161,15 +177,8 @@ def active_level_db(wave_T: np.ndarray, sample_rate: int) -> float:
     return 10 * math.log10(power) if power > 0 else -math.inf
 
 
-TIME_CONSTANT = 0.03
-
-HANGOVER_SECONDS = 0.2
-
-MARGIN_DB = 15.9
-
-
 def p56_power(wave_T: np.ndarray, sample_rate: int) -> float:
-    """Mean square of the active part of a recording.
+    """Return the mean square of the active part of a recording by P.56.
 
     Arguments
     ---------
@@ -203,11 +212,11 @@ def p56_power(wave_T: np.ndarray, sample_rate: int) -> float:
     level_J = 10 * np.log10(energy / active_J)
     margin_J = level_J - 20 * np.log10(thresholds_J)
     # Thresholds fall, so margins rise; the last is above the margin by construction.
-    above = int(np.argmax(margin_J >= MARGIN_DB))
+    above = int(np.argmax(margin_J >= P56_MARGIN_DB))
     level_db = level_J[above]
     if above > 0:  # 0 only for clicks, whose envelope stays far under their power
         step = margin_J[above] - margin_J[above - 1]
-        share = (margin_J[above] - MARGIN_DB) / step
+        share = (margin_J[above] - P56_MARGIN_DB) / step
         level_db += share * (level_J[above - 1] - level_J[above])
     return float(10 ** (level_db / 10))
 
@@ -215,12 +224,12 @@ def p56_power(wave_T: np.ndarray, sample_rate: int) -> float:
 def _activity(
     wave_T: np.ndarray, sample_rate: int, rms: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Thresholds [J], falling by factors of 2, and the active samples at each [J]."""
-    decay = math.exp(-1 / (TIME_CONSTANT * sample_rate))
+    """Return thresholds [J], falling by factors of 2, and active samples at each."""
+    decay = math.exp(-1 / (P56_TIME_CONSTANT_SECONDS * sample_rate))
     envelope_T = lfilter([(1 - decay) ** 2], [1, -2 * decay, decay**2], np.abs(wave_T))
-    # Active is a sample whose envelope, or one of those up to 0.2 s before it, reaches
-    # the threshold: whose running maximum does. It looks back, hence the origin.
-    window = math.ceil(HANGOVER_SECONDS * sample_rate) + 1
+    # A sample is active if its envelope, or one of those up to 0.2 s before it, reaches
+    # the threshold: if the running maximum does. It looks back, hence the origin.
+    window = math.ceil(P56_HANGOVER_SECONDS * sample_rate) + 1
     held_T = maximum_filter1d(
         envelope_T, window, mode="constant", origin=window - 1 - window // 2
     )
@@ -228,7 +237,7 @@ def _activity(
     exponent_T = np.frexp(held_T[held_T > 0])[1]
     top = int(exponent_T.max())
     # Far enough down for the margin, however short the active part is.
-    count = max(top - math.frexp(rms)[1], 0) + math.ceil(MARGIN_DB / 6) + 3
+    count = max(top - math.frexp(rms)[1], 0) + math.ceil(P56_MARGIN_DB / 6) + 3
     steps_T = np.minimum(top - exponent_T, count)
     active_J = np.cumsum(np.bincount(steps_T, minlength=count + 1)[:count])
     return 2.0 ** (top - 1 - np.arange(count)), active_J

@@ -1,10 +1,10 @@
 """Change of pitch and of tempo, each without the other.
 
-By Signalsmith Stretch through `python-stretch`: MIT, a 0.1 MB wheel that needs nothing
-installed, and it takes a seed, so that equal input gives equal output. Of what else
-there is, pedalboard and pylibrb wrap Rubber Band, which is GPL (and 5 times slower);
-demucs and CCOM start an external program for each segment; torchaudio's and librosa's
-phase vocoders smear drums.
+Signalsmith Stretch does it through `python-stretch`: MIT, a 0.1 MB wheel that needs
+nothing installed, and it takes a seed, so that equal input gives equal output.
+pedalboard and pylibrb wrap Rubber Band, which is GPL (and 5 times slower); demucs and
+CCOM start an external program for each segment; the phase vocoders of torchaudio and
+librosa smear drums.
 
 Legend: C channel, T sample.
 """
@@ -48,7 +48,7 @@ def change_pitch_and_tempo(
         )
     if semitones == 0 and tempo == 1:
         return wave_CT
-    # Here, because speech does not need it.
+    # Imported here, because speech does not need it.
     from python_stretch import Signalsmith
 
     stretch = Signalsmith.Stretch(SEED)
@@ -57,4 +57,4 @@ def change_pitch_and_tempo(
     stretch.setTimeFactor(tempo)
     changed_CT = torch.from_numpy(stretch.process(wave_CT.contiguous().numpy()))
     missing = round(wave_CT.shape[-1] / tempo) - changed_CT.shape[-1]
-    return torch.nn.functional.pad(changed_CT, (0, missing))  # a sample, if any
+    return torch.nn.functional.pad(changed_CT, (0, missing))  # at most a sample

@@ -11,22 +11,21 @@ import torch
 import torchaudio
 from torch import Tensor
 
-# What `resample` holds of the windows it makes, in samples of a channel.
+# Most samples of a channel that `resample` holds in overlapping windows at a time.
 LARGEST_PART = 2**22
 
 # A product with this many columns (or a multiple) and rows has the same bits on any
 # number of threads, as the test sees: a worker has one, the main process may have more.
 # (To set that number around the product breaks MKL's batched solvers, torch 2.14.)
 COLUMNS = 16
-
 FEWEST_ROWS = 64
 
 
 def resample(wave_T: Tensor, from_rate: int, to_rate: int) -> Tensor:
-    """Band-limited resampling; [..., T] becomes [..., ceil(T * to / from)].
+    """Change the sampling rate: [..., T] becomes [..., ceil(T * to / from)].
 
-    The filters of `torchaudio.functional.resample`, made once, and applied by a matrix
-    product, which is several times faster than a convolution of one channel.
+    The filters are those of `torchaudio.functional.resample`, made once, and applied by
+    a matrix product: several times faster than its convolution of one channel.
     """
     if from_rate == to_rate:
         return wave_T
@@ -49,10 +48,11 @@ def resample(wave_T: Tensor, from_rate: int, to_rate: int) -> Tensor:
 def _sinc_filters(
     step: int, phases: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, int, int]:
-    """torchaudio's filters as columns [K, P], how many are used, how far they reach.
+    """Return torchaudio's filters as columns [K, P], their number and their reach.
 
-    Used are those of all phases, or of several steps side by side, so that the product
-    has enough columns to be quick. Zeros fill up to a multiple of `COLUMNS`.
+    The filters of all phases stand side by side, those of several steps where phases
+    are few: the product needs columns to be quick. Zeros fill up to a multiple of
+    `COLUMNS`; they do not count in the number.
     """
     made = torchaudio.transforms.Resample(
         step, phases, dtype=dtype if dtype == torch.float64 else None
@@ -72,7 +72,7 @@ def _sinc_filters(
 
 
 def frames_before_speed(num_frames: int, percent: int) -> int:
-    """Input samples that `change_speed` needs to give `num_frames` of output.
+    """Return how many input samples give `num_frames` of output in `change_speed`.
 
     Example
     -------
@@ -83,13 +83,7 @@ def frames_before_speed(num_frames: int, percent: int) -> int:
 
 
 def check_speeds(percents: Sequence[int] | None) -> None:
-    """Refuse speeds that `change_speed` cannot make; None and none are right.
-
-    Raises
-    ------
-    ValueError
-        One is not a whole percentage above 0.
-    """
+    """Raise a ValueError unless all speeds are whole percentages above 0."""
     if any(percent != int(percent) or percent < 1 for percent in percents or ()):
         raise ValueError(f"speed_changes are whole percentages above 0, not {percents}")
 

@@ -7,10 +7,9 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from torch import Tensor
 
-from modules.audio.faults import level_fault
+from modules.audio.io import open_audio, sample_fault
 from modules.data.index import fingerprint, measure_once
 from modules.data.manifest import Row
 from modules.runtime.errors import DataError
@@ -73,29 +72,25 @@ def measure(row: Row) -> Level:
     count, total, squares = row.frames, 0.0, 0.0
     block = BLOCK_SECONDS * row.sample_rate
     with ExitStack() as stack:
-        try:
-            files = [stack.enter_context(soundfile.SoundFile(path)) for path in paths]
-            for start in range(0, count, block):
-                frames = min(block, count - start)
-                mono_T = np.zeros(frames)
-                for path, file in zip(paths, files, strict=True):
-                    part_TC = file.read(frames, always_2d=True)
-                    if len(part_TC) != frames:
-                        raise DataError(
-                            f"{path}: ends before sample {start + frames}; truncated "
-                            "or changed, run the data preparation again"
-                        )
-                    fault = level_fault(float(part_TC.min()), float(part_TC.max()))
-                    if fault:
-                        raise DataError(
-                            f"{path}: {fault}; repair or remove the track "
-                            "(python -m data_prep.verify lists all such files)"
-                        )
-                    mono_T += part_TC.mean(1)
-                total += math.fsum(mono_T)
-                squares += math.fsum(mono_T**2)
-        except (soundfile.LibsndfileError, OSError) as error:
-            raise DataError(f"{row.id}: cannot be read as audio ({error})") from None
+        files = [stack.enter_context(open_audio(path)) for path in paths]
+        for start in range(0, count, block):
+            frames = min(block, count - start)
+            mono_T = np.zeros(frames)
+            for path, file in zip(paths, files, strict=True):
+                part_TC = file.read(start, frames, "float64")
+                if len(part_TC) != frames:
+                    raise DataError(
+                        f"{path}: ends before sample {start + frames}; truncated or "
+                        "changed, run the data preparation again"
+                    )
+                if fault := sample_fault(part_TC):
+                    raise DataError(
+                        f"{path}: {fault}; repair or remove the track "
+                        "(python -m data_prep.verify lists all such files)"
+                    )
+                mono_T += part_TC.mean(1)
+            total += math.fsum(mono_T)
+            squares += math.fsum(mono_T**2)
     mean = total / count
     variance = max(squares - count * mean**2, 0.0) / max(count - 1, 1)
     return Level(mean, math.sqrt(variance))

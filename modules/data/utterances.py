@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 
-from modules.audio.faults import SILENT_SPEECH_DB, cut_short, level_fault
+from modules.audio.faults import SILENT_SPEECH_DB
+from modules.audio.io import open_audio, sample_fault
 from modules.audio.levels import active_level_db
 from modules.data.index import fingerprint, measure_once, printable
 from modules.data.manifest import Row
@@ -326,14 +326,14 @@ def _measure_file(path: str) -> _Measured:
 
     try:
         path.encode()
-        with soundfile.SoundFile(path) as file:
-            rate, promised = file.samplerate, file.frames
-            cut = cut_short(file)
-            wave_TC = file.read(dtype="float32", always_2d=True)
+        with open_audio(path) as file:
+            rate, _, promised = file.header
+            cut = file.cut_short
+            wave_TC = file.read()
     except UnicodeEncodeError:
         return faulty("its name is not UTF-8")
-    except (soundfile.LibsndfileError, OSError) as error:
-        return faulty(f"unreadable: {error}".replace("\n", " "))
+    except AudioError as error:
+        return faulty(f"unreadable: {error.__cause__}".replace("\n", " "))
     frames, channels = wave_TC.shape
     if channels != 1:
         return faulty(f"{channels} channels, not mono", rate, frames)
@@ -344,7 +344,7 @@ def _measure_file(path: str) -> _Measured:
     if cut:
         return faulty(f"truncated: {cut}", rate, frames)
     wave_T = wave_TC[:, 0]
-    if fault := level_fault(float(wave_T.min()), float(wave_T.max())):
+    if fault := sample_fault(wave_T):
         return faulty(fault, rate, frames)
     level_db = active_level_db(wave_T, rate)
     if level_db < SILENT_SPEECH_DB:

@@ -1,11 +1,12 @@
-"""Which examples count: small objects that look at losses and answer with a mask.
+"""Which examples count: one class a rule, which looks at losses and gives a mask.
 
 A selector sees the unreduced losses of the whole global batch (all ranks), so every
 rank reaches the same answer. Examples that cannot be used (not finite, over
-`loss_upper_lim`, silent, or only there to fill up a rank) reach it as NaN and are
-left out whatever it says.
+`loss_upper_lim`, silent, or present only to fill up a rank) reach it as NaN and are
+left out whatever the selector says.
 
-Legend: N examples of the global batch, K loss terms of an example.
+Legend: N examples of the global batch, K loss terms of an example, R ranks, B examples
+of a rank, W remembered losses.
 """
 
 import math
@@ -17,23 +18,26 @@ from modules.runtime.distributed import world_size
 
 
 class Selector:
-    """Base of the rules: has no state, and does the same in every phase."""
+    """Base of the rules, with what a rule without memory needs.
 
-    #: The mean runs over what is kept; False: over all that is usable.
+    A rule is called with losses [N, K] and returns a mask of the terms to keep, of the
+    same shape.
+    """
+
+    #: True lets the mean loss run over what is kept, False over all that is usable.
     renormalise = True
 
     def __call__(self, loss_NK: Tensor) -> Tensor:
-        """Return the mask of the terms to keep, shape [N, K]."""
         raise NotImplementedError
 
     def enter_phase(self, quantile: float, batches: int) -> None:
         """Obey a phase of training: the share to keep, the batches accumulated."""
 
     def check(self, batch_size: int, world_size: int) -> None:
-        """Raise `ValueError` if the rule cannot drop anything in such batches."""
+        """Raise a ValueError if the rule cannot drop anything in such batches."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what a resumed run needs."""
+        """Return what a checkpoint keeps."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -41,10 +45,9 @@ class Selector:
 
 
 class KeepAll(Selector):
-    """Keeps every usable term."""
+    """Every usable example counts."""
 
     def __call__(self, loss_NK: Tensor) -> Tensor:
-        """Return a mask of True, shape [N, K]."""
         return torch.ones_like(loss_NK, dtype=torch.bool)
 
 
@@ -72,143 +75,77 @@ class ThresholdByLoss(Selector):
         self.enabled = enabled
 
     def __call__(self, loss_NK: Tensor) -> Tensor:
-        """Mask of the terms to keep, shape [N, K]; NaN is never kept when enabled."""
         if not self.enabled:
             return torch.ones_like(loss_NK, dtype=torch.bool)
         return loss_NK > self.threshold
 
 
 class LossTruncation(Selector):
-    """Leave the terms with the largest losses out: they may have a wrong label.
+    """Leave out the terms with the largest losses, which may have a wrong label.
 
-    Team CCOM's rule for the Sound Demixing Challenge 2023 and what improves on it. A
-    term is dropped when its loss lies strictly above the `quantile` of the losses it
-    is compared with, stem by stem, with linear interpolation; losses that are not
-    finite are taken out first. `pool` says what a loss is compared with:
-
-    - "process": the batch of its own process. With `renormalise=False` this is CCOM's
-      rule: the mean still runs over the whole batch, dropped terms counting as 0.
-      Among B losses it drops B - 1 - floor((B - 1) quantile), whatever they are: with
-      4 a process, 1 at 0.7 (and at 0.9), 2 at 0.5 and 3 at 0.3.
-    - "world": the batch of all processes and, where `batches` of them are accumulated
-      for an optimizer step, the batches before it, as many in all (those that follow
-      are not known yet when the present one is trained on).
-    - "running": the last `memory` losses of all processes and accumulated batches, the
-      present ones among them. Nothing is dropped before `memory` losses were seen.
+    This is the base of three rules, which differ in the losses that a loss is compared
+    with. A term is dropped when its loss lies strictly above the `quantile` of those,
+    stem by stem, with linear interpolation; losses that are not finite do not count.
 
     Arguments
     ---------
     quantile : float
         Share to keep, above 0 and at most 1 (which keeps everything).
-    pool : str
-        "process", "world" or "running".
     memory : int
-        Number of losses per stem to remember, for "running".
-    renormalise : bool
-        True lets the mean run over the kept terms.
-    batches : int
-        How many batches "world" compares, 1 or more.
+        Number of losses per stem to remember, for `RunningTruncation`.
 
     Raises
     ------
     ValueError
         An argument is out of range.
-
-    Example
-    -------
-    >>> truncate = LossTruncation(0.7)
-    >>> truncate(torch.tensor([[1.0], [4.0], [2.0], [3.0]])).flatten()
-    tensor([ True, False,  True,  True])
     """
 
-    def __init__(
-        self,
-        quantile: float,
-        pool: str = "process",
-        memory: int = 1000,
-        renormalise: bool = False,
-        batches: int = 1,
-    ) -> None:
+    def __init__(self, quantile: float, memory: int = 1000) -> None:
         if not 0 < quantile <= 1:
             raise ValueError(f"quantile={quantile} must be above 0 and at most 1")
-        if pool not in ("process", "world", "running"):
-            raise ValueError(f"pool={pool!r} must be process, world or running")
         if memory < 1:
             raise ValueError(f"memory={memory}: must be 1 or more")
         self.quantile = quantile
-        self.pool = pool
         self.memory = memory
-        self.renormalise = renormalise
-        self.batches = batches
+        #: How many batches are accumulated for an optimizer step.
+        self.batches = 1
         self.past_WK: Tensor | None = None
         self.threshold_K: Tensor | None = None
-
-    def __call__(self, loss_NK: Tensor) -> Tensor:
-        """Mask of the terms to keep, shape [N, K]; NaN is never kept.
-
-        Arguments
-        ---------
-        loss_NK : Tensor
-            Losses of all ranks, one rank's after the other's.
-        """
-        if self.pool == "process":
-            loss_RBK = loss_NK.unflatten(0, (world_size(), -1))
-            threshold_RK = torch.stack([self._quantile(part) for part in loss_RBK])
-            self.threshold_K = threshold_RK.nanmean(0)
-            return (loss_RBK <= threshold_RK[:, None]).flatten(0, 1)
-        if self.pool == "world":
-            self._remember(loss_NK, self.batches * len(loss_NK))
-        else:
-            # In the order of the data set: what is forgotten first must not depend on
-            # how many ranks share it.
-            seen_NK = loss_NK.unflatten(0, (world_size(), -1)).transpose(0, 1)
-            seen_NK = seen_NK.flatten(0, 1)
-            self._remember(seen_NK[~seen_NK.isnan().all(1)], self.memory)
-        if self.pool == "running" and len(self.past_WK) < self.memory:
-            self.threshold_K = torch.full_like(loss_NK[0], torch.inf)
-        else:
-            self.threshold_K = self._quantile(self.past_WK)
-        return loss_NK <= self.threshold_K
 
     def enter_phase(self, quantile: float, batches: int) -> None:
         """Keep another share; compare over so many accumulated batches."""
         self.quantile, self.batches = quantile, batches
 
+    def compared(self, batch_size: int, world_size: int) -> int:
+        """Return the number of losses that a loss is compared with, itself included."""
+        raise NotImplementedError
+
+    def check(self, batch_size: int, world_size: int) -> None:
+        """Raise a ValueError if too few losses are compared to drop any."""
+        count = self.compared(batch_size, world_size)
+        if self.quantile == 1 or dropped_of(count, self.quantile):
+            return
+        needed = next(n for n in range(2, 10_000) if dropped_of(n, self.quantile))
+        raise ValueError(
+            f"loss truncation at quantile {self.quantile} drops none of {count} "
+            "losses: n losses lose n - 1 - floor((n - 1) * quantile), so at least "
+            f"{needed} are needed; raise the batch size, or compare with more losses "
+            "(truncation=running)"
+        )
+
     def _quantile(self, loss_NK: Tensor) -> Tensor:
         return torch.nanquantile(loss_NK.float(), self.quantile, dim=0)
 
-    def _remember(self, loss_NK: Tensor, memory: int) -> None:
-        """Append the losses; keep the newest `memory`."""
+    def _remember(self, loss_NK: Tensor, memory: int) -> Tensor:
+        """Append the losses and return the newest `memory`."""
         seen_WK = loss_NK.detach().float()
         if self.past_WK is not None:
             seen_WK = torch.cat([self.past_WK.to(seen_WK.device), seen_WK])
         self.past_WK = seen_WK[-memory:]
-
-    def check(self, batch_size: int, world_size: int) -> None:
-        """Refuse a comparison with too few losses to drop any.
-
-        Raises
-        ------
-        ValueError
-            The message says what the quantile means at this batch size.
-        """
-        compared = {
-            "process": batch_size,
-            "world": batch_size * world_size * self.batches,
-            "running": self.memory,
-        }[self.pool]
-        if self.quantile == 1 or dropped_of(compared, self.quantile):
-            return
-        needed = next(n for n in range(2, 10_000) if dropped_of(n, self.quantile))
-        raise ValueError(
-            f"loss truncation at quantile {self.quantile} drops none of {compared} "
-            f"losses (pool={self.pool}): n losses lose n - 1 - floor((n - 1) * "
-            f"quantile), so at least {needed} are needed; raise the batch size, or "
-            "compare with more losses (pool=running)"
-        )
+        return self.past_WK
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The losses that are remembered; checkpoints hold no NaN, so these apart."""
+        """Return the losses and a mask instead of NaN, which no checkpoint may hold."""
         if self.past_WK is None:
             return {}
         known_WK = ~self.past_WK.isnan()
@@ -221,8 +158,73 @@ class LossTruncation(Selector):
             self.past_WK = state["past_WK"].where(state["known_WK"], torch.nan)
 
 
+class ProcessTruncation(LossTruncation):
+    """Compare with the batch of the own process.
+
+    Team CCOM's rule for the Sound Demixing Challenge 2023: the mean runs over the whole
+    batch, in which dropped terms count as 0. Among B losses it drops
+    B - 1 - floor((B - 1) quantile), whatever they are: with 4 a process, 1 at 0.7 (and
+    at 0.9), 2 at 0.5 and 3 at 0.3.
+
+    Example
+    -------
+    >>> truncate = ProcessTruncation(0.7)
+    >>> truncate(torch.tensor([[1.0], [4.0], [2.0], [3.0]])).flatten()
+    tensor([ True, False,  True,  True])
+    """
+
+    renormalise = False
+
+    def __call__(self, loss_NK: Tensor) -> Tensor:
+        loss_RBK = loss_NK.unflatten(0, (world_size(), -1))  # a rank after the other
+        threshold_RK = torch.stack([self._quantile(loss_BK) for loss_BK in loss_RBK])
+        self.threshold_K = threshold_RK.nanmean(0)
+        return (loss_RBK <= threshold_RK[:, None]).flatten(0, 1)
+
+    def compared(self, batch_size: int, world_size: int) -> int:
+        return batch_size
+
+
+class PooledTruncation(LossTruncation):
+    """Compare with the batches of all processes that make an optimizer step.
+
+    Where `batches` of them are accumulated, the present one is compared with as many in
+    all, so with the ones before it: those that follow are not known yet.
+    """
+
+    def __call__(self, loss_NK: Tensor) -> Tensor:
+        past_WK = self._remember(loss_NK, self.batches * len(loss_NK))
+        self.threshold_K = self._quantile(past_WK)
+        return loss_NK <= self.threshold_K
+
+    def compared(self, batch_size: int, world_size: int) -> int:
+        return batch_size * world_size * self.batches
+
+
+class RunningTruncation(LossTruncation):
+    """Compare with the last `memory` losses of all processes, present ones included.
+
+    Nothing is dropped before `memory` losses were seen.
+    """
+
+    def __call__(self, loss_NK: Tensor) -> Tensor:
+        # In the order of the data set: what is forgotten first must not depend on how
+        # many ranks share it.
+        loss_RBK = loss_NK.unflatten(0, (world_size(), -1))
+        seen_NK = loss_RBK.transpose(0, 1).flatten(0, 1)
+        past_WK = self._remember(seen_NK[~seen_NK.isnan().all(1)], self.memory)
+        if len(past_WK) < self.memory:
+            self.threshold_K = torch.full_like(loss_NK[0], torch.inf)
+        else:
+            self.threshold_K = self._quantile(past_WK)
+        return loss_NK <= self.threshold_K
+
+    def compared(self, batch_size: int, world_size: int) -> int:
+        return self.memory
+
+
 def dropped_of(count: int, quantile: float) -> int:
-    """How many of `count` different losses lie above their `quantile`.
+    """Return how many of `count` different losses lie above their `quantile`.
 
     Example
     -------
@@ -232,30 +234,32 @@ def dropped_of(count: int, quantile: float) -> int:
     return count - 1 - math.floor((count - 1) * quantile + 1e-9)
 
 
+TRUNCATIONS = {
+    "ccom": ProcessTruncation,
+    "pooled": PooledTruncation,
+    "running": RunningTruncation,
+}
+
+
 def truncation(
     rule: str, quantile: float, memory: int = 1000
 ) -> KeepAll | LossTruncation:
-    """A selector by the name of its rule.
+    """Return a selector by the name of its rule.
 
     Arguments
     ---------
     rule : str
-        "none" keeps everything; "ccom" is team CCOM's rule exactly; "pooled" compares
-        over all processes and accumulated batches, "running" over the last `memory`
-        losses, and both average what they kept.
-    quantile : float
-        Share to keep.
-    memory : int
-        Losses per stem that "running" remembers.
+        "none" keeps everything; else a name in `TRUNCATIONS`.
+    quantile, memory : float, int
+        As for `LossTruncation`.
 
     Raises
     ------
     ValueError
-        An unknown rule.
+        The rule is unknown, or a value is out of range.
     """
     if rule == "none":
         return KeepAll()
-    pools = {"ccom": "process", "pooled": "world", "running": "running"}
-    if rule not in pools:
-        raise ValueError(f"truncation={rule!r} must be none, {', '.join(pools)}")
-    return LossTruncation(quantile, pools[rule], memory, renormalise=rule != "ccom")
+    if rule not in TRUNCATIONS:
+        raise ValueError(f"truncation={rule!r} must be none, {', '.join(TRUNCATIONS)}")
+    return TRUNCATIONS[rule](quantile, memory)

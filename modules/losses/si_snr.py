@@ -39,20 +39,13 @@ MAX_SOURCES = 8
 
 
 class PITResult(NamedTuple):
-    """What `pit_neg_si_snr` returns.
+    """The result of `pit_neg_si_snr`."""
 
-    Arguments
-    ---------
-    loss_B : Tensor
-        Mean negative SI-SNR in dB over the active sources, unreduced over the batch.
-    permutation_BS : Tensor
-        `permutation_BS[b, j]` is the estimate assigned to target j (int64).
-    active_BS : Tensor
-        False where the target is silent (bool).
-    """
-
+    #: Mean negative SI-SNR in dB over the active sources.
     loss_B: Tensor
+    #: `permutation_BS[b, j]` is the estimate assigned to target j (int64).
     permutation_BS: Tensor
+    #: False where the target is silent (bool).
     active_BS: Tensor
 
 
@@ -62,7 +55,7 @@ def pairwise_neg_si_snr(
     length_B: Tensor | None = None,
     silence: float = SILENCE,
 ) -> Tensor:
-    """Negative SI-SNR of every estimate against every target.
+    """Return the negative SI-SNR of every estimate against every target.
 
     Computed in float32 (float64 for float64 input), also under autocast.
 
@@ -112,7 +105,7 @@ def pit_neg_si_snr(
     length_B: Tensor | None = None,
     silence: float = SILENCE,
 ) -> PITResult:
-    """Negative SI-SNR of each example under its best permutation.
+    """Return the negative SI-SNR of each example under its best permutation.
 
     Arguments
     ---------
@@ -142,29 +135,17 @@ def pit_neg_si_snr(
     """
     loss_BSS, active_BS = _pair_losses(est_BST, target_BST, length_B, silence)
     permutation_BS = best_permutation(loss_BSS.detach())
-    # [b, 0, j]: the loss of the estimate that was assigned to target j
+    # [b, 0, j] is the loss of the estimate that was assigned to target j.
     assigned_BS = loss_BSS.gather(1, permutation_BS.unsqueeze(1)).squeeze(1)
     loss_B = assigned_BS.sum(dim=1) / active_BS.sum(dim=1).clamp(min=1)
     return PITResult(loss_B, permutation_BS, active_BS)
 
 
 def best_permutation(cost_BSS: Tensor) -> Tensor:
-    """Assignment of rows to columns with the least total cost, by enumeration.
+    """Assign rows to columns at the least total cost, by enumeration.
 
-    Arguments
-    ---------
-    cost_BSS : Tensor
-        `cost_BSS[b, i, j]`: cost of giving row i to column j.
-
-    Returns
-    -------
-    permutation_BS : Tensor
-        `permutation_BS[b, j]` is the row given to column j (int64).
-
-    Raises
-    ------
-    ValueError
-        For more than 8 sources.
+    `cost_BSS[b, i, j]` is the cost of giving row i to column j, and the result's [b, j]
+    (int64) is the row given to column j. More than 8 sources are a ValueError.
 
     Example
     -------
@@ -179,19 +160,7 @@ def best_permutation(cost_BSS: Tensor) -> Tensor:
 
 
 def reorder(est_BST: Tensor, permutation_BS: Tensor) -> Tensor:
-    """Put the estimates in the order of the targets.
-
-    Arguments
-    ---------
-    est_BST : Tensor
-        Estimates, `[B, S, T]`.
-    permutation_BS : Tensor
-        As in `PITResult`.
-
-    Returns
-    -------
-    est_BST : Tensor
-        Estimate j belongs to target j.
+    """Put the estimates in the order of the targets, by the permutation of PITResult.
 
     Example
     -------
@@ -228,7 +197,7 @@ def _pair_losses(
         target_BST = _remove_mean(target_BST, valid_B1T, count_B11)
         energy_BS = target_BST.square().sum(dim=-1) / count_B11.squeeze(-1)
         active_BS = energy_BS > silence
-        # the division by 1 instead of 0 keeps silent columns finite until masked
+        # Division by 1 instead of 0 keeps silent columns finite until they are masked.
         scale_B1S = torch.where(active_BS, energy_BS, 1).unsqueeze(1)
         loss_BSS = _neg_ratio_db(est_BST, target_BST, scale_B1S, count_B11)
         loss_BSS = torch.where(active_BS.unsqueeze(1), loss_BSS, 0)
@@ -239,7 +208,7 @@ def _pair_losses(
 def _neg_ratio_db(
     est_BST: Tensor, target_BST: Tensor, energy_B1S: Tensor, count_B11: Tensor
 ) -> Tensor:
-    """Formula at the top of the file for all pairs, on mean energies.
+    """Compute the formula at the top of the file for all pairs, on mean energies.
 
     The residual is formed sample by sample: |e|^2 - |p|^2 would cancel in float32 from
     about 40 dB on. Products are summed, not multiplied as matrices, because CUDA may
@@ -267,7 +236,7 @@ def _remove_mean(x_BST: Tensor, valid_B1T: Tensor, count_B11: Tensor) -> Tensor:
 
 
 def _valid(x_BST: Tensor, length_B: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mask of the valid samples and their number (at least 1, to divide by)."""
+    """Return a mask of the valid samples, and their number or 1 (it divides)."""
     batch, _, samples = x_BST.shape
     if length_B is None:
         length_B = torch.full((batch,), samples, device=x_BST.device)
@@ -278,7 +247,7 @@ def _valid(x_BST: Tensor, length_B: Tensor | None) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=32)
 def _permutation_table(sources: int, device: torch.device) -> Tensor:
-    """All permutations of `sources` indices in lexicographic order, `[P, S]`."""
+    """Return all permutations of `sources` indices in lexicographic order, `[P, S]`."""
     if sources > MAX_SOURCES:
         raise ValueError(
             f"PIT over {sources} sources needs {sources}! permutations; "

@@ -9,6 +9,7 @@ Legend: N examples of the global batch, K stems, R tracks.
 
 import csv
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from modules.runtime.files import write_text
+
+COLUMNS = ("track", "stem", "offered", "dropped", "suspicion")
 
 
 class Suspicion:
@@ -47,12 +50,8 @@ class Suspicion:
     def add(self, origin_NK: Tensor, usable_NK: Tensor, keep_NK: Tensor) -> None:
         """Count one choice.
 
-        Arguments
-        ---------
-        origin_NK : Tensor
-            Number of the track that each stem is from; read where usable.
-        usable_NK, keep_NK : Tensor
-            What could be trained on, and what was.
+        `origin_NK` is the number of the track that each stem is from (read where
+        usable), `usable_NK` what could be trained on, `keep_NK` what was.
         """
         # Counted where the losses are: nothing here waits for the device.
         self.offered_RK = self.offered_RK.to(origin_NK.device)
@@ -68,27 +67,19 @@ class Suspicion:
             )
 
     def rows(self) -> list[dict[str, str | int | float]]:
-        """Track, stem, counts and suspicion (share dropped), most suspect first.
+        """Return track, stem, counts and suspicion (share dropped), highest first.
 
         A stem that was never offered has no row.
         """
+        counts = zip(
+            itertools.product(self.tracks, self.stems),
+            self.offered_RK.flatten().tolist(),
+            self.dropped_RK.flatten().tolist(),
+            strict=True,
+        )
         rows = [
-            {
-                "track": track,
-                "stem": stem,
-                "offered": offered,
-                "dropped": dropped,
-                "suspicion": dropped / offered,
-            }
-            for track, offered_K, dropped_K in zip(
-                self.tracks,
-                self.offered_RK.tolist(),
-                self.dropped_RK.tolist(),
-                strict=True,
-            )
-            for stem, offered, dropped in zip(
-                self.stems, offered_K, dropped_K, strict=True
-            )
+            dict(zip(COLUMNS, (*key, offered, dropped, dropped / offered), strict=True))
+            for key, offered, dropped in counts
             if offered
         ]
         return sorted(rows, key=lambda r: (-r["suspicion"], r["track"], r["stem"]))
@@ -96,8 +87,7 @@ class Suspicion:
     def write_csv(self, path: str | Path) -> Path:
         """Write the rows in one atomic step."""
         text = io.StringIO(newline="")
-        names = ["track", "stem", "offered", "dropped", "suspicion"]
-        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows())
         return write_text(path, text.getvalue())

@@ -1,4 +1,4 @@
-"""How well a ranking finds the stems that are wrong: precision, recall, their table."""
+"""How well a score finds the stems that are wrong: precision, recall, their table."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ Key = tuple[str, str]  # track, stem
 
 
 def read_truth(path: Path) -> dict[Key, bool]:
-    """Whether each stem is wrong."""
+    """Read which stems are wrong, 0 in the column is_clean of a CSV."""
     with open(path, newline="", encoding="utf-8") as file:
         return {
             (row["track"], row["stem"]): row["is_clean"] == "0"
@@ -17,10 +17,10 @@ def read_truth(path: Path) -> dict[Key, bool]:
 
 
 def average_precision(score: Mapping[Key, float], truth: Mapping[Key, bool]) -> float:
-    """Mean over the wrong stems of the precision where each one is found.
+    """Return the mean over the wrong stems of the precision where each one is found.
 
     Stems of equal score are found together. A wrong stem without a score is never
-    found.
+    found. NaN if no stem is wrong.
 
     Example
     -------
@@ -42,7 +42,7 @@ def average_precision(score: Mapping[Key, float], truth: Mapping[Key, bool]) -> 
 def precision_recall(
     flagged: Sequence[Key], truth: Mapping[Key, bool]
 ) -> tuple[float, float]:
-    """Share of the flagged that is wrong, and share of the wrong that is flagged."""
+    """Return the share of flagged that is wrong, and the share of wrong flagged."""
     hits = sum(truth[key] for key in flagged)
     wrong = sum(truth.values())
     precision = hits / len(flagged) if flagged else float("nan")
@@ -56,16 +56,11 @@ def table(
     loudness: Mapping[Key, float] | None = None,
     threshold_db: float = 20.0,
 ) -> list[str]:
-    """Lines of markdown: a row per way to find wrong stems.
+    """Return lines of markdown: a row for each way to find wrong stems.
 
-    Arguments
-    ---------
-    truth : Mapping
-        Whether each stem is wrong.
-    suspicion, margins, loudness : Mapping | None
-        Share of times dropped; margin in dB, negated; mean absolute sample.
-    threshold_db : float
-        Margin of a clean stem.
+    `suspicion` is the share of times that a stem was dropped, `margins` are in dB and
+    negated, `loudness` is the mean absolute sample. A stem whose margin is under
+    `threshold_db` is flagged.
     """
     share = sum(truth.values()) / len(truth)
     lines = [

@@ -12,12 +12,12 @@ Music has two scores that are both called SDR, of the target as it is, with no f
   mean over songs;
 - `sdr`, that of MUSDB18's results: BSS Eval version 4 as `museval` 0.4.1 computes it,
   the median over frames of a second, then the median over songs. Its filters enter
-  only into ISR, SIR and SAR, so the 20 lines below agree with it to the last digit, in
-  a hundredth of the time and without its dependencies (pandas, musdb, ffmpeg).
+  only into ISR, SIR and SAR, so `framewise_sdr` agrees with it to the last digit, in a
+  hundredth of the time and without its dependencies (pandas, musdb, ffmpeg).
 
-A stem that is silent throughout a song has neither, and the song's other stems are
-scored without it. (The challenge's formula would give about -90 dB, and museval no
-score for the whole song: either would be all there is to see in a mean.)
+A stem that is silent throughout a song has neither score, and the song's other stems
+are scored without it. (The challenge's formula would give about -90 dB, which would
+dominate the mean, and museval no score for the whole song.)
 
 Shapes: S source, C channel, T sample.
 """
@@ -41,15 +41,10 @@ from modules.runtime.files import write_text
 METRICS = ("si_snr", "si_snr_i", "sdr", "sdr_i")
 
 SDR_TAPS = 512
+SDR_RANGE_DB = 100.0  # as for SI-SNR; a perfect estimate would score infinity
+NSDR_EPS = 1e-7  # the challenge adds it to both energies, for the same reason
 
-# The same bound that SI-SNR has; without it a perfect estimate scores infinity.
-SDR_RANGE_DB = 100.0
-
-# The challenge adds it to both energies: a perfect estimate has a finite score.
-NSDR_EPS = 1e-7
-
-# how many ids of non-finite rows the summary lists
-MAX_LISTED = 20
+MAX_LISTED = 20  # ids of non-finite rows in the summary
 
 
 def score_example(
@@ -97,7 +92,7 @@ def score_example(
     >>> round(scores["si_snr_i"], 2)  # 100 dB, where the mixture has +20 and -20 dB
     100.0
     """
-    _check(est_ST, target_ST, mix_T, sample_rate)
+    _check(est_ST, target_ST, mix_T, sample_rate, "source", "sample")
     est_ST, target_ST = est_ST.detach().double(), target_ST.detach().double()
     mix_ST = mix_T.detach().double().expand_as(target_ST)
     est, base = (pit_neg_si_snr(x[None], target_ST[None]) for x in (est_ST, mix_ST))
@@ -120,8 +115,8 @@ def score_example(
 
 
 def _sdr_db(est_ST: Tensor, target_ST: Tensor) -> Tensor:
-    """SDR of estimate j against target j, `[S]`."""
-    # fast_bss_eval does not normalise below a norm of 1e-6; scale is free in SDR
+    """Return the SDR of estimate j against target j, `[S]`."""
+    # fast_bss_eval does not normalise below a norm of 1e-6, and SDR ignores the scale.
     peak_S1 = est_ST.abs().amax(dim=-1, keepdim=True)
     est_ST = est_ST / torch.where(peak_S1 > 0, peak_S1, 1)
     # Its FFT is sized by the signal, and with fewer samples than taps the correlations
@@ -135,12 +130,22 @@ def _sdr_db(est_ST: Tensor, target_ST: Tensor) -> Tensor:
     )
 
 
-def _check(est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, sample_rate: int) -> None:
-    shapes = [tuple(x.shape) for x in (est_ST, target_ST, mix_T)]
-    if est_ST.ndim != 2 or shapes[0] != shapes[1] or shapes[0][1:] != shapes[2]:
+def _check(
+    est: Tensor, target: Tensor, mix: Tensor, sample_rate: int, *dims: str | int
+) -> None:
+    """Raise unless both are [*dims], with any number for "source", and mix the rest."""
+    shapes = [tuple(x.shape) for x in (est, target, mix)]
+    if (
+        est.ndim != len(dims)
+        or dims[0] not in ("source", len(est))
+        or shapes[0] != shapes[1]
+        or shapes[0][1:] != shapes[2]
+    ):
+        source, *rest = map(str, dims)
         raise ValueError(
-            "estimates and targets must be [source, sample] and the mixture [sample], "
-            f"all of one length, got {shapes[0]}, {shapes[1]} and {shapes[2]}"
+            f"estimates and targets must be [{', '.join((source, *rest))}] and the "
+            f"mixture [{', '.join(rest)}], all of one length, got {shapes[0]}, "
+            f"{shapes[1]} and {shapes[2]}"
         )
     if sample_rate <= 0:
         raise ValueError(f"the sample rate must be positive, got {sample_rate}")
@@ -189,19 +194,7 @@ def score_song(
     >>> round(scores["nsdr"], 2), round(scores["sdr_a"], 2)
     (20.0, 20.0)
     """
-    shapes = [tuple(x.shape) for x in (est_SCT, target_SCT, mix_CT)]
-    if (
-        est_SCT.ndim != 3
-        or shapes[0] != shapes[1]
-        or shapes[0][1:] != shapes[2]
-        or len(sources) != len(est_SCT)
-    ):
-        raise ValueError(
-            f"estimates and targets must be [{len(sources)}, channel, sample] and the "
-            f"mixture [channel, sample], got {shapes[0]}, {shapes[1]} and {shapes[2]}"
-        )
-    if sample_rate <= 0:
-        raise ValueError(f"the sample rate must be positive, got {sample_rate}")
+    _check(est_SCT, target_SCT, mix_CT, sample_rate, len(sources), "channel", "sample")
     est_SCT, target_SCT = est_SCT.detach().double(), target_SCT.detach().double()
     silent_S = target_SCT.square().mean((1, 2)) <= SILENCE
     silent_S &= est_SCT.isfinite().all(2).all(1)  # NaN must show in the score
@@ -222,7 +215,7 @@ def score_song(
 def _medians(
     est_SCT: Tensor, target_SCT: Tensor, sample_rate: int
 ) -> list[float] | list[None]:
-    """Median over the frames for each source; None where there is no frame."""
+    """Return each source's median over the frames; None if no frame can be scored."""
     if not (est_SCT.isfinite().all() and target_SCT.isfinite().all()):
         return [math.nan] * len(est_SCT)
     sdr_SL = framewise_sdr(est_SCT, target_SCT, sample_rate)
@@ -233,31 +226,18 @@ def _medians(
 
 
 def nsdr(est_SCT: Tensor, target_SCT: Tensor) -> Tensor:
-    """SDR of the Sound Demixing Challenge in dB: [..., C, T] to [...].
-
-    Energies are summed over channels and time; 1e-7 is added to both.
-    """
+    """Return the SDR of the Sound Demixing Challenge in dB: [..., C, T] to [...]."""
     signal = target_SCT.square().sum((-2, -1))
     error = (target_SCT - est_SCT).square().sum((-2, -1))
     return 10 * torch.log10((signal + NSDR_EPS) / (error + NSDR_EPS))
 
 
 def framewise_sdr(est_SCT: Tensor, target_SCT: Tensor, sample_rate: int) -> Tensor:
-    """SDR of BSS Eval version 4 (images) in every second, in dB.
+    """Return the SDR of BSS Eval version 4 (images) in every second, in dB.
 
-    Arguments
-    ---------
-    est_SCT, target_SCT : Tensor
-        Shape [S, C, T].
-    sample_rate : int
-        In Hz.
-
-    Returns
-    -------
-    Tensor
-        Shape [S, L], within [-100, 100]. As in museval, a frame in which any target or
-        any estimate is all zeros is NaN for every source, and samples after the last
-        whole second are left out; a song of less than one is a frame.
+    [S, C, T] gives [S, L], within [-100, 100]. As in museval, a frame in which any
+    target or any estimate is all zeros is NaN for every source, and samples after the
+    last whole second are left out; a song shorter than a second is one frame.
     """
     frame = min(sample_rate, target_SCT.shape[-1])
     target_SCLT, est_SCLT = (
@@ -295,27 +275,16 @@ class ResultTable:
 
     @property
     def rows(self) -> list[dict[str, str | float | None]]:
-        """The rows as `{"id": ..., metric: value, ...}`, sorted by id."""
+        """Rows as `{"id": ..., metric: value, ...}`, sorted by id."""
         return [{"id": id_, **self._rows[id_]} for id_ in sorted(self._rows)]
 
     def add(self, id: str, **metrics: float | None) -> None:
         """Add the scores of one example.
 
         A second row of the same id is dropped: samplers that share a set between
-        ranks repeat examples to give every rank as many.
-
-        Arguments
-        ---------
-        id : str
-            Name of the example.
-        **metrics : float | None
-            Its scores; every row must have the same names. None is for a metric that
-            says nothing about this example: the row counts in the others.
-
-        Raises
-        ------
-        ValueError
-            If the names differ from those of the rows before.
+        ranks repeat examples to give every rank as many. A metric that says nothing
+        about this example is None: the row counts in the others. A ValueError is
+        raised if the names of the metrics differ from those of the rows before.
         """
         known = next(iter(self._rows.values()), metrics)
         if metrics.keys() != known.keys():
@@ -338,7 +307,7 @@ class ResultTable:
                 self.add(id_, **metrics)
 
     def summary(self) -> dict:
-        """Means over the rows whose metrics are all finite.
+        """Return means over the rows whose metrics are all finite.
 
         Returns
         -------
@@ -383,7 +352,7 @@ def _is_finite(row: dict[str, float | None]) -> bool:
 
 
 def _mean(values: list[float]) -> dict[str, float | int | None]:
-    """Mean and standard error; exactly rounded, so the order of rows is no matter."""
+    """Return exactly rounded statistics, whatever the order of the rows."""
     count = len(values)
     mean = math.fsum(values) / count if count else None
     error = None

@@ -132,48 +132,7 @@ class HTDemucs(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        _check_sources(sources)
-        _check_integers(
-            sample_rate=(sample_rate, 1, None),
-            audio_channels=(audio_channels, 1, None),
-            channels=(channels, 1, None),
-            growth=(growth, 1, None),
-            depth=(depth, 1, MAX_DEPTH),
-            nfft=(nfft, 8, None),
-            dconv_mode=(dconv_mode, 0, 3),
-            dconv_comp=(dconv_comp, 1, None),
-            dconv_depth=(dconv_depth, 1, None),
-            bottom_channels=(bottom_channels, 0, None),
-            t_layers=(t_layers, 0, None),
-            t_heads=(t_heads, 1, None),
-        )
-        if not 0 <= t_dropout < 1:
-            raise ValueError(f"t_dropout={t_dropout!r}: must be in [0, 1)")
-        if nfft % (2 * STRIDE**depth) or nfft // 2 // STRIDE ** (depth - 1) <= KERNEL:
-            raise ValueError(
-                f"nfft={nfft}: {depth} levels need a multiple of {2 * STRIDE**depth} "
-                f"above {2 * KERNEL * STRIDE ** (depth - 1)}"
-            )
-        if dconv_mode and channels < dconv_comp:
-            raise ValueError(f"dconv_comp={dconv_comp}: exceeds {channels} channels")
-        if bottom_channels and not t_layers:
-            raise ValueError(f"bottom_channels={bottom_channels}: no transformer")
-        bottom = channels * growth ** (depth - 1)
-        features = bottom_channels or bottom
-        if t_layers and (features % t_heads or features % 4):
-            raise ValueError(
-                f"t_heads={t_heads}: the transformer's {features} features must be a "
-                "multiple of it, and of 4"
-            )
-        self.segment = seconds(segment_seconds)
-        self.segment_samples = int(self.segment * sample_rate)
-        if self.segment_samples < 1:
-            raise ValueError(f"segment_seconds={segment_seconds!r}: not one sample")
-        self.sources = list(sources)
-        self.sample_rate = sample_rate
-        self.audio_channels = audio_channels
-        self.nfft = nfft
-        self.activation_checkpointing = activation_checkpointing
+        #: The arguments that a package of demucs is compared with.
         self.config = {
             "sample_rate": sample_rate,
             "audio_channels": audio_channels,
@@ -189,16 +148,56 @@ class HTDemucs(nn.Module):
             "t_heads": t_heads,
             "t_dropout": t_dropout,
         }
-
+        _check_arguments(sources, **self.config)
+        self.segment = seconds(segment_seconds)
+        self.segment_samples = int(self.segment * sample_rate)
+        if self.segment_samples < 1:
+            raise ValueError(f"segment_seconds={segment_seconds!r}: not one sample")
+        self.sources = list(sources)
+        self.sample_rate = sample_rate
+        self.audio_channels = audio_channels
+        self.nfft = nfft
+        self.activation_checkpointing = activation_checkpointing
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         self.tencoder, self.tdecoder = nn.ModuleList(), nn.ModuleList()
-        in_channels = audio_channels
-        out_channels = len(self.sources) * audio_channels
-        for level in range(depth):
-            width = channels * growth**level
-            branch = {"compress": dconv_comp, "depth": dconv_depth}
-            down = branch if dconv_mode & 1 else None
-            up = branch if dconv_mode & 2 else None
+        branch = {"compress": dconv_comp, "depth": dconv_depth}
+        self._add_levels(
+            [channels * growth**level for level in range(depth)],
+            down=branch if dconv_mode & 1 else None,
+            up=branch if dconv_mode & 2 else None,
+        )
+        rescale_convolutions(self)
+        bottom = channels * growth ** (depth - 1)
+        features = bottom_channels or bottom
+        self.bottom = bool(bottom_channels)
+        if self.bottom:
+            for tail in ("", "_t"):
+                self.add_module(
+                    f"channel_upsampler{tail}", nn.Conv1d(bottom, features, 1)
+                )
+                self.add_module(
+                    f"channel_downsampler{tail}", nn.Conv1d(features, bottom, 1)
+                )
+        self.crosstransformer = None
+        if t_layers:
+            in_attention = t_dropout if attention_dropout else 0.0
+            self.crosstransformer = CrossTransformer(
+                features, t_heads, t_layers, t_dropout, in_attention
+            )
+
+    def _add_levels(
+        self,
+        widths: list[int],
+        down: dict[str, int] | None,
+        up: dict[str, int] | None,
+    ) -> None:
+        """Add the layers of both U-Nets, whose levels have so many features.
+
+        `down` and `up` describe the residual branches of encoders and decoders.
+        """
+        in_channels = self.audio_channels
+        out_channels = len(self.sources) * self.audio_channels
+        for level, width in enumerate(widths):
             two = 2 if level == 0 else 1  # real and imaginary part
             # In the order of demucs, so that a seed starts both with equal weights.
             encoder = EncoderLayer(two * in_channels, width, True, down)
@@ -210,29 +209,8 @@ class HTDemucs(nn.Module):
             self.decoder.insert(0, decoder)
             self.tdecoder.insert(0, tdecoder)
             if level == 0:
-                self.freq_emb = FrequencyEmbedding(nfft // 2 // STRIDE, width)
+                self.freq_emb = FrequencyEmbedding(self.nfft // 2 // STRIDE, width)
             in_channels = out_channels = width
-        rescale_convolutions(self)
-        self.bottom = bool(bottom_channels)
-        if self.bottom:
-            for tail in ("", "_t"):
-                self.add_module(
-                    f"channel_upsampler{tail}", nn.Conv1d(bottom, features, 1)
-                )
-                self.add_module(
-                    f"channel_downsampler{tail}", nn.Conv1d(features, bottom, 1)
-                )
-        self.crosstransformer = (
-            CrossTransformer(
-                features,
-                t_heads,
-                t_layers,
-                t_dropout,
-                t_dropout if attention_dropout else 0.0,
-            )
-            if t_layers
-            else None
-        )
 
     def forward(self, mixture_BCT: Tensor) -> Tensor:
         """Separate a batch of mixtures.
@@ -280,7 +258,7 @@ class HTDemucs(nn.Module):
         return x_BCT.unflatten(1, shape)[..., :length]
 
     def _networks(self, x: Tensor, xt: Tensor) -> tuple[Tensor, Tensor]:
-        """Both U-Nets: spectrum [B, Z, F, L] and waveform [B, C, T] to S times them."""
+        """Run both U-Nets: [B, Z, F, L] and [B, C, T] to S times as many channels."""
         skips, skips_t, lengths_t = [], [], []
         for level, (encode, encode_t) in enumerate(
             zip(self.encoder, self.tencoder, strict=True)
@@ -299,7 +277,7 @@ class HTDemucs(nn.Module):
         return x, xt
 
     def _transform(self, x_BNFL: Tensor, xt_BNL: Tensor) -> tuple[Tensor, Tensor]:
-        """The transformer, between a change of the number of features and back."""
+        """Run the transformer, between a change of the number of features and back."""
         frequencies = x_BNFL.shape[2]
         # Positions of the spectrogram run over the frequencies first, then the frames.
         x_BPD = x_BNFL.permute(0, 3, 2, 1).flatten(1, 2)
@@ -425,7 +403,7 @@ class DilatedBranches(nn.Module):
 
 
 class ChannelScale(nn.Module):
-    """A learned gain a channel; whoever owns it multiplies."""
+    """A learned gain for each channel; the module that owns it multiplies."""
 
     def __init__(self, channels: int, init: float) -> None:
         super().__init__()
@@ -433,13 +411,13 @@ class ChannelScale(nn.Module):
 
 
 class FrequencyEmbedding(nn.Module):
-    """A learned vector a frequency, which the convolutions alone could not tell."""
+    """A learned vector for each frequency, which convolutions alone could not tell."""
 
     def __init__(self, frequencies: int, channels: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(frequencies, channels)
         with torch.no_grad():
-            # Starts smooth over the frequencies: a random walk of constant variance.
+            # It starts smooth over the frequencies: a random walk of constant variance.
             walk = self.embedding.weight.cumsum(dim=0)
             steps = torch.arange(1, frequencies + 1, device=walk.device)
             walk = walk / steps.to(walk).sqrt()[:, None]
@@ -518,7 +496,7 @@ class CrossTransformer(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """What self- and cross-attention layers share: feed-forward, norms, gains."""
+    """Base of self- and cross-attention layers: feed-forward, norms, gains."""
 
     def __init__(self, features: int, dropout: float) -> None:
         super().__init__()
@@ -536,11 +514,11 @@ class TransformerLayer(nn.Module):
         return torch.addcmul(x_BPD, gamma.scale, self.drop(y_BPD))
 
     def feed_forward(self, x_BPD: Tensor) -> Tensor:
-        """Two linear layers with a GELU between them."""
+        """Apply two linear layers with a GELU between them."""
         return self.linear2(self.drop(F.gelu(self.linear1(x_BPD))))
 
     def drop(self, x: Tensor) -> Tensor:
-        """Dropout, in training."""
+        """Drop values, in training."""
         return F.dropout(x, self.dropout, self.training)
 
 
@@ -623,7 +601,10 @@ class GlobalNorm(nn.GroupNorm):
 
 
 def line_positions(length: int, features: int, device: torch.device) -> Tensor:
-    """Positions of the waveform's sequence [P, D]: all cosines, then all sines."""
+    """Return the waveform's positions [P, D]: all cosines, then all sines.
+
+    Position p has the angles ``p / MAX_PERIOD ** (i / (D / 2 - 1))``.
+    """
     half = features // 2
     position = torch.arange(length, device=device)[:, None]
     exponent = torch.arange(half, device=device) / max(half - 1, 1)
@@ -634,7 +615,10 @@ def line_positions(length: int, features: int, device: torch.device) -> Tensor:
 def grid_positions(
     frames: int, frequencies: int, features: int, device: torch.device
 ) -> Tensor:
-    """Positions of the spectrogram's sequence [P, D]: half for L, half for F."""
+    """Return the spectrogram's positions [P, D]: half of D for L, half for F.
+
+    Each half has sine and cosine of ``p MAX_PERIOD ** (-2 i / (D / 2))`` in turn.
+    """
     half = features // 2
     even = torch.arange(0, half, 2, device=device).float()
     rate = torch.exp(even * -(math.log(MAX_PERIOD) / half))
@@ -657,7 +641,7 @@ def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
 
 
 def to_spectrum(wave_BCT: Tensor, nfft: int) -> Tensor:
-    """Orthonormal STFT with complex numbers as channels, [B, 2 C, nfft / 2, L].
+    """Return the orthonormal STFT, complex numbers as channels: [B, 2 C, nfft / 2, L].
 
     A frame starts at every quarter of a frame, L = ceil(T / (nfft / 4)) of them, so
     that the layers' strides divide frequencies and the frames go with the samples. The
@@ -675,7 +659,7 @@ def to_spectrum(wave_BCT: Tensor, nfft: int) -> Tensor:
 
 
 def to_waveform(spectrum_BZFL: Tensor, nfft: int, length: int) -> Tensor:
-    """The inverse of `to_spectrum`, [B, Z / 2, length].
+    """Return the inverse of `to_spectrum`, [B, Z / 2, length].
 
     As in demucs, the frames that would begin before the first one or after the last
     one count as zero: up to 3/8 of a frame at either end comes back quieter.
@@ -688,14 +672,12 @@ def to_waveform(spectrum_BZFL: Tensor, nfft: int, length: int) -> Tensor:
     window = torch.hann_window(nfft, dtype=framed.dtype, device=framed.device)
     # Four windows lie over every sample, and their squares add up to 3 / 2.
     quarters = (framed * (window / 1.5)).unflatten(-1, (4, hop))
-    wave = sum(F.pad(quarters[..., i, :], (0, 0, i, 3 - i)) for i in range(4)).flatten(
-        -2
-    )
-    return wave[..., side : side + length]
+    hops = sum(F.pad(quarters[..., i, :], (0, 0, i, 3 - i)) for i in range(4))
+    return hops.flatten(-2)[..., side : side + length]
 
 
 def pad_reflecting(wave: Tensor, left: int, right: int) -> Tensor:
-    """Pad by reflection, a wave that is too short for it with zeros first."""
+    """Pad by reflection; a wave that is too short for it is padded with zeros first."""
     missing = max(left, right) - wave.shape[-1] + 1
     if missing > 0:
         zeros_right = min(right, missing)
@@ -718,12 +700,9 @@ def normalise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def seconds(value: Seconds) -> Fraction:
-    """An exact length in seconds; a float counts as the decimal that it prints as.
+    """Return an exact length in seconds; a float counts as the decimal that it prints.
 
-    Raises
-    ------
-    ValueError
-        It is no positive number and no two integers.
+    A ValueError is raised unless it is a positive number or two integers.
 
     Example
     -------
@@ -746,7 +725,15 @@ def seconds(value: Seconds) -> Fraction:
     return result
 
 
-def _check_sources(sources: Sequence[str]) -> None:
+def _check_arguments(
+    sources: Sequence[str],
+    channels: int,
+    depth: int,
+    nfft: int,
+    t_dropout: float,
+    **integers: int,
+) -> None:
+    """Raise a ValueError that names the first argument that does not fit."""
     if (
         isinstance(sources, str)
         or not sources
@@ -754,10 +741,11 @@ def _check_sources(sources: Sequence[str]) -> None:
         or len(set(sources)) < len(sources)
     ):
         raise ValueError(f"sources={sources!r}: must be a list of different names")
-
-
-def _check_integers(**limits: tuple[object, int, int | None]) -> None:
-    """Refuse what is no integer or not from the second value to the third."""
+    limits = {"channels": (channels, 1, None), "depth": (depth, 1, MAX_DEPTH)}
+    limits["nfft"] = (nfft, 8, None)
+    for name, value in integers.items():
+        low = 0 if name in ("dconv_mode", "bottom_channels", "t_layers") else 1
+        limits[name] = (value, low, 3 if name == "dconv_mode" else None)
     for name, (value, low, high) in limits.items():
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or value < low or (high is not None and value > high):
@@ -765,3 +753,23 @@ def _check_integers(**limits: tuple[object, int, int | None]) -> None:
             raise ValueError(
                 f"{name}={value!r}: must be an integer of at least {low}{most}"
             )
+    if not 0 <= t_dropout < 1:
+        raise ValueError(f"t_dropout={t_dropout!r}: must be in [0, 1)")
+    if nfft % (2 * STRIDE**depth) or nfft // 2 // STRIDE ** (depth - 1) <= KERNEL:
+        raise ValueError(
+            f"nfft={nfft}: {depth} levels need a multiple of {2 * STRIDE**depth} "
+            f"above {2 * KERNEL * STRIDE ** (depth - 1)}"
+        )
+    if integers["dconv_mode"] and channels < integers["dconv_comp"]:
+        raise ValueError(
+            f"dconv_comp={integers['dconv_comp']}: exceeds {channels} channels"
+        )
+    bottom, heads = integers["bottom_channels"], integers["t_heads"]
+    if bottom and not integers["t_layers"]:
+        raise ValueError(f"bottom_channels={bottom}: no transformer")
+    features = bottom or channels * integers["growth"] ** (depth - 1)
+    if integers["t_layers"] and (features % heads or features % 4):
+        raise ValueError(
+            f"t_heads={heads}: the transformer's {features} features must be a "
+            "multiple of it, and of 4"
+        )

@@ -13,69 +13,55 @@ Legend of the shape suffixes
     C channel of an inner layer, K tap of a convolution kernel.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 GROUP = 256  # frames that see each other in the quadratic attention
-
 QUERY_KEY = 128  # width of queries and keys
-
 ROTARY = 32  # leading query/key features that are rotated
-
 TAPS = 17  # depthwise kernel of the feed-forward convolutions
-
 MEMORY_TAPS = 39  # depthwise kernel of the memory block: 19 frames each side
 
 
-# ---------------------------------------------------------------- device forms
+# ---------------------------------------------------------------- operations
 
 
 def _fast_form(x: Tensor) -> bool:
-    """Say whether ``x`` takes the hand-written CPU form of an operation.
+    """Return whether ``x`` takes the form of an operation that is written for the CPU.
 
-    The only place that chooses by device. The CPU back end of PyTorch dispatches
-    depthwise convolutions badly (a k=17 one on 2048 channels: 150 ms instead of 6)
-    and draws dropout masks one Bernoulli number at a time; CUDA does neither.
+    The only place that chooses by device. PyTorch dispatches depthwise convolutions
+    badly on the CPU (one of 17 taps on 2048 channels: 150 ms instead of 6).
+    benchmarks/RESULTS.md says what each form gains.
     """
     return x.device.type == "cpu"
 
 
-def depthwise(x_BLC: Tensor, weight_CK: Tensor) -> Tensor:
+def depthwise(x_BLC: Tensor, weight_CK: Tensor, skip: bool = False) -> Tensor:
     """Convolve each channel with its own odd kernel, "same" padding, no bias.
 
-    ``y[l, c] = sum_k weight[c, k] x[l + k - K // 2, c]``
-
-    Arguments
-    ---------
-    x_BLC : Tensor
-        Frames, channels last.
-    weight_CK : Tensor
-        One kernel per channel, K odd.
-
-    Returns
-    -------
-    Tensor
-        ``y_BLC``.
+    ``y[l, c] = sum_k weight[c, k] x[l + k - K // 2, c]``, plus ``x[l, c]`` with skip.
 
     Example
     -------
     >>> depthwise(torch.ones(1, 3, 1), torch.ones(1, 3)).flatten()
     tensor([2., 3., 2.])
     """
-    if _fast_form(x_BLC):
-        return _Depthwise.apply(x_BLC, weight_CK)
-    return depthwise_plain(x_BLC, weight_CK)
-
-
-def depthwise_plain(x_BLC: Tensor, weight_CK: Tensor) -> Tensor:
-    """Compute `depthwise` with one call of ``conv1d``."""
     channels, taps = weight_CK.shape
+    if _fast_form(x_BLC):
+        if skip:  # one more unit in the middle tap
+            centre_K = torch.zeros_like(weight_CK[0])
+            centre_K[taps // 2] = 1.0
+            weight_CK = weight_CK + centre_K
+        return _Depthwise.apply(x_BLC, weight_CK)
     y_BCL = F.conv1d(
         x_BLC.transpose(1, 2), weight_CK[:, None], padding=taps // 2, groups=channels
     )
-    return y_BCL.transpose(1, 2)
+    y_BLC = y_BCL.transpose(1, 2)
+    return x_BLC + y_BLC if skip else y_BLC
 
 
 def paired_depthwise(x_BLC: Tensor, y_BLC: Tensor, weight_C2K: Tensor) -> Tensor:
@@ -84,78 +70,27 @@ def paired_depthwise(x_BLC: Tensor, y_BLC: Tensor, weight_C2K: Tensor) -> Tensor
     Output channel ``c`` reads channels ``2c`` and ``2c + 1`` of the concatenation,
     so the lower half sees only ``x`` and the upper half only ``y``. The paper means
     channel ``c`` of both; the published weights were trained with this order.
-
-    Arguments
-    ---------
-    x_BLC, y_BLC : Tensor
-        Two inputs of C channels, C even.
-    weight_C2K : Tensor
-        Two kernels per output channel, K odd.
-
-    Returns
-    -------
-    Tensor
-        ``z_BLC``.
     """
+    channels, _, taps = weight_C2K.shape
     if not _fast_form(x_BLC):
-        return paired_depthwise_plain(x_BLC, y_BLC, weight_C2K)
-    half = weight_C2K.shape[0] // 2
+        both_BCL = torch.cat([x_BLC, y_BLC], dim=-1).transpose(1, 2)
+        z_BCL = F.conv1d(
+            both_BCL, weight_C2K, padding=taps - 1, dilation=2, groups=channels
+        )
+        return z_BCL.transpose(1, 2)
     sums = []
-    for part_BLC, kernel_C2K in (
-        (x_BLC, weight_C2K[:half]),
-        (y_BLC, weight_C2K[half:]),
+    for part_BLC, kernel_C2K in zip(
+        (x_BLC, y_BLC), weight_C2K.split(channels // 2), strict=True
     ):
         # Even and odd frames do not meet under dilation 2: as twice the channels at
         # half the rate they need no dilated kernel, and the view costs nothing.
         frames = part_BLC.shape[1]
-        if frames % 2:
-            part_BLC = F.pad(part_BLC, (0, 0, 0, 1))
-        folded = part_BLC.reshape(part_BLC.shape[0], -1, 2 * part_BLC.shape[2])
+        part_BLC = F.pad(part_BLC, (0, 0, 0, frames % 2))
+        folded_BLC = part_BLC.reshape(part_BLC.shape[0], -1, 2 * part_BLC.shape[2])
         kernel_CK = kernel_C2K.flatten(0, 1).repeat(2, 1)
-        out_BLC = depthwise(folded, kernel_CK).reshape(part_BLC.shape)[:, :frames]
+        out_BLC = depthwise(folded_BLC, kernel_CK).reshape(part_BLC.shape)[:, :frames]
         sums.append(out_BLC[..., 0::2] + out_BLC[..., 1::2])
     return torch.cat(sums, dim=-1)
-
-
-def paired_depthwise_plain(x_BLC: Tensor, y_BLC: Tensor, weight_C2K: Tensor) -> Tensor:
-    """Compute `paired_depthwise` with one grouped, dilated ``conv1d``."""
-    channels, _, taps = weight_C2K.shape
-    both_BCL = torch.cat([x_BLC, y_BLC], dim=-1).transpose(1, 2)
-    z_BCL = F.conv1d(
-        both_BCL, weight_C2K, padding=taps - 1, dilation=2, groups=channels
-    )
-    return z_BCL.transpose(1, 2)
-
-
-def silu_conv(x_BLC: Tensor, weight_CK: Tensor, dropout: float) -> Tensor:
-    """Apply ``dropout(s + depthwise(s))`` with ``s = silu(x)``.
-
-    Arguments
-    ---------
-    x_BLC : Tensor
-        Frames before the activation.
-    weight_CK : Tensor
-        Depthwise kernels, K odd.
-    dropout : float
-        Probability of dropping a value, 0 outside training.
-
-    Returns
-    -------
-    Tensor
-        ``y_BLC``.
-    """
-    if not _fast_form(x_BLC):
-        return silu_conv_plain(x_BLC, weight_CK, dropout)
-    # The skip connection is one more unit in the middle tap.
-    centre_K = torch.zeros_like(weight_CK[0])
-    centre_K[weight_CK.shape[1] // 2] = 1.0
-    return _SiluConv.apply(x_BLC, weight_CK + centre_K, dropout)
-
-
-def silu_conv_plain(x_BLC: Tensor, weight_CK: Tensor, dropout: float) -> Tensor:
-    """Compute `silu_conv` as it is written."""
-    s_BLC = F.silu(x_BLC)
-    return F.dropout(s_BLC + depthwise_plain(s_BLC, weight_CK), dropout)
 
 
 def gated_attention(hidden_BLC: Tensor, heads_BLHD: Tensor, dropout: float) -> Tensor:
@@ -179,54 +114,45 @@ def gated_attention(hidden_BLC: Tensor, heads_BLHD: Tensor, dropout: float) -> T
     Tensor
         ``out_BLC`` with half the channels of ``hidden``.
     """
-    if not _fast_form(hidden_BLC):
-        return gated_attention_plain(hidden_BLC, heads_BLHD, dropout)
-    heads_BLHD = heads_BLHD.to(hidden_BLC.dtype)
-    return _GatedAttention.apply(hidden_BLC.contiguous(), heads_BLHD, dropout)
-
-
-def gated_attention_plain(
-    hidden_BLC: Tensor, heads_BLHD: Tensor, dropout: float
-) -> Tensor:
-    """Compute `gated_attention` as it is written."""
-    q_BLD, lin_q_BLD, k_BLD, lin_k_BLD = heads_BLHD.unbind(2)
+    q_BLD, lin_q_BLD, k_BLD, lin_k_BLD = heads_BLHD.to(hidden_BLC.dtype).unbind(2)
     frames = hidden_BLC.shape[1]
-    parts = []
-    for start, stop, size in _pieces(frames):
-        q, k, hidden = (
-            x[:, start:stop].unflatten(1, (-1, size))
-            for x in (q_BLD / GROUP, k_BLD, hidden_BLC)
-        )
-        weights = F.dropout(F.relu(q @ k.mT).square(), dropout)
-        parts.append((weights @ hidden).flatten(1, 2))
-    summary_BDC = lin_k_BLD.mT @ hidden_BLC / frames
-    seen_BLC = torch.cat(parts, dim=1) + lin_q_BLD @ summary_BDC
-    v, u = hidden_BLC.chunk(2, dim=-1)
-    seen_v, seen_u = seen_BLC.chunk(2, dim=-1)
-    return seen_u * v * torch.sigmoid(seen_v * u)
-
-
-def _pieces(frames: int) -> list[tuple[int, int, int]]:
-    """Split frames into whole groups and a shorter last one: (start, stop, size).
-
-    The last group is computed alone, so that nothing needs padding or masking.
-    """
+    summary_BDC = torch.bmm(lin_k_BLD.mT, hidden_BLC) / frames
+    far_BLC = torch.bmm(lin_q_BLD, summary_BDC)
+    # The frames after the last whole group are a shorter group of their own, so that
+    # nothing needs padding or masking.
     whole = frames - frames % GROUP
-    pieces = [(0, whole, GROUP), (whole, frames, frames - whole)]
-    return [piece for piece in pieces if piece[2] and piece[1] > piece[0]]
+    parts = []
+    for start, stop in ((0, whole), (whole, frames)):
+        if start == stop:
+            continue
+        q, k, hidden, far = (
+            x[:, start:stop].reshape(-1, min(GROUP, stop - start), x.shape[-1])
+            for x in (q_BLD / GROUP, k_BLD, hidden_BLC, far_BLC)
+        )
+        weights = F.dropout(F.relu(torch.bmm(q, k.mT)).square(), dropout)
+        seen = torch.baddbmm(far, weights, hidden)
+        parts.append(seen.view(-1, stop - start, seen.shape[-1]))
+    v, u = hidden_BLC.chunk(2, dim=-1)
+    seen_v, seen_u = torch.cat(parts, dim=1).chunk(2, dim=-1)
+    return torch.sigmoid(seen_v * u) * seen_u * v
 
 
-def _draw_keep_mask(x: Tensor, dropout: float) -> Tensor | None:
-    """Draw which values of ``x`` stay: four 16-bit numbers from each random word.
+class _Depthwise(torch.autograd.Function):
+    """`depthwise` for the CPU; PyTorch's own backward of this form takes 1 s."""
 
-    The probability is rounded to a multiple of 2**-16 (0.1 becomes 0.100006).
-    """
-    if dropout == 0.0:
-        return None
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
-    words.random_(-(2**63), 2**63 - 1)
-    numbers = words.view(torch.int16)[: x.numel()].view(x.shape)
-    return numbers >= round(dropout * 2**16) - 2**15
+    @staticmethod
+    def forward(ctx: Any, x_BLC: Tensor, weight_CK: Tensor) -> Tensor:
+        ctx.save_for_backward(x_BLC, weight_CK)
+        return _convolve_last(x_BLC.contiguous(), weight_CK)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_BLC: Tensor) -> tuple[Tensor, Tensor]:
+        x_BLC, weight_CK = ctx.saved_tensors
+        grad_BLC = grad_BLC.contiguous()
+        grad_x_BLC = _convolve_last(grad_BLC, weight_CK.flip(1))
+        grad_w_CK = _correlate(x_BLC, grad_BLC, weight_CK.shape[1])
+        return grad_x_BLC, grad_w_CK.to(weight_CK.dtype)
 
 
 def _convolve_last(x_BLC: Tensor, weight_CK: Tensor) -> Tensor:
@@ -243,164 +169,14 @@ def _convolve_last(x_BLC: Tensor, weight_CK: Tensor) -> Tensor:
 
 
 def _correlate(x_BLC: Tensor, grad_BLC: Tensor, taps: int) -> Tensor:
-    """Give a depthwise kernel's gradient, ``sum_l grad[l, c] x[l + k - K//2, c]``.
-
-    Blocks of frames are multiplied with all K shifted views of the input at once,
-    into an accumulator small enough for the cache.
-    """
-    batch, frames, channels = x_BLC.shape
-    block = 16
+    """Return a depthwise kernel's gradient, ``sum_l grad[l, c] x[l + k - K//2, c]``."""
+    x_BLC, grad_BLC = _widen(x_BLC), _widen(grad_BLC)
     padded_BLC = F.pad(x_BLC, (0, 0, taps // 2, taps // 2))
-    total = grad_BLC.new_zeros(
-        batch,
-        taps,
-        block,
-        channels,
-        dtype=torch.promote_types(x_BLC.dtype, torch.float),
+    frames = x_BLC.shape[1]
+    return torch.stack(
+        [(padded_BLC[:, k : k + frames] * grad_BLC).sum((0, 1)) for k in range(taps)],
+        dim=1,
     )
-    for start in range(0, frames, block):
-        grad = grad_BLC[:, None, start : start + block].to(total.dtype)
-        width = grad.shape[2]
-        near_BLC = padded_BLC[:, start : start + width + taps - 1].to(total.dtype)
-        shifted_BKLC = near_BLC.unfold(1, width, 1).transpose(2, 3)
-        total[:, :, :width].addcmul_(shifted_BKLC, grad)
-    return total.sum((0, 2)).t()
-
-
-class _Depthwise(torch.autograd.Function):
-    """`depthwise` for the CPU; PyTorch's own backward of this form takes 1 s."""
-
-    @staticmethod
-    def forward(ctx, x_BLC: Tensor, weight_CK: Tensor) -> Tensor:
-        ctx.save_for_backward(x_BLC, weight_CK)
-        return _convolve_last(x_BLC.contiguous(), weight_CK)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_BLC: Tensor) -> tuple[Tensor, Tensor]:
-        x_BLC, weight_CK = ctx.saved_tensors
-        grad_BLC = grad_BLC.contiguous()
-        grad_x_BLC = _convolve_last(grad_BLC, weight_CK.flip(1))
-        grad_w_CK = _correlate(x_BLC, grad_BLC, weight_CK.shape[1])
-        return grad_x_BLC, grad_w_CK.to(weight_CK.dtype)
-
-
-class _SiluConv(torch.autograd.Function):
-    """`silu_conv` for the CPU: keeps only its input and one byte a value of mask."""
-
-    @staticmethod
-    def forward(ctx, x_BLC: Tensor, weight_CK: Tensor, dropout: float) -> Tensor:
-        ctx.gain = 1.0 / (1.0 - dropout)
-        keep_BLC = _draw_keep_mask(x_BLC, dropout)
-        ctx.save_for_backward(x_BLC, weight_CK, keep_BLC)
-        y_BLC = _convolve_last(F.silu(x_BLC), weight_CK * ctx.gain)
-        return y_BLC if keep_BLC is None else y_BLC.mul_(keep_BLC)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_BLC: Tensor) -> tuple[Tensor | None, ...]:
-        x_BLC, weight_CK, keep_BLC = ctx.saved_tensors
-        grad_BLC = grad_BLC.contiguous() if keep_BLC is None else grad_BLC * keep_BLC
-        grad_s_BLC = _convolve_last(grad_BLC, weight_CK.flip(1) * ctx.gain)
-        grad_w_CK = _correlate(F.silu(x_BLC), grad_BLC, weight_CK.shape[1]) * ctx.gain
-        grad_x_BLC = torch.ops.aten.silu_backward(grad_s_BLC, x_BLC)
-        return grad_x_BLC, grad_w_CK.to(weight_CK.dtype), None
-
-
-class _GatedAttention(torch.autograd.Function):
-    """`gated_attention` for the CPU, accumulating every product where it belongs.
-
-    Written out because autograd would add four full-size gradients of ``hidden`` and
-    keep three intermediate results of the gate. Names: ``seen = [a_v, a_u]``,
-    ``root = relu(q k^T / GROUP)``, ``summary = k_lin^T hidden / n``.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden_BLC: Tensor, heads_BLHD: Tensor, dropout: float) -> Tensor:
-        q_BLD, lin_q_BLD, k_BLD, lin_k_BLD = heads_BLHD.unbind(2)
-        batch, frames, _ = hidden_BLC.shape
-        summary_BDC = torch.bmm(lin_k_BLD.mT, hidden_BLC).div_(frames)
-        seen_BLC = torch.bmm(lin_q_BLD, summary_BDC)
-        q_BLD = q_BLD / GROUP
-        roots, keeps = [], []
-        for item in range(batch):
-            for start, stop, size in _pieces(frames):
-                q, k, hidden, seen = (
-                    x[item, start:stop].unflatten(0, (-1, size))
-                    for x in (q_BLD, k_BLD, hidden_BLC, seen_BLC)
-                )
-                root = torch.bmm(q, k.mT).relu_()
-                keep = _draw_keep_mask(root, dropout)
-                seen.baddbmm_(_attention_weights(root, keep, dropout), hidden)
-                roots.append(root)
-                keeps.append(keep)
-        ctx.dropout = dropout
-        ctx.save_for_backward(
-            hidden_BLC, heads_BLHD, summary_BDC, seen_BLC, *roots, *keeps
-        )
-        v, u = hidden_BLC.chunk(2, dim=-1)
-        seen_v, seen_u = seen_BLC.chunk(2, dim=-1)
-        return (seen_v * u).sigmoid_().mul_(seen_u).mul_(v)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_BLC: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_BLC, heads_BLHD, summary_BDC, seen_BLC, *rest = ctx.saved_tensors
-        roots, keeps = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-        q_BLD, lin_q_BLD, k_BLD, lin_k_BLD = heads_BLHD.unbind(2)
-        batch, frames, _ = hidden_BLC.shape
-        d_hidden_BLC, d_seen_BLC = _gate_backward(hidden_BLC, seen_BLC, grad_BLC)
-        d_heads_BLHD = torch.empty_like(heads_BLHD)
-        d_q, d_lin_q, d_k, d_lin_k = d_heads_BLHD.unbind(2)
-        # seen = lin_q summary + A hidden, summary = lin_k^T hidden / n
-        d_summary_BDC = torch.bmm(lin_q_BLD.mT, d_seen_BLC).div_(frames)
-        d_lin_q.copy_(torch.bmm(d_seen_BLC, summary_BDC.mT))
-        d_lin_k.copy_(torch.bmm(hidden_BLC, d_summary_BDC.mT))
-        d_hidden_BLC.baddbmm_(lin_k_BLD, d_summary_BDC)
-        blocks = iter(zip(roots, keeps, strict=True))
-        for item in range(batch):
-            for start, stop, size in _pieces(frames):
-                q, k, hidden, d_hidden, d_seen = (
-                    x[item, start:stop].unflatten(0, (-1, size))
-                    for x in (q_BLD, k_BLD, hidden_BLC, d_hidden_BLC, d_seen_BLC)
-                )
-                root, keep = next(blocks)
-                weights = _attention_weights(root, keep, ctx.dropout)
-                d_hidden.baddbmm_(weights.mT, d_seen)
-                # d(root^2)/d(q k^T) = 2 root / GROUP, and 0 where relu cut.
-                d_scores = torch.bmm(d_seen, hidden.mT).mul_(root)
-                d_scores.mul_(2 / GROUP / (1 - ctx.dropout))
-                if keep is not None:
-                    d_scores.mul_(keep)
-                d_q[item, start:stop].unflatten(0, (-1, size)).copy_(d_scores @ k)
-                d_k[item, start:stop].unflatten(0, (-1, size)).copy_(d_scores.mT @ q)
-        return d_hidden_BLC, d_heads_BLHD, None
-
-
-def _attention_weights(root: Tensor, keep: Tensor | None, dropout: float) -> Tensor:
-    """Return ``dropout(root ** 2)``."""
-    weights = root.square()
-    return weights if keep is None else weights.mul_(keep).div_(1 - dropout)
-
-
-def _gate_backward(
-    hidden_BLC: Tensor, seen_BLC: Tensor, grad_BLC: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of ``a_u v sigmoid(a_v u)`` for [v, u] and [a_v, a_u]."""
-    d_hidden_BLC, d_seen_BLC = torch.empty_like(hidden_BLC), torch.empty_like(seen_BLC)
-    v, u = hidden_BLC.chunk(2, dim=-1)
-    seen_v, seen_u = seen_BLC.chunk(2, dim=-1)
-    d_v, d_u = d_hidden_BLC.chunk(2, dim=-1)
-    d_seen_v, d_seen_u = d_seen_BLC.chunk(2, dim=-1)
-    gate = (seen_v * u).sigmoid_()
-    passed = gate * grad_BLC
-    torch.mul(passed, v, out=d_seen_u)
-    torch.mul(passed, seen_u, out=d_v)
-    # With d sigmoid = gate (1 - gate): the gradient of the product a_v u.
-    d_product = passed.mul_(1 - gate).mul_(v).mul_(seen_u)
-    torch.mul(d_product, u, out=d_seen_v)
-    torch.mul(d_product, seen_v, out=d_u)
-    return d_hidden_BLC, d_seen_BLC
 
 
 # ---------------------------------------------------------------- normalisations
@@ -414,7 +190,6 @@ class ScaleNorm(nn.Module):
         self.g = nn.Parameter(torch.ones(1))
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        """Normalise ``x_BLC``."""
         # vector_norm, unlike sqrt(sum), has a finite gradient for an all-zero frame.
         norm_BL1 = torch.linalg.vector_norm(x_BLC.float(), dim=-1, keepdim=True)
         rms_BL1 = norm_BL1 * x_BLC.shape[-1] ** -0.5
@@ -435,7 +210,6 @@ class MomentNorm(nn.Module):
         self.dims, self.eps = dims, eps
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        """Normalise ``x_BLC``."""
         x_BLC = _widen(x_BLC)
         centred_BLC = x_BLC - x_BLC.mean(self.dims, keepdim=True)
         variance = centred_BLC.square().mean(self.dims, keepdim=True)
@@ -444,7 +218,7 @@ class MomentNorm(nn.Module):
 
 
 def global_norm(kind: str, channels: int) -> nn.Module:
-    """Build the norm around the layer stack; its name fixes the weight's shape."""
+    """Return the norm around the layer stack; its name fixes the weight's shape."""
     if kind == "ln":
         return MomentNorm((channels,), (1, 2), 1e-8)
     if kind == "gln":
@@ -540,8 +314,8 @@ class FeedForwardConv(nn.Module):
         """Map ``[B, L, inputs]`` to ``[B, L, outputs]``."""
         norm, linear, _, depthwise_conv = self.mdl
         weight_CK = depthwise_conv.sequential[1]["conv"].weight.squeeze(1)
-        dropout = self.dropout if self.training else 0.0
-        return silu_conv(linear(norm(x_BLC)), weight_CK, dropout)
+        y_BLC = depthwise(F.silu(linear(norm(x_BLC))), weight_CK, skip=True)
+        return F.dropout(y_BLC, self.dropout, self.training)
 
 
 class OffsetScale(nn.Module):
@@ -688,20 +462,13 @@ class Layers(nn.Module):
         for attention, memory in zip(self.layers, self.fsmn, strict=True):
             if recompute:
                 x_BLN = checkpoint(
-                    self._layer, attention, memory, x_BLN, table, use_reentrant=False
+                    lambda x, a=attention, m=memory: m(a(x, table)),
+                    x_BLN,
+                    use_reentrant=False,
                 )
             else:
-                x_BLN = self._layer(attention, memory, x_BLN, table)
+                x_BLN = memory(attention(x_BLN, table))
         return x_BLN
-
-    @staticmethod
-    def _layer(
-        attention: GatedAttention,
-        memory: MemoryBlock,
-        x_BLN: Tensor,
-        table: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        return memory(attention(x_BLN, table))
 
 
 class ResidualStack(nn.Module):
@@ -898,22 +665,8 @@ class MossFormer2(nn.Module):
         Known are ClearVoice's checkpoint (the whole dictionary or its "model" entry,
         with or without the "module." of data-parallel training), the standalone
         release with its files joined as "encoder.", "masknet." and "decoder.", and
-        our own. Unknown keys stay, for a strict load to name them.
-
-        Arguments
-        ---------
-        state : dict[str, Tensor]
-            What ``torch.load`` returned.
-
-        Returns
-        -------
-        dict[str, Tensor]
-            The same tensors under our keys.
-
-        Raises
-        ------
-        ValueError
-            If a stored constant (rotary or position frequencies) is not ours.
+        our own. Unknown keys stay, for a strict load to name them. A ValueError is
+        raised if a stored constant (rotary or position frequencies) is not ours.
         """
         if isinstance(state.get("model"), dict):
             state = state["model"]

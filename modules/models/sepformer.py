@@ -20,10 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# Positions stored in the published files (their `pos_enc.pe` buffers).
-TABLE_LENGTH = 2500
+TABLE_LENGTH = 2500  # positions stored in the published files (`pos_enc.pe`)
 
-# Positions a transformer takes at a time on the CPU. A sequence never sees its
+# Positions that a transformer takes at a time on the CPU. A sequence never sees its
 # neighbours in the batch, so the batch can go in slices: the buffers of a layer then
 # stay in the cache, below the size from which malloc asks the kernel for new pages.
 CPU_SLICE = 2048
@@ -36,10 +35,10 @@ class SepFormer(nn.Module):
     ``sepformer.yaml``): 25 679 361 parameters for two sources.
 
     Weights start as they do in SpeechBrain's recipe, which resets each module that
-    has ``reset_parameters`` (PyTorch's defaults), the attention's input projection
-    keeping its Xavier start with zero bias. Two consequences of that recipe's code
-    are not repeated: its dual layers are deep copies, so the input projections of
-    one layer start equal to the next one's; here every layer is drawn on its own.
+    has ``reset_parameters`` (PyTorch's defaults), while the attention's input
+    projection keeps its Xavier start with zero bias. One accident of that recipe is
+    not repeated: its dual layers are deep copies, so that their input projections
+    start equal; here every layer is drawn on its own.
 
     Arguments
     ---------
@@ -187,7 +186,10 @@ class Decoder(nn.ConvTranspose1d):
 
 
 class MaskNet(nn.Module):
-    """From encoder features to one mask a source: [B, L, N] to [B, S, L, N]."""
+    """Turn encoder features into one mask for each source: [B, L, N] to [B, S, L, N].
+
+    `layers` are those within the chunks and across them.
+    """
 
     def __init__(
         self,
@@ -207,21 +209,9 @@ class MaskNet(nn.Module):
         self.chunk_size = chunk_size
         self.norm = GlobalNorm(1, encoder_channels, eps=1e-8)
         self.conv1d = nn.Conv1d(encoder_channels, channels, 1, bias=False)
+        inner = (channels, heads, ffn_channels, dropout, activation_checkpointing)
         self.dual_mdl = nn.ModuleList(
-            DualPathBlock(
-                *(
-                    Transformer(
-                        n,
-                        channels,
-                        heads,
-                        ffn_channels,
-                        dropout,
-                        activation_checkpointing,
-                    )
-                    for n in layers
-                ),
-                channels,
-            )
+            DualPathBlock(*(Transformer(n, *inner) for n in layers), channels)
             for _ in range(dual_layers)
         )
         self.conv2d = nn.Conv2d(channels, channels * num_sources, kernel_size=1)
@@ -251,7 +241,7 @@ class MaskNet(nn.Module):
 
 
 class DualPathBlock(nn.Module):
-    """A transformer within the chunks, then one across them; norms and skips."""
+    """``x + norm(intra(x))`` along the chunks, then ``x + norm(inter(x))`` across."""
 
     def __init__(self, intra: nn.Module, inter: nn.Module, channels: int) -> None:
         super().__init__()
@@ -312,7 +302,7 @@ class Transformer(nn.Module):
         return self.mdl.norm(x_APD)
 
     def positions(self, length: int) -> Tensor:
-        """Positional encoding [length, D]: the table, continued where it ends."""
+        """Return the positions [length, D], continued where the table ends."""
         table_PD = self.pos_enc.pe[0]
         missing = length - len(table_PD)
         if missing <= 0:
@@ -386,8 +376,9 @@ def attend(q_AHPE: Tensor, k_AHPE: Tensor, v_AHPE: Tensor, dropout: float) -> Te
 class GlobalNorm(nn.GroupNorm):
     """Group norm with one group, on channels-last input [B, ..., D].
 
-    One mean and variance an example, over every position and channel; then a gain and
-    a bias a channel. Always at least float32: eps 1e-8 vanishes in half precision.
+    ``(x - mean) / sqrt(var + eps) * weight + bias``: each example has one mean and
+    variance over all positions and channels, and each channel a gain and a bias.
+    Computed at least in float32, because eps 1e-8 vanishes in half precision.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -426,7 +417,10 @@ def overlap_add(x_BCKD: Tensor, length: int) -> Tensor:
 def sinusoid(
     start: int, length: int, channels: int, device: torch.device | None = None
 ) -> Tensor:
-    """Sines and cosines [length, channels] of the positions from ``start`` on."""
+    """Return sines and cosines in turn, [length, channels], from position ``start`` on.
+
+    ``angle[p, i] = p * 10000 ** (-2 i / channels)``
+    """
     position = torch.arange(start, start + length, device=device).float()
     even = torch.arange(0, channels, 2, device=device).float()
     angle = position[:, None] * torch.exp(even * -(math.log(10000.0) / channels))
@@ -439,10 +433,10 @@ def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
 
 
 def layer_norm(channels: int) -> nn.Module:
-    """Layer norm under the key that SpeechBrain gives it."""
+    """Return a layer norm under the key that SpeechBrain gives it."""
     return named(norm=nn.LayerNorm(channels, eps=1e-6))
 
 
 def named(**modules: nn.Module) -> nn.Sequential:
-    """Sequence whose modules carry names, to keep the published state_dict keys."""
+    """Return a sequence of modules with names, to keep the published keys."""
     return nn.Sequential(OrderedDict(modules))

@@ -20,19 +20,19 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("kind", "step", "name", "value")
 
-# Panels whose name needs words.
+# Titles of panels; other panels are called by the name of their values.
 TITLES = {
     "lr": "learning rate",
     "grad_norm": "gradient norm",
     "skipped": "steps skipped",
 }
 
-# Most points of a line in the picture; beyond that it shows means over blocks.
+# Most points of a line in the picture; a longer one shows means over blocks.
 MAX_POINTS = 1000
 
 
 class Point(NamedTuple):
-    """A row of curves.csv; `kind` is "step" or "epoch" and `step` the number of it."""
+    """A row of curves.csv; `kind` is "step" or "epoch", and `step` is its number."""
 
     kind: str
     step: int
@@ -41,7 +41,7 @@ class Point(NamedTuple):
 
 
 def read_points(path: Path) -> list[Point]:
-    """Rows of a `curves.csv`; lines that are damaged are left out with a warning."""
+    """Read a `curves.csv`; damaged lines are left out with a warning."""
     points, damaged = [], 0
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
         next(file, None)  # header
@@ -60,17 +60,16 @@ def read_points(path: Path) -> list[Point]:
 
 
 def as_text(rows: list) -> str:
-    """Rows as lines of the file."""
+    """Return rows as lines of the file."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
 def repair(path: Path) -> None:
-    """Make sure of a header and whole lines: a kill may have cut the last one off."""
+    """Write the header if it is missing, and drop a last line that a kill cut off."""
     header = as_text([COLUMNS]).encode()
     with open(path, "ab+") as file:
-        size = file.tell()
         file.seek(0)
         start = file.read(len(header))
         if not header.startswith(start):
@@ -79,19 +78,12 @@ def repair(path: Path) -> None:
             file.truncate(0)
             file.write(header)
             return
-        end = size
-        while end > len(header):
-            file.seek(end - 1)
-            if file.read(1) == b"\n":
-                break
-            end -= 1
-        if end < size:
-            file.truncate(end)
+        file.truncate(len(start) + file.read().rfind(b"\n") + 1)
 
 
 def draw_curves(points: list[Point], path: Path) -> Path:
     """Draw a panel for each quantity and axis into a PNG, atomically."""
-    # slow to import, and only needed here; the Figure class alone needs no display
+    # Slow to import, and only needed here. The Figure class alone needs no display.
     from matplotlib.figure import Figure
 
     panels: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
@@ -126,7 +118,7 @@ def save_figure(figure: "Figure", path: Path) -> Path:
 
 
 def _thinned(values: dict[int, float]) -> tuple[list[float], list[float]]:
-    """Steps and values in order, as means over blocks where there are too many."""
+    """Return steps and values in order, as means over blocks if there are too many."""
     steps = sorted(values)
     size = math.ceil(len(steps) / MAX_POINTS)
     blocks = [steps[i : i + size] for i in range(0, len(steps), size)]
@@ -135,13 +127,13 @@ def _thinned(values: dict[int, float]) -> tuple[list[float], list[float]]:
 
 
 def _mean(values: list) -> float:
-    """Mean of the finite values, NaN if there are none."""
+    """Return the mean of the finite values, NaN if there are none."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
 
 
 def _topic(name: str) -> str:
-    """The panel of a name: `valid/si_snr_i` and `test/sdr` belong together."""
+    """Return the panel of a name: `valid/si_snr_i` and `test/sdr` belong together."""
     name = name.rsplit("/", 1)[-1]
     if "loss" in name:
         return "loss"

@@ -19,14 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules.monitor.curves import (
-    COLUMNS,
-    Point,
-    as_text,
-    draw_curves,
-    read_points,
-    repair,
-)
+from modules.monitor import curves
 from modules.runtime.files import write_text
 
 # Spectrograms: window and smallest hop in seconds, range in dB, most frames.
@@ -75,34 +68,23 @@ class RunLog:
         self._writer_class = _summary_writer_class() if tensorboard else None
         self._writers: dict[str, Any] = {}
         self._purge: dict[str, int | None] = {"step": None, "epoch": None}
-        repair(self.csv_path)
+        curves.repair(self.csv_path)
 
     def scalars(self, step: int, **values: float) -> None:
         """Log values of a training step: loss, lr, grad_norm, kept share and so on.
 
-        Every call is kept for good, so call it every so many steps, not at each.
-
-        Arguments
-        ---------
-        step : int
-            Steps finished since the start of training, this one included.
-        **values : float
-            Numbers or tensors of one element; they may be NaN.
+        `step` counts the finished steps, this one included; values may be NaN. Every
+        call is kept for good, so call it every so many steps, not at each.
         """
         self._add("step", step, values)
 
     def epoch(
         self, epoch: int, stage_stats: Mapping[str, float | Mapping[str, float]]
     ) -> None:
-        """Log the statistics of an epoch.
+        """Log the statistics of an epoch, whose number counts from 1.
 
-        Arguments
-        ---------
-        epoch : int
-            Number of the epoch, from 1.
-        stage_stats : Mapping
-            `{"train": {"loss": 1.0}, "valid": {...}}` becomes `train/loss` and so on;
-            a plain number keeps its name.
+        `{"train": {"loss": 1.0}, "valid": {...}}` becomes `train/loss` and so on; a
+        plain number keeps its name.
         """
         values: dict[str, float] = {}
         for name, value in stage_stats.items():
@@ -113,21 +95,11 @@ class RunLog:
         self._add("epoch", epoch, values)
 
     def audio(self, tag: str, wave_T: Tensor, sample_rate: int, epoch: int) -> None:
-        """Put a signal into TensorBoard, at its own level unless that would clip.
+        """Put a signal into TensorBoard, under the title `tag`.
 
-        Samples that are not finite are played as 0. Without TensorBoard nothing is
-        done; here and in `spectrogram`.
-
-        Arguments
-        ---------
-        tag : str
-            Title under which TensorBoard shows it.
-        wave_T : Tensor
-            The signal; one with a peak above 1 is scaled down to 1.
-        sample_rate : int
-            In Hz.
-        epoch : int
-            Number of the epoch.
+        It keeps its level unless its peak is above 1, which would clip; samples that
+        are not finite are played as 0. Without TensorBoard, this method and
+        `spectrogram` do nothing.
         """
         if self._writer_class is None:
             return
@@ -140,13 +112,7 @@ class RunLog:
     def spectrogram(
         self, tag: str, wave_T: Tensor, sample_rate: int, epoch: int
     ) -> None:
-        """Put a picture of a signal's spectrum over time into TensorBoard.
-
-        Arguments
-        ---------
-        tag, wave_T, sample_rate, epoch
-            As for `audio`.
-        """
+        """Put a picture of a signal's spectrum over time into TensorBoard."""
         if self._writer_class is None:
             return
         writer = self._writer("epoch")
@@ -156,34 +122,25 @@ class RunLog:
     def rewind(self, step: int, epoch: int) -> None:
         """Forget what was logged after the state from which a run goes on.
 
-        Call it with the numbers in the checkpoint before logging anything, or with
-        zeros when training starts anew.
-
-        Arguments
-        ---------
-        step : int
-            Steps finished in that state; rows of later ones are dropped.
-        epoch : int
-            Epochs finished in that state; rows of later ones are dropped.
+        Call it before logging anything, with the steps and epochs that are finished in
+        the checkpoint, or with zeros when training starts anew.
         """
         last = {"step": step, "epoch": epoch}
-        kept = [p for p in read_points(self.csv_path) if p.step <= last[p.kind]]
-        write_text(self.csv_path, as_text([COLUMNS, *kept]))
+        kept = [p for p in curves.read_points(self.csv_path) if p.step <= last[p.kind]]
+        write_text(self.csv_path, curves.as_text([curves.COLUMNS, *kept]))
         self.close()
-        # TensorBoard drops what earlier event files hold from this number on
+        # TensorBoard drops what earlier event files hold from this number on.
         self._purge = {kind: number + 1 for kind, number in last.items()}
 
     def curves(self) -> Path:
-        """Draw all of `curves.csv` into `curves.png`, atomically.
+        """Draw all of `curves.csv` into `curves.png`, atomically; return its path.
 
-        Returns
-        -------
-        path : Path
-            Of the picture: a panel for each quantity and axis, where losses and
-            metrics of different stages share one.
+        Each quantity and axis has a panel, in which losses and metrics of different
+        stages stand together.
         """
-        path = draw_curves(read_points(self.csv_path), self.folder / "curves.png")
-        # A figure is made of reference cycles, 15 MB of them; left alone they pile up.
+        points = curves.read_points(self.csv_path)
+        path = curves.draw_curves(points, self.folder / "curves.png")
+        # A figure is made of reference cycles, 15 MB of them, which would pile up.
         gc.collect()
         return path
 
@@ -193,9 +150,9 @@ class RunLog:
             self._writers.popitem()[1].close()
 
     def _add(self, kind: str, number: int, values: Mapping[str, float]) -> None:
-        points = [Point(kind, number, k, float(v)) for k, v in values.items()]
+        points = [curves.Point(kind, number, k, float(v)) for k, v in values.items()]
         with open(self.csv_path, "a", encoding="utf-8", newline="") as file:
-            file.write(as_text(points))
+            file.write(curves.as_text(points))
         if self._writer_class is None:
             return
         writer = self._writer(kind)
@@ -213,20 +170,10 @@ class RunLog:
 
 
 def spectrogram_image(wave_T: Tensor, sample_rate: int) -> Tensor:
-    """Magnitude spectrogram as a grey picture.
+    """Return a magnitude spectrogram as a grey picture [1, F, L].
 
-    Arguments
-    ---------
-    wave_T : Tensor
-        The signal; samples that are not finite count as 0.
-    sample_rate : int
-        In Hz.
-
-    Returns
-    -------
-    image_1FL : Tensor
-        Within [0, 1], which are 80 dB up to the loudest point; 0 Hz is the last row.
-        At most 1025 frames.
+    Its range [0, 1] is the 80 dB up to the loudest point; 0 Hz is the last row. It has
+    at most 1025 frames. Samples that are not finite count as 0.
     """
     window = round(WINDOW * sample_rate)
     hop = max(round(HOP * sample_rate), math.ceil(len(wave_T) / MAX_FRAMES))
@@ -239,7 +186,7 @@ def spectrogram_image(wave_T: Tensor, sample_rate: int) -> Tensor:
         return_complex=True,
     )
     power_FL = spectrum_FL.abs().square()
-    # the floor only keeps digital silence out of the logarithm
+    # The floor only keeps digital silence out of the logarithm.
     level_FL = 10 * torch.log10(power_FL / power_FL.max().clamp(min=1e-20) + 1e-20)
     return (1 + level_FL / RANGE_DB).clamp(0, 1).flip(0).unsqueeze(0)
 

@@ -14,12 +14,11 @@ saved tensors go. `(peak)` is what was really held: on CUDA the most that tensor
 in these steps (the allocator reserves more), else the peak of the resident memory of
 the process since it began, in which Python and torch count too.
 
-Not in it: what an operation needs for itself for a moment, what a checkpointed block
+The table leaves out what an operation needs for a moment, what a checkpointed block
 computes again within the backward (`cuda_peak` has it), averaged weights, buffers of
-DistributedDataParallel, the workers that load data.
-
-Values do not change under the profile, and steps take a little longer. With
-`--compile` the modules of the network do not run as such: nothing is known by module.
+DistributedDataParallel, and the workers that load data. Values do not change under the
+profile, and steps take a little longer. With `--compile` the modules of the network do
+not run as such, so nothing is known by module.
 """
 
 import csv
@@ -41,14 +40,12 @@ from modules.runtime.files import write_text
 COLUMNS = ("module", "class", "parameters", "gradients", "optimizer", "saved")
 
 STACKED = COLUMNS[2:]
-
 OUTSIDE = "(outside)"
-
-MAX_BARS = 30
+MAX_BARS = 30  # in the picture
 
 
 class Saved:
-    """A tensor that waits for the backward; says when it is let go."""
+    """A tensor kept for the backward; calls `release` when it is let go."""
 
     __slots__ = ("key", "release", "tensor")
 
@@ -60,18 +57,11 @@ class Saved:
 
 
 class MemoryProfile:
-    """A context of each step: measures the first ones, then does nothing.
+    """A context of each step, which measures the first ones and then does nothing.
 
-    Arguments
-    ---------
-    model : nn.Module
-        The network, on its device.
-    optimizer : Optimizer
-        Of its parameters.
-    folder : str | Path
-        Where `memory.csv` and `memory.png` go.
-    steps : int
-        How many to measure. The first has no state of the optimizer yet.
+    `model` is the network on its device, and `optimizer` that of its parameters.
+    `memory.csv` and `memory.png` are written to `folder` after each of the first
+    `steps`; the first step has no state of the optimizer yet.
 
     Example
     -------
@@ -86,36 +76,32 @@ class MemoryProfile:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        folder: str | Path,
-        steps: int = 3,
+        self, model: nn.Module, optimizer: Optimizer, folder: str | Path, steps: int = 3
     ) -> None:
         self.model, self.optimizer, self.folder = model, optimizer, Path(folder)
         self.steps_left = steps
         device = next(model.parameters()).device
         self.cuda = device if device.type == "cuda" else None
-        #: Bytes by name of a module, at the peak; and now.
+        # Bytes by name of a module: saved at the peak, saved now, CUDA's peak.
         self.saved: Counter[str] = Counter()
-        self.cuda_peaks: Counter[str] = Counter()
         self._now: Counter[str] = Counter()
-        #: Bytes of gradients, by parameter.
-        self.gradients: dict[Tensor, int] = {}
-        #: By address of the memory: how often it is kept, bytes, for which module.
+        self.cuda_peaks: Counter[str] = Counter()
+        self.gradients: dict[Tensor, int] = {}  # bytes by parameter
+        # By address of the memory: how often it is kept, bytes, for which module.
         self._kept: dict[int, list] = {}
         self._running: list[str] = []
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> "MemoryProfile":
-        """Start to watch a step, if one is still to be measured."""
+        """Watch a step, if one is still to be measured."""
         if not self.steps_left:
             return self
         self.permanent = {
             tensor.untyped_storage().data_ptr()
             for tensor in (*self.model.parameters(), *self.model.buffers())
         }
-        self._reset_cuda_peak()
+        if self.cuda is not None:
+            torch.cuda.reset_peak_memory_stats(self.cuda)
         for name, module in self.model.named_modules():
             enter = module.register_forward_pre_hook(self._enter_hook(name))
             # Also when a checkpoint ends its recomputation early, by an exception.
@@ -146,8 +132,6 @@ class MemoryProfile:
         self._note_peak()
         self.steps_left -= 1
         self.write()  # after each step: the next one may run out of memory
-
-    # ------------------------------------------------------------------ watching
 
     def _pack(self, tensor: Tensor) -> Saved | Tensor:
         if tensor.layout != torch.strided:
@@ -192,23 +176,17 @@ class MemoryProfile:
     def _gradient(self, parameter: Tensor) -> None:
         self.gradients[parameter] = parameter.grad.nbytes
 
-    def _reset_cuda_peak(self) -> None:
-        if self.cuda is not None:
-            torch.cuda.reset_peak_memory_stats(self.cuda)
-
     def _note_cuda_peak(self) -> None:
-        """The peak since the last note is one of all modules that were running."""
+        """Give the peak since the last note to all modules that were running."""
         if self.cuda is None:
             return
         peak = torch.cuda.max_memory_allocated(self.cuda)
         for name in ("(peak)", *self._running):
             self.cuda_peaks[name] = max(self.cuda_peaks[name], peak)
-        self._reset_cuda_peak()
-
-    # ------------------------------------------------------------------ the files
+        torch.cuda.reset_peak_memory_stats(self.cuda)
 
     def rows(self) -> list[dict[str, str | int]]:
-        """A row for each module that holds something, in the order of the network."""
+        """Return a row for each module that holds something, in the network's order."""
         rows, seen = [], set()
         for name, module in self.model.named_modules():
             parameters = [p for p in module.parameters(recurse=False) if p not in seen]
@@ -229,7 +207,7 @@ class MemoryProfile:
         return rows
 
     def write(self) -> None:
-        """Write both files."""
+        """Write `memory.csv` and `memory.png`."""
         rows = self.rows()
         total = {name: sum(row[name] for row in rows) for name in STACKED}
         text = io.StringIO(newline="")
@@ -250,8 +228,8 @@ class MemoryProfile:
 
 
 def draw(rows: list[dict], title: str, path: Path) -> Path:
-    """Stacked bars, of groups of modules where there are more than `MAX_BARS`."""
-    # slow to import, and only needed here
+    """Draw stacked bars, of groups of modules if there are more than `MAX_BARS`."""
+    # Slow to import, and only needed here.
     from matplotlib.figure import Figure
 
     names = [row["module"].split(".") for row in rows]
@@ -262,7 +240,7 @@ def draw(rows: list[dict], title: str, path: Path) -> Path:
             bar.update({name: row[name] for name in STACKED})
         if len(bars) <= MAX_BARS:
             break
-    # The network's order; of too many even so the largest.
+    # In the network's order; the largest ones, if even the groups are too many.
     largest = sorted(bars, key=lambda name: -bars[name].total())[:MAX_BARS]
     shown = [name for name in bars if name in largest][::-1]
     figure = Figure(figsize=(9, 1.5 + 0.28 * len(shown)), layout="constrained")
@@ -279,7 +257,7 @@ def draw(rows: list[dict], title: str, path: Path) -> Path:
 
 
 def resident_peak() -> int:
-    """The most memory that this process has ever had resident, in bytes."""
+    """Return the most memory that this process has ever had resident, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -1,4 +1,4 @@
-"""Which device a run may use."""
+"""The device of a run."""
 
 import torch
 
@@ -6,13 +6,7 @@ from modules.runtime.errors import HparamsError
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that this machine does not have.
-
-    Raises
-    ------
-    HparamsError
-        The message says which there are.
-    """
+    """Raise an HparamsError unless this machine has the device."""
     try:
         device = torch.device(name)
         module = torch.get_device_module(device)

@@ -18,17 +18,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def is_distributed() -> bool:
-    """Whether a process group exists."""
+    """Return whether a process group exists."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """Number of this process, 0 on a single one."""
+    """Return the number of this process, 0 on a single one."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     return dist.get_world_size() if is_distributed() else 1
 
 
@@ -37,20 +37,9 @@ def init_process_group(run_opts: RunOptions, timeout_seconds: float) -> RunOptio
 
     Two things differ from SpeechBrain's `ddp_init_group`: the store is prefixed with
     torchrun's restart count, because stale keys of the attempt before can hang the
-    next one, and the timeout is minutes, not two hours.
-
-    Arguments
-    ---------
-    run_opts : RunOptions
-        Read for `device` and `distributed_backend`.
-    timeout_seconds : float
-        After which a collective that one rank never joins fails.
-
-    Returns
-    -------
-    RunOptions
-        With a backend that fits the device (gloo on the CPU) and, on accelerators,
-        one device per local rank.
+    next one, and the timeout is minutes, not two hours: a collective that one rank
+    never joins fails after it. The options returned have a backend that fits the device
+    (gloo on the CPU) and, on accelerators, one device per local rank.
     """
     if "RANK" not in os.environ or "LOCAL_RANK" not in os.environ:
         return run_opts
@@ -102,19 +91,10 @@ def leave_process_group() -> None:
 
 
 def gather_examples(values_KB: Tensor, batch_size: int) -> Tensor:
-    """Every rank's values per example, the same tensor on all ranks.
+    """Return every rank's values per example [W, K, batch_size], the same on all ranks.
 
-    Arguments
-    ---------
-    values_KB : Tensor
-        This rank's values; B may be smaller than `batch_size`.
-    batch_size : int
-        Room per rank, the same everywhere.
-
-    Returns
-    -------
-    Tensor
-        Shape [W, K, batch_size]; NaN where a rank had fewer examples.
+    B may be smaller than `batch_size`, which is the room per rank, the same everywhere;
+    the result is NaN where a rank had fewer examples.
     """
     padded = values_KB.new_full((values_KB.shape[0], batch_size), float("nan"))
     padded[:, : values_KB.shape[1]] = values_KB
@@ -126,20 +106,11 @@ def gather_examples(values_KB: Tensor, batch_size: int) -> Tensor:
 
 
 def gather_columns(columns: Mapping[str, Tensor], batch_size: int) -> dict[str, Tensor]:
-    """Every rank's columns, one rank's rows after the other's; the same on all ranks.
+    """Return every rank's columns, one rank's rows after the other's.
 
-    Arguments
-    ---------
-    columns : Mapping[str, Tensor]
-        Numbers or masks of this rank's examples by name, each of shape [B, k] with a k
-        of its own. They travel as float32, all in one message.
-    batch_size : int
-        Room per rank, the same everywhere; B may be smaller.
-
-    Returns
-    -------
-    dict[str, Tensor]
-        Of shape [W * batch_size, k]; NaN where a rank had fewer examples.
+    Columns are numbers or masks of this rank's examples by name, each of shape [B, k]
+    with a k of its own. They travel as float32, all in one message, and come back as
+    [W * batch_size, k], the same on all ranks; NaN where a rank had fewer examples.
     """
     widths = [column.shape[1] for column in columns.values()]
     local_BK = torch.cat([column.float() for column in columns.values()], dim=1)
@@ -149,7 +120,7 @@ def gather_columns(columns: Mapping[str, Tensor], batch_size: int) -> dict[str, 
 
 
 def gather_objects(item: object) -> list:
-    """Every rank's (picklable) object, in the order of ranks."""
+    """Return every rank's (picklable) object, in the order of ranks."""
     if not is_distributed():
         return [item]
     items: list = [None] * world_size()
@@ -179,7 +150,7 @@ def run_on_main(func: Callable[..., Any], *args: Any) -> Any:
 
 
 def unwrap(module: torch.nn.Module) -> torch.nn.Module:
-    """The network itself, without DistributedDataParallel and torch.compile."""
+    """Return the network itself, without DistributedDataParallel and torch.compile."""
     while True:
         if isinstance(module, DistributedDataParallel | torch.nn.DataParallel):
             module = module.module

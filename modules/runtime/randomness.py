@@ -55,25 +55,12 @@ def _words(**values: int) -> list[int]:
 
 
 def numpy_rng(seed: int, *counters: int) -> np.random.Generator:
-    """A generator that depends on the seed and the counters alone.
+    """Return a generator that depends on the seed and the counters alone.
 
-    Arguments
-    ---------
-    seed : int
-        Seed of the run or of the data set, 0 to 2**32 - 1.
-    *counters : int
-        Where the numbers are used, such as epoch, index and stream; each 0 to
-        2**32 - 1. A different number of counters is a different stream.
-
-    Returns
-    -------
-    numpy.random.Generator
-        A fresh generator; equal arguments give equal numbers in every process.
-
-    Raises
-    ------
-    TypeError, ValueError
-        An argument is not an integer, or out of range; the message names it.
+    Equal arguments give equal numbers in every process. The counters say where the
+    numbers are used, such as epoch, index and stream; a different number of counters is
+    a different stream. Seed and counters are 0 to 2**32 - 1; otherwise a TypeError or
+    ValueError names the argument.
 
     Example
     -------
@@ -88,7 +75,7 @@ def numpy_rng(seed: int, *counters: int) -> np.random.Generator:
 
 
 def named_rng(seed: int, name: str, *counters: int) -> np.random.Generator:
-    """`numpy_rng` for what has a name instead of a number, such as an utterance.
+    """Return `numpy_rng` of a name instead of a number, such as that of an utterance.
 
     Example
     -------
@@ -108,18 +95,7 @@ def seed_step(seed: int, rank: int, epoch: int, step: int) -> None:
     Covers torch on the CPU and on the accelerators (`torch.manual_seed` seeds both),
     numpy's legacy generator and Python's `random`. Call it before every training
     step: dropout is then the same after a resume as without one, and the ranks of a
-    job draw different masks.
-
-    Arguments
-    ---------
-    seed, rank, epoch, step : int
-        Seed of the run, rank of the process, epoch, step inside the epoch; each
-        0 to 2**32 - 1.
-
-    Raises
-    ------
-    TypeError, ValueError
-        An argument is not an integer, or out of range; the message names it.
+    job draw different masks. Arguments are 0 to 2**32 - 1, as in `numpy_rng`.
 
     Example
     -------
@@ -130,7 +106,7 @@ def seed_step(seed: int, rank: int, epoch: int, step: int) -> None:
     >>> torch.equal(first, torch.rand(2))
     True
     """
-    import torch  # here: workers that generate data need not load it
+    import torch  # imported here: processes that make a data set need not load it
 
     seed, *key = _words(seed=seed, rank=rank, epoch=epoch, step=step)
     sequence = np.random.SeedSequence([seed, _STEP_STREAM], spawn_key=tuple(key))

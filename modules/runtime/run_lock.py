@@ -53,7 +53,7 @@ class RunLock:
         self.patience = patience
         self._descriptor: int | None = None
         # A forked data worker shares the lock with its parent and can outlive it by
-        # seconds; it must not keep the next job out.
+        # seconds, in which it must not keep the next job out.
         os.register_at_fork(after_in_child=self.release)
 
     def acquire(self) -> "RunLock":
@@ -65,7 +65,7 @@ class RunLock:
         return self
 
     def release(self) -> None:
-        """Give the lock back; nothing happens when it is not held."""
+        """Give the lock back, if it is held."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

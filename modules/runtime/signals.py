@@ -6,8 +6,8 @@ with SIGHUP (which `nohup` has ignored); each means "write a checkpoint and go".
 the run.
 
 torchrun passes SIGTERM and SIGINT on to its ranks and then exits with 1, whatever the
-ranks said. Of other signals it dies alone; its ranks are then sent SIGTERM by the
-kernel (`follow_torchrun`).
+ranks said. Other signals kill torchrun alone; the kernel then sends SIGTERM to its
+ranks (`follow_torchrun`).
 """
 
 import contextlib
@@ -47,8 +47,8 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
         for number in _SIGNALS:
-            # Of those ignored only nohup's is meant; a shell ignores SIGINT for all
-            # that it starts in the background.
+            # An ignored SIGHUP is meant (nohup). An ignored SIGINT is not: a shell sets
+            # it for all that it starts in the background.
             is_ignored = signal.getsignal(number) is signal.SIG_IGN
             if not (is_ignored and number == signal.SIGHUP):
                 self._previous[number] = signal.signal(number, self._handle)
@@ -62,7 +62,7 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == "SIGINT":
             raise KeyboardInterrupt
-        if number == signal.SIGHUP:  # nobody reads what is written to it any more
+        if number == signal.SIGHUP:  # the terminal is gone: nobody reads it
             null = os.open(os.devnull, os.O_WRONLY)
             for descriptor in self._terminals:
                 os.dup2(null, descriptor)
@@ -78,7 +78,7 @@ class StopRequest:
 
 
 def follow_torchrun() -> None:
-    """Have this rank sent SIGTERM when torchrun, its parent, has died (Linux).
+    """Ask the kernel for a SIGTERM when torchrun, the parent, has died (Linux).
 
     Without it the ranks of a torchrun that was killed train on by themselves, and the
     same command finds the folder in use.
@@ -88,7 +88,7 @@ def follow_torchrun() -> None:
 
 
 def ignore_in_worker(worker_id: int) -> None:
-    """DataLoader `worker_init_fn`: workers outlive the signal that the run obeys.
+    """Ignore the stop signals; a `worker_init_fn` of DataLoader.
 
     Ctrl-C and batch systems signal the whole process group; a worker that died of it
     would take the checkpoint down with it. Workers end when the main process does.

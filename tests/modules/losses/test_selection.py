@@ -6,7 +6,7 @@ import torch
 from modules.losses import selection
 from modules.losses.selection import (
     KeepAll,
-    LossTruncation,
+    RunningTruncation,
     ThresholdByLoss,
     dropped_of,
     truncation,
@@ -173,10 +173,10 @@ def test_a_batch_too_small_to_drop_anything_is_refused_with_the_reason():
     truncation("ccom", 1.0).check(batch_size=1, world_size=1)
 
 
-@pytest.mark.parametrize("arguments", [(0,), (1.1,), (0.5, "batch")])
+@pytest.mark.parametrize("arguments", [(0,), (1.1,), (0.5, 0)])
 def test_arguments_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError):
-        LossTruncation(*arguments)
+        RunningTruncation(*arguments)
     with pytest.raises(ValueError, match="none, ccom, pooled, running"):
         truncation("best", 0.5)
 

@@ -8,7 +8,6 @@ import json
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 
 from modules.models import mossformer2
@@ -124,14 +123,9 @@ KERNELS = {
     "depthwise shorter than its kernel": ([(1, 3, 4), (4, 17)], mossformer2.depthwise),
     "paired, even": ([(2, 20, 4), (2, 20, 4), (4, 2, 5)], mossformer2.paired_depthwise),
     "paired, odd": ([(1, 21, 4), (1, 21, 4), (4, 2, 5)], mossformer2.paired_depthwise),
-    "silu_conv": ([(2, 19, 3), (3, 5)], lambda x, w: mossformer2.silu_conv(x, w, 0.0)),
-    "attention, last group": (
-        [(2, 13, 6), (2, 13, 4, 5)],
-        lambda h, x: mossformer2.gated_attention(h, x, 0.0),
-    ),
-    "attention, whole groups": (
-        [(1, 8, 6), (1, 8, 4, 5)],
-        lambda h, x: mossformer2.gated_attention(h, x, 0.0),
+    "with skip": (
+        [(2, 19, 3), (3, 5)],
+        lambda x, w: mossformer2.depthwise(x, w, skip=True),
     ),
 }
 
@@ -156,39 +150,34 @@ def test_cpu_form_equals_plain_form_and_its_own_derivative(name, monkeypatch):
     torch.testing.assert_close(fast_grads, plain_grads, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["silu_conv", "attention, last group"])
-def test_cpu_form_differentiates_through_its_dropout(name, monkeypatch):
+@pytest.mark.parametrize("frames", [3, 8, 13])
+def test_attention_is_its_formula(frames, monkeypatch):
+    """Written frame by frame, with A as one matrix of zeros outside the groups."""
     monkeypatch.setattr(mossformer2, "GROUP", 4)
-    shapes, _ = KERNELS[name]
-    kernel = {
-        "silu_conv": mossformer2.silu_conv,
-        "attention, last group": mossformer2.gated_attention,
-    }[name]
-
-    def same_mask(*inputs):
-        torch.manual_seed(3)
-        return kernel(*inputs, 0.4)
-
-    generator = torch.Generator().manual_seed(2)
-    inputs = [
-        torch.randn(shape, generator=generator, dtype=torch.double, requires_grad=True)
-        for shape in shapes
-    ]
-    assert torch.autograd.gradcheck(same_mask, inputs)
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn((2, frames, 6), generator=generator, dtype=torch.double)
+    heads = torch.randn((2, frames, 4, 5), generator=generator, dtype=torch.double)
+    q, lin_q, k, lin_k = heads.unbind(2)
+    group = torch.arange(frames) // 4
+    A = ((q @ k.mT).clamp(min=0) / 4) ** 2 * (group[:, None] == group)
+    (a_v, a_u), (v, u) = (
+        x.chunk(2, dim=-1) for x in ((A + lin_q @ lin_k.mT / frames) @ hidden, hidden)
+    )
+    expected = a_u * v / (1 + torch.exp(-a_v * u))
+    computed = mossformer2.gated_attention(hidden, heads, 0.0)
+    torch.testing.assert_close(computed, expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_dropout_drops_its_share_and_keeps_the_mean(fast, monkeypatch):
-    monkeypatch.setattr(mossformer2, "_fast_form", lambda x: fast)
+def test_attention_drops_its_share_of_the_weights_and_keeps_their_mean():
     torch.manual_seed(0)
-    x = torch.ones(1, 1000, 200)
-    y = mossformer2.silu_conv(x, torch.zeros(200, 17), 0.1)
-    kept = y != 0
-    assert kept.float().mean().item() == pytest.approx(0.9, abs=0.003)
-    torch.testing.assert_close(y[kept], F.silu(x)[kept] / 0.9)
-    # Neighbours come from one random word: they must not fall together.
-    both = (~kept[..., 1:] & ~kept[..., :-1]).float().mean().item()
-    assert both == pytest.approx(0.01, abs=0.001)
+    heads = torch.ones(1, 256, 4, 128) * torch.tensor([1.0, 0.0, 1.0, 0.0])[:, None]
+    hidden = torch.ones(1, 256, 2)
+    whole = mossformer2.gated_attention(hidden, heads, 0.0)
+    dropped = mossformer2.gated_attention(hidden, heads, 0.1)
+    share = (1 / whole.new_tensor(256 * 0.25)).item()  # of one weight in the sum
+    assert whole[0, 0, 0].item() == pytest.approx(1 / share, rel=1e-3)
+    assert dropped.mean().item() == pytest.approx(1 / share, rel=0.01)
+    assert dropped.std().item() > share
 
 
 def test_rotary_scores_depend_on_the_distance_only():
