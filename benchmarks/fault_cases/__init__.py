@@ -1,8 +1,8 @@
 """The fault bench: a function per reliability target, found by its number.
 
-A target says in one line what must be true and what stock software was measured to do
-(SpeechBrain 1.1.2 and its separation recipe, `reliability.md`). Its function runs the
-faults and returns the figure that was reached.
+A target says in one line what must be true, and what stock software (SpeechBrain 1.1.2
+and its separation recipe) was measured to do. Its function runs the faults and returns
+the figure that was reached.
 """
 
 from collections.abc import Callable
