@@ -19,6 +19,7 @@ from modules.runtime.run_lock import RunLock
 from modules.runtime.signals import StopRequest
 from modules.weights import checkpoint_files, checkpointer
 from recipes import separation
+from recipes.train_stats import NonFiniteWatch
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def ranks_outlive_torchrun() -> None:
 
 def nonfinite_is_saved() -> None:
     put(checkpointer, "check_finite", lambda states: None)
-    put(separation.Separation, "_watch_nonfinite", lambda self, is_finite: None)
+    put(NonFiniteWatch, "look", lambda *args: None)
 
 
 def no_seeding() -> None:

@@ -5,12 +5,11 @@ Legend: N examples of the global batch, K loss terms of an example.
 
 from torch import Tensor
 
+from modules.losses.selection import Selector
 
-class HarderHalf:
+
+class HarderHalf(Selector):
     """Train on the half of the batch that is separated worst."""
-
-    #: The mean runs over what is kept, not over all that is usable.
-    renormalise = True
 
     def __call__(self, loss_NK: Tensor) -> Tensor:
         """Return the mask of the terms to keep; a loss of NaN cannot be used."""

@@ -101,15 +101,15 @@ def test_an_added_rule_says_which_examples_count(arguments, tmp_path, monkeypatc
     kept = []
     on_choice = Separation.on_choice
 
-    def spy(self, origin_NK, usable_NK, keep_NK):
-        assert isinstance(self.hparams.select, HarderHalf)
-        kept.append((int(usable_NK.sum()), int(keep_NK.sum())))
-        on_choice(self, origin_NK, usable_NK, keep_NK)
+    def spy(self, choice, batch):
+        assert isinstance(self.config.select, HarderHalf)
+        kept.append((choice.usable_K, choice.kept_K))
+        on_choice(self, choice, batch)
 
     monkeypatch.setattr(Separation, "on_choice", spy)
     train.main(arguments("harder_half.yaml"))
     # Of four losses, `nanmedian` is the second: three are not below it.
-    assert kept == [(4, 3)] * 4, "two epochs of two steps"
+    assert kept == [([4], [3])] * 4, "two epochs of two steps"
     log = (tmp_path / "run" / "train_log.txt").read_text()
     assert log.count("kept_share: 7.50e-01") == 2
 
