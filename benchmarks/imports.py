@@ -1,6 +1,6 @@
 """Count what a newcomer reads: the files that a run imports, and the whole product.
 
-    python -m benchmarks.imports [hparams/mossformer2.yaml hparams/htdemucs.yaml]
+    python -m benchmarks.imports [--files] [hparams/mossformer2.yaml ...]
     python -m benchmarks.imports --product
 
 For each recipe: the files of this repository that `train.py` and the names in the YAML
@@ -9,8 +9,9 @@ is one with more than a docstring, a comment or blanks on it; a file without any
 counted. Networks (`modules/models`) and generators of data (`data_prep/synthetic`) are
 counted apart, since nobody reads them on the way to the loss.
 
-`--product` prints the lines of the product, docstrings included, the files longer than
-600 lines, and the functions whose docstring has several lines and more than their body.
+`--files` lists the files of each run, the longest first. `--product` prints the lines
+of the product, docstrings included, the files longer than 600 lines, and the functions
+whose docstring has several lines and more than their body.
 """
 
 import argparse
@@ -23,9 +24,7 @@ import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import ruamel.yaml
-
-from recipes.config.load import load_tree
+from recipes.config.load import load_hparams
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ("hparams/mossformer2.yaml", "hparams/htdemucs.yaml")
@@ -61,9 +60,8 @@ def imported_names(file: Path) -> Iterator[str]:
 
 def names_in_recipe(recipe: Path) -> list[str]:
     """Return the dotted names of the objects that a recipe's YAML makes or names."""
-    text = io.StringIO()
-    ruamel.yaml.YAML().dump(load_tree(recipe), text)
-    return re.findall(r"!(?:new|name|apply|module):([\w.]+)", text.getvalue())
+    _, resolved = load_hparams(recipe, {"data_folder": "none"})
+    return re.findall(r"!(?:new|name|apply|module):([\w.]+)", resolved)
 
 
 def import_closure(names: Sequence[str], root: Path = ROOT) -> list[Path]:
@@ -106,17 +104,17 @@ def docstring_of(node: ast.AST) -> ast.stmt | None:
     return node.body[0] if has_one else None
 
 
-def recipe_row(recipe: Path) -> str:
-    """Return a row of the table: files and lines, of them those apart, the rest."""
+def lines_of_run(recipe: Path) -> dict[str, int]:
+    """Return the lines of code of each file that a run imports, by its place."""
     files = import_closure(["train", *names_in_recipe(recipe)])
-    lines = {file: code_lines(file) for file in files}
-    lines = {file: count for file, count in lines.items() if count}
-    apart = {
-        file: count
-        for file, count in lines.items()
-        if file.relative_to(ROOT).as_posix().startswith(APART)
-    }
-    cells = [recipe.relative_to(ROOT).as_posix()]
+    lines = {file.relative_to(ROOT).as_posix(): code_lines(file) for file in files}
+    return {place: count for place, count in lines.items() if count}
+
+
+def table_row(name: str, lines: dict[str, int]) -> str:
+    """Return a row of the table: files and lines, of them those apart, the rest."""
+    apart = {place: lines[place] for place in lines if place.startswith(APART)}
+    cells = [name]
     for number in (len, lambda counts: sum(counts.values())):
         whole, part = number(lines), number(apart)
         cells += [f"{whole}", f"{part}", f"{whole - part}"]
@@ -171,6 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipes", nargs="*", type=Path, metavar="YAML")
+    parser.add_argument("--files", action="store_true", help="list the files as well")
     parser.add_argument("--product", action="store_true", help="count the product")
     options = parser.parse_args(arguments)
     if options.product:
@@ -178,8 +177,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     print("| recipe | files | apart | rest | lines of code | apart | rest |")
     print("|---|---|---|---|---|---|---|")
-    for recipe in options.recipes or [ROOT / name for name in RECIPES]:
-        print(recipe_row(recipe.resolve()))
+    recipes = options.recipes or [ROOT / name for name in RECIPES]
+    runs = {path.stem: lines_of_run(path) for path in recipes}
+    for name, lines in runs.items():
+        print(table_row(name, lines))
+    for name, lines in runs.items() if options.files else ():
+        print(f"\n{name}")
+        for place in sorted(lines, key=lines.__getitem__, reverse=True):
+            print(f"{lines[place]:6}  {place}")
     return 0
 
 
