@@ -114,9 +114,9 @@ class MusicSeparation(Separation):
         super().on_stage_start(stage, epoch)
         if stage != Stage.TRAIN:
             return
-        phase = self.config.lr_scheduler.at(epoch)
+        phase = self.config.lr_scheduler.at(self.epoch)
         self._enter(phase)
-        if epoch == phase.first_epoch and self.step == 0:
+        if self.epoch == phase.first_epoch and self.step == 0:
             # Each phase of CCOM's recipe is a run of its own: weights go on, Adam's
             # moments begin anew.
             self.optimizer.state.clear()
