@@ -18,7 +18,7 @@ from modules.runtime import distributed, signals
 from modules.runtime.run_lock import RunLock
 from modules.runtime.signals import StopRequest
 from modules.weights import checkpoint_files, checkpointer
-from recipes import separation
+from recipes import separation, step
 from recipes.train_stats import NonFiniteWatch
 
 
@@ -113,7 +113,7 @@ def nonfinite_is_saved() -> None:
 
 
 def no_seeding() -> None:
-    put(separation, "seed_step", lambda *args, **kwargs: None)
+    put(step, "seed_step", lambda *args, **kwargs: None)
 
 
 def no_comparison() -> None:
