@@ -1,7 +1,8 @@
 # make demo    install, train a small model on synthetic speech, evaluate it
-# make test    the whole test suite with the doctests
+# make test    the whole test suite with the doctests, in JOBS=2 processes
 # make faults  the fault bench: a row for everything that a run must survive
 # make lint    ruff check and format --check       make format   let ruff rewrite
+# make types   mypy on the product
 # make clean   remove caches                       make distclean  .venv as well
 # Another interpreter: make demo PYTHON=/path/to/python3.12
 
@@ -11,23 +12,31 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet install
 DOCTESTED := data_prep modules recipes
+JOBS ?= 2
+# One thread: the layers are small, and two threads wait for each other on a busy machine.
+ONE_THREAD := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 
-.PHONY: demo test faults lint format clean distclean
+.PHONY: demo test faults lint types format clean distclean
 .DELETE_ON_ERROR:
 
-# One thread: the layers are small, and two threads wait for each other on a busy machine.
 demo: $(VENV)/.stamp-run
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) train.py hparams/demo.yaml
+	$(ONE_THREAD) $(PY) train.py hparams/demo.yaml
 
+# A file's tests stay in one process, which makes its fixtures once. The files start in
+# the order of tests/conftest.py, the longest first.
 test: $(VENV)/.stamp-dev
-	$(PY) -m pytest --doctest-modules tests $(DOCTESTED)
+	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+	    --doctest-modules tests $(DOCTESTED)
 
 faults: $(VENV)/.stamp-dev
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m benchmarks.faults
+	$(ONE_THREAD) $(PY) -m benchmarks.faults
 
 lint: $(VENV)/.stamp-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+types: $(VENV)/.stamp-dev
+	$(PY) -m mypy
 
 format: $(VENV)/.stamp-dev
 	$(PY) -m ruff check --fix .
@@ -55,7 +64,7 @@ $(VENV)/.stamp-venv:
 	@touch $@
 
 clean:
-	rm -rf .pytest_cache .ruff_cache
+	rm -rf .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 distclean: clean

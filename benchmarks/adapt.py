@@ -1,4 +1,4 @@
-"""Ways to adapt a trained HTDemucs to other stems, side by side.
+"""Compare ways to adapt a trained HTDemucs to other stems.
 
 A base on four stems (960 steps, about 10 minutes on two cores), and the arms (about
 20 minutes):
@@ -59,7 +59,7 @@ FIGURES = "measured.json"
 
 
 def command_of(arm: str, options: argparse.Namespace, further: list[str]) -> list[str]:
-    """The command line of an arm: what a user would type."""
+    """Return the command line of an arm, as a user would type it."""
     rates = options.lr
     rate = rates.get(arm, rates.get(""))
     batch = options.batch_size
@@ -86,7 +86,7 @@ def command_of(arm: str, options: argparse.Namespace, further: list[str]) -> lis
 
 
 def run(arm: str, options: argparse.Namespace, further: list[str]) -> dict:
-    """Train and test an arm, if that is still to be done; return its figures."""
+    """Train and test an arm, unless it is done; return its figures."""
     folder = options.out / arm
     command = command_of(arm, options, further)
     done = folder / FIGURES
@@ -116,7 +116,7 @@ def run(arm: str, options: argparse.Namespace, further: list[str]) -> dict:
 
 
 def seconds_per_step(curves: Path, batch_size: int) -> float | None:
-    """Median over the logged stretches of a run; None where nothing was trained."""
+    """Return the median over the logged points of a run; None without training."""
     if not curves.is_file():
         return None
     with open(curves, newline="", encoding="utf-8") as file:
@@ -129,13 +129,13 @@ def seconds_per_step(curves: Path, batch_size: int) -> float | None:
 
 
 def rate_in(hyperparams: Path) -> float:
-    """The highest learning rate of a run."""
+    """Return the highest learning rate of a run."""
     lines = hyperparams.read_text(encoding="utf-8").splitlines()
     return float(next(line for line in lines if line.startswith("lr:"))[3:])
 
 
 def trained(folder: Path) -> dict[str, float]:
-    """Share of the model that trained, and the size of its file."""
+    """Return the share of the model that trained, and the size of its file."""
     adapters = folder / "adapters.safetensors"
     numbers = sum(tensor.numel() for tensor in read_lora(adapters)[2].values())
     model = load_exported(export(folder, folder / "model"))
@@ -144,7 +144,7 @@ def trained(folder: Path) -> dict[str, float]:
 
 
 def scores_of(folder: Path) -> dict[str, dict[str, float]]:
-    """Metrics of each test track."""
+    """Return the metrics of each test track."""
     path = folder / "test_results.csv"
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -154,7 +154,7 @@ def scores_of(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def mean_and_error(values: Sequence[float], places: int = 2) -> str:
-    """`mean ± standard error of the mean`; of one value there is no error."""
+    """Write `mean ± standard error of the mean`; one value has no error."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return f"{mean:.{places}f}"
@@ -165,7 +165,7 @@ def mean_and_error(values: Sequence[float], places: int = 2) -> str:
 def table(
     figures: Mapping[str, Mapping], scores: Mapping[str, Mapping[str, Mapping]]
 ) -> list[str]:
-    """The results as lines of Markdown.
+    """Return the results as lines of Markdown.
 
     Arguments
     ---------
@@ -203,7 +203,7 @@ def table(
 
 
 def rate_of(text: str) -> tuple[str, float]:
-    """`0.001`, or `full=0.001`, as (arm or nothing, rate)."""
+    """Read `0.001` or `full=0.001` as (arm or nothing, rate)."""
     arm, equals, value = text.rpartition("=")
     if equals and arm not in ARMS:
         raise argparse.ArgumentTypeError(f"{arm!r} is none of {', '.join(ARMS)}")
@@ -211,7 +211,7 @@ def rate_of(text: str) -> tuple[str, float]:
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """The command line: our options, and what is handed on to every run."""
+    """Return our options, and the arguments that go to every run."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.adapt",
         description=__doc__,
@@ -239,7 +239,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[s
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the arms and print the table, which is written beside them as well."""
+    """Run the arms, print the table and write it beside them."""
     options, further = parse(argv)
     if not options.base.exists():
         sys.exit(f"error: --base={options.base} does not exist")

@@ -1,16 +1,16 @@
-"""The fault bench: what a run survives, target by target.
+"""The fault bench: everything that a run must survive, target by target.
 
     python -m benchmarks.faults [R1 R2 ...] [--nightly | --brief]
     python -m benchmarks.faults --long
 
-Each row is a target of reliability: what must be true, the figure reached, beside it
-what stock software was measured to do, and whether the target is met. The exit status
-is 1 when one falls short. Jobs are train.py on toy data; kills are triggered by
+Each row is a target of reliability: the requirement, the figure reached, beside it the
+measured behaviour of stock software, and whether the target is met. The exit status is
+1 when one falls short. Jobs are train.py on toy data; kills are triggered by
 progress, and results are compared with those of an uninterrupted job of the same call.
 `--nightly` does 100 kills and 20 kills of a rank, `--brief` as few as show anything.
 `--long[=STEPS]` runs both demo recipes for 2 000 steps and looks for leaks.
-`python -m benchmarks.mutations` disables one safeguard after the other and shows that
-its row then fails.
+`python -m benchmarks.mutations` disables each safeguard in turn and shows that its row
+then fails.
 """
 
 import argparse
@@ -38,12 +38,12 @@ def load_cases() -> None:
 
 
 def in_order(names: list[str]) -> list[str]:
-    """Names of targets by their number."""
+    """Return the names of targets in the order of their numbers."""
     return sorted(names, key=lambda name: int(name[1:]))
 
 
 def run_target(target: Target, bench: Bench) -> tuple[Outcome, float]:
-    """The outcome of a case and its seconds; an error is a failure, not the end."""
+    """Return the outcome of a case and its seconds; an error counts as a failure."""
     started = time.monotonic()
     shutil.rmtree(bench.folder, ignore_errors=True)  # of an earlier call
     bench.folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def run_target(target: Target, bench: Bench) -> tuple[Outcome, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the bench; 1 when a target falls short."""
+    """Run the bench; return 1 when a target falls short."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.faults",
         description=__doc__,
@@ -107,7 +107,7 @@ def add_long_runs(steps: int) -> None:
 
 
 def run_bench(names: list[str], folder: Path, nightly: bool, brief: bool) -> int:
-    """Run targets in a folder and print a table; 1 when one falls short."""
+    """Run targets in a folder and print a table; return 1 when one falls short."""
     launch.warm_up()
     launch.disable_safeguard()
     print("| target | must be true | reached | stock | | seconds |")

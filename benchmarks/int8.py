@@ -1,10 +1,10 @@
-"""What a music model loses by int8 weights: SDR of its float and its int8 export.
+"""Measure what int8 weights cost a music model: SDR of its float and int8 exports.
 
     python -m benchmarks.int8 results/htdemucs/1234 --tracks=musdb18hq/test
 
 Both exports of a run are written to a temporary folder, loaded as a user would, and
-separate the same tracks (folders of stems) in the same overlapping segments. Scores in
-dB: means over the tracks, and of the differences, track by track, the standard error.
+separate the same tracks (folders of stems) in the same overlapping segments. Scores are
+in dB: means over the tracks, and the standard error of the differences between tracks.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from modules.weights.export import CONFIG, WEIGHTS, export, load_exported
 def compare(
     models: dict[str, nn.Module], song: Example, rate: int, shifts: int
 ) -> dict[str, dict[str, float]]:
-    """Scores of one song by each model; `snr` is that of int8 against float."""
+    """Return the scores of a song by each model; `snr` is of int8 against float."""
     scores, outputs = {}, {}
     for name, model in models.items():
         est_BSCT = apply_model(model, song.mix[None], shifts=shifts, normalize=True)
@@ -49,7 +49,7 @@ def compare(
 
 
 def table(songs: Sequence[dict[str, dict[str, float]]]) -> list[str]:
-    """Lines of Markdown: a row for each score; songs without it are left out."""
+    """Return lines of Markdown, a row per score; skip songs without it."""
     lines = ["| score | float | int8 | lost |", "|---|---|---|---|"]
     for name in songs[0]["float"]:
         pairs = [(song["float"][name], song["int8"][name]) for song in songs]
@@ -65,7 +65,7 @@ def table(songs: Sequence[dict[str, dict[str, float]]]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Export, separate, print."""
+    """Export the run twice, separate the tracks and print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.int8",
         description=__doc__,

@@ -1,4 +1,4 @@
-"""How well the suspicion score and the stem filter find wrongly labelled stems.
+"""Measure how well suspicion score and stem filter find wrongly labelled stems.
 
     python -m benchmarks.label_noise --truth=labelnoise_truth.csv \
         --suspicion=results/.../suspicion.csv --margins=clean/margins.csv \
@@ -10,8 +10,8 @@ step) is printed, beside two baselines: chance, whose average precision is the s
 wrong stems, and with `--data_folder` the loudness of the file alone, the quietest stem
 first or the loudest first, whichever does better.
 
-Flagged is what truncation dropped more often than it dropped the mean stem, and what
-the filter does not call clean.
+A stem is flagged when truncation dropped it more often than the mean stem, or when the
+filter does not call it clean.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from modules.runtime.errors import DataError
 
 
 def read_scores(path: Path, column: str, sign: float = 1.0) -> dict[Key, float]:
-    """A score per stem, higher is more suspect; rows without a number are left out."""
+    """Read a score per stem, higher is more suspect; skip rows without a number."""
     with open(path, newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)
         if not {"track", "stem", column} <= {*(table.fieldnames or ())}:
@@ -37,7 +37,7 @@ def read_scores(path: Path, column: str, sign: float = 1.0) -> dict[Key, float]:
 
 
 def loudness_score(data_folder: Path, truth: Mapping[Key, bool]) -> dict[Key, float]:
-    """Mean absolute sample of every file."""
+    """Return the mean absolute sample of every file."""
     return {
         (track, stem): float(
             read_any_rate(data_folder / track / f"{stem}.wav")[0].abs().mean()

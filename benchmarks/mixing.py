@@ -1,11 +1,12 @@
-"""Dynamic mixing: ours beside the way of SpeechBrain's recipes, on the same files.
+"""Compare our dynamic mixing with that of SpeechBrain's recipes on the same files.
 
     python -m benchmarks.mixing --folder=/data/wsj0/si_tr_s --copy=/tmp/si_tr_s_8k
 
-Mixtures a second on one core: one thread and its CPU time, so that other jobs count
-little. All read the same utterances, a copy of the folder at 8 kHz, which SpeechBrain's
-recipes ask for (one row is ours from the folder itself). A mixture is two talkers of up
-to 4 s with their sources, levels drawn, peak 0.9. The variants take turns.
+The figures are mixtures per second of one thread's CPU time, so that other jobs matter
+little. All variants read the same utterances, a copy of the folder at 8 kHz, which
+SpeechBrain's recipes ask for (one row is ours from the folder itself). A mixture has
+two talkers of up to 4 s with their sources, drawn levels and a peak of 0.9. The
+variants take turns.
 
 SpeechBrain's recipes are not in its package. `SpeechBrainMixing` does what they do for
 a mixture with the classes and functions that are: the length of every file by
@@ -52,7 +53,7 @@ SPEEDS = (95, 100, 105)
 
 
 def loudness(wave_T: np.ndarray, rate: int) -> float:
-    """Integrated loudness in LUFS by ITU-R BS.1770-4, block by block as pyloudnorm.
+    """Return the loudness in LUFS (ITU-R BS.1770-4), block by block as pyloudnorm does.
 
     Two filters (a shelf of 4 dB above 1.5 kHz, a high-pass at 38 Hz), power in blocks
     of 0.4 s that overlap by 75 %, a gate at -70 LUFS and one 10 LU under the mean.
@@ -79,7 +80,7 @@ def loudness(wave_T: np.ndarray, rate: int) -> float:
 
 
 def k_weighting(rate: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Coefficients (b, a) of both, computed for every meter as pyloudnorm does."""
+    """Return the coefficients (b, a) of both filters, as pyloudnorm computes them."""
     w, gain = 2 * np.pi * 1500.0 / rate, 10 ** (4.0 / 40)
     alpha, cos = np.sin(w) / np.sqrt(2), np.cos(w)
     root = 2 * np.sqrt(gain) * alpha
@@ -110,7 +111,7 @@ def k_weighting(rate: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 class SpeechBrainMixing:
-    """The work of SpeechBrain's dynamic mixing for each mixture; see the module.
+    """Do the work of SpeechBrain's dynamic mixing for each mixture; see the module.
 
     Arguments
     ---------
@@ -136,7 +137,7 @@ class SpeechBrainMixing:
         self.perturb = SpeedPerturb(RATE, list(speeds)) if speeds else None
 
     def __call__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A mixture [T] and its sources [S, T]."""
+        """Return a mixture [T] and its sources [S, T]."""
         chosen = np.random.choice(
             self.speakers, NUM_SPKS, replace=False, p=self.weights
         )
@@ -159,7 +160,7 @@ class SpeechBrainMixing:
         return scale * mix_T, scale * src_ST
 
     def _to_level(self, wave_T: torch.Tensor, is_first: bool) -> torch.Tensor:
-        """A source at a drawn level."""
+        """Return the source at a drawn level."""
         if self.level == "loudness":
             target = random.uniform(-33.0, -25.0)
             gain_db = target - loudness(wave_T.numpy(), RATE)
@@ -176,19 +177,19 @@ class SpeechBrainMixing:
 
 
 def copy_of(utterance: Utterance, root: Path, out: Path) -> Path:
-    """Where its copy lies; a WAV, whatever it is itself."""
+    """Return where the copy of a file lies; the copy is a WAV."""
     return (out / Path(utterance.path).relative_to(root)).with_suffix(".wav")
 
 
 def make_copy(utterance: Utterance, root: Path, out: Path) -> None:
-    """One utterance at 8 kHz."""
+    """Write one utterance at 8 kHz."""
     wave_T = read_audio(utterance.path)
     wave_T = resample(wave_T, utterance.sample_rate, RATE)
     write_wave(copy_of(utterance, root, out), wave_T.numpy(), RATE)
 
 
 def copy_at_8k(folder: Path, out: Path) -> None:
-    """The copy that SpeechBrain's recipes make before they mix."""
+    """Make the copy that SpeechBrain's recipes make before they mix."""
     pool = UtterancePool.scan(folder)
     make_all(
         lambda utterance: make_copy(utterance, folder, out),
@@ -200,7 +201,7 @@ def copy_at_8k(folder: Path, out: Path) -> None:
 
 
 def variants(folder: Path, copy: Path) -> dict[str, Callable[[int], object]]:
-    """What takes turns, by the name in the table."""
+    """Return the variants by their name in the table."""
     pool = UtterancePool.scan(copy)
     original = UtterancePool.scan(folder)
     settings = {"sample_rate": RATE, "examples_per_epoch": 10**9}
@@ -222,7 +223,7 @@ def variants(folder: Path, copy: Path) -> dict[str, Callable[[int], object]]:
 def measure(
     makers: dict[str, Callable[[int], object]], mixtures: int, repeats: int
 ) -> dict[str, list[float]]:
-    """Mixtures per second of CPU time of each, `repeats` times in turns."""
+    """Return mixtures per second of CPU time of each variant, measured in turns."""
     rates: dict[str, list[float]] = {name: [] for name in makers}
     for turn in range(-1, repeats):  # the first is not counted: it fills the caches
         for name, make in makers.items():
@@ -235,7 +236,7 @@ def measure(
 
 
 def table(rates: dict[str, list[float]]) -> list[str]:
-    """Median and range of each, and ours against both of SpeechBrain's."""
+    """Print median and range of each variant, and ours against SpeechBrain's two."""
     lines = ["| | mixtures a second (range) |", "|---|---|"]
     medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, values in rates.items():

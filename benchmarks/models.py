@@ -1,4 +1,4 @@
-"""Our models beside the public reference code: time and peak memory.
+"""Compare our models with the public reference code: time and peak memory.
 
     python -m benchmarks.models                       # all models, published size
     python -m benchmarks.models --models mossformer2 --layers 4 --repeats 2
@@ -115,7 +115,7 @@ def our_mossformer2(layers: int | None, checkpointing: bool) -> nn.Module:
 
 
 class ReferenceSepFormer(nn.Module):
-    """SpeechBrain's SepFormer, put together as its recipe does."""
+    """Build SpeechBrain's SepFormer as its recipe does."""
 
     def __init__(self, layers: int) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ def demucs_module(name: str) -> types.ModuleType:
 
 
 def htdemucs_segment(samples: int) -> Fraction:
-    """The published segment, or the mixture where it is shorter."""
+    """Return the published segment, or the mixture where it is shorter."""
     return min(Fraction(39, 5), Fraction(samples, 44100))
 
 
@@ -244,7 +244,7 @@ def infer(job: dict, model: nn.Module, mixture_BT: Tensor) -> Tensor:
 
 
 def make_mixture(job: dict) -> Tensor:
-    """Noise [1, T], or [1, 2, T] for music."""
+    """Return noise [1, T], or [1, 2, T] for music."""
     shape = (1, 2) if job["model"] in STEREO else (1,)
     return 0.1 * torch.randn(*shape, job["samples"])
 
@@ -387,7 +387,7 @@ def benchmark(model: str, arguments: argparse.Namespace) -> list[str]:
 
 
 def reference_of(variant: dict) -> str:
-    """Name of the reference's results that a variant is held against."""
+    """Return the name of the reference's results that a variant is compared with."""
     return f"reference, train {variant['train']}, {variant['samples']}"
 
 

@@ -1,4 +1,4 @@
-"""Does the fault bench notice when a safeguard is gone?
+"""Check that the fault bench notices when a safeguard is gone.
 
     python -m benchmarks.mutations [fsync rename digest ...]
 
@@ -18,7 +18,7 @@ from benchmarks.fault_cases.mutations import MUTATIONS
 
 
 def run_mutations(names: list[str]) -> int:
-    """Run the rows with their safeguards disabled; 1 when a mutation is not seen."""
+    """Run each row without its safeguard; return 1 if one passes all the same."""
     print("| safeguard | disabled | row | the row says | | seconds |")
     print("|---|---|---|---|---|---|", flush=True)
     unseen = 0
@@ -47,7 +47,7 @@ def run_mutations(names: list[str]) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Disable safeguards; 1 when the bench does not notice."""
+    """Disable the named safeguards; return 1 if the bench does not notice."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.mutations",
         description=__doc__,

@@ -1,10 +1,12 @@
-"""Rules of truncation side by side: one network for each, trained on the same batches.
+"""Train one network per rule of truncation on the same batches, and compare them.
 
-Equal weights at the start, equal examples, equal augmentation in equal order: what
-differs in the end is what the rules left out. The networks do not touch each other,
-as long as gradients are not clipped and the optimizer treats each weight by itself.
+All networks start from equal weights and see equal examples with equal augmentation in
+equal order, so that they differ in the end only by what the rules left out. The
+networks are independent as long as gradients are not clipped and the optimizer treats
+each weight by itself.
 
-Legend: N examples of the global batch, K = rules x stems, rule by rule.
+Legend: B batch, N examples of the global batch, S source, C channel, T sample,
+K = rules x stems, rule by rule.
 """
 
 import copy
@@ -29,14 +31,14 @@ from recipes.separation import Separation
 
 
 class RuleNetworks(nn.Module):
-    """Copies of a separator that share their input; sources are named rule_stem.
+    """Copies of a separator that share their input, with sources named rule_stem.
 
     Arguments
     ---------
     separator : nn.Module
-        With `sources`, `sample_rate` and `segment`; maps [B, C, T] to [B, S, C, T].
+        Maps [B, C, T] to [B, S, C, T]; has `sources`, `sample_rate` and `segment`.
     rules : Sequence[str]
-        A name for each copy.
+        The name of each copy.
     """
 
     def __init__(self, separator: nn.Module, rules: Sequence[str]) -> None:
@@ -46,19 +48,19 @@ class RuleNetworks(nn.Module):
         self.sample_rate, self.segment = separator.sample_rate, separator.segment
 
     def forward(self, mixture_BCT: Tensor) -> Tensor:
-        """[B, C, T] to [B, K, C, T]."""
+        """Map [B, C, T] to [B, K, C, T]."""
         return torch.cat([net(mixture_BCT) for net in self.networks.values()], dim=1)
 
 
 class RuleSelectors(Selector):
-    """A selector for each rule, each on its own columns of the losses.
+    """One selector per rule, which sees the columns of its own network's losses.
 
     Arguments
     ---------
     rules : Sequence[str]
         Names that `modules.losses.selection.truncation` knows.
     memory : int
-        Losses that the running rule remembers.
+        Losses per stem that the rule `running` remembers.
     """
 
     def __init__(self, rules: Sequence[str], memory: int = 1000) -> None:
@@ -76,7 +78,7 @@ class RuleSelectors(Selector):
             selector.enter_phase(quantile, batches)
 
     def check(self, batch_size: int, world_size: int) -> None:
-        """Run every rule's check."""
+        """Run every selector's check."""
         for selector in self.selectors.values():
             selector.check(batch_size, world_size)
 
@@ -99,7 +101,7 @@ class RuleSettings(MusicSettings):
 
 
 class RuleComparison(MusicSeparation):
-    """`MusicSeparation` of `RuleNetworks`; reports the rules side by side."""
+    """`MusicSeparation` for `RuleNetworks`, with a report that compares the rules."""
 
     settings_class: type[RuleSettings] = RuleSettings
     config: RuleSettings
@@ -114,24 +116,24 @@ class RuleComparison(MusicSeparation):
     def compute_objectives(
         self, predictions: Tensor, batch: Batch, stage: Stage
     ) -> Terms:
-        """Return the losses of all rules, rule by rule."""
+        """Return the losses of all networks, rule by rule."""
         parts = [
             super(RuleComparison, self).compute_objectives(est_BSCT, batch, stage)
             for est_BSCT in predictions.chunk(len(self.rules), dim=1)
         ]
-        ranks = [part.sort_key_BK for part in parts if part.sort_key_BK is not None]
-        # The targets are the same for all: counted once.
+        sort_keys = [part.sort_key_BK for part in parts if part.sort_key_BK is not None]
+        # All networks have the same targets, whose silence is counted once.
         others = [torch.zeros_like(part.silent_BK) for part in parts[1:]]
         return Terms(
             torch.cat([part.loss_BK for part in parts], dim=1),
             torch.cat([part.scorable_BK for part in parts], dim=1),
-            torch.cat(ranks, dim=1) if ranks else None,
+            torch.cat(sort_keys, dim=1) if sort_keys else None,
             torch.cat([parts[0].silent_BK, *others], dim=1),
             torch.cat([part.origin_BK for part in parts], dim=1),
         )
 
     def on_choice(self, choice: Choice, batch: Batch) -> None:
-        """Count by the last rule for the suspicion scores."""
+        """Count what the last rule dropped, for the suspicion scores."""
         Separation.on_choice(self, choice, batch)
         last = slice(-len(self.stems), None)
         masks = choice.origin_NK, choice.usable_NK, choice.keep_NK
@@ -140,7 +142,7 @@ class RuleComparison(MusicSeparation):
     def score(
         self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage
     ) -> dict[str, float | None]:
-        """Scores of every rival, prefixed by its rule; and their mean."""
+        """Return every network's scores, named by their rule, and their mean."""
         scores: dict[str, float | None] = {}
         means = []
         for rule, est_SCT in zip(
@@ -152,18 +154,18 @@ class RuleComparison(MusicSeparation):
             for name, value in own.items():
                 metric, _, stem = name.partition("_")
                 scores["_".join(filter(None, (metric, rule, stem)))] = value
-        # A song of silence has no score, whoever separated it.
+        # A song of silence has no score from any network.
         found = [mean for mean in means if mean is not None]
         return {"nsdr": math.fsum(found) / len(found) if found else None} | scores
 
     def reported(self, summary: dict) -> dict:
-        """Return only the mean over the stems, of each rule."""
+        """Reduce the summary to each rule's mean over the stems."""
         names = [f"{metric}_{r}" for metric in ("nsdr", "sdr") for r in self.rules]
         metrics = summary["metrics"]
         return summary | {"metrics": {name: metrics[name] for name in names}}
 
     def report(self) -> None:
-        """A row of scores for each rule, then what the suspicion scores found."""
+        """Print a row of scores per rule, then what the suspicion scores found."""
         super().report()
         if not if_main_process() or self.summary is None:
             return
@@ -178,13 +180,12 @@ class RuleComparison(MusicSeparation):
             print(" ".join(f"{text:>12}" for text in [rule, *shown]))
         if self.config.truth:
             print(f"\nwhat `{self.rules[-1]}` dropped, against {self.config.truth}:")
-            print(
-                "\n".join(audit_table(self.suspicion.rows(), Path(self.config.truth)))
-            )
+            lines = detection_table(self.suspicion.rows(), Path(self.config.truth))
+            print("\n".join(lines))
 
 
-def audit_table(rows: Sequence[Mapping], truth_file: Path) -> list[str]:
-    """Precision and recall of the suspicion scores, by `detection.table`."""
+def detection_table(rows: Sequence[Mapping], truth_file: Path) -> list[str]:
+    """Return the precision and recall of the suspicion scores, as lines of a table."""
     truth = read_truth(truth_file)
     suspicion = {(row["track"], row["stem"]): row["suspicion"] for row in rows}
     known = {key: truth[key] for key in suspicion if key in truth}

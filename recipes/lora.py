@@ -12,6 +12,7 @@ so that a resume and `--test_only` find them.
 import itertools
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,13 @@ from modules.runtime import distributed
 from modules.runtime.errors import CheckpointMismatch, HparamsError, LoraError
 from modules.runtime.files import write_text
 from modules.runtime.randomness import seed_step
-from recipes.config.schema import MusicLoraSettings, SpeechLoraSettings
+from recipes.config.schema import (
+    LoraSettings,
+    MusicLoraSettings,
+    SpeechLoraSettings,
+)
 from recipes.music import MusicSeparation
+from recipes.separation import Separation
 from recipes.speech import SpeechSeparation
 
 RANKS_FILE = "lora_ranks.json"
@@ -75,8 +81,11 @@ class AdapterFile:
             ) from error
 
 
-class Adapting:
+class Adapting(Separation):
     """Laid over a task's Brain: it trains adapters of `modules.separator`."""
+
+    config: LoraSettings
+    opt_class: Callable[[Any], torch.optim.Optimizer]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -152,7 +161,7 @@ class Adapting:
         share = trainable_share(self.adapted)
         logger.info(f"Adapters on {tensors} weights: {share:.2%} of the model trains")
 
-    def _gradients(self, train_set: DataLoader) -> dict[str, Tensor]:
+    def _gradients(self, train_set: Any) -> dict[str, Tensor]:
         """Sum of the loss' gradients by each weight over the first batches.
 
         The weights do not move, and all finite terms count, dropped or not. Weights
@@ -162,7 +171,7 @@ class Adapting:
         trained = [p for p in model.parameters() if p.requires_grad]
         weights = adaptable(model)
         try:
-            decided = matching(config.layer_ranks or (), weights, "layer_ranks")
+            decided = matching(list(config.layer_ranks or ()), weights, "layer_ranks")
             names = dict(model.named_parameters())
             decided += matching(config.train_fully, names, "train_fully")
         except LoraError as error:
@@ -245,12 +254,14 @@ class MusicLora(Adapting, MusicSeparation):
     """Adapters of a music separator."""
 
     settings_class = MusicLoraSettings
+    config: MusicLoraSettings
 
 
 class SpeechLora(Adapting, SpeechSeparation):
     """Adapters of a speech separator."""
 
     settings_class = SpeechLoraSettings
+    config: SpeechLoraSettings
 
 
 def trainable(given: Any) -> list:

@@ -114,9 +114,9 @@ class MusicSeparation(Separation):
         super().on_stage_start(stage, epoch)
         if stage != Stage.TRAIN:
             return
-        phase = self.config.lr_scheduler.at(epoch)
+        phase = self.config.lr_scheduler.at(self.epoch)
         self._enter(phase)
-        if epoch == phase.first_epoch and self.step == 0:
+        if self.epoch == phase.first_epoch and self.step == 0:
             # Each phase of CCOM's recipe is a run of its own: weights go on, Adam's
             # moments begin anew.
             self.optimizer.state.clear()
@@ -190,7 +190,9 @@ class MusicSeparation(Separation):
         means = []
         for name, weight in zip(self.term_names, self.term_weights, strict=True):
             values = [row[f"nsdr_{name}"] for row in self.evaluator.table.rows]
-            finite = sorted(v for v in values if v is not None and math.isfinite(v))
+            finite = sorted(
+                v for v in values if isinstance(v, float) and math.isfinite(v)
+            )
             best = finite[dropped_of(len(finite), quantile) if finite else 0 :]
             if weight and best:
                 means.append(math.fsum(best) / len(best))
@@ -256,17 +258,17 @@ class MusicSeparation(Separation):
         )
         self.suspicion = Suspicion([row.id for row in rows["train"]], self.stems)
         self.checkpointer.add_recoverable("suspicion", self.suspicion)
+
+        def whole(name: str) -> DataLoader | None:
+            if name not in rows:
+                return None
+            songs = StemDataset(
+                rows[name], config.sample_rate, check_sums=config.check_sums
+            )
+            return self.loader(songs, config.eval_batch_size)
+
         return (
             self.loader(train_set, config.batch_size, training=True),
-            *(
-                self.loader(
-                    StemDataset(
-                        rows[name], config.sample_rate, check_sums=config.check_sums
-                    ),
-                    config.eval_batch_size,
-                )
-                if name in rows
-                else None
-                for name in ("valid", "test")
-            ),
+            whole("valid"),
+            whole("test"),
         )

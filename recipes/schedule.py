@@ -9,6 +9,7 @@ SpeechBrain's that wait for the validation loss (ReduceLROnPlateau, NewBobSchedu
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from speechbrain.nnet.schedulers import NewBobScheduler, ReduceLROnPlateau
@@ -123,10 +124,13 @@ class Phases(EpochSchedule):
         self.rates = [*lr]
         self.phases: list[Phase] = []
         self.total = 0
-        for number, *settings in zip(numbers, epochs, lr, quantile, strict=True):
+        for number, length, rate, share in zip(
+            numbers, epochs, lr, quantile, strict=True
+        ):
             if only in (None, number):
-                self.phases.append(Phase(number, self.total + 1, *settings))
-                self.total += settings[0]
+                phase = Phase(number, self.total + 1, length, rate, share)
+                self.phases.append(phase)
+                self.total += length
 
     def at(self, epoch: int) -> Phase:
         """Return the phase of an epoch, counted from 1; the last phase never ends."""
@@ -200,7 +204,7 @@ class RateFactor:
         return 1.0
 
 
-Scheduler = EpochSchedule | ReduceLROnPlateau | NewBobScheduler | None
+Scheduler: TypeAlias = EpochSchedule | ReduceLROnPlateau | NewBobScheduler | None
 
 
 class LearningRate:

@@ -150,7 +150,7 @@ class Separation(TrainingStep):
             "training examples": self.train_sampler.num_examples,
         }
 
-    def _take_over(self, changed: dict[str, tuple[object, object]]) -> None:
+    def _take_over(self, changed: dict[str, tuple[Any, Any]]) -> None:
         """Give settings that a resumed state has overwritten their new values."""
         reached = self.global_step
         if "training examples" in changed and self.step:
@@ -247,7 +247,7 @@ class Separation(TrainingStep):
         if value is not None and not is_ranked:
             logger.warning(f"validation {self.monitor} is {value}: epoch not ranked")
         lr = self.optimizer.param_groups[0]["lr"]
-        loss = -value if is_ranked else None
+        loss = -value if value is not None and is_ranked else None
         self.learning_rate.end_epoch(self.optimizer, epoch, loss)
         stats, self.stats = self.stats, TrainStats()
         if stats.silent_ids and sb.utils.distributed.if_main_process():

@@ -7,6 +7,7 @@ Legend: B batch, S source, T sample.
 """
 
 import logging
+from typing import Any
 
 from speechbrain import Stage
 from torch import Tensor
@@ -25,6 +26,7 @@ from modules.metrics.scores import score_example
 from modules.runtime import distributed
 from modules.runtime.errors import AudioError, DataError, HparamsError
 from recipes.config.schema import SpeechSettings
+from recipes.evaluation import Scores
 from recipes.separation import Separation
 
 logger = logging.getLogger(__name__)
@@ -72,15 +74,11 @@ class SpeechSeparation(Separation):
 
     def score(
         self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage
-    ) -> dict[str, float]:
+    ) -> Scores:
         """SI-SNR and its improvement; at the test SDR as well."""
-        return score_example(
-            est_ST,
-            target_ST,
-            mix_T,
-            self.config.sample_rate,
-            with_sdr=stage == Stage.TEST,
-        )
+        with_sdr = stage == Stage.TEST
+        rate = self.config.sample_rate
+        return {**score_example(est_ST, target_ST, mix_T, rate, with_sdr=with_sdr)}
 
     def make_loaders(
         self, manifests: dict[str, str]
@@ -128,7 +126,7 @@ class SpeechSeparation(Separation):
 
     def _training_set(self, rows: list[Row]) -> Dataset:
         """Mixtures made on the fly, or random crops of those on disk."""
-        settings = {
+        settings: dict[str, Any] = {
             "sample_rate": self.config.sample_rate,
             "segment_seconds": self.config.segment_seconds,
             "speed_changes": self.config.speed_changes or None,
@@ -178,10 +176,9 @@ class SpeechSeparation(Separation):
     def _utterances(self, rows: list[Row]) -> UtterancePool:
         """Single talkers for dynamic mixing: a folder of them, or the set's sources."""
         index = f"{self.config.save_folder}/utterances.csv"
-        if self.config.base_folder_dm:
-            make, origin = UtterancePool.scan, self.config.base_folder_dm
+        if folder := self.config.base_folder_dm:
+            pool = distributed.run_on_main(UtterancePool.scan, folder, index)
         else:
-            make, origin = UtterancePool.from_manifest, rows
-        pool = distributed.run_on_main(make, origin, index)
+            pool = distributed.run_on_main(UtterancePool.from_manifest, rows, index)
         logger.info(f"Dynamic mixing from {pool}")
         return pool

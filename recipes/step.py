@@ -66,6 +66,10 @@ class TrainingStep(sb.Brain):
 
     train_sampler: EpochSampler
 
+    # SpeechBrain's, which has no types.
+    step: int
+    ckpt_interval_minutes: float
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         try:
             super().__init__(*args, **kwargs)

@@ -28,6 +28,12 @@ def forget_logging() -> None:
             handler.close()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the longest files, so that no process ends with them alone."""
+    long = ("tests/e2e/", "tests/benchmarks/")
+    items.sort(key=lambda item: not item.nodeid.startswith(long))
+
+
 @pytest.fixture(autouse=True)
 def quiet_logging() -> Iterator[None]:
     """Start and leave every test with logging as pytest found it."""

@@ -1,8 +1,8 @@
 """The fault bench: a function per reliability target, found by its number.
 
-A target says in one line what must be true and what stock software was measured to do
-(SpeechBrain 1.1.2 and its separation recipe, `reliability.md`). Its function runs the
-faults and returns the figure that was reached.
+A target says in one line what must be true, and what stock software (SpeechBrain 1.1.2
+and its separation recipe) was measured to do. Its function runs the faults and returns
+the figure that was reached.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass
 class Bench:
-    """What a case is given: a folder of its own and how much to do.
+    """A folder for the case, and how much it shall do.
 
     `nightly` asks for many kills, `brief` for the fewest that still show the fault.
     """
@@ -22,7 +22,7 @@ class Bench:
     brief: bool = False
 
     def count(self, brief: int, short: int, nightly: int) -> int:
-        """How often to repeat, by the length of the run."""
+        """Return how often to repeat, by the length of the run."""
         return nightly if self.nightly else brief if self.brief else short
 
 
@@ -34,14 +34,14 @@ class Outcome:
     failures: list[str] = field(default_factory=list)
 
     def expect(self, condition: object, failure: str) -> bool:
-        """Note a failure unless the condition holds; returns whether it does."""
+        """Note a failure unless the condition holds; return whether it does."""
         if not condition:
             self.failures.append(" ".join(failure.split()))
         return bool(condition)
 
     @property
     def passed(self) -> bool:
-        """Whether nothing fell short."""
+        """Return whether nothing fell short."""
         return not self.failures
 
 

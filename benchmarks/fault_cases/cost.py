@@ -1,4 +1,4 @@
-"""R13: what saving costs."""
+"""R13: the cost of saving."""
 
 import logging
 import math
@@ -23,7 +23,7 @@ from modules.weights.checkpointer import AtomicCheckpointer
     "grows by 2 to 3 ms a save",
 )
 def saving_cost(bench: Bench) -> Outcome:
-    """CPU time of many small saves; both times of large ones, interleaved."""
+    """Measure the CPU time of many small saves, and both times of large ones."""
     outcome = Outcome()
     job, seconds = Job(bench.folder / "many"), []
     saves = bench.count(100, 300, 300)
@@ -56,7 +56,7 @@ def saving_cost(bench: Bench) -> Outcome:
 
 
 def _large_saves(folder: Path, rounds: int) -> tuple[dict, dict]:
-    """CPU and elapsed seconds of a 64 MB save by who saves, the least of the rounds.
+    """Return the least CPU and elapsed seconds of a 64 MB save, by who saves.
 
     "flushed" is a stock save and then an fsync of what it wrote.
     """

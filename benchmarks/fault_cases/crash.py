@@ -50,7 +50,7 @@ class Job:
         self.epochs.current = int(value)
 
     def values(self) -> set[float]:
-        """All distinct numbers held; one number unless two checkpoints were mixed."""
+        """Return the distinct numbers held: one, unless two checkpoints were mixed."""
         tensors = [*self.model.parameters()]
         tensors += [state["exp_avg"] for state in self.optimizer.state.values()]
         return {float(self.epochs.current)}.union(
@@ -58,20 +58,20 @@ class Job:
         )
 
     def save(self, value: float, **kwargs: object) -> None:
-        """Put everything to a number and save it."""
+        """Set everything to a number and save it."""
         self.put(value)
         self.checkpointer.save_checkpoint(**kwargs)
 
 
 def restarted(folder: Path, **criteria: object) -> set[float]:
-    """The state that a new process recovers."""
+    """Return the state that a new process recovers."""
     job = Job(folder, value=-1)
     job.checkpointer.recover_if_possible(**criteria)
     return job.values()
 
 
 def leftovers(folder: Path) -> list[str]:
-    """What lies in a folder beside checkpoints."""
+    """Return what lies in a folder beside checkpoints."""
     return [p.name for p in folder.iterdir() if not p.name.startswith("CKPT+")]
 
 
@@ -101,7 +101,7 @@ def exit_status(pid: int) -> int:
 
 
 def in_child(function: Callable[[], None]) -> int:
-    """Exit status of a forked child that runs the function; 0 when it returns."""
+    """Run the function in a forked child; return the exit status, 0 if it returned."""
     return exit_status(start_child(function))
 
 
@@ -150,7 +150,7 @@ def before_call(number: int, act: Callable[[], None], replace: Callable) -> None
 
 
 class PowerLoss:
-    """Knows which files were flushed and empties the others on `strike`."""
+    """Track which files were flushed; `strike` empties the others."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -170,7 +170,7 @@ class PowerLoss:
         return {path.stat().st_ino for path in self._files()}
 
     def strike(self) -> None:
-        """Leave the process without what it had not flushed."""
+        """Leave the process and lose what it had not flushed."""
         for path in self._files():
             if path.stat().st_ino not in self.safe:
                 with open(path, "wb"):
@@ -181,7 +181,7 @@ class PowerLoss:
 def kill_at_every_call(
     folder: Path, prepare: Callable[[Path], None], action: Callable[[Path], None]
 ) -> list[set[float]]:
-    """What each restart recovers after a kill before call 1, 2, 3, ... of an action.
+    """Return what a restart recovers after a kill before call 1, 2, ... of an action.
 
     The last one is after the whole action, and a loss of power.
     """
@@ -224,7 +224,7 @@ def kill_at_every_call(
     "8 of 17 points",
 )
 def crash_points(bench: Bench) -> Outcome:
-    """First save, later save, save with deletion."""
+    """Kill a first save, a later save, and a save with deletion."""
     outcome = Outcome()
 
     def keep(folder: Path) -> None:
@@ -272,19 +272,19 @@ def crash_points(bench: Bench) -> Outcome:
 
 
 def flip_a_bit(path: Path) -> None:
-    """In the middle of a file."""
+    """Flip a bit in the middle of a file."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
 def truncate(path: Path) -> None:
-    """To half."""
+    """Cut a file to half its length."""
     os.truncate(path, path.stat().st_size // 2)
 
 
 def empty(path: Path) -> None:
-    """To nothing."""
+    """Cut a file to nothing."""
     os.truncate(path, 0)
 
 

@@ -1,4 +1,4 @@
-"""What is done to audio files, for R11, and what `data_prep.verify` says of them."""
+"""Ways to damage audio files, for R11, and a call of `data_prep.verify`."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ def rewrite(change: Change, rate: int = RATE, **form: str) -> Damage:
 
 
 def put(value: float) -> Damage:
-    """One sample of that value."""
+    """Set one sample to the value."""
 
     def change(wave: np.ndarray) -> np.ndarray:
         wave[len(wave) // 3] = value
@@ -38,50 +38,50 @@ def put(value: float) -> Damage:
 
 
 def cut_16_bit(path: Path) -> None:
-    """Half the bytes of a plain file, which is read directly."""
+    """Cut a 16-bit file, which is read directly, to half its bytes."""
     rewrite(lambda wave: wave, subtype="PCM_16")(path)
     os.truncate(path, path.stat().st_size // 2)
 
 
 def cut(path: Path) -> None:
-    """Half the bytes."""
+    """Cut a file to half its bytes."""
     os.truncate(path, path.stat().st_size // 2)
 
 
 def web_page(path: Path) -> None:
-    """What a failed download leaves."""
+    """Write what a failed download leaves."""
     path.write_text("<html>404</html>")
 
 
 def empty(path: Path) -> None:
-    """No bytes."""
+    """Empty a file."""
     path.write_bytes(b"")
 
 
 def odd_header(path: Path) -> None:
-    """A header that says 32 channels."""
+    """Write a header that says 32 channels."""
     data = bytearray(path.read_bytes())
     struct.pack_into("<H", data, 22, 32)
     path.write_bytes(data)
 
 
 def nothing(wave: np.ndarray) -> np.ndarray:
-    """The samples as they are."""
+    """Return the samples unchanged."""
     return wave
 
 
 def constant(wave: np.ndarray) -> np.ndarray:
-    """An offset and no sound."""
+    """Return an offset without any sound."""
     return 0 * wave + 0.1
 
 
 def stereo(wave: np.ndarray) -> np.ndarray:
-    """[T] to [T, 2]."""
+    """Turn [T] into [T, 2]."""
     return np.stack([wave, wave], 1)
 
 
 def resampled(path: Path) -> None:
-    """The file at another rate than its song."""
+    """Write the file at another rate than its song."""
     wave, rate = soundfile.read(path)
     soundfile.write(path, wave, rate * 48 // 44, subtype="FLOAT")
 
@@ -114,7 +114,7 @@ UNUSUAL: dict[str, Damage] = {
 
 
 def verified(arguments: list[str]) -> tuple[int, str]:
-    """Exit status and output of `python -m data_prep.verify`."""
+    """Return exit status and output of `python -m data_prep.verify`."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
         status = verify.main(arguments)

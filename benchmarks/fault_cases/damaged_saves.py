@@ -13,7 +13,7 @@ from benchmarks.fault_cases.remains import differences, newest
 
 
 class _Kept(logging.Handler):
-    """Keeps messages."""
+    """Keep the messages of a logger."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -30,7 +30,7 @@ class _Kept(logging.Handler):
     "loads silently, or a crash loop",
 )
 def damaged_files(bench: Bench) -> Outcome:
-    """Every damage to every file in process; then the real run goes on."""
+    """Try every damage to every file in this process; then let a real run go on."""
     outcome, recovered, number = Outcome(), 0, 0
     log = _Kept()
     logger = logging.getLogger("modules.weights.checkpointer")
@@ -78,7 +78,7 @@ def damaged_files(bench: Bench) -> Outcome:
 def _damaged_run(
     recipe: Recipe, folder: Path, outcome: Outcome, damages: dict[str, list[Callable]]
 ) -> int:
-    """From how many kinds of damage a killed run recovers with the same bits."""
+    """Return from how many kinds of damage a killed run recovers with the same bits."""
     straight, killed = folder / "straight", folder / "killed"
     run(recipe.arguments(straight))
     run(recipe.arguments(killed), faults=[{"fault": "die", "epoch": 2, "step": 4}])

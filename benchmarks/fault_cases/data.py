@@ -45,7 +45,7 @@ SOURCES = "low,high"
 
 @dataclass(frozen=True)
 class Form:
-    """Damage to one file of a data set, and what must happen in a run.
+    """A damage to one file of a data set, and what must happen in a run.
 
     `expected` is "error": one line with the path; "nonfinite" or "silent": counted
     under that name, and named where that is not everyday; "said": a line of the log
@@ -63,7 +63,7 @@ class Form:
 
 
 def with_sum(change: Change) -> Damage:
-    """A changed first source; the mixture is still the sum."""
+    """Change the first source and the mixture, which is still the sum."""
 
     def damage(mixture: Path) -> None:
         sources = [mixture.parents[1] / part / mixture.name for part in ("s1", "s2")]
@@ -75,7 +75,7 @@ def with_sum(change: Change) -> Damage:
 
 
 def all_silent(mixture: Path) -> None:
-    """All files of a mixture."""
+    """Silence all files of a mixture."""
     for part in ("mix", "s1", "s2"):
         rewrite(np.zeros_like)(mixture.parents[1] / part / mixture.name)
 
@@ -113,7 +113,7 @@ MIXTURES = [
 
 
 def try_mixture(form: Form, workers: int, recipe: Recipe, folder: Path) -> list[str]:
-    """Train on a damaged corpus, and verify it; what is wrong with either."""
+    """Train on a damaged corpus, and verify it; return what is wrong with either."""
     place = folder / form.name.replace(" ", "_").replace(",", "")
     root = make_corpus(place)
     path = sorted((root / "wav8k" / "min" / form.place).iterdir())[ITEM]
@@ -135,7 +135,7 @@ def judge(
     logged: str,
     workers: int,
 ) -> list[str]:
-    """Train; what is wrong with how it ends, counts and says.
+    """Train; return what is wrong with the exit, the counts and the messages.
 
     `path`: the end of what an error must name; `logged`: what a line of the log must.
     """
@@ -163,7 +163,7 @@ def judge(
 
 
 def unsaid(form: Form, status: int, text: str, name: str) -> list[str]:
-    """What is wrong with `data_prep.verify`'s answer."""
+    """Return what is wrong with the answer of `data_prep.verify`."""
     lines = [line for line in text.splitlines() if name in line]
     if form.is_right and status:
         return [f"{form.name}: verify objects: {lines[:1]}"]
@@ -222,7 +222,7 @@ STEMS = [
 
 
 def try_stem(form: Form, workers: int, recipe: Recipe, folder: Path) -> list[str]:
-    """Train on damaged songs, and verify them; what is wrong with either."""
+    """Train on damaged songs, and verify them; return what is wrong with either."""
     place = folder / form.name.replace(" ", "_")
     songs = make_songs(place / "songs")
     track, _, file = form.place.partition("/")
@@ -253,7 +253,7 @@ def try_stem(form: Form, workers: int, recipe: Recipe, folder: Path) -> list[str
     "9 of 25 silent, 3 dead models",
 )
 def bad_data(bench: Bench) -> Outcome:
-    """Static mixtures, so that what is on disk is what is trained on."""
+    """Use static mixtures, so that the files themselves are trained on."""
     outcome = Outcome()
     short = {"segment_seconds": "null", "batch_size": 2, "N_epochs": 1}
     # Made here: jobs that share a folder would make its data set at the same time.

@@ -19,7 +19,7 @@ ROOM = 10  # MB of the small disk: two checkpoints fit, a third does not
 
 @contextlib.contextmanager
 def mounted(folder: Path, *options: str) -> Iterator[bool]:
-    """Mount something at a folder; yields whether that was allowed (it needs root)."""
+    """Mount something at a folder; yield whether that was allowed (it needs root)."""
     folder.mkdir(parents=True, exist_ok=True)
     allowed = quiet(["mount", *options, str(folder)]).returncode == 0
     try:
@@ -30,7 +30,7 @@ def mounted(folder: Path, *options: str) -> Iterator[bool]:
 
 
 def small_disk(straight: Path, recipe: Recipe, folder: Path, outcome: Outcome) -> str:
-    """Run on a disk that becomes full, enlarge it, run again."""
+    """Run on a disk that becomes full, enlarge it, and run again."""
     with mounted(folder, "-t", "tmpfs", "-o", f"size={ROOM}m", "tmpfs") as allowed:
         if not allowed:
             return "full disk not tried (mount is not allowed here)"
@@ -48,7 +48,7 @@ def small_disk(straight: Path, recipe: Recipe, folder: Path, outcome: Outcome) -
 
 
 def check_refusal(job: Job, folder: Path, what: str, outcome: Outcome) -> None:
-    """One line with the path and the bytes."""
+    """Expect one line with the path and the bytes."""
     outcome.expect(job.status == 1, f"{what}: exit {job.status} ({job.last_line})")
     line = job.last_line
     outcome.expect(
@@ -61,13 +61,13 @@ def check_refusal(job: Job, folder: Path, what: str, outcome: Outcome) -> None:
 
 
 def check_leftovers(folder: Path, what: str, outcome: Outcome) -> None:
-    """Nothing half-written stays."""
+    """Expect that nothing half-written stays."""
     left = [p.name for p in (folder / "run" / "save").glob(".tmp-*")]
     outcome.expect(not left, f"{what}: {left} stays")
 
 
 def quota(straight: Path, recipe: Recipe, folder: Path, outcome: Outcome) -> str:
-    """A limit on the size of files stands for a quota: writes really fail."""
+    """Limit the size of files in place of a quota, so that writes really fail."""
     spec = {"fault": "die", "epoch": 2, "step": 4}
     run(recipe.arguments(folder / "run"), faults=[spec])
     before = saved_step(folder / "run")
@@ -84,7 +84,7 @@ def quota(straight: Path, recipe: Recipe, folder: Path, outcome: Outcome) -> str
 
 
 def remounted_read_only(job: Job, save: Path) -> bool:
-    """Whether that worked; it does not while the job has a file open to write."""
+    """Remount read-only; return False while the job has a file open to write."""
     job.signal(signal.SIGSTOP)  # it shall not end meanwhile
     command = ["mount", "-o", "remount,ro,bind", str(save)]
     is_done = quiet(command).returncode == 0
@@ -93,7 +93,7 @@ def remounted_read_only(job: Job, save: Path) -> bool:
 
 
 def read_only(straight: Path, recipe: Recipe, folder: Path, outcome: Outcome) -> str:
-    """The checkpoints' folder turns read-only while the run trains."""
+    """Turn the checkpoints' folder read-only while the run trains."""
     save = folder / "run" / "save"
     save.mkdir(parents=True)
     if quiet(["mount", "--bind", str(save), str(save)]).returncode:
@@ -134,7 +134,7 @@ def read_only(straight: Path, recipe: Recipe, folder: Path, outcome: Outcome) ->
     "poisoned for good",
 )
 def no_space(bench: Bench) -> Outcome:
-    """Small disks are tmpfs mounts, read-only folders bind mounts (as root)."""
+    """Use tmpfs mounts as small disks, bind mounts as read-only folders (as root)."""
     outcome = Outcome()
     own = {
         "speech": {},
@@ -152,7 +152,7 @@ def no_space(bench: Bench) -> Outcome:
 
 
 def _disks(recipe: Recipe, folder: Path, outcome: Outcome, brief: bool) -> list[str]:
-    """The faults that were tried, in words."""
+    """Return the faults that were tried, in words."""
     straight = folder / "straight"
     run(recipe.arguments(straight))
     tried = []

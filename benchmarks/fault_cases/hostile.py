@@ -36,7 +36,7 @@ UNSAFE = re.compile(
 
 
 class Canary:
-    """Unpickling this makes a file."""
+    """Make a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -72,12 +72,12 @@ def override(on: bool) -> Iterator[None]:
 
 
 def _load(path: Path) -> list[Path]:
-    """What --pretrained does with a path."""
+    """Load a path as --pretrained does."""
     return load_pretrained(ToySeparator(), path)
 
 
 def attacks(folder: Path, canary: Path) -> dict[str, Callable[[], object]]:
-    """Every way to hand us weights, each with a canary in it; by name."""
+    """Return every way to hand us weights, by name, each with a canary in it."""
     bad = Canary(canary)
     found: dict[str, Callable[[], object]] = {}
 
@@ -169,7 +169,7 @@ def attacks(folder: Path, canary: Path) -> dict[str, Callable[[], object]]:
 
 
 def static_findings() -> list[str]:
-    """Lines of our code that unpack or unpickle without care."""
+    """Return the lines of our code that unpack or unpickle without care."""
     found = []
     for place in CODE_PATHS:
         path = ROOT / place
@@ -184,7 +184,7 @@ def static_findings() -> list[str]:
 
 
 def escaping_ids(bench: Bench, outcome: Outcome) -> int:
-    """Ids that look like paths: all that a run writes stays in its folder."""
+    """Check that a run writes only into its folder, though ids look like paths."""
     recipe = speech(bench.folder, N_epochs=1)
     run(recipe.arguments(bench.folder / "first"))
     ids = ["../../../escaped", f"{bench.folder}/absolute"]
@@ -216,7 +216,7 @@ def escaping_ids(bench: Bench, outcome: Outcome) -> int:
     "runs with the override, in all YAMLs, from pickles and archives",
 )
 def hostile_files(bench: Bench) -> Outcome:
-    """Canaries in every file that weights are read from."""
+    """Put canaries into every file that weights are read from."""
     outcome, count = Outcome(), 0
     logging.disable(logging.WARNING)
     for on in (False, True):

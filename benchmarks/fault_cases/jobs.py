@@ -1,4 +1,4 @@
-"""Starting train.py under faults and waiting for its progress.
+"""Start train.py under faults and wait for its progress.
 
 A job is train.py's own `__main__` with its command line, exit status and signals, in a
 process group of its own. It is forked from the bench, where the libraries are loaded
@@ -45,11 +45,11 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Such as speech."""
+        """Return the name, such as speech."""
         return self.yaml.stem
 
     def arguments(self, folder: Path, **overrides: object) -> list[str]:
-        """Command line of train.py; a value of None stands for a bare flag."""
+        """Return the command line of train.py; a value of None gives a bare flag."""
         settings = self.settings | {"output_folder": folder} | overrides
         return [
             str(self.yaml),
@@ -72,7 +72,7 @@ COMMON = {
 
 
 def speech(folder: Path, **settings: object) -> Recipe:
-    """Dynamic mixing with speed changes, on a corpus made in the folder."""
+    """Return a recipe of dynamic mixing with speed changes, on a corpus made here."""
     corpus = folder / "2speakers"
     if not corpus.exists():
         make_corpus(folder)
@@ -82,7 +82,7 @@ def speech(folder: Path, **settings: object) -> Recipe:
 
 
 def music(folder: Path, **settings: object) -> Recipe:
-    """Remixed stems with truncation by a running quantile, two steps of one epoch."""
+    """Return a recipe of remixed stems and a running truncation, with two phases."""
     songs = folder / "songs"
     if not songs.exists():
         make_songs(songs)
@@ -94,7 +94,7 @@ def music(folder: Path, **settings: object) -> Recipe:
 def both(
     folder: Path, steps: int, own: Mapping[str, Mapping], **shared: object
 ) -> dict[str, Recipe]:
-    """Both recipes by name, with so many steps an epoch on one process.
+    """Return both recipes by name, with `steps` steps an epoch on one process.
 
     Arguments
     ---------
@@ -216,24 +216,24 @@ class Job:
 
     @property
     def output(self) -> str:
-        """Both streams so far."""
+        """Return what both streams hold so far."""
         size = os.fstat(self._output).st_size
         return os.pread(self._output, size, 0).decode(errors="replace")
 
     @property
     def steps(self) -> list[int]:
-        """Number of torchrun's attempt for every training step so far."""
+        """Return, for every training step so far, the number of torchrun's attempt."""
         size = os.fstat(self._steps).st_size
         return [int(word) for word in os.pread(self._steps, size, 0).split()]
 
     @property
     def last_line(self) -> str:
-        """The last line printed, which for an explained error is all of it."""
+        """Return the last line printed, which is all of an explained error."""
         lines = self.output.strip().splitlines()
         return lines[-1] if lines else ""
 
     def poll(self) -> int | None:
-        """Exit status, negative for a signal; None while it runs."""
+        """Return the exit status, negative for a signal; None while the job runs."""
         if self.status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -242,7 +242,7 @@ class Job:
         return self.status
 
     def wait(self, seconds: float = PATIENCE) -> int:
-        """Exit status; a job that takes longer is killed and called `Hung`."""
+        """Return the exit status; kill a job that takes longer and raise `Hung`."""
         self.until(lambda: False, seconds)
         if self.status is None:
             ranks = children(self.pid)  # torchrun's are in groups of their own
@@ -256,7 +256,7 @@ class Job:
         return self.status
 
     def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> bool:
-        """Wait for a condition, or for the job's end; whether the condition holds."""
+        """Wait for a condition or the job's end; return whether the condition holds."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if condition():
@@ -278,14 +278,14 @@ class Job:
 
 
 def run(arguments: Sequence[str], **options: object) -> Job:
-    """A job, run to its end."""
+    """Run a job to its end and return it."""
     job = Job(arguments, **options)
     job.wait()
     return job
 
 
 def run_ranks(arguments: Sequence[str], **options: object) -> list[Job]:
-    """Two ranks with the environment that torchrun sets, forked as other jobs are."""
+    """Run two ranks with torchrun's environment, forked as other jobs are."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -307,7 +307,7 @@ def run_ranks(arguments: Sequence[str], **options: object) -> list[Job]:
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process has started."""
+    """Return the ids of the processes that a process has started."""
     try:
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     except OSError:
@@ -316,7 +316,7 @@ def children(pid: int) -> list[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process, of anybody's, has not ended."""
+    """Return whether a process, of any user, has not ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -325,5 +325,5 @@ def is_running(pid: int) -> bool:
 
 
 def quiet(command: Sequence[str], **options: object) -> subprocess.CompletedProcess:
-    """Run a system command and keep what it says."""
+    """Run a system command and capture its output."""
     return subprocess.run(command, capture_output=True, text=True, **options)

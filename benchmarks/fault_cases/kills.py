@@ -32,7 +32,7 @@ EXIT_REQUEUE = 75  # repeated here: the bench tests the promise, not the constan
 
 
 def ends_alike(recipe: Recipe, straight: Path, folder: Path, outcome: Outcome) -> None:
-    """Start the command of an interrupted run once more, and compare."""
+    """Run the command of an interrupted run once more, and compare."""
     job = run(recipe.arguments(folder))
     if outcome.expect(job.status == 0, f"last restart: {job.last_line}"):
         odd = differences(straight, folder)
@@ -40,7 +40,7 @@ def ends_alike(recipe: Recipe, straight: Path, folder: Path, outcome: Outcome) -
 
 
 def straight_run(recipe: Recipe, folder: Path, outcome: Outcome) -> Path:
-    """The same command, never interrupted."""
+    """Run the same command without an interruption."""
     job = run(recipe.arguments(folder / "straight"))
     outcome.expect(job.status == 0, f"uninterrupted run: {job.last_line}")
     return folder / "straight"
@@ -53,7 +53,7 @@ def straight_run(recipe: Recipe, folder: Path, outcome: Outcome) -> Path:
     "28 % recover with 100 MB checkpoints",
 )
 def kill_9(bench: Bench) -> Outcome:
-    """Both recipes; 4 MB of ballast make saving a good part of the time."""
+    """Kill both recipes; 4 MB of ballast make saving a good part of the time."""
     outcome, share = Outcome(), bench.count(2, 5, 50)
     own = {
         "speech": {"num_workers": 2, "ema_decay": 0.9, "grad_accumulation_factor": 2},
@@ -73,7 +73,7 @@ def kill_9(bench: Bench) -> Outcome:
 def _kill_often(
     recipe: Recipe, folder: Path, outcome: Outcome, kills: int
 ) -> tuple[int, int]:
-    """How many kills a run has recovered from, and the most steps done twice."""
+    """Return how many kills a run has survived, and the most steps done twice."""
     rng = random.Random(2)
     straight = straight_run(recipe, folder, outcome)
     killed, most = folder / "killed", 0
@@ -101,7 +101,7 @@ def _kill_often(
     "7 of 11 recover, 4 hang",
 )
 def kill_rank(bench: Bench) -> Outcome:
-    """Both recipes; ranks are new interpreters, as torchrun starts them."""
+    """Kill ranks of both recipes; torchrun starts each as a new interpreter."""
     outcome, kills = Outcome(), bench.count(1, 1, 10)
     own = {
         "speech": {"ema_decay": 0.9},
@@ -121,7 +121,7 @@ def kill_rank(bench: Bench) -> Outcome:
 def _kill_ranks(
     recipe: Recipe, folder: Path, outcome: Outcome, wanted: int
 ) -> tuple[int, float]:
-    """How many kills a run has recovered from, and the longest recovery in seconds."""
+    """Return how many kills a run has survived, and the longest recovery in seconds."""
     rng = random.Random(7)
     torchrun = ["--standalone", f"--max-restarts={wanted}"]
     for job in run_ranks(recipe.arguments(folder / "straight")):
@@ -156,7 +156,7 @@ def _kill_ranks(
     "none saves",
 )
 def signals(bench: Bench) -> Outcome:
-    """Both recipes, in the middle of an accumulation, data workers included."""
+    """Signal both recipes in the middle of an accumulation, with data workers."""
     outcome, rounds = Outcome(), bench.count(1, 2, 4)
     own = {
         "speech": {"num_workers": 2, "grad_accumulation_factor": 3},
@@ -192,7 +192,7 @@ def _signals(
     rounds: int,
     to_torchrun: dict[str, list[signal.Signals]],
 ) -> tuple[int, int, float, float]:
-    """How many signals, steps lost, the longest stop in seconds, and that of ranks."""
+    """Return the number of signals, steps lost, and the longest stops in seconds."""
     rng = random.Random(8)
     straight = straight_run(recipe, folder, outcome)
     stopped = folder / "stopped"
@@ -232,7 +232,7 @@ def _signals(
 def _signal_torchrun(
     recipe: Recipe, folder: Path, number: signal.Signals, outcome: Outcome
 ) -> float:
-    """Signal torchrun alone; returns the seconds until its ranks have stopped.
+    """Signal torchrun alone; return the seconds until its ranks have stopped.
 
     SIGTERM and SIGINT it passes on and exits with 1. Of others it dies at once, and
     the ranks are told so by the kernel. In neither case it may start them again.

@@ -1,4 +1,4 @@
-"""What the bench starts in the place of train.py: the fault, then train.py unchanged.
+"""Set up the fault, then run train.py unchanged: the program that the bench starts.
 
     python -m benchmarks.fault_cases.launch FILE.yaml --key=value ...
 
@@ -42,42 +42,42 @@ DUMP, STEPS, DRAW = "FAULTS_DUMP", "FAULTS_STEPS", "FAULTS_DRAW"
 
 @contextlib.contextmanager
 def die(brain: Separation, batch: Batch) -> Iterator[None]:
-    """SIGKILL before the step."""
+    """Kill the process before the step."""
     os.kill(os.getpid(), signal.SIGKILL)
     yield
 
 
 @contextlib.contextmanager
 def nan_item(brain: Separation, batch: Batch) -> Iterator[None]:
-    """One NaN sample in one example."""
+    """Put one NaN sample into one example."""
     batch.mix[0, ..., 5] = float("nan")
     yield
 
 
 @contextlib.contextmanager
 def inf_batch(brain: Separation, batch: Batch) -> Iterator[None]:
-    """Inf in all targets."""
+    """Put Inf into all targets."""
     batch.src[:] = float("inf")
     yield
 
 
 @contextlib.contextmanager
 def silent(brain: Separation, batch: Batch) -> Iterator[None]:
-    """Silent targets: nothing there can be scored."""
+    """Silence the targets, so that nothing can be scored."""
     batch.src[:] = 0
     yield
 
 
 @contextlib.contextmanager
 def uncounted(brain: Separation, batch: Batch) -> Iterator[None]:
-    """The first example is there but does not count, as padding of a share does."""
+    """Make the first example one that only fills up a rank, and does not count."""
     batch.counts_B[0] = False
     yield
 
 
 @contextlib.contextmanager
 def easy(brain: Separation, batch: Batch) -> Iterator[None]:
-    """Every example is separated better than the threshold asks."""
+    """Make every loss better than the threshold."""
     original = brain.compute_objectives
 
     def perfect(*args: object) -> Terms:
@@ -91,7 +91,7 @@ def easy(brain: Separation, batch: Batch) -> Iterator[None]:
 
 @contextlib.contextmanager
 def nan_inside(brain: Separation, batch: Batch) -> Iterator[None]:
-    """The network gives NaN for finite input."""
+    """Make the network return NaN for finite input."""
     separator = distributed.unwrap(brain.modules["separator"])
     hook = separator.register_forward_hook(lambda *args: args[2] * float("nan"))
     yield
@@ -100,7 +100,7 @@ def nan_inside(brain: Separation, batch: Batch) -> Iterator[None]:
 
 @contextlib.contextmanager
 def nan_gradient(brain: Separation, batch: Batch) -> Iterator[None]:
-    """One NaN in one gradient."""
+    """Put one NaN into one gradient."""
     first = next(brain.modules.parameters())
 
     def spoil(grad: torch.Tensor) -> torch.Tensor:
@@ -113,7 +113,7 @@ def nan_gradient(brain: Separation, batch: Batch) -> Iterator[None]:
 
 @contextlib.contextmanager
 def nan_weights(brain: Separation, batch: Batch) -> Iterator[None]:
-    """A weight turns into NaN for good."""
+    """Set a weight to NaN for good."""
     with torch.no_grad():
         next(brain.modules.parameters())[0] = float("nan")
     yield
@@ -129,12 +129,12 @@ IN_STEP = {
 
 
 def _attempt() -> int:
-    """How often torchrun has started the ranks again."""
+    """Return how often torchrun has started the ranks again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def _hits(spec: dict, brain: Separation) -> bool:
-    """Whether a fault is for this rank, attempt, epoch and step."""
+    """Return whether a fault is for this rank, attempt, epoch and step."""
     here = {
         "rank": distributed.rank(),
         "attempt": _attempt(),
@@ -147,12 +147,12 @@ def _hits(spec: dict, brain: Separation) -> bool:
 
 
 def _ahead(clock: Callable[[], float], seconds: float) -> Callable[[], float]:
-    """A clock that is so much ahead of another."""
+    """Return a clock that is `seconds` ahead of another."""
     return lambda: clock() + seconds
 
 
 def _exchange_manifest(split: str, path: str) -> None:
-    """Give the recipe another manifest than the preparation wrote."""
+    """Give the recipe another manifest than the one that was prepared."""
     make_loaders = SpeechSeparation.make_loaders
 
     def make(self: SpeechSeparation, manifests: dict[str, str]) -> tuple:
@@ -162,7 +162,7 @@ def _exchange_manifest(split: str, path: str) -> None:
 
 
 def inject(specs: list[dict]) -> None:
-    """Make `fit_batch` suffer the faults; a few act on the whole process at once."""
+    """Inject the faults into `fit_batch`, or into the whole process at once."""
     in_step = [spec for spec in specs if spec["fault"] in IN_STEP]
     for spec in specs:
         if spec["fault"] == "file_size":  # a quota: writes beyond it fail
@@ -220,13 +220,13 @@ def report_steps(path: str) -> None:
 
 
 def disable_safeguard() -> None:
-    """Once in a process: the bench's own, or a new interpreter of it."""
+    """Apply the mutation; once in the bench's process and in each new interpreter."""
     if name := os.environ.get(MUTATION):
         mutations.apply(name)
 
 
 def prepare_process() -> None:
-    """Do to this process what the environment asks for."""
+    """Apply to this process what the environment asks for."""
     inject(json.loads(os.environ.get(FAULTS, "[]")))
     if DRAW not in os.environ:
         RunLog.curves = lambda self: None
@@ -238,14 +238,14 @@ def prepare_process() -> None:
 
 
 def warm_up() -> None:
-    """Import what jobs forked from this process would each import late."""
+    """Import now what each forked job would otherwise import late."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     torch.optim.Adam([parameter])  # torch._dynamo
     importlib.import_module("matplotlib.figure")
 
 
 def run_train(arguments: list[str]) -> None:
-    """train.py as `python train.py ARGUMENTS` runs it, in this process."""
+    """Run train.py in this process as `python train.py ARGUMENTS` does."""
     prepare_process()
     sys.argv = [str(ROOT / "train.py"), *arguments]
     runpy.run_path(sys.argv[0], run_name="__main__")

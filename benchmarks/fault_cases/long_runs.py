@@ -27,7 +27,7 @@ DEMOS = {"demo": (6, 1), "demo_music": (16, 4)}
 
 @dataclass
 class Sample:
-    """What a process held after so many steps."""
+    """What a process held after a number of steps."""
 
     step: int
     megabytes: float
@@ -36,7 +36,7 @@ class Sample:
 
 
 def look(job: Job) -> Sample | None:
-    """Resident memory, descriptors and children of a job; None when it has ended."""
+    """Return what a job holds now; None when it has ended."""
     place = Path(f"/proc/{job.pid}")
     try:
         pages = int((place / "statm").read_text().split()[1])
@@ -48,14 +48,14 @@ def look(job: Job) -> Sample | None:
 
 
 def slope_of(samples: list[Sample]) -> float:
-    """MB per 1000 steps, by a line through the samples."""
+    """Return MB per 1000 steps, by a line through the samples."""
     steps = [sample.step for sample in samples]
     megabytes = [sample.megabytes for sample in samples]
     return 1000 * float(np.polyfit(steps, megabytes, 1)[0])
 
 
 def watch(recipe: Recipe, folder: Path, outcome: Outcome, steps: int) -> str:
-    """Run a recipe for so many steps and look at it all the while; returns figures."""
+    """Run a recipe for `steps` steps, sample it all the while; return the figures."""
     job, samples = Job(recipe.arguments(folder), env={DRAW: "1"}), []
     while job.poll() is None and len(job.steps) < steps:
         sample = look(job)
@@ -95,7 +95,7 @@ def watch(recipe: Recipe, folder: Path, outcome: Outcome, steps: int) -> str:
 
 
 def _group_of(process: Path) -> int:
-    """Process group, by /proc; 0 when the process has gone."""
+    """Return the process group, by /proc; 0 when the process has gone."""
     try:
         return int((process / "stat").read_text().rpartition(")")[2].split()[2])
     except OSError:
@@ -103,7 +103,7 @@ def _group_of(process: Path) -> int:
 
 
 def toys(folder: Path, steps: int, epochs: int) -> dict[str, Recipe]:
-    """The toy recipes for so many steps in an even number of epochs."""
+    """Return the toy recipes for `steps` steps in `epochs` epochs, an even number."""
     shared = {"ckpt_interval_steps": 50, "log_every": 10, "ema_decay": 0.9}
     return {
         "speech": speech(
@@ -124,7 +124,7 @@ def toys(folder: Path, steps: int, epochs: int) -> dict[str, Recipe]:
 
 
 def demos(folder: Path, steps: int) -> dict[str, Recipe]:
-    """The demo recipes with longer epochs, all else as it is in their YAMLs."""
+    """Return the demo recipes with longer epochs and nothing else changed."""
     recipes = {}
     for name, (epochs, batch_size) in DEMOS.items():
         settings = {"data_folder": folder / f"{name}_data", "noprogressbar": None}
@@ -135,7 +135,7 @@ def demos(folder: Path, steps: int) -> dict[str, Recipe]:
 
 
 def long_runs(bench: Bench, recipes: Mapping[str, Recipe], steps: int) -> Outcome:
-    """Recipes for so many steps, side by side."""
+    """Run recipes for `steps` steps, side by side."""
     outcome = Outcome()
     lines = side_by_side(outcome, bench.folder, recipes, watch, steps)
     outcome.figure = "; ".join(map("{}: {}".format, recipes, lines))

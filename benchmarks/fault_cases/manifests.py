@@ -1,4 +1,4 @@
-"""Damaged manifests, for R11: read all the same, or one line with file and row."""
+"""Damaged manifests, for R11: each is read, or refused in one line with the row."""
 
 import csv
 import io
@@ -53,7 +53,7 @@ MANIFESTS: list[tuple[str, Callable[[list[str]], list[str]], str]] = [
 
 
 def try_manifests(folder: Path) -> list[str]:
-    """Read and verify each damaged manifest; what is wrong."""
+    """Read and verify each damaged manifest; return what is wrong."""
     corpus = make_corpus(folder / "corpus with spaces, ü")
     good = wsj0mix.prepare(corpus, folder / "good")["train"]
     lines = Path(good).read_text().splitlines()

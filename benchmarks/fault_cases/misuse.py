@@ -16,7 +16,7 @@ DAY = 86_400
 
 
 def two_jobs(recipe: Recipe, straight: Path, folder: Path, outcome: Outcome) -> None:
-    """The second is told who is there; the first does not notice."""
+    """Check that a second job is told of the first, which does not notice."""
     first = Job(recipe.arguments(folder))
     first.until(lambda: len(first.steps) >= 2)
     first.signal(signal.SIGSTOP)  # it shall not end too early
@@ -51,7 +51,7 @@ CHANGES: dict[str, dict[str, tuple[object, str]]] = {
 
 
 def changed(recipe: Recipe, folder: Path, outcome: Outcome) -> None:
-    """Each change is listed with both values, and taken on with the flag."""
+    """Check that each change is listed with both values, and accepted with the flag."""
     run(recipe.arguments(folder), faults=[{"fault": "die", "epoch": 2, "step": 4}])
     before = saved_step(folder)
     for key, (value, text) in CHANGES[recipe.name].items():
@@ -78,7 +78,7 @@ def changed(recipe: Recipe, folder: Path, outcome: Outcome) -> None:
 def free_settings(
     recipe: Recipe, straight: Path, folder: Path, outcome: Outcome
 ) -> None:
-    """What does not change the result needs no flag, and does not change it."""
+    """Check that settings without effect on the result may change without the flag."""
     run(recipe.arguments(folder), faults=[{"fault": "die", "epoch": 2, "step": 4}])
     job = run(recipe.arguments(folder, num_workers=2, eval_batch_size=2))
     odd = differences(straight, folder) if job.status == 0 else job.last_line
@@ -88,7 +88,7 @@ def free_settings(
 def clock_set_back(
     recipe: Recipe, straight: Path, folder: Path, outcome: Outcome
 ) -> None:
-    """The clock of the resumed run is a day behind."""
+    """Resume a run with a clock that is a day behind."""
     run(recipe.arguments(folder), faults=[{"fault": "die", "epoch": 1, "step": 6}])
     behind = {"fault": "clock", "seconds": -DAY}
     death = {"fault": "die", "epoch": 2, "step": 4}
@@ -101,7 +101,7 @@ def clock_set_back(
 
 
 def odd_meta(folder: Path, outcome: Outcome) -> None:
-    """Values that YAML writes as tags which no safe loader reads."""
+    """Save values that YAML writes as tags which no safe loader reads."""
     meta = {
         "numpy": np.float64(0.5),
         "tensor": torch.tensor(2.0),
@@ -123,7 +123,7 @@ def odd_meta(folder: Path, outcome: Outcome) -> None:
     "silent, or a crash",
 )
 def wrong_use(bench: Bench) -> Outcome:
-    """The commands of a user who errs."""
+    """Run the commands of a user who errs."""
     outcome = Outcome()
     own = {
         "speech": {},
@@ -138,7 +138,7 @@ def wrong_use(bench: Bench) -> Outcome:
 
 
 def _wrong_use(recipe: Recipe, folder: Path, outcome: Outcome, brief: bool) -> None:
-    """All that a user of this recipe may get wrong."""
+    """Run every mistake that a user of this recipe may make."""
     straight = folder / "straight"
     run(recipe.arguments(straight))
     two_jobs(recipe, straight, folder / "two", outcome)

@@ -1,7 +1,7 @@
-"""Safeguards, each with a way to disable it and the target that must then fall short.
+"""The safeguards, each with a way to disable it and the target that must then fail.
 
-A bench that passes without the safeguard would show nothing. Only the bench's own
-processes apply these, told by the environment (`launch.py`).
+A bench that passes without a safeguard would show nothing. Only processes of the bench
+apply these mutations, when the environment says so (`launch.py`).
 """
 
 import os
@@ -12,19 +12,19 @@ from pathlib import Path
 
 import torch
 
-from modules.data import mixtures as dataset
+from modules.data import mixtures
 from modules.data.batch import Batch
 from modules.runtime import distributed, signals
 from modules.runtime.run_lock import RunLock
 from modules.runtime.signals import StopRequest
-from modules.weights import checkpoint_files
-from modules.weights import checkpointer as checkpoints
-from recipes import separation
+from modules.weights import checkpoint_files, checkpointer
+from recipes import separation, step
+from recipes.train_stats import NonFiniteWatch
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """A safeguard disabled; `target` is the row that must fail then."""
+    """A way to disable a safeguard, and the row (`target`) that must then fail."""
 
     what: str
     target: str
@@ -32,13 +32,13 @@ class Mutation:
 
 
 def put(owner: object, name: str, value: object) -> None:
-    """Replace what there is under a name; an error where there is no such thing."""
-    getattr(owner, name)  # or a safeguard of another name would go on unnoticed
+    """Replace an attribute, which must exist."""
+    getattr(owner, name)  # a renamed safeguard would stay enabled unnoticed
     setattr(owner, name, value)
 
 
 def no_fsync() -> None:
-    for module in (checkpoint_files, checkpoints):
+    for module in (checkpoint_files, checkpointer):
         put(module, "fsync", lambda path: None)
 
 
@@ -53,11 +53,11 @@ def no_rename() -> None:
             os.rename(path, Path(folder) / path.name)
         return shutil.rmtree(source)
 
-    put(checkpoints, "os", _With(os, rename=move))
+    put(checkpointer, "os", _With(os, rename=move))
 
 
 class _With:
-    """A module with some names replaced, for one importer only."""
+    """Stand for a module with some names replaced, for one importer only."""
 
     def __init__(self, module: object, **names: object) -> None:
         self._module = module
@@ -72,7 +72,7 @@ def no_digest() -> None:
 
 
 def each_rank_decides_alone() -> None:
-    """Every rank sees its own losses only."""
+    """Let every rank see its own losses only."""
     gather = distributed.gather_examples
 
     def alone(values_KB: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -91,7 +91,7 @@ def no_sanitising() -> None:
 
 
 def no_sums() -> None:
-    put(dataset, "sum_mismatch", lambda *args: "")
+    put(mixtures, "sum_mismatch", lambda *args: "")
 
 
 def no_lock() -> None:
@@ -99,7 +99,7 @@ def no_lock() -> None:
 
 
 def signals_kill() -> None:
-    """Leave the signals to what they do by themselves."""
+    """Let the signals have their default effect."""
     put(StopRequest, "__enter__", lambda self: self)
 
 
@@ -108,12 +108,12 @@ def ranks_outlive_torchrun() -> None:
 
 
 def nonfinite_is_saved() -> None:
-    put(checkpoints, "check_finite", lambda states: None)
-    put(separation.Separation, "_watch_nonfinite", lambda self, is_finite: None)
+    put(checkpointer, "check_finite", lambda states: None)
+    put(NonFiniteWatch, "look", lambda *args: None)
 
 
 def no_seeding() -> None:
-    put(separation, "seed_step", lambda *args, **kwargs: None)
+    put(step, "seed_step", lambda *args, **kwargs: None)
 
 
 def no_comparison() -> None:
@@ -121,7 +121,7 @@ def no_comparison() -> None:
 
 
 def unsafe_loading() -> None:
-    """torch.load as it was before 2.6."""
+    """Make torch.load as it was before 2.6."""
     load = torch.load
 
     def unsafe(*args: object, **kwargs: object) -> object:

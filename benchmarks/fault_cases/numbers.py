@@ -14,7 +14,7 @@ PATIENCE = 3
 
 
 def not_finite(run_folder: Path) -> list[str]:
-    """Names of the tensors with NaN or Inf in any checkpoint of a run."""
+    """Return the names of tensors with NaN or Inf in any checkpoint of a run."""
     found = []
     for path in (run_folder / "save").glob("CKPT+*/*.ckpt"):
         tensors = named_tensors(read_state(path))
@@ -29,7 +29,7 @@ def not_finite(run_folder: Path) -> list[str]:
     "dead model, exit 0, only NaN left on disk",
 )
 def nan_in_training(bench: Bench) -> Outcome:
-    """A NaN once, then for good, then in the weights; and the run after that."""
+    """Inject a NaN once, then for good, then in the weights; then resume."""
     outcome = Outcome()
     own = {
         "speech": {},
@@ -48,7 +48,7 @@ def nan_in_training(bench: Bench) -> Outcome:
 
 
 def nan_once(recipe: Recipe, folder: Path, outcome: Outcome) -> None:
-    """One optimizer step is left out, and counted."""
+    """Check that one optimizer step is left out, and counted."""
     spec = {"fault": "nan_gradient", "epoch": 1, "step": 3}
     job = run(recipe.arguments(folder / "once"), faults=[spec])
     outcome.expect(job.status == 0, f"one NaN gradient: {job.last_line}")
@@ -60,7 +60,7 @@ def nan_once(recipe: Recipe, folder: Path, outcome: Outcome) -> None:
 
 
 def mean_without(recipe: Recipe, folder: Path, outcome: Outcome) -> None:
-    """A NaN in the data leaves the mean loss of the other examples."""
+    """Check that a NaN in the data leaves the mean loss of the other examples."""
     means = {}
     for fault in ("nan_item", "uncounted"):
         job = run(
@@ -77,7 +77,7 @@ def mean_without(recipe: Recipe, folder: Path, outcome: Outcome) -> None:
 
 
 def nan_for_good(recipe: Recipe, folder: Path, outcome: Outcome) -> None:
-    """The run stops, with finite checkpoints from which the same command goes on."""
+    """Check that the run stops, and goes on from its checkpoints, which are finite."""
     straight = folder / "straight"
     run(recipe.arguments(straight))
     for fault in ("nan_gradient", "nan_weights"):

@@ -1,4 +1,4 @@
-"""Parts of a row side by side, each in a forked process."""
+"""Run parts of a row side by side, each in a forked process."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from benchmarks.fault_cases.jobs import Recipe
 
 
 def in_parallel(work: Sequence[Callable[[], object]], processes: int = 2) -> list:
-    """Results of functions, each called in a forked process, a few at a time.
+    """Call each function in a forked process, a few at a time; return the results.
 
     What a function raises comes back as text, in a `RuntimeError`.
     """

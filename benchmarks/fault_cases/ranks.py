@@ -13,7 +13,7 @@ from benchmarks.fault_cases.remains import same
 
 
 def dumps(folder: Path) -> dict[int, list[dict]]:
-    """What each rank held after every epoch, by epoch."""
+    """Return by epoch what each rank held after it."""
     found: dict[int, list[dict]] = {}
     for path in sorted(folder.glob("epoch*_rank*.pt")):
         epoch = int(re.match(r"epoch(\d+)", path.name)[1])
@@ -22,7 +22,7 @@ def dumps(folder: Path) -> dict[int, list[dict]]:
 
 
 def compare_ranks(folder: Path, what: str, outcome: Outcome) -> list[dict]:
-    """Expect equal bits on two ranks after every epoch; returns the last epoch's."""
+    """Expect equal bits on two ranks after every epoch; return the last epoch's."""
     found = dumps(folder)
     outcome.expect(found, f"{what}: no epoch ended")
     for epoch, ranks in found.items():
@@ -35,7 +35,7 @@ def compare_ranks(folder: Path, what: str, outcome: Outcome) -> list[dict]:
 
 
 def largest_difference(a: dict, b: dict) -> float:
-    """Of two state dicts."""
+    """Return the largest difference between two state dicts."""
     return max(
         float((a[name].double() - b[name].double()).abs().max())
         for name in a
@@ -50,7 +50,7 @@ def largest_difference(a: dict, b: dict) -> float:
     "ranks train different models",
 )
 def ranks_agree(bench: Bench) -> Outcome:
-    """torchrun as a user calls it; then one process with twice the batch."""
+    """Run torchrun as a user calls it, then one process with twice the batch."""
     outcome = Outcome()
     shared = {"ema_decay": 0.9, "clip_grad_norm": -1}
     recipes = {
@@ -81,7 +81,7 @@ def ranks_agree(bench: Bench) -> Outcome:
 
 
 def _two_for_one(recipe: Recipe, folder: Path, outcome: Outcome) -> float | None:
-    """How far the weights of two ranks are from those of one with twice the batch."""
+    """Return how far two ranks' weights are from those of one with twice the batch."""
     job = run(
         recipe.arguments(folder / "two"),
         dump=folder / "dump_two",
@@ -123,7 +123,7 @@ SPEECH = {
     "hang until the timeout of 7200 s",
 )
 def one_rank_sees(bench: Bench) -> Outcome:
-    """Static mixtures, so that the ids are those of files."""
+    """Use static mixtures, so that the ids are those of files."""
     outcome = Outcome()
     slowest, runs = 0.0, 0
 

@@ -1,4 +1,4 @@
-"""What a run has left in its folder, and what tells two runs apart."""
+"""Read what a run has left in its folder, and tell two runs apart."""
 
 import zipfile
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import yaml
 
 
 def logged_steps(run_folder: Path) -> int:
-    """The last training step in the curves; 0 before the first."""
+    """Return the last training step in the curves; 0 before the first."""
     try:
         lines = (run_folder / "curves.csv").read_text().splitlines()
     except OSError:
@@ -19,7 +19,7 @@ def logged_steps(run_folder: Path) -> int:
 
 
 def log_of(run_folder: Path) -> tuple[str, str]:
-    """The counts of the epochs, and the warnings."""
+    """Return the counts of the epochs, and the warnings."""
     counts = run_folder / "train_log.txt"
     lines = (run_folder / "log.txt").read_text().splitlines()
     said = "\n".join(line for line in lines if "WARNING" in line)
@@ -27,14 +27,14 @@ def log_of(run_folder: Path) -> tuple[str, str]:
 
 
 def newest(run_folder: Path) -> Path:
-    """The checkpoint saved last."""
+    """Return the checkpoint saved last."""
     return max(
         (run_folder / "save").glob("CKPT+*"), key=lambda p: p.name.rsplit("+", 1)[1]
     )
 
 
 def saved_step(run_folder: Path) -> int:
-    """Training steps done when the newest checkpoint was saved; 0 without one."""
+    """Return the steps done when the newest checkpoint was saved; 0 without one."""
     if not list((run_folder / "save").glob("CKPT+*")):
         return 0
     text = (newest(run_folder) / "CKPT.yaml").read_text()
@@ -42,20 +42,20 @@ def saved_step(run_folder: Path) -> int:
 
 
 def read_state(path: Path) -> object:
-    """What a file of a checkpoint holds: torch's objects, or the bytes of a text."""
+    """Read a file of a checkpoint: torch's objects, or the bytes of a text."""
     if zipfile.is_zipfile(path):
         return torch.load(path, "cpu", weights_only=True)
     return path.read_bytes()
 
 
 def held(run_folder: Path) -> dict[str, object]:
-    """All that the newest checkpoint holds, by file."""
+    """Return everything that the newest checkpoint holds, by file."""
     files = sorted(newest(run_folder).glob("*.ckpt"))
     return {path.name: read_state(path) for path in files}
 
 
 def same(a: object, b: object) -> bool:
-    """Whether two nested containers hold the same bits."""
+    """Return whether two nested containers hold the same bits."""
     if isinstance(a, torch.Tensor):
         return (
             isinstance(b, torch.Tensor)
@@ -74,7 +74,7 @@ def same(a: object, b: object) -> bool:
 
 
 def differences(straight: Path, other: Path) -> list[str]:
-    """What tells two finished runs apart: state, curves, logs, suspicion scores."""
+    """Return how two finished runs differ: state, curves, logs, suspicion scores."""
     found = []
     one, two = held(straight), held(other)
     if one.keys() != two.keys():

@@ -53,7 +53,7 @@ BRIEF = ("torch noise", "everything", "music running, 2 workers")
 
 
 def resume_one(name: str, recipe: Recipe, death: dict, folder: Path) -> str:
-    """Run straight, then killed and resumed; returns what is wrong, or nothing."""
+    """Run straight, then killed and resumed; return what is wrong, or nothing."""
     straight, killed = folder / "straight", folder / "killed"
     job = run(recipe.arguments(straight))
     if job.status:
@@ -69,7 +69,7 @@ def resume_one(name: str, recipe: Recipe, death: dict, folder: Path) -> str:
 
 
 def same_for_any_workers(recipe: Recipe, folder: Path) -> str:
-    """Run with 0, 1 and 3 workers; returns what is wrong, or nothing."""
+    """Run with 0, 1 and 3 workers; return what is wrong, or nothing."""
     for workers in (0, 1, 3):
         job = run(recipe.arguments(folder / str(workers), num_workers=workers))
         if job.status:
@@ -87,7 +87,7 @@ def same_for_any_workers(recipe: Recipe, folder: Path) -> str:
     "6 of 19 cases",
 )
 def resume_matrix(bench: Bench) -> Outcome:
-    """Two cases at a time."""
+    """Run two cases at a time."""
     outcome = Outcome()
     make = {"speech": speech, "music": music}
     names, work = [], []

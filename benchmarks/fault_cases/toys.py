@@ -14,7 +14,7 @@ from tests.toy import ToySeparator
 
 
 def draw(source: str) -> float:
-    """A number from one of the three global generators."""
+    """Return a number from one of the three global generators."""
     if source == "torch":
         return float(torch.rand(()))
     if source == "numpy":
@@ -25,7 +25,7 @@ def draw(source: str) -> float:
 
 
 class FaultToy(nn.Module):
-    """`ToySeparator` with what makes a resume hard.
+    """`ToySeparator` with everything that makes a resume hard.
 
     Arguments
     ---------
@@ -56,7 +56,7 @@ class FaultToy(nn.Module):
         self.register_buffer("ballast", torch.ones(ballast))
 
     def forward(self, mixture_BT: Tensor) -> Tensor:
-        """[B, T] to [B, S, T]."""
+        """Separate [B, T] to [B, S, T]."""
         if self.training:
             for source in self.noise:
                 mixture_BT = mixture_BT * (0.9 + 0.2 * draw(source))
@@ -64,7 +64,7 @@ class FaultToy(nn.Module):
 
 
 class FaultStems(nn.Module):
-    """`FaultToy` for stereo songs, with what `apply_model` asks of a model."""
+    """`FaultToy` for stereo songs, with the attributes that `apply_model` reads."""
 
     segment = 0.5
 
@@ -76,6 +76,6 @@ class FaultStems(nn.Module):
         self.mono = FaultToy(len(self.sources), **toy)
 
     def forward(self, mixture_BCT: Tensor) -> Tensor:
-        """[B, C, T] to [B, S, C, T]."""
+        """Separate [B, C, T] to [B, S, C, T]."""
         est_XST = self.mono(mixture_BCT.flatten(0, 1))
         return est_XST.unflatten(0, mixture_BCT.shape[:2]).transpose(1, 2)

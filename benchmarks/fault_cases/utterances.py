@@ -1,4 +1,4 @@
-"""Damaged utterances of dynamic mixing, for R11: left out and named, or an error."""
+"""Damaged utterances, for R11: dynamic mixing leaves out and names each, or stops."""
 
 import re
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ UTTERANCES: list[tuple[str, Damage, str]] = [
 
 
 def make_talkers(folder: Path, takes: int) -> list[Path]:
-    """So many utterances of each of three talkers; those of the first one."""
+    """Write utterances of three talkers; return those of the first one."""
     rng = np.random.default_rng(0)
     for talker in ("ann", "bob", "cid"):
         for take in range(takes):
@@ -56,7 +56,7 @@ def make_talkers(folder: Path, takes: int) -> list[Path]:
 def try_pool(
     forms: Sequence[tuple[str, Damage, str]], recipe: Recipe, folder: Path
 ) -> list[str]:
-    """Mix from utterances of which some are damaged; what is not left out or named."""
+    """Mix with damaged utterances; return those that are not left out and named."""
     first = make_talkers(folder / "talkers", len(forms) + 1)
     for path, (_, damage, _) in zip(first, forms, strict=False):
         damage(path)
@@ -81,7 +81,7 @@ def try_pool(
 
 
 def try_changed(folder: Path) -> list[str]:
-    """Change utterances between the scan and reading them; what is not one line."""
+    """Change utterances after the scan; return each message that is not one line."""
     path, *_ = make_talkers(folder, 1)
     dataset = DynamicMixing(
         UtterancePool.scan(folder), 3, RATE, 0.5, speed_changes=None

@@ -117,7 +117,7 @@ class DynamicMixing(Dataset):
     noises : Sequence[tuple[str, int]]
         Files of noise at `sample_rate`, with their lengths in samples; one is drawn
         for each mixture, which is no longer than it. Without any there is no noise.
-    noise_snr_db : tuple[float, float]
+    noise_snr_db : Sequence[float]
         Range of the loudness of the first source above the noise, in dB.
     rooms : RoomPool | None
         Rooms of which one is drawn for each mixture; None leaves mixtures dry.
@@ -144,7 +144,7 @@ class DynamicMixing(Dataset):
     first_level_db: tuple[float, float] = (-27.43, 2.57)
     level_change_db: tuple[float, float] = (-2.51, 2.66)
     noises: Sequence[tuple[str, int]] = ()
-    noise_snr_db: tuple[float, float] = (-3.0, 6.0)
+    noise_snr_db: Sequence[float] = (-3.0, 6.0)
     rooms: RoomPool | None = None
     targets: str = "anechoic"
 
@@ -235,7 +235,8 @@ class DynamicMixing(Dataset):
             torch.mul(wave_T, gain, out=source_T)
         noise_T = None
         if noise_file:
-            snr_db = rng.uniform(*self.noise_snr_db)
+            least, most = self.noise_snr_db
+            snr_db = rng.uniform(least, most)
             noise_T = self._noise(noise_file, starts[-1], src_ST[0], snr_db)
             if noise_T is None:
                 return None

@@ -19,6 +19,8 @@ from recipes.config.load import load_hparams  # noqa: E402
 from tests.toy import ToySeparator  # noqa: E402
 
 BATCH, STEPS = 4, 3
+#: Clipping hides a wrong factor of the gradient, as Adam does: plain SGD shows it.
+UNCLIPPED = {"clip_grad_norm": -1.0}
 
 
 def global_batch(step: int) -> Batch:
@@ -146,6 +148,8 @@ def main(out: Path) -> None:
     for fault in FAULTS:
         brain = make_brain(out / "run", BATCH, run_opts)
         results[fault.__name__] = train(brain, fault, distributed.rank(), 2)
+    brain = make_brain(out / "run", BATCH, run_opts, **UNCLIPPED)
+    results["unclipped"] = train(brain, nothing, distributed.rank(), 2)
     torch.save(results, out / f"rank{distributed.rank()}.pt")
 
 

@@ -10,7 +10,7 @@ from speechbrain.utils.run_opts import RunOptions
 
 from tests import ROOT
 from tests.e2e import ddp_worker
-from tests.e2e.ddp_worker import BATCH, FAULTS, STEPS
+from tests.e2e.ddp_worker import BATCH, FAULTS, STEPS, UNCLIPPED
 from tests.toy import same_weights, weights_of
 
 pytestmark = pytest.mark.ddp
@@ -69,12 +69,15 @@ def test_counts_are_those_of_all_ranks(ranks):
     assert counts["nan_inside"] == (everything - BATCH, BATCH, STEPS - 1, 1)
 
 
-def test_two_ranks_of_b_are_one_process_of_2b(ranks, tmp_path):
+@pytest.mark.parametrize(
+    ("run", "options"), [("nothing", {}), ("unclipped", UNCLIPPED)]
+)
+def test_two_ranks_of_b_are_one_process_of_2b(ranks, tmp_path, run, options):
     brain = ddp_worker.make_brain(
-        tmp_path, 2 * BATCH, RunOptions.from_dictionary({"device": "cpu"})
+        tmp_path, 2 * BATCH, RunOptions.from_dictionary({"device": "cpu"}), **options
     )
     alone = ddp_worker.train(brain, ddp_worker.nothing, rank=0, world_size=1)
-    together = ranks[0]["nothing"]
+    together = ranks[0][run]
     assert torch.allclose(together["weights"], alone["weights"], atol=1e-6, rtol=0)
     assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
 

@@ -1,4 +1,4 @@
-"""The music recipe as a user runs it: steps, truncation, resume, whole songs."""
+"""The music recipe as a user runs it: phases, truncation, resume, whole songs."""
 
 import csv
 import json
@@ -48,7 +48,7 @@ def epochs_of(run: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_run_goes_through_its_steps_and_leaves_what_a_user_expects(
+def test_a_run_goes_through_its_phases_and_leaves_what_a_user_expects(
     arguments, tmp_path, capsys
 ):
     train.main(arguments(truncation="ccom"))
@@ -130,9 +130,9 @@ def test_two_ranks_pool_their_losses_as_one_process_does(arguments, tmp_path):
 
 
 def test_suspicion_counts_the_whole_run_not_up_to_the_best_epoch(arguments, tmp_path):
-    # The second step ruins the weights: the best epoch is the first.
-    steps = "{lr: [0.001, 0.9]}"
-    options = {"truncation": "ccom", "lr_scheduler": steps}
+    # The second phase ruins the weights: the best epoch is the first.
+    phases = "{lr: [0.001, 0.9]}"
+    options = {"truncation": "ccom", "lr_scheduler": phases}
     train.main(arguments(**options))
     log = (tmp_path / "run" / "train_log.txt").read_text()
     assert "epoch loaded: 1 " in log and len(epochs_of(tmp_path / "run")) == 2
@@ -148,14 +148,14 @@ def test_suspicion_counts_the_whole_run_not_up_to_the_best_epoch(arguments, tmp_
     assert path.read_text() == text
 
 
-def test_one_step_alone(arguments, tmp_path):
+def test_one_phase_alone(arguments, tmp_path):
     train.main(arguments(truncation="ccom", phase=2))
     (line,) = epochs_of(tmp_path / "run")
     assert "lr: 1.00e-03" in line
 
 
 def test_a_stem_of_weight_0_is_not_trained(arguments, tmp_path):
-    # The window of losses has none of that stem, and is saved all the same.
+    # The remembered losses have none of that stem, and is saved all the same.
     train.main(arguments(weights="[0,1]", truncation="running", loss_memory=4))
     text = epochs_of(tmp_path / "run")[0]
     assert "low_kept: nan" in text and "high_kept: nan" not in text
@@ -282,13 +282,13 @@ def test_the_mean_of_the_last_epochs_is_tested(arguments, tmp_path):
 
 
 def test_a_trial_averages_its_few_epochs(arguments, tmp_path):
-    steps = "{epochs: [3, 3]}"
-    options = {"average_last": 5, "keep_checkpoints": 5, "lr_scheduler": steps}
+    phases = "{epochs: [3, 3]}"
+    options = {"average_last": 5, "keep_checkpoints": 5, "lr_scheduler": phases}
     train.main([*arguments(**options), "--debug"])
     assert (tmp_path / "run" / "debug" / "test_results.csv").is_file()
 
 
-def test_rivals_are_trained_side_by_side_and_audited(songs, tmp_path, capsys):
+def test_rules_of_truncation_are_trained_side_by_side(songs, tmp_path, capsys):
     truth = tmp_path / "truth.csv"
     truth.write_text(
         "track,stem,is_clean\n"
@@ -298,8 +298,8 @@ def test_rivals_are_trained_side_by_side_and_audited(songs, tmp_path, capsys):
             for stem in ("low", "high")
         )
     )
-    rivals = tmp_path / "rivals.yaml"
-    rivals.write_text(
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(
         f"extends: {TOY}\n"
         "recipe: !name:benchmarks.truncation_rules.RuleComparison\n"
         "rules: [none, running]\n"
@@ -320,7 +320,7 @@ def test_rivals_are_trained_side_by_side_and_audited(songs, tmp_path, capsys):
         "num_workers": 0, "tensorboard": False, "device": "cpu",
         "relative_to_level": True,
     }  # fmt: skip
-    train.main([str(rivals), *(f"--{name}={value}" for name, value in options.items())])
+    train.main([str(rules), *(f"--{name}={value}" for name, value in options.items())])
     line = epochs_of(tmp_path / "run")[1]
     assert "none_low_kept: 1.00e+00" in line and "none_high_kept: 1.00e+00" in line
     assert float(line.split("running_low_kept: ")[1].split(",")[0]) < 1

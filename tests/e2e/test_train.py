@@ -194,7 +194,7 @@ def test_a_second_job_in_the_folder_is_refused(toy_arguments, tmp_path):
 
 
 def test_test_only_needs_a_checkpoint_and_then_changes_none(toy_arguments, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint to evaluate"):
+    with pytest.raises(HparamsError, match="no checkpoint to evaluate"):
         train.main(toy_arguments(test_only=None))
     train.main(toy_arguments())
     before = sorted((tmp_path / "run" / "save").glob("CKPT+*/*"))
