@@ -163,7 +163,7 @@ def three_channels(path: Path) -> None:
     ("spoil", "message"),
     [
         (os.remove, "05-uuid/bass.wav does not exist, but .*05-uuid/drums.wav does"),
-        (lambda path: path.write_text("<html>"), "bass.wav cannot be read as audio"),
+        (lambda path: path.write_text("<html>"), "bass.wav: cannot be read as audio"),
         (lambda path: soundfile.write(path, np.zeros((0, 2)), RATE), "no samples"),
         (resample_file, "bass.wav is at 16000 Hz, expected 8000 Hz as drums.wav"),
         (three_channels, "bass.wav has 3 channels, expected stereo"),
