@@ -20,14 +20,13 @@ import numpy as np
 import soundfile
 
 from modules.audio.faults import SILENT_SPEECH_DB, cut_short, level_fault
+from modules.audio.io import SUFFIXES
 from modules.audio.levels import active_level_db
 from modules.data.index import fingerprint, measure_once, printable
 from modules.data.manifest import Row
 from modules.runtime.errors import AudioError, DataError
 
 logger = logging.getLogger(__name__)
-
-SUFFIXES = (".wav", ".flac")
 
 # Number of files that a warning names; the index names all.
 NAMED = 10
