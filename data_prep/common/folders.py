@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from data_prep.common.layout import SUFFIXES, Parts, list_audio
-from modules.audio.io import read_header
+from data_prep.common.layout import Parts, list_audio
+from modules.audio.io import SUFFIXES, read_header
 from modules.data.manifest import THREADS, Row, check_audio, write_manifest
 from modules.runtime.errors import DataError
 from modules.runtime.files import write_text

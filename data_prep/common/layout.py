@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from modules.audio.io import SUFFIXES
 from modules.runtime.errors import DataError
 
 SPLITS = ("train", "valid", "test")
-
-SUFFIXES = (".wav", ".flac")
 
 # In the name of a folder: the number of a talker, or of all talkers in a parent's name.
 EACH = "#"

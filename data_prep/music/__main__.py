@@ -8,13 +8,13 @@ Two layouts are in use; which one a folder has is found by looking into it:
     {train[,valid][,test]}/<track>/{drums,bass,other,vocals}.wav   MUSDB18-HQ, your own
     <track>/{drums,bass,other,vocals}.wav                          SDXDB23
 
-The sources are named by `sources` and may be any; WAV or FLAC. `mixture.wav` is used
-where it is there and is else the sum of the stems. Other files are ignored.
+The sources may have any names; files are WAV or FLAC. `mixture.wav` is used where it
+exists; elsewhere the mixture is the sum of the stems. Other files are ignored.
 
-Where there is no folder `valid`, tracks for validation are held out of the training
-set: the 14 that MUSDB18's authors chose, or a share of any other set. Those of a set
-with label noise are noisy as well: they rank checkpoints well enough, but their score
-is none.
+Without a folder `valid`, tracks for validation are held out of the training set: the 14
+that MUSDB18's authors chose, or a share of any other set. Held-out tracks of a set with
+label noise are noisy as well: they can tell checkpoints apart, but their score means
+nothing.
 """
 
 import functools

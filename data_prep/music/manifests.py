@@ -1,18 +1,4 @@
-"""Music in stems, a folder for each track, into manifests.
-
-Two layouts are in use; which one a folder has is found by looking into it:
-
-    {train[,valid][,test]}/<track>/{drums,bass,other,vocals}.wav   MUSDB18-HQ, your own
-    <track>/{drums,bass,other,vocals}.wav                          SDXDB23
-
-The sources may have any names; files are WAV or FLAC. `mixture.wav` is used where it
-exists; elsewhere the mixture is the sum of the stems. Other files are ignored.
-
-Without a folder `valid`, tracks for validation are held out of the training set: the 14
-that MUSDB18's authors chose, or a share of any other set. Held-out tracks of a set with
-label noise are noisy as well: they can tell checkpoints apart, but their score means
-nothing.
-"""
+"""Manifests of music in stems, a folder for each track."""
 
 import json
 import logging
@@ -34,8 +20,6 @@ SOURCES = ("drums", "bass", "other", "vocals")
 MIXTURE = "mixture"
 
 LAYOUT = (Tracks(mixture=MIXTURE),)
-
-SUFFIXES = (".wav", ".flac")
 
 # Held out of MUSDB18's training set by its authors (musdb, configs/mus.yaml).
 MUSDB_VALID_TRACKS = (
@@ -322,8 +306,8 @@ def _make_row(track: Track, sample_rate: int | None) -> tuple[Row, str]:
 
 
 def _read_header(path: str) -> Header:
-    """Read the header of a file, which must be audio and not empty."""
-    header = read_header(path)
+    """Return the header of a file, which must be audio and not empty."""
+    header = read_header(path, remember=True)
     if header.frames == 0:
         raise DataError(f"{path} holds no samples")
     return header

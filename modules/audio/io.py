@@ -30,6 +30,9 @@ from modules.runtime.files import write_whole
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Files that are listed in a folder of audio.
+SUFFIXES = (".wav", ".flac")
+
 PLAIN_HEADER_BYTES = 512
 
 FORMAT_PCM = 1  # the code of integer samples in a WAV's format chunk

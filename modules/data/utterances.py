@@ -19,15 +19,13 @@ from typing import NamedTuple
 import numpy as np
 
 from modules.audio.faults import SILENT_SPEECH_DB
-from modules.audio.io import open_audio, sample_fault
+from modules.audio.io import SUFFIXES, open_audio, sample_fault
 from modules.audio.levels import active_level_db
 from modules.data.index import fingerprint, measure_once, printable
 from modules.data.manifest import Row
 from modules.runtime.errors import AudioError, DataError
 
 logger = logging.getLogger(__name__)
-
-SUFFIXES = (".wav", ".flac")
 
 # Number of files that a warning names; the index names all.
 NAMED = 10
