@@ -18,7 +18,7 @@ continues, and the others at the end:
     settings.json  what the margins depend on; other settings need another folder
 """
 
-import argparse
+import functools
 import json
 import math
 import sys
@@ -35,9 +35,10 @@ from modules.audio.io import read_header, read_stereo
 from modules.audio.pitch import change_pitch_and_tempo
 from modules.audio.resample import resample
 from modules.inference.songs import apply_model
+from modules.runtime.cli import run
 from modules.runtime.devices import check_device
-from modules.runtime.errors import DataError, UserError
-from modules.runtime.files import one_line, write_text
+from modules.runtime.errors import DataError
+from modules.runtime.files import write_text
 from modules.runtime.tables import read_table, write_table
 from modules.weights.export import CONFIG, load_exported
 from modules.weights.pretrained import load_pretrained
@@ -48,8 +49,6 @@ TABLE = "margins.csv"
 CLEAN, MIXED, SILENT = "clean", "mixed", "silent"
 
 MOST_BINS = 30  # of a histogram
-
-INTERRUPTED = 130  # the exit status that shells give to Ctrl-C
 
 
 def loudness_db(wave_SCT: Tensor) -> Tensor:
@@ -96,8 +95,8 @@ def load_model(checkpoint: str | Path, hparams: str | None = None) -> nn.Module:
         model = read_run(hparams).make_network()
         load_pretrained(model, checkpoint)
         return model
-    is_exported = (Path(checkpoint) / CONFIG).is_file()
-    return load_exported(checkpoint) if is_exported else load_tested(checkpoint)
+    exported = (Path(checkpoint) / CONFIG).is_file()
+    return load_exported(checkpoint) if exported else load_tested(checkpoint)
 
 
 class Margins:
@@ -231,25 +230,9 @@ def clean_stems(
     tempo: float = 2.0,
     label: str = "",
 ) -> dict[str, list[str]]:
-    """Judge every stem of a data set; the module's docstring says how.
+    """Judge every stem but those of `test`; return the clean tracks of each source.
 
-    Arguments
-    ---------
-    data_folder : str | Path
-        Tracks in a layout that `data_prep.music` knows; all but `test` are judged.
-    model : nn.Module
-        The separator.
-    out : str | Path
-        Folder of the results.
-    threshold_db, semitones, tempo : float
-        CCOM's are 20, 6 and 2.
-    label : str
-        The name of the weights, for `settings.json`.
-
-    Returns
-    -------
-    dict[str, list[str]]
-        The clean tracks of each source.
+    `label` names the weights in `settings.json`; the rest is as in `filter_stems`.
     """
     folder = Path(data_folder).absolute()
     # Nothing need be held out; with a single track nothing can be.
@@ -271,16 +254,16 @@ def clean_stems(
         for stem, path in zip(model.sources, track.sources, strict=True)
         if (track.name, stem) not in known
     ]
-    for track, stem, path in tqdm(
-        jobs, initial=len(known), total=len(known) + len(jobs), desc="stems"
-    ):
-        stem_CT, rate = read_any_rate(path)
-        stem_CT = resample(stem_CT, rate, model.sample_rate)
-        level = float(stem_CT.abs().mean())
-        if level < 10 ** (SILENT_STEM_DB / 20):
-            margins.add(track, stem, float("nan"), {})
-            continue
-        margins.add(track, stem, *judge(model, stem_CT, stem, semitones, tempo))
+    total = len(known) + len(jobs)
+    with tqdm(jobs, initial=len(known), total=total, desc="stems") as bar:
+        for track, stem, path in bar:
+            stem_CT, rate = read_any_rate(path)
+            stem_CT = resample(stem_CT, rate, model.sample_rate)
+            if float(stem_CT.abs().mean()) < 10 ** (SILENT_STEM_DB / 20):
+                margins.add(track, stem, math.nan, {})
+            else:
+                judgement = judge(model, stem_CT, stem, semitones, tempo)
+                margins.add(track, stem, *judgement)
     clean = margins.decide(threshold_db)
     margins.draw(threshold_db)
     return clean
@@ -291,46 +274,52 @@ def read_any_rate(path: str | Path) -> tuple[Tensor, int]:
     return read_stereo(path), read_header(path).sample_rate
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the filter from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.music.filter",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--data_folder", required=True, help="tracks with stems")
-    add("--checkpoint", required=True, help="folder of a run, or of weights")
-    add("--out", required=True, help="folder of the results")
-    add("--hparams", help="hyperparams.yaml of a run, if checkpoint is weights only")
-    add("--threshold", type=float, default=20.0, help="dB")
-    add("--semitones", type=float, default=6.0)
-    add("--tempo", type=float, default=2.0)
-    add("--device", default="cpu")
-    options = parser.parse_args(arguments)
-    try:
-        check_device(options.device)
-        model = load_model(options.checkpoint, options.hparams).to(options.device)
-        clean = clean_stems(
-            options.data_folder,
-            model,
-            options.out,
-            options.threshold,
-            options.semitones,
-            options.tempo,
-            label=str(Path(options.checkpoint).absolute()),
-        )
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {one_line(error)}")
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    for name, tracks in clean.items():
-        print(f"{name:<10} {len(tracks)} clean")
-    if not any(clean.values()):
-        print(hint(read_rows(Path(options.out)), options.threshold))
-    print(f"{options.out}/clean.json, margins.csv, margins.png")
+def filter_stems(
+    data_folder: str | Path,
+    checkpoint: str | Path,
+    out: Path,
+    hparams: str | None = None,
+    threshold: float = 20.0,
+    semitones: float = 6.0,
+    tempo: float = 2.0,
+    device: str = "cpu",
+) -> str:
+    """Judge every stem of a data set by a trained model; return a summary.
 
+    Arguments
+    ---------
+    data_folder : str | Path
+        Tracks with stems.
+    checkpoint : str | Path
+        Folder of a run, or one that export.py wrote.
+    out : Path
+        Folder of the results.
+    hparams : str | None
+        The hyperparams.yaml of a run, where the checkpoint holds weights only.
+    threshold : float
+        Smallest margin of a clean stem in dB.
+    semitones, tempo : float
+        Change of pitch and tempo before the separation.
+    device : str
+        Where to separate.
+    """
+    check_device(device)
+    model = load_model(checkpoint, hparams).to(device)
+    label = str(Path(checkpoint).absolute())
+    clean = clean_stems(data_folder, model, out, threshold, semitones, tempo, label)
+    lines = [f"{name:<10} {len(tracks)} clean" for name, tracks in clean.items()]
+    if not any(clean.values()):
+        lines.append(hint(read_rows(out), threshold))
+    return "\n".join([*lines, f"{out}/clean.json, margins.csv, margins.png"])
+
+
+main = functools.partial(
+    run,
+    "python -m data_prep.music.filter",
+    __doc__,
+    {"filter": filter_stems},
+    report=print,
+)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
