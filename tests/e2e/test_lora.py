@@ -293,12 +293,11 @@ def test_a_speech_separator_too(toy_arguments, tmp_path, mode):
     folder = tmp_path / "base"
     folder.mkdir()
     save_model(model, folder / "model.safetensors")
-    recipe = Path(__file__).parents[2] / "hparams" / "mossformer2_lora.yaml"
-    keys = recipe.read_text().partition("experiment_name")[2].partition("\n")[2]
+    block = Path(__file__).parents[2] / "hparams" / "blocks" / "lora.yaml"
     yaml = tmp_path / "speech_lora.yaml"
     yaml.write_text(
-        f"extends: {Path(__file__).parents[1] / 'toy.yaml'}\n"
-        f"recipe: !name:recipes.lora.SpeechLora\n{keys}"
+        f"extends: [{Path(__file__).parents[1] / 'toy.yaml'}, {block}]\n"
+        "recipe: !name:recipes.lora.SpeechLora\n"
     )
     options = toy_arguments(pretrained=folder, lora_mode=mode, lora_rank=1)[1:]
     train.main([str(yaml), *options])
