@@ -41,11 +41,7 @@ from modules.runtime import distributed
 from modules.runtime.errors import CheckpointMismatch, HparamsError, LoraError
 from modules.runtime.files import write_text
 from modules.runtime.randomness import seed_step
-from recipes.config.schema import (
-    LoraSettings,
-    MusicLoraSettings,
-    SpeechLoraSettings,
-)
+from recipes.config.schema import LoraSettings, MusicLoraSettings, SpeechLoraSettings
 from recipes.music import MusicSeparation
 from recipes.separation import Separation
 from recipes.speech import SpeechSeparation

@@ -38,11 +38,7 @@ class Reporter:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        train_logger: FileTrainLogger,
-        every: int,
-        tensorboard: bool,
+        self, folder: Path, train_logger: FileTrainLogger, every: int, tensorboard: bool
     ) -> None:
         self.folder = folder
         self.train_logger = train_logger
@@ -83,10 +79,7 @@ class Reporter:
         if self.curves is None or number % self.every:
             return
         done = examples * self.every * distributed.world_size()
-        values = {
-            **values,
-            "examples_per_second": done / (time.time() - self._clock),
-        }
+        values = {**values, "examples_per_second": done / (time.time() - self._clock)}
         self.curves.scalars(step, **values)
         self._clock = time.time()
         self._tell("batch", step, values)

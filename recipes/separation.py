@@ -19,11 +19,7 @@ import speechbrain as sb
 import torch
 import yaml
 from speechbrain import Stage
-from speechbrain.utils.checkpoints import (
-    Checkpoint,
-    mark_as_loader,
-    mark_as_saver,
-)
+from speechbrain.utils.checkpoints import Checkpoint, mark_as_loader, mark_as_saver
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
