@@ -1,11 +1,11 @@
-"""Fine-tuning with low-rank adapters: the training step is that of the other recipes.
+"""Fine-tuning with low-rank adapters, by the training step of the other recipes.
 
-What differs: the separator is frozen and gets adapters once its weights are loaded;
-the optimizer, the EMA and the checkpoints hold the adapters alone. After the test
-`adapters.safetensors` lies in the run's folder, for `modules.lora.files`.
+The separator is frozen and gets adapters once its weights are loaded; the optimizer,
+the EMA and the checkpoints hold the adapters alone. After the test the run's folder
+holds `adapters.safetensors`.
 
-With `lora_mode: gradient` the first batches are shown to the network once before
-training, to choose the ranks; these stay in `lora_ranks.json` beside the checkpoints,
+With `lora_mode: gradient` the network sees the first batches once before training, to
+choose the ranks of the adapters. They stay in `lora_ranks.json` beside the checkpoints,
 so that a resume and `--test_only` find them.
 """
 
@@ -37,6 +37,7 @@ from modules.lora.adapters import (
 )
 from modules.lora.files import load_lora_weights, save_lora
 from modules.lora.ranks import MODES, gradient_ranks, heuristic_ranks
+from modules.losses.choice import masked_sum
 from modules.runtime import distributed
 from modules.runtime.errors import CheckpointMismatch, HparamsError, LoraError
 from modules.runtime.files import write_text
@@ -52,13 +53,13 @@ logger = logging.getLogger(__name__)
 
 @register_checkpoint_hooks
 class AdapterFile:
-    """The adapters of a model as a recoverable of a checkpoint, in safetensors."""
+    """Keeps the adapters of a model in a checkpoint, as safetensors."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
     def state_dict(self) -> dict[str, Tensor]:
-        """For the checkpointer, which refuses to save NaN and Inf."""
+        """Show the adapters to the checkpointer, which refuses NaN and Inf."""
         return lora_state_dict(self.model)
 
     @mark_as_saver
@@ -68,7 +69,7 @@ class AdapterFile:
 
     @mark_as_loader
     def load(self, path: Path, end_of_epoch: bool) -> None:
-        """Read it; another base or other ranks are an error."""
+        """Read the file; another base or other ranks are an error."""
         try:
             load_lora_weights(self.model, path)
         except LoraError as error:
@@ -78,7 +79,7 @@ class AdapterFile:
 
 
 class Adapting(Separation):
-    """Laid over a task's Brain: it trains adapters of `modules.separator`."""
+    """Makes a task's Brain train adapters of `modules.separator`."""
 
     config: LoraSettings
     opt_class: Callable[[Any], torch.optim.Optimizer]
@@ -112,7 +113,7 @@ class Adapting(Separation):
     def fit(
         self, epoch_counter: Any, train_set: DataLoader, valid_set: Any = None
     ) -> None:
-        """Choose the ranks by the gradient where that is still to be done; train."""
+        """Choose the ranks by the gradient, unless they are chosen; then train."""
         if not hasattr(self.adapted, "lora_config") and not self.test_only:
             gradients = self._gradients(train_set)
             ranks = distributed.run_on_main(self._choose_by_gradient, gradients)
@@ -130,27 +131,24 @@ class Adapting(Separation):
 
     # ------------------------------------------------------------------ ranks
 
-    def _adapt(self, gradient: dict[str, int]) -> None:
-        """Freeze the network and add its adapters."""
+    def _adapt(self, chosen: dict[str, int]) -> None:
+        """Freeze the network and add its adapters, of the chosen ranks."""
         config = self.config
-        # A pattern of the user's comes before the rule.
-        rules = dict(config.layer_ranks or {})
-        try:
-            if config.lora_mode == "heuristic":
-                gradient = heuristic_ranks(self.adapted, config.lora_rank)
-            for name, lora_rank in gradient.items():
-                rules.setdefault(name, lora_rank)
-            add_lora(
-                self.adapted,
-                lora_rank=config.lora_rank,
-                alpha=config.lora_alpha,
-                dropout=config.lora_dropout,
-                lora_max_rank=config.lora_max_rank,
-                layer_ranks=rules,
-                train_fully=config.train_fully,
-            )
-        except LoraError as error:
-            raise HparamsError(str(error)) from error
+        if config.lora_mode == "heuristic":
+            chosen = heuristic_ranks(self.adapted, config.lora_rank)
+        patterns = dict(config.layer_ranks or {})
+        # The user's patterns come before the rule.
+        rest = {k: v for k, v in chosen.items() if k not in patterns}
+        add_lora(
+            self.adapted,
+            lora_rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            lora_max_rank=config.lora_max_rank,
+            layer_ranks=patterns
+            | {k: v for k, v in chosen.items() if k not in patterns},
+            train_fully=config.train_fully,
+        )
         if self.ema is not None:
             self.ema.attach(self.adapted)
         tensors = len(self.adapted.lora_config.ranks)
@@ -158,20 +156,17 @@ class Adapting(Separation):
         logger.info(f"Adapters on {tensors} weights: {share:.2%} of the model trains")
 
     def _gradients(self, train_set: Any) -> dict[str, Tensor]:
-        """Sum of the loss' gradients by each weight over the first batches.
+        """Sum the gradient of the loss by each weight over the first batches.
 
         The weights do not move, and all finite terms count, dropped or not. Weights
-        that a pattern of the user's decides about are left out.
+        whose rank a pattern of the user decides are left out.
         """
         config, model = self.config, self.adapted
         trained = [p for p in model.parameters() if p.requires_grad]
         weights = adaptable(model)
-        try:
-            decided = matching(list(config.layer_ranks or ()), weights, "layer_ranks")
-            names = dict(model.named_parameters())
-            decided += matching(config.train_fully, names, "train_fully")
-        except LoraError as error:
-            raise HparamsError(str(error)) from error
+        decided = matching(list(config.layer_ranks or ()), weights, "layer_ranks")
+        names = dict(model.named_parameters())
+        decided += matching(config.train_fully, names, "train_fully")
         weights = {n: w for n, w in weights.items() if n not in decided}
         if not weights:
             return {}
@@ -190,8 +185,8 @@ class Adapting(Separation):
                 terms = self.compute_objectives(outputs, batch, Stage.TRAIN)
             loss_BK = terms.loss_BK.float()
             counts_BK = terms.scorable_BK & finite_B[:, None] & loss_BK.isfinite()
-            loss_K = torch.where(counts_BK, loss_BK, 0.0).sum(0)
-            (loss_K * loss_K.new_tensor(self.term_weights)).sum().backward()
+            weights_K = loss_BK.new_tensor(self.term_weights)
+            masked_sum(loss_BK, counts_BK, weights_K).backward()
         gradients = {}
         for name, weight in weights.items():
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
@@ -204,19 +199,16 @@ class Adapting(Separation):
         return gradients
 
     def _choose_by_gradient(self, gradients: dict[str, Tensor]) -> dict[str, int]:
-        """Ranks by `gradient_ranks`, kept in a file."""
+        """Choose ranks by `gradient_ranks` and keep them in a file."""
         config = self.config
         limits = config.lora_min_rank, config.lora_max_rank
-        try:
-            ranks = gradient_ranks(gradients, config.lora_rank, *limits)
-        except LoraError as error:
-            raise HparamsError(str(error)) from error
+        ranks = gradient_ranks(gradients, config.lora_rank, *limits)
         text = json.dumps({"settings": self._settings(), "ranks": ranks}, indent=1)
         write_text(self._ranks_file, text)
         return ranks
 
     def _read_ranks(self) -> dict[str, int] | None:
-        """The ranks that an earlier start of this run chose, if there was one."""
+        """Return the ranks that an earlier start of this run chose, if any did."""
         if not self._ranks_file.is_file():
             return None
         found = json.loads(self._ranks_file.read_text(encoding="utf-8"))
@@ -234,34 +226,31 @@ class Adapting(Separation):
         return Path(self.checkpointer.checkpoints_dir) / RANKS_FILE
 
     def _settings(self) -> dict[str, object]:
-        """What the ranks depend on, in the types of JSON."""
-        config = self.config
+        """Return what the ranks depend on, in the types of JSON."""
+        names = ("lora_rank", "lora_min_rank", "lora_max_rank", "lora_gradient_steps")
         return {
-            "lora_rank": config.lora_rank,
-            "lora_min_rank": config.lora_min_rank,
-            "lora_max_rank": config.lora_max_rank,
-            "lora_gradient_steps": config.lora_gradient_steps,
-            "layer_ranks": dict(config.layer_ranks or {}),
-            "train_fully": list(config.train_fully),
+            **{name: getattr(self.config, name) for name in names},
+            "layer_ranks": dict(self.config.layer_ranks or {}),
+            "train_fully": list(self.config.train_fully),
         }
 
 
 class MusicLora(Adapting, MusicSeparation):
-    """Adapters of a music separator."""
+    """Trains adapters of a music separator."""
 
     settings_class = MusicLoraSettings
     config: MusicLoraSettings
 
 
 class SpeechLora(Adapting, SpeechSeparation):
-    """Adapters of a speech separator."""
+    """Trains adapters of a speech separator."""
 
     settings_class = SpeechLoraSettings
     config: SpeechLoraSettings
 
 
 def trainable(given: Any) -> list:
-    """Parameters, or an optimizer's groups of them, without the frozen ones."""
+    """Leave the frozen ones out of parameters, or of an optimizer's groups of them."""
     return [
         {**item, "params": trainable(item["params"])}
         if isinstance(item, dict)

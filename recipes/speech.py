@@ -95,7 +95,7 @@ class SpeechSeparation(Separation):
         DataError
             An empty set, a wrong sample rate, a missing file.
         HparamsError
-            A setting of the training set that is no such thing.
+            A setting of the training set is invalid.
         """
         rows = {
             name: read_manifest(path, self.config.num_spks, self.config.sample_rate)

@@ -14,7 +14,12 @@ from modules.lora.adapters import add_lora, merge, trainable_share
 from modules.lora.files import load_lora_weights
 from modules.lora.ranks import MODES
 from modules.models.htdemucs import HTDemucs
-from modules.runtime.errors import CheckpointMismatch, HparamsError, LoraError
+from modules.runtime.errors import (
+    CheckpointMismatch,
+    HparamsError,
+    LoraError,
+    UserError,
+)
 from recipes.config.load import load_hparams
 from recipes.separation import Separation
 from tests.e2e.test_ddp import torchrun
@@ -198,7 +203,7 @@ def test_the_rate_warms_up_and_decays_by_optimizer_steps(
     ],
 )
 def test_wrong_settings_are_refused_with_the_reason(arguments, options, message):
-    with pytest.raises(HparamsError, match=message):
+    with pytest.raises(UserError, match=message):
         train.main(arguments(**options))
 
 
