@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import scipy.signal
-import soundfile
 
 from data_prep.librimix.metadata import Mixture
+from modules.audio.io import open_audio
 from modules.runtime.errors import DataError
 
 RATE = 16000
@@ -39,12 +39,10 @@ def find_noise(folder: Path, path: str) -> tuple[Path, tuple[int, int]]:
     return folder / (match[1] + match[3]), SPEEDS[match[2]]
 
 
-def read_part(path: Path, frames: int = -1) -> np.ndarray:
+def read_part(path: Path, frames: int | None = None) -> np.ndarray:
     """Return the first channel of a 16 kHz file as float32 [T], or its start."""
-    try:
-        wave_TC, rate = soundfile.read(path, frames, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise DataError(f"{path} cannot be read as audio ({error})") from None
+    with open_audio(path) as file:
+        rate, wave_TC = file.header.sample_rate, file.read(0, frames)
     if rate != RATE:
         raise DataError(f"{path} is at {rate} Hz, expected {RATE} Hz")
     if not len(wave_TC):

@@ -7,8 +7,6 @@ same ones, and they are part of the checkpoint.
 Legend: N examples of the global batch, K stems, R tracks.
 """
 
-import csv
-import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from modules.runtime.files import write_text
+from modules.runtime.tables import write_table
 
 COLUMNS = ("track", "stem", "offered", "dropped", "suspicion")
 
@@ -86,11 +84,7 @@ class Suspicion:
 
     def write_csv(self, path: str | Path) -> Path:
         """Write the rows in one atomic step."""
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows())
-        return write_text(path, text.getvalue())
+        return write_table(path, COLUMNS, (row.values() for row in self.rows()))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the counts."""

@@ -22,8 +22,6 @@ dominate the mean, and museval no score for the whole song.)
 Shapes: S source, C channel, T sample.
 """
 
-import csv
-import io
 import json
 import math
 import statistics
@@ -37,6 +35,7 @@ from torch import Tensor
 from modules.losses.si_snr import SILENCE, pit_neg_si_snr, reorder
 from modules.runtime.distributed import gather_objects
 from modules.runtime.files import write_text
+from modules.runtime.tables import write_table
 
 METRICS = ("si_snr", "si_snr_i", "sdr", "sdr_i")
 
@@ -334,12 +333,8 @@ class ResultTable:
     def write_csv(self, path: str | Path) -> Path:
         """Write one row per example, sorted by id, in one atomic step."""
         names = list(next(iter(self._rows.values()), {}))
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["id", *names])
-        for row in self.rows:
-            writer.writerow([row["id"], *(row[name] for name in names)])
-        return write_text(path, text.getvalue())
+        rows = ([row["id"], *(row[name] for name in names)] for row in self.rows)
+        return write_table(path, ["id", *names], rows)
 
     def write_json(self, path: str | Path) -> Path:
         """Write the summary as strict JSON in one atomic step."""

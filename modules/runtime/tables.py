@@ -91,7 +91,7 @@ def read_table(
         yield f"{path}, row {number}", row
 
 
-def table_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def table_text(header: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     """Return a table as CSV; floats keep all their digits."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
@@ -99,7 +99,7 @@ def table_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def write_table(
-    path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]
+    path: str | Path, header: Sequence[str], rows: Iterable[Iterable[object]]
 ) -> Path:
     """Write a CSV that appears only when it is whole."""
     return write_text(path, table_text(header, rows))

@@ -317,7 +317,7 @@ def test_bad_audio_is_named(corpus, tmp_path):
         generate(**settings, sets=["dev-clean"])
     path = folder / "11" / "1" / "11-1-0000.flac"
     path.write_text("no audio")
-    with pytest.raises(DataError, match="11-1-0000.flac cannot be read as audio"):
+    with pytest.raises(DataError, match="11-1-0000.flac: cannot be read as audio"):
         generate(**settings, sets=["dev-clean"])
 
 
