@@ -164,7 +164,9 @@ def generate(
         corpus_folder(librispeech, "LibriSpeech"),
         corpus_folder(wham_noise, "wham_noise") if wham_noise else None,
         root,
-        *(tuple(dict.fromkeys(choice)) for choice in (sample_rates, modes, types)),
+        sample_rates=tuple(dict.fromkeys(sample_rates)),
+        modes=tuple(dict.fromkeys(modes)),
+        types=tuple(dict.fromkeys(types)),
     )
     files = find_metadata(Path(metadata), num_spks, sets)
     jobs = [
@@ -203,7 +205,7 @@ def _check_sources(plan: Plan, jobs: Sequence[Job]) -> None:
     for job in jobs:
         for part in job.mixture.sources:
             paths[plan.librispeech / part.path] = "--librispeech"
-        if plan.with_noise:
+        if plan.with_noise and plan.wham_noise is not None:
             if job.mixture.noise is None:
                 raise DataError(
                     f"{job.mixture.name}: the metadata has no noise for it; use "

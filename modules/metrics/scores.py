@@ -325,7 +325,7 @@ class ResultTable:
             "non_finite": len(bad),
             "non_finite_ids": bad[:MAX_LISTED],
             "metrics": {
-                name: _mean([row[name] for row in finite if row[name] is not None])
+                name: _mean([v for row in finite if (v := row[name]) is not None])
                 for name in names
             },
         }
@@ -351,7 +351,7 @@ def _mean(values: list[float]) -> dict[str, float | int | None]:
     count = len(values)
     mean = math.fsum(values) / count if count else None
     error = None
-    if count > 1:
+    if mean is not None and count > 1:
         variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
         error = math.sqrt(variance / count)
     median = statistics.median(values) if count else None

@@ -174,7 +174,8 @@ class MemoryProfile:
         self._running.pop()
 
     def _gradient(self, parameter: Tensor) -> None:
-        self.gradients[parameter] = parameter.grad.nbytes
+        if parameter.grad is not None:
+            self.gradients[parameter] = parameter.grad.nbytes
 
     def _note_cuda_peak(self) -> None:
         """Give the peak since the last note to all modules that were running."""

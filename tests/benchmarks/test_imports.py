@@ -93,7 +93,7 @@ def test_the_table_has_a_row_for_speech_and_one_for_music(capsys):
             int, numbers
         )
         assert name == recipe
-        assert files_apart == 1 and files - files_apart == files_rest
+        assert files_apart >= 1 and files - files_apart == files_rest
         assert lines_apart > 400 and lines - lines_apart == lines_rest
         counted = imports.lines_of_run(ROOT / "hparams" / f"{recipe}.yaml")
         assert {own, "train.py"} <= counted.keys()
