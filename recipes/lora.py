@@ -145,8 +145,7 @@ class Adapting(Separation):
             alpha=config.lora_alpha,
             dropout=config.lora_dropout,
             lora_max_rank=config.lora_max_rank,
-            layer_ranks=patterns
-            | {k: v for k, v in chosen.items() if k not in patterns},
+            layer_ranks=patterns | rest,
             train_fully=config.train_fully,
         )
         if self.ema is not None:
