@@ -81,7 +81,7 @@ class MusicSeparation(Separation):
     def compute_objectives(
         self, predictions: Tensor, batch: Batch, stage: Stage
     ) -> Terms:
-        """Mean absolute error of every stem; a stem of weight 0 is not scorable.
+        """Compute the mean absolute error of every stem; weight 0 leaves a stem out.
 
         A silent stem is as good a target as any: it teaches silence. It is counted.
 
@@ -200,7 +200,7 @@ class MusicSeparation(Separation):
         return {"nsdr_truncated": mean}
 
     def report(self) -> None:
-        """The table of scores, and the suspicion scores in a CSV."""
+        """Print the table of scores, and write the suspicion scores."""
         if if_main_process() and self.suspicion.dropped_RK.any():
             self.suspicion.write_csv(self.output_folder / "suspicion.csv")
         super().report()
@@ -209,7 +209,7 @@ class MusicSeparation(Separation):
     totals: Sequence[str] = ("nsdr", "nsdr_truncated")
 
     def _check_evaluation(self) -> None:
-        """Refuse now what the first validation would stumble over."""
+        """Check now what the first validation needs."""
         known = [*self.totals, *(f"nsdr_{name}" for name in self.term_names)]
         if self.monitor not in known:
             raise HparamsError(
@@ -222,17 +222,10 @@ class MusicSeparation(Separation):
     def make_loaders(
         self, manifests: dict[str, str]
     ) -> tuple[DataLoader, DataLoader | None, DataLoader | None]:
-        """Loaders of segments for training and of whole songs, this rank's share.
+        """Return this rank's share of the training segments and of the whole songs.
 
-        Arguments
-        ---------
-        manifests : dict[str, str]
-            Paths by "train", "valid" and "test"; there need be none of the latter two.
-
-        Raises
-        ------
-        DataError
-            An empty set, a wrong sample rate, a missing file.
+        `manifests` are paths by "train" and, where there are such songs, "valid" and
+        "test".
         """
         config = self.config
         self._check_evaluation()

@@ -1,4 +1,4 @@
-"""What a run says: log files, curves, the line of an epoch, the table of scores."""
+"""A run's log files and curves, the line of an epoch, the table of scores."""
 
 import logging
 import re
@@ -226,7 +226,7 @@ def rewind_epochs(path: Path, epochs_done: int) -> None:
     Arguments
     ---------
     path : Path
-        The file; there need be none.
+        The file; it may be missing.
     epochs_done : int
         Epochs finished in the state from which the run goes on.
     """

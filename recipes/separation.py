@@ -98,7 +98,7 @@ class Separation(TrainingStep):
     # ------------------------------------------------------------------ one epoch
 
     def fit(self, epoch_counter: Any, train_set: Any, valid_set: Any = None) -> None:
-        """SpeechBrain's fit, on loaders made by `modules.data.loader.make_loader`."""
+        """Train on what `make_loaders` returned."""
         number, keep = self.config.average_last, self.config.keep_checkpoints
         short = min(keep, epoch_counter.limit) < number or self.ema is not None
         if number and not self.test_only and short:
@@ -136,7 +136,7 @@ class Separation(TrainingStep):
             logger.info(f"Resuming after epoch {done}, step {self.step} of the next")
 
     def _all_settings(self) -> Settings:
-        """The settings of the YAML, and those that have another origin."""
+        """Return what a resume compares: the YAML's settings and some run options."""
         return {
             **self.settings,
             "precision": self.precision,
@@ -258,7 +258,7 @@ class Separation(TrainingStep):
         save_epoch(self.checkpointer, meta, self.monitor, keep)
 
     def _meta(self) -> dict[str, object]:
-        """What every checkpoint says of itself."""
+        """Return what every checkpoint says of itself."""
         return {"global_step": self.global_step, "settings": self._all_settings()}
 
     def _save_intra_epoch_ckpt(self) -> None:
@@ -274,7 +274,7 @@ class Separation(TrainingStep):
     def _bar(
         self, batches: Iterable[Batch], stage: Stage, total: int, enable: bool
     ) -> tqdm:
-        """A progress bar over the batches of an epoch, a validation or a test."""
+        """Show progress over the batches of an epoch, a validation or a test."""
         name, is_training = stage.name.lower(), stage == Stage.TRAIN
         return tqdm(
             batches,
@@ -310,7 +310,7 @@ class Separation(TrainingStep):
 
     @property
     def network(self) -> nn.Module:
-        """The bare separator, which evaluation runs.
+        """Return the bare separator, which evaluation runs.
 
         Without the wrappers of `self.modules`: DDP would wait for ranks whose share is
         smaller, and a compiled graph would be rebuilt for every length.

@@ -24,7 +24,7 @@ from modules.losses.choice import Terms
 from modules.losses.si_snr import pit_neg_si_snr
 from modules.metrics.scores import score_example
 from modules.runtime import distributed
-from modules.runtime.errors import AudioError, DataError, HparamsError
+from modules.runtime.errors import DataError, HparamsError, UserError
 from recipes.config.schema import SpeechSettings
 from recipes.evaluation import Scores
 from recipes.separation import Separation
@@ -51,7 +51,7 @@ class SpeechSeparation(Separation):
     def compute_objectives(
         self, predictions: Tensor, batch: Batch, stage: Stage
     ) -> Terms:
-        """Negative SI-SNR in dB under the best permutation: one term an example.
+        """Compute the negative SI-SNR in dB under the best permutation, by example.
 
         It is the mean over the sources that are not silent (constant ones are); an
         example whose sources are all silent is not scorable. Either counts as silent.
@@ -83,40 +83,22 @@ class SpeechSeparation(Separation):
     def make_loaders(
         self, manifests: dict[str, str]
     ) -> tuple[DataLoader, DataLoader, DataLoader]:
-        """Loaders of the training, validation and test sets, this rank's share.
-
-        Arguments
-        ---------
-        manifests : dict[str, str]
-            Paths by "train", "valid" and "test".
-
-        Raises
-        ------
-        DataError
-            An empty set, a wrong sample rate, a missing file.
-        HparamsError
-            A setting of the training set is invalid.
-        """
+        """Return this rank's share of the sets whose manifests are given by name."""
         rows = {
             name: read_manifest(path, self.config.num_spks, self.config.sample_rate)
             for name, path in manifests.items()
         }
-        size = self.config.eval_batch_size
 
         def whole(name: str) -> DataLoader:
-            files = ManifestDataset(
-                rows[name],
-                self.config.sample_rate,
-                check_sums=self.config.check_sums,
-                strict=True,
-            )
-            return self.loader(files, size)
+            rate, checks = self.config.sample_rate, self.config.check_sums
+            files = ManifestDataset(rows[name], rate, check_sums=checks, strict=True)
+            return self.loader(files, self.config.eval_batch_size)
 
         try:
             training_set = self._training_set(rows["train"])
-        except (DataError, AudioError):
+        except UserError:
             raise
-        except ValueError as error:  # a setting that is no such thing
+        except ValueError as error:  # an invalid setting
             raise HparamsError(str(error)) from error
         return (
             self.loader(training_set, self.config.batch_size, training=True),
@@ -125,7 +107,7 @@ class SpeechSeparation(Separation):
         )
 
     def _training_set(self, rows: list[Row]) -> Dataset:
-        """Mixtures made on the fly, or random crops of those on disk."""
+        """Make mixtures on the fly, or cut random crops of those on disk."""
         settings: dict[str, Any] = {
             "sample_rate": self.config.sample_rate,
             "segment_seconds": self.config.segment_seconds,
@@ -154,7 +136,7 @@ class SpeechSeparation(Separation):
         )
 
     def _rooms(self, rows: list[Row]) -> RoomPool | None:
-        """Rooms for dynamic mixing, which must be as reverberant as the data set."""
+        """Load rooms: dynamic mixing must be as reverberant as the data set."""
         path = self.config.room_pool
         if not path and any(row.images for row in rows):
             raise DataError(
@@ -174,7 +156,7 @@ class SpeechSeparation(Separation):
         return rooms
 
     def _utterances(self, rows: list[Row]) -> UtterancePool:
-        """Single talkers for dynamic mixing: a folder of them, or the set's sources."""
+        """List single talkers: those of a folder, or the set's own sources."""
         index = f"{self.config.save_folder}/utterances.csv"
         if folder := self.config.base_folder_dm:
             pool = distributed.run_on_main(UtterancePool.scan, folder, index)

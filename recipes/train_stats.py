@@ -1,4 +1,4 @@
-"""What a run counts while it trains.
+"""Counts of training: examples, kept loss terms, steps that were not finite.
 
 Legend: K loss terms of an example (speech: one; music: one per stem).
 """
@@ -50,12 +50,12 @@ class TrainStats:
 
     @property
     def kept(self) -> int:
-        """Loss terms trained on."""
+        """Number of loss terms trained on."""
         return sum(self.kept_K)
 
     @property
     def loss(self) -> float:
-        """Mean loss of the terms kept so far (NaN before the first)."""
+        """Mean loss of the terms kept so far; NaN before the first."""
         return _ratio(sum(self.loss_kept_K), self.kept)
 
     @property
@@ -75,7 +75,7 @@ class TrainStats:
         return values
 
     def totals(self, names: Sequence[str]) -> dict[str, float]:
-        """The values of an epoch that its log line shows; `names` of the loss terms."""
+        """Return the values that an epoch's log line shows, by name of the loss term."""
         return {
             "loss": self.loss,
             "kept_share": self.kept_share,
@@ -88,7 +88,7 @@ class TrainStats:
 
 @dataclass
 class Accumulation:
-    """The batches that one optimizer step accumulates.
+    """Adds up the batches of one optimizer step.
 
     `weight` adds the weights of the terms that the mean runs over, `kept` counts the
     terms trained on. `ids` names this rank's examples, `suspects` those of them that
