@@ -75,7 +75,7 @@ class TrainStats:
         return values
 
     def totals(self, names: Sequence[str]) -> dict[str, float]:
-        """Return the values that an epoch's log line shows, by name of the loss term."""
+        """Return what an epoch's log line shows; `names` are those of the loss terms."""
         return {
             "loss": self.loss,
             "kept_share": self.kept_share,
