@@ -19,7 +19,8 @@ from recipes.config.usage import usage
 from tests import ROOT
 
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "RESULTS.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 FOLDERS = "hparams|recipes|modules|data_prep|benchmarks|docs|tests"
 RECIPES = [
     path
