@@ -1,4 +1,4 @@
-"""A data set, a network and a rule for what counts, added from outside the packages.
+"""A data set, a network, a loss and a rule, added from outside the packages.
 
 `tests/additions` holds all that each of them takes: a file of Python and a YAML. They
 import nothing but `modules`, and no file of the product names them.
@@ -114,20 +114,42 @@ def test_an_added_rule_says_which_examples_count(arguments, tmp_path, monkeypatc
     assert log.count("kept_share: 7.50e-01") == 2
 
 
+def test_an_added_loss_is_trained_on(arguments, tmp_path):
+    told = []
+    train.main(
+        arguments("waveform_loss.yaml", log_every=1),
+        on_metrics=lambda kind, number, values: told.append((kind, values)),
+    )
+    losses = [values["loss"] for kind, values in told if kind == "batch"]
+    # An absolute error, not decibels: the waveforms' levels are about 0.1.
+    assert len(losses) == 4 and all(0.01 < loss < 0.2 for loss in losses)
+    log = (tmp_path / "run" / "train_log.txt").read_text()
+    assert log.count("kept_share: 1.00e+00") == 2
+
+
 def test_nothing_else_was_needed():
-    """Each addition is one file and a YAML, on top of `modules` alone."""
-    names = {"recordings", "masker", "harder_half"}
+    """Each addition is one file and a YAML, on top of `modules` alone.
+
+    A loss also needs the class that it changes.
+    """
+    names = {"recordings", "masker", "waveform_loss", "harder_half"}
+    changed = {("waveform_loss", "recipes.speech.SpeechSeparation")}
     files = {path.name for path in ADDITIONS.iterdir() if path.is_file()}
     assert files == {"__init__.py"} | {
         f"{n}{e}" for n in names for e in (".py", ".yaml")
     }
     for name in names:
         for imported in imported_names(ADDITIONS / f"{name}.py"):
-            top = imported.split(".")[0]
-            assert top not in ("tests", "recipes", "data_prep", "train"), imported
+            beyond = imported.split(".")[0] in (
+                "tests",
+                "recipes",
+                "data_prep",
+                "train",
+            )
+            assert not beyond or (name, imported) in changed, imported
     product = import_closure(["train", *names_in_recipe(ADDITIONS / "masker.yaml")])
     product = [path for path in product if path.parts[-3:-1] != ("tests", "additions")]
     texts = [*product, *(ROOT / "hparams").rglob("*.yaml")]
     for path in texts:
-        named = re.search("additions|Masker|HarderHalf", path.read_text())
+        named = re.search("additions|Masker|HarderHalf|WaveformSep", path.read_text())
         assert named is None, path
