@@ -75,7 +75,7 @@ class TrainStats:
         return values
 
     def totals(self, names: Sequence[str]) -> dict[str, float]:
-        """Return what an epoch's log line shows; `names` are those of the loss terms."""
+        """Return what the log line of an epoch shows; `names` are of the loss terms."""
         return {
             "loss": self.loss,
             "kept_share": self.kept_share,
