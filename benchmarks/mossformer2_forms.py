@@ -42,6 +42,7 @@ CHANGES = {
     "depthwise": ("depthwise", plain(mossformer2.depthwise)),
     "depthwise, its backward": ("depthwise", autograd_depthwise),
     "paired_depthwise": ("paired_depthwise", plain(mossformer2.paired_depthwise)),
+    "gated_attention": ("gated_attention", plain(mossformer2.gated_attention)),
 }
 
 

@@ -114,19 +114,16 @@ def gated_attention(hidden_BLC: Tensor, heads_BLHD: Tensor, dropout: float) -> T
     Tensor
         ``out_BLC`` with half the channels of ``hidden``.
     """
-    q_BLD, lin_q_BLD, k_BLD, lin_k_BLD = heads_BLHD.to(hidden_BLC.dtype).unbind(2)
-    frames = hidden_BLC.shape[1]
-    summary_BDC = torch.bmm(lin_k_BLD.mT, hidden_BLC) / frames
+    heads_BLHD = heads_BLHD.to(hidden_BLC.dtype)
+    if _fast_form(hidden_BLC):
+        return _GatedAttention.apply(hidden_BLC.contiguous(), heads_BLHD, dropout)
+    q_BLD, lin_q_BLD, k_BLD, lin_k_BLD = heads_BLHD.unbind(2)
+    summary_BDC = torch.bmm(lin_k_BLD.mT, hidden_BLC) / hidden_BLC.shape[1]
     far_BLC = torch.bmm(lin_q_BLD, summary_BDC)
-    # The frames after the last whole group are a shorter group of their own, so that
-    # nothing needs padding or masking.
-    whole = frames - frames % GROUP
     parts = []
-    for start, stop in ((0, whole), (whole, frames)):
-        if start == stop:
-            continue
+    for start, stop, size in _groups(hidden_BLC.shape[1]):
         q, k, hidden, far = (
-            x[:, start:stop].reshape(-1, min(GROUP, stop - start), x.shape[-1])
+            x[:, start:stop].reshape(-1, size, x.shape[-1])
             for x in (q_BLD / GROUP, k_BLD, hidden_BLC, far_BLC)
         )
         weights = F.dropout(F.relu(torch.bmm(q, k.mT)).square(), dropout)
@@ -135,6 +132,16 @@ def gated_attention(hidden_BLC: Tensor, heads_BLHD: Tensor, dropout: float) -> T
     v, u = hidden_BLC.chunk(2, dim=-1)
     seen_v, seen_u = torch.cat(parts, dim=1).chunk(2, dim=-1)
     return torch.sigmoid(seen_v * u) * seen_u * v
+
+
+def _groups(frames: int) -> list[tuple[int, int, int]]:
+    """Split frames into whole groups and a shorter last one: (start, stop, size).
+
+    The last group is computed alone, so that nothing needs padding or masking.
+    """
+    whole = frames - frames % GROUP
+    groups = [(0, whole, GROUP), (whole, frames, frames - whole)]
+    return [group for group in groups if group[1] > group[0]]
 
 
 class _Depthwise(torch.autograd.Function):
@@ -169,14 +176,120 @@ def _convolve_last(x_BLC: Tensor, weight_CK: Tensor) -> Tensor:
 
 
 def _correlate(x_BLC: Tensor, grad_BLC: Tensor, taps: int) -> Tensor:
-    """Return a depthwise kernel's gradient, ``sum_l grad[l, c] x[l + k - K//2, c]``."""
-    x_BLC, grad_BLC = _widen(x_BLC), _widen(grad_BLC)
+    """Return a depthwise kernel's gradient, ``sum_l grad[l, c] x[l + k - K//2, c]``.
+
+    Blocks of frames are multiplied with all K shifted views of the input at once,
+    into an accumulator small enough for the cache.
+    """
+    batch, frames, channels = x_BLC.shape
+    block = 16
+    wide = torch.promote_types(x_BLC.dtype, torch.float)
     padded_BLC = F.pad(x_BLC, (0, 0, taps // 2, taps // 2))
-    frames = x_BLC.shape[1]
-    return torch.stack(
-        [(padded_BLC[:, k : k + frames] * grad_BLC).sum((0, 1)) for k in range(taps)],
-        dim=1,
-    )
+    total_BKLC = grad_BLC.new_zeros(batch, taps, block, channels, dtype=wide)
+    for start in range(0, frames, block):
+        grad = grad_BLC[:, None, start : start + block].to(wide)
+        width = grad.shape[2]
+        near_BLC = padded_BLC[:, start : start + width + taps - 1].to(wide)
+        shifted_BKLC = near_BLC.unfold(1, width, 1).transpose(2, 3)
+        total_BKLC[:, :, :width].addcmul_(shifted_BKLC, grad)
+    return total_BKLC.sum((0, 2)).t()
+
+
+class _GatedAttention(torch.autograd.Function):
+    """`gated_attention` for the CPU: a train step keeps a tenth less for its backward.
+
+    Autograd would add four full-size gradients of ``hidden`` and keep three
+    intermediate results of the gate. Names: ``seen = [a_v, a_u]``,
+    ``root = relu(q k^T / GROUP)``, ``summary = k_lin^T hidden / n``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_BLC: Tensor, heads_BLHD: Tensor, dropout: float
+    ) -> Tensor:
+        q_BLD, lin_q_BLD, k_BLD, lin_k_BLD = heads_BLHD.unbind(2)
+        batch, frames, _ = hidden_BLC.shape
+        summary_BDC = torch.bmm(lin_k_BLD.mT, hidden_BLC).div_(frames)
+        seen_BLC = torch.bmm(lin_q_BLD, summary_BDC)
+        q_BLD = q_BLD / GROUP
+        roots, keeps = [], []
+        for item in range(batch):
+            for start, stop, size in _groups(frames):
+                q, k, hidden, seen = (
+                    x[item, start:stop].unflatten(0, (-1, size))
+                    for x in (q_BLD, k_BLD, hidden_BLC, seen_BLC)
+                )
+                root = torch.bmm(q, k.mT).relu_()
+                keep = torch.rand_like(root) >= dropout if dropout else None
+                seen.baddbmm_(_attention_weights(root, keep, dropout), hidden)
+                roots.append(root)
+                keeps.append(keep)
+        ctx.dropout = dropout
+        tensors = hidden_BLC, heads_BLHD, summary_BDC, seen_BLC, *roots, *keeps
+        ctx.save_for_backward(*tensors)
+        v, u = hidden_BLC.chunk(2, dim=-1)
+        seen_v, seen_u = seen_BLC.chunk(2, dim=-1)
+        return (seen_v * u).sigmoid_().mul_(seen_u).mul_(v)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_BLC: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_BLC, heads_BLHD, summary_BDC, seen_BLC, *rest = ctx.saved_tensors
+        roots, keeps = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        q_BLD, lin_q_BLD, k_BLD, lin_k_BLD = heads_BLHD.unbind(2)
+        batch, frames, _ = hidden_BLC.shape
+        d_hidden_BLC, d_seen_BLC = _gate_backward(hidden_BLC, seen_BLC, grad_BLC)
+        d_heads_BLHD = torch.empty_like(heads_BLHD)
+        d_q, d_lin_q, d_k, d_lin_k = d_heads_BLHD.unbind(2)
+        # seen = lin_q summary + A hidden, summary = lin_k^T hidden / n
+        d_summary_BDC = torch.bmm(lin_q_BLD.mT, d_seen_BLC).div_(frames)
+        d_lin_q.copy_(torch.bmm(d_seen_BLC, summary_BDC.mT))
+        d_lin_k.copy_(torch.bmm(hidden_BLC, d_summary_BDC.mT))
+        d_hidden_BLC.baddbmm_(lin_k_BLD, d_summary_BDC)
+        blocks = iter(zip(roots, keeps, strict=True))
+        for item in range(batch):
+            for start, stop, size in _groups(frames):
+                q, k, hidden, d_hidden, d_seen = (
+                    x[item, start:stop].unflatten(0, (-1, size))
+                    for x in (q_BLD, k_BLD, hidden_BLC, d_hidden_BLC, d_seen_BLC)
+                )
+                root, keep = next(blocks)
+                weights = _attention_weights(root, keep, ctx.dropout)
+                d_hidden.baddbmm_(weights.mT, d_seen)
+                # d(root^2)/d(q k^T) = 2 root / GROUP, and 0 where relu cut.
+                d_scores = torch.bmm(d_seen, hidden.mT).mul_(root)
+                d_scores.mul_(2 / GROUP / (1 - ctx.dropout))
+                if keep is not None:
+                    d_scores.mul_(keep)
+                d_q[item, start:stop].unflatten(0, (-1, size)).copy_(d_scores @ k)
+                d_k[item, start:stop].unflatten(0, (-1, size)).copy_(d_scores.mT @ q)
+        return d_hidden_BLC, d_heads_BLHD, None
+
+
+def _attention_weights(root: Tensor, keep: Tensor | None, dropout: float) -> Tensor:
+    """Return ``dropout(root ** 2)``."""
+    weights = root.square()
+    return weights if keep is None else weights.mul_(keep).div_(1 - dropout)
+
+
+def _gate_backward(
+    hidden_BLC: Tensor, seen_BLC: Tensor, grad_BLC: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of ``a_u v sigmoid(a_v u)`` for [v, u] and [a_v, a_u]."""
+    d_hidden_BLC, d_seen_BLC = torch.empty_like(hidden_BLC), torch.empty_like(seen_BLC)
+    v, u = hidden_BLC.chunk(2, dim=-1)
+    seen_v, seen_u = seen_BLC.chunk(2, dim=-1)
+    d_v, d_u = d_hidden_BLC.chunk(2, dim=-1)
+    d_seen_v, d_seen_u = d_seen_BLC.chunk(2, dim=-1)
+    gate = (seen_v * u).sigmoid_()
+    passed = gate * grad_BLC
+    torch.mul(passed, v, out=d_seen_u)
+    torch.mul(passed, seen_u, out=d_v)
+    # With d sigmoid = gate (1 - gate): the gradient of the product a_v u.
+    d_product = passed.mul_(1 - gate).mul_(v).mul_(seen_u)
+    torch.mul(d_product, u, out=d_seen_v)
+    torch.mul(d_product, seen_v, out=d_u)
+    return d_hidden_BLC, d_seen_BLC
 
 
 # ---------------------------------------------------------------- normalisations

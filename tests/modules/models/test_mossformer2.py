@@ -127,6 +127,14 @@ KERNELS = {
         [(2, 19, 3), (3, 5)],
         lambda x, w: mossformer2.depthwise(x, w, skip=True),
     ),
+    "attention": (
+        [(2, 8, 6), (2, 8, 4, 5)],
+        lambda x, h: mossformer2.gated_attention(x, h, 0.0),
+    ),
+    "attention, last group": (
+        [(2, 11, 6), (2, 11, 4, 5)],
+        lambda x, h: mossformer2.gated_attention(x, h, 0.0),
+    ),
 }
 
 
@@ -150,9 +158,26 @@ def test_cpu_form_equals_plain_form_and_its_own_derivative(name, monkeypatch):
     torch.testing.assert_close(fast_grads, plain_grads, rtol=1e-10, atol=1e-12)
 
 
+def test_attention_differentiates_through_its_dropout(monkeypatch):
+    monkeypatch.setattr(mossformer2, "GROUP", 4)
+
+    def same_mask(*inputs):
+        torch.manual_seed(3)
+        return mossformer2.gated_attention(*inputs, 0.4)
+
+    generator = torch.Generator().manual_seed(2)
+    inputs = [
+        torch.randn(shape, generator=generator, dtype=torch.double, requires_grad=True)
+        for shape in KERNELS["attention, last group"][0]
+    ]
+    assert torch.autograd.gradcheck(same_mask, inputs)
+
+
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("frames", [3, 8, 13])
-def test_attention_is_its_formula(frames, monkeypatch):
+def test_attention_is_its_formula(frames, fast, monkeypatch):
     """Written frame by frame, with A as one matrix of zeros outside the groups."""
+    monkeypatch.setattr(mossformer2, "_fast_form", lambda x: fast)
     monkeypatch.setattr(mossformer2, "GROUP", 4)
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn((2, frames, 6), generator=generator, dtype=torch.double)
@@ -168,7 +193,11 @@ def test_attention_is_its_formula(frames, monkeypatch):
     torch.testing.assert_close(computed, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_attention_drops_its_share_of_the_weights_and_keeps_their_mean():
+@pytest.mark.parametrize("fast", [True, False])
+def test_attention_drops_its_share_of_the_weights_and_keeps_their_mean(
+    fast, monkeypatch
+):
+    monkeypatch.setattr(mossformer2, "_fast_form", lambda x: fast)
     torch.manual_seed(0)
     heads = torch.ones(1, 256, 4, 128) * torch.tensor([1.0, 0.0, 1.0, 0.0])[:, None]
     hidden = torch.ones(1, 256, 2)
