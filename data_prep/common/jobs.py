@@ -34,18 +34,9 @@ BUSY = threading.Lock()
 def claim_folder(folder: str | Path, settings: dict) -> Path:
     """Note in an output folder what is being made there; return the folder.
 
-    Arguments
-    ---------
-    folder : str | Path
-        Absent, empty, or claimed before with equal settings.
-    settings : dict
-        Everything that decides the content of the files, as JSON can hold it, without
-        paths that may change between two calls.
-
-    Raises
-    ------
-    DataError
-        The folder holds something else, or files made with other settings.
+    It must be absent, empty, or claimed before with equal settings, else a DataError
+    says so. `settings` are all that decides the content of the files, as JSON can hold
+    it, without paths that may change between two calls.
     """
     folder = Path(folder)
     note = folder / SETTINGS
@@ -82,31 +73,15 @@ def make_all(
     workers: int | None = None,
     desc: str = "",
 ) -> int:
-    """Do every job whose files are not all there, with a progress bar.
+    """Do every job whose files are not all there; return how many were done.
 
-    Arguments
-    ---------
-    make : Callable
-        Writes the files of a job, each whole or not at all. It is sent to the workers,
-        so it is a function of a module or a `functools.partial` of one.
-    jobs : Sequence
-        Small and picklable.
-    outputs : Callable
-        The files of a job.
-    workers : int | None
-        Number of processes; None: one for each core; 0 or 1: this process.
-    desc : str
-        Label of the bar.
+    `make` writes the files of a job, each whole or not at all. It is sent to the
+    workers, so it is a function of a module or a `functools.partial` of one, and jobs
+    are small and picklable. `outputs` lists the files of a job. `workers` None starts a
+    process for each core, 0 or 1 none; `desc` labels the progress bar.
 
-    Returns
-    -------
-    int
-        Number of jobs done; the others were done before.
-
-    Raises
-    ------
-    DataError
-        From the first job that failed; the jobs under way are finished first.
+    The DataError of the first job that fails is raised when the jobs under way are
+    finished.
     """
     todo = [job for job in jobs if not all(map(_is_there, outputs(job)))]
     workers = min(os.cpu_count() or 1 if workers is None else workers, len(todo))

@@ -1,7 +1,7 @@
 """How data sets lay out their folders, said once for preparing and for verifying.
 
 The package of a data set, or its module `manifests`, holds `LAYOUT`, a tuple of the
-layouts in use. `prepare` finds by `find_parts` which of them a folder has, and
+layouts in use. `prepare` finds which of them a folder has by `find_parts`, and
 `data_prep.verify` reads the same `LAYOUT`.
 """
 
@@ -61,14 +61,14 @@ class Layout:
     Arguments
     ---------
     splits : Mapping[str, str]
-        The folders of the splits, each with its manifest: train, valid or test. Where
-        a manifest could be made of several folders, `prepare` is told which.
+        The folders of the splits, each with its manifest: train, valid or test.
+        `prepare` is told which to take if several would do.
     mixtures : Mapping[str, tuple[str, ...]]
         The folders of mixtures, each with the folders whose sum it is: "s#" stands for
         s1, s2 and so on, one for each talker; "noise" comes last.
     parent : str
         Name under which the data set may lie in the folder that a user gives, such as
-        "#speakers" with the number of talkers; empty if there is none.
+        "#speakers" with the number of talkers.
     versioned : bool
         Whether there are folders `wav{8k,16k}/{min,max}`.
     """
@@ -93,7 +93,7 @@ class Layout:
         talkers: Iterable[int],
         targets: str | None = None,
     ) -> Parts:
-        """Return the folders of a mixture and its parts below the folder of a split.
+        """Return the parts of a mixture below the folder of a split.
 
         `targets` is the mixture whose sources are wanted, if they are others.
         """
@@ -174,35 +174,13 @@ def find_parts(
     targets: str | None = None,
     train_set: str | None = None,
 ) -> dict[str, Parts]:
-    """Find by looking which layout a folder has; return the folders of its splits.
+    """Find which layout a folder has by looking; return the folders of its splits.
 
-    Arguments
-    ---------
-    layouts : Sequence[Layout]
-        The layouts in use.
-    data_folder : str | Path
-        The data set's folder or its parent.
-    num_spks : int
-        Sources in each mixture.
-    sample_rate, mode : int, str
-        The version; `mode` is "min" or "max".
-    mixture : str | None
-        The folder of mixtures; None where each layout has one.
-    targets : str | None
-        The folder of mixtures whose sources are wanted instead, those of `mixture`
-        being its images; None: the same.
-    train_set : str | None
-        The folder to train on; None where there is one.
-
-    Returns
-    -------
-    dict[str, Parts]
-        Under train, valid and test.
-
-    Raises
-    ------
-    DataError
-        None or more than one layout fits, or the mixtures have more sources.
+    `data_folder` is the data set's folder or its parent. `mixture` chooses among the
+    folders of mixtures, `train_set` among those to train on; None where there is one.
+    `targets` is the folder of mixtures whose sources are wanted instead, those of
+    `mixture` being its images. A DataError says that none or more than one layout fits,
+    or that the mixtures have more than `num_spks` sources.
     """
     if mode not in MODES:
         raise DataError(f"mode is {mode!r}, expected 'min' or 'max'")

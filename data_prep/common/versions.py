@@ -63,10 +63,7 @@ def mixture_lengths(
 ) -> dict[str, int]:
     """Return each mixture of a split with the length at 16 kHz of its longest version.
 
-    Raises
-    ------
-    DataError
-        A folder or file that a version needs is missing, or a file unreadable.
+    A DataError names a folder or file of a version that is missing or unreadable.
     """
     names: list[str] | None = None
     for rate, mode in versions:
@@ -108,10 +105,7 @@ def read_left(
 ) -> np.ndarray:
     """Read the left channel of a file or of a part of it: float64, shape [T].
 
-    Raises
-    ------
-    DataError
-        Unreadable, shorter than asked, at another rate, or not finite.
+    A DataError says that it is unreadable, too short, at another rate or not finite.
     """
     with open_audio(path) as file:
         _check_rate(path, file.header.sample_rate, sample_rate)

@@ -63,8 +63,6 @@ def read_noise(folder: Path, path: str, length: int) -> np.ndarray:
 def extend(noise_T: np.ndarray, length: int) -> np.ndarray:
     """Cut a noise to a length, or repeat it with cross-fades.
 
-    Example
-    -------
     >>> ones_T = np.ones(20000, np.float32)
     >>> longer_T = extend(ones_T, 50000)
     >>> longer_T.shape, bool(abs(longer_T - 1).max() < 1e-6)

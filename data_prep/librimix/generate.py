@@ -121,7 +121,7 @@ def generate(
     sets: Sequence[str] | None = None,
     workers: int | None = None,
 ) -> Path:
-    """Make all mixtures of the metadata that are not there yet.
+    """Make all mixtures of the metadata that are not there yet; return their folder.
 
     Arguments
     ---------
@@ -140,17 +140,7 @@ def generate(
     sets : Sequence[str] | None
         LibriSpeech's names of the sets; None makes all that the metadata has.
     workers : int | None
-        Processes; None starts one for each core. The files do not depend on it.
-
-    Returns
-    -------
-    Path
-        The folder that was made.
-
-    Raises
-    ------
-    DataError
-        A file is missing, unreadable or not as the metadata says.
+        Number of processes, which does not change the files; None: one for each core.
     """
     check_choices("num_spks", [num_spks], (2, 3))
     check_versions(sample_rates, modes)

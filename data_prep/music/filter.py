@@ -54,8 +54,6 @@ MOST_BINS = 30  # of a histogram
 def loudness_db(wave_SCT: Tensor) -> Tensor:
     """Return 20 log10 of the sum of absolute samples, for each source.
 
-    Example
-    -------
     >>> loudness_db(torch.full((1, 2, 8), 0.0625))
     tensor([0.])
     """
@@ -72,7 +70,7 @@ def judge(
 ) -> tuple[float, dict[str, float]]:
     """Separate one stem at the model's rate, pitch and tempo changed, all alone.
 
-    Returns how far the output `name` rises above the loudest other, and the loudness of
+    Return how far the output `name` rises above the loudest other, and the loudness of
     every output, both in dB. A `tempo` above 1 is faster.
     """
     moved_CT = change_pitch_and_tempo(stem_CT, model.sample_rate, semitones, tempo)
@@ -86,10 +84,10 @@ def judge(
 
 
 def load_model(checkpoint: str | Path, hparams: str | None = None) -> nn.Module:
-    """Return the network of a run or of an exported folder, in evaluation mode.
+    """Return a separator in evaluation mode, with the weights that the run tested.
 
-    These are the weights that the run tested. With `hparams`, the `hyperparams.yaml` of
-    a run of the same network, `checkpoint` is anything that `--pretrained` takes.
+    `checkpoint` is the folder of a run or one that export.py wrote. With `hparams`, the
+    `hyperparams.yaml` of a run, it is anything that `--pretrained` takes.
     """
     if hparams is not None:
         model = read_run(hparams).make_network()
@@ -206,8 +204,6 @@ def hint(rows: Sequence[Mapping[str, str]], threshold_db: float) -> str:
 def bin_edges(margins: Sequence[float], threshold_db: float) -> list[float]:
     """Return edges of equal bins of a round width; one edge is the threshold.
 
-    Example
-    -------
     >>> bin_edges([-3.0, 21.5], threshold_db=20.0)[:3]
     [-3.0, -2.0, -1.0]
     >>> bin_edges([-40.0, 60.0], threshold_db=20.0)[:3]
@@ -232,7 +228,7 @@ def clean_stems(
 ) -> dict[str, list[str]]:
     """Judge every stem but those of `test`; return the clean tracks of each source.
 
-    `label` names the weights in `settings.json`; the rest is as in `filter_stems`.
+    `label` names the weights in `settings.json`; see `filter_stems` for the rest.
     """
     folder = Path(data_folder).absolute()
     # Nothing need be held out; with a single track nothing can be.

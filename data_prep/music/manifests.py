@@ -136,11 +136,7 @@ def find_tracks(
     sources: Sequence[str],
     valid_tracks: Sequence[str] | int | None = None,
 ) -> dict[str, list[Track]]:
-    """Return the tracks of each set by name, as `prepare` finds them.
-
-    They are under train, under valid unless none are wanted, and under test only if
-    there is such a folder.
-    """
+    """Return the tracks of each set by name, as `prepare` finds them."""
     if not data_folder.is_dir():
         raise DataError(f"data_folder {data_folder} does not exist or is no folder")
     has_splits = (data_folder / "train").is_dir()
@@ -316,7 +312,7 @@ def _read_header(path: str) -> Header:
 def _restrict(
     rows: dict[str, list[Row]], stems: Path, sources: Sequence[str]
 ) -> list[Row]:
-    """Return the training rows, with the stems that are not listed marked as unused."""
+    """Return the training rows with the stems that are not listed marked as unused."""
     listed = _read_stems(stems, sources)
     known = {row.id for split in ("train", "valid") for row in rows.get(split, ())}
     trained = {row.id for row in rows["train"]}

@@ -135,8 +135,7 @@ class Parameters:
 def generate(out: str | Path, parameters: Parameters) -> Path:
     """Make the songs in `out`, unless they are there already, and return the folder.
 
-    The folder may hold earlier songs, which are replaced when their parameters differ.
-    A DataError says that it holds something else, or that a parameter is out of range.
+    Earlier songs are replaced if their parameters differ.
     """
     return parts.make(out, parameters, "data_prep.synthetic.songs")
 

@@ -127,8 +127,7 @@ class Parameters:
 def generate(out: str | Path, parameters: Parameters) -> Path:
     """Make the corpus in `out`, unless it is there already, and return the folder.
 
-    The folder may hold an earlier corpus, which is replaced when its parameters differ.
-    A DataError says that it holds something else, or that the parameters do not fit.
+    An earlier corpus is replaced if its parameters differ.
     """
     return parts.make(out, parameters, "data_prep.synthetic.talkers")
 

@@ -99,8 +99,6 @@ class Voice:
 def make_voices(count: int, seed: int = 0) -> list[Voice]:
     """Return different voices that cover the range of adults evenly, low ones first.
 
-    Example
-    -------
     >>> [round(voice.pitch) for voice in make_voices(3)]
     [85, 146, 250]
     """

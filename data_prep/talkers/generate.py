@@ -49,7 +49,9 @@ def generate(
     seed: int = 0,
     workers: int | None = None,
 ) -> Path:
-    """Make a data set from recordings of single people; the same command continues.
+    """Make a data set from recordings of single people; return its folder, `out`.
+
+    The same call again continues.
 
     Arguments
     ---------
@@ -76,17 +78,6 @@ def generate(
         Decides everything that is drawn.
     workers : int | None
         Number of processes, which does not change the files; None: one for each core.
-
-    Returns
-    -------
-    Path
-        `out`.
-
-    Raises
-    ------
-    DataError
-        There are too few people or noises, no file can be used, or `out` holds
-        something else; the message names it.
     """
     numbers = (train_mixtures, valid_mixtures, test_mixtures)
     if min(num_spks, sample_rate, seconds, *numbers) <= 0:

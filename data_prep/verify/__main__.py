@@ -95,10 +95,10 @@ def verify_folder(
 def verify_rows(
     rows: Mapping[str, Row], workers: int | None, desc: str, check: Check = row_faults
 ) -> Iterator[tuple[str, Fault]]:
-    """Read the audio of rows with several threads and a progress bar.
+    """Yield the faults of rows in order, each with the name of its row.
 
-    `rows` are named as messages call them; `check` finds the faults of a row. Faults
-    are yielded in the order of the rows, each with the name of its row.
+    `rows` are named as messages call them; `check`, which finds the faults of a row,
+    runs in several threads.
     """
     # Long files in blocks keep the processor busy, short ones wait for the disk.
     stems = any(row.channels != 1 for row in rows.values())

@@ -61,20 +61,9 @@ def find_rows(
 ) -> tuple[str, list[Row]]:
     """Return the name of a folder's layout, and a row for each mixture or track.
 
-    Arguments
-    ---------
-    folder : Path
-        A data set's folder.
-    layout : str | None
-        A data set of `data_prep`, "stems", or any module that has `LAYOUT`; None finds
-        it by looking.
-    sources : Sequence[str]
-        Names of stems, where the layout is that of stems; none: found by looking.
-
-    Raises
-    ------
-    DataError
-        The folder does not exist, nothing is found in it, or several layouts fit.
+    `layout` is a data set of `data_prep`, "stems", or any module that has `LAYOUT`,
+    `sources` the names of stems; both are found by looking if not given. A DataError
+    says that nothing is found in the folder, or that several layouts fit.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: does not exist or is no folder")

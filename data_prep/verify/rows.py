@@ -43,12 +43,8 @@ class Fault(NamedTuple):
 def row_faults(row: Row, observe: Callable[[Waves], None] | None = None) -> list[Fault]:
     """Return all that is wrong with the files of a row.
 
-    Arguments
-    ---------
-    row : Row
-        `duration` 0 leaves the length open: the files must agree with the mixture.
-    observe : Callable | None
-        Is given every block of samples, {path: [T, C]}.
+    A row of `duration` 0 leaves the length open: the files must agree with the mixture.
+    `observe` is given every block of samples, {path: [T, C]}.
     """
     faults: list[Fault] = []
     with ExitStack() as stack:

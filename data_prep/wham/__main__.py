@@ -16,10 +16,7 @@ from data_prep.wham.manifests import prepare
 from modules.runtime.cli import run
 
 main = functools.partial(
-    run,
-    "python -m data_prep.wham",
-    __doc__,
-    {"prepare": prepare, "generate": generate},
+    run, "python -m data_prep.wham", __doc__, {"prepare": prepare, "generate": generate}
 )
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ def generate(
     placement: str | Path | None = None,
     workers: int | None = None,
 ) -> int:
-    """Make WHAM! from WSJ0-2mix and noise; the same call again continues.
+    """Make WHAM! from WSJ0-2mix and noise; return the number of mixtures made.
+
+    The others were there already: the same call again continues.
 
     Arguments
     ---------
@@ -96,16 +98,6 @@ def generate(
         Folder of `placement_{tr,cv,tt}.csv` to use instead of drawing.
     workers : int | None
         Number of processes, which does not change the files; None: one for each core.
-
-    Returns
-    -------
-    int
-        Number of mixtures made; the others were there already.
-
-    Raises
-    ------
-    DataError
-        A folder or file is missing or cannot be used; the message names it.
     """
     wsj0mix, wham_noise = Path(wsj0mix).absolute(), Path(wham_noise).absolute()
     versions = check_versions(sample_rates, modes)

@@ -28,6 +28,8 @@ def prepare(
 ) -> dict[str, str]:
     """Write train, valid and test manifests; leave them alone if nothing changed.
 
+    Result and errors are those of `data_prep.wsj0mix.prepare`.
+
     Arguments
     ---------
     data_folder : str | Path
@@ -41,17 +43,6 @@ def prepare(
     task : str
         "mix_both": two speakers in noise; "mix_single": the first in noise;
         "mix_clean": two without noise, the manifest's column `noise` is then empty.
-
-    Returns
-    -------
-    dict[str, str]
-        Paths of the manifests under the keys train, valid and test.
-
-    Raises
-    ------
-    DataError
-        A wrong argument; a folder or file is missing, unreadable or of another rate
-        or length than its mixture; the message names it.
     """
     WHAM.check_task(task, num_spks)
     splits = find_parts(LAYOUT, data_folder, num_spks, sample_rate, mode, task)

@@ -104,8 +104,6 @@ def read_placements(path: Path, lengths: dict[str, int]) -> list[Placement]:
 def extend(noise_T: np.ndarray, frames: int, sample_rate: int) -> np.ndarray:
     """Repeat noise with cross-fades of a second (of equal power) until it is long.
 
-    Example
-    -------
     >>> len(extend(np.ones(40000), 100000, 16000))
     100000
     """

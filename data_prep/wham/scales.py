@@ -2,8 +2,7 @@
 
 Its arrays have an entry for each mixture: `utterance_id`, `speech_start_sample_16k`,
 and for each version such as 8k_min the gains `scaling_wham_speech_8k_min` and
-`scaling_wham_noise_8k_min`. Its gains from WSJ0 to WSJ0-2mix are not needed: speech is
-taken from WSJ0-2mix.
+`scaling_wham_noise_8k_min`. The gains from WSJ0 to WSJ0-2mix are not needed here.
 """
 
 import itertools
@@ -64,8 +63,7 @@ def read_scales(
 ) -> dict[str, Scales]:
     """Return the scales of the named mixtures, for each pair of rate and mode.
 
-    Nothing in the file is executed. A DataError says that it cannot be read, or which
-    array or mixture it lacks.
+    Nothing in the file is executed. A DataError names what it lacks.
     """
     keys = {
         version: [

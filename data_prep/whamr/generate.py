@@ -1,4 +1,4 @@
-"""Generate WHAMR! from WHAM!: the same mixtures, heard in simulated rooms.
+r"""Generate WHAMR! from WHAM!: the same mixtures, heard in simulated rooms.
 
     python -m data_prep.whamr generate --wham=/data/wham --out=/data/whamr \
         [--rooms=FOLDER] [--sample_rates 8000 16000] [--modes min max] [--workers=8]
@@ -13,8 +13,7 @@ in the folders of WHAM!. "anechoic" is the direct path alone, so it has the dela
 reverberant source, and it has the energy that the source has in WHAM!; "reverb" has the
 same gain. There is one channel, the left microphone.
 
-To simulate a room takes about 0.3 s of one core (`modules/audio/rooms.py`), most of a
-mixture's time; mixtures are shared among the workers.
+To simulate a room takes about 0.3 s of one core, most of a mixture's time.
 
 Legend: S source, T sample.
 """
@@ -60,7 +59,9 @@ def generate(
     seed: int = 0,
     workers: int | None = None,
 ) -> int:
-    """Put WHAM! into rooms; the same command again continues.
+    """Put WHAM! into rooms; return the number of mixtures made.
+
+    The others were there already: the same call again continues.
 
     Arguments
     ---------
@@ -76,16 +77,6 @@ def generate(
         Decides, with the name of a mixture, the room that is drawn for it.
     workers : int | None
         Number of processes, which does not change the files; None: one for each core.
-
-    Returns
-    -------
-    int
-        Number of mixtures made; the others were there already.
-
-    Raises
-    ------
-    DataError
-        A folder or file is missing or cannot be used; the message names it.
     """
     source = Path(wham).absolute()
     versions = check_versions(sample_rates, modes)

@@ -38,26 +38,16 @@ def prepare(
 ) -> dict[str, str]:
     """Write train, valid and test manifests; leave them alone if nothing changed.
 
+    Result, errors and the other arguments are those of `data_prep.wham.prepare`.
+
     Arguments
     ---------
-    data_folder, save_folder, num_spks, sample_rate, mode, task
-        As in `data_prep.wham.prepare`.
     mixture : str
         What is heard: "reverb" or "anechoic".
     targets : str
-        What is wanted, in training, validation and test alike: "anechoic" or "reverb".
-        Anechoic targets of a reverberant mixture do not add up to it; the manifest
-        names the reverberant sources, which do, as images.
-
-    Returns
-    -------
-    dict[str, str]
-        Paths of the manifests under the keys train, valid and test.
-
-    Raises
-    ------
-    DataError
-        As in `data_prep.wham.prepare`; reverberant targets of an anechoic mixture.
+        What is wanted, in training, validation and test alike: "anechoic" or, of a
+        reverberant mixture, "reverb". Anechoic targets of a reverberant mixture do not
+        add up to it; the manifest names the reverberant sources, which do, as images.
     """
     WHAM.check_task(task, num_spks)
     for name, value in (("mixture", mixture), ("targets", targets)):

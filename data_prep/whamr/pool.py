@@ -43,16 +43,6 @@ def make_pool(
         Decides the rooms, which differ from those of `generate`.
     workers : int | None
         Number of processes, which does not change the file; None: one for each core.
-
-    Returns
-    -------
-    Path
-        The file.
-
-    Raises
-    ------
-    DataError
-        A number is below 1, or `out` is no `.npz` or exists.
     """
     out = Path(out).absolute()
     if rooms < 1 or sample_rate < 1:

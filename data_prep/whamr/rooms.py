@@ -56,8 +56,6 @@ class Placed:
 def draw_room(split: str, name: str, seed: int) -> Placed:
     """Draw the room of a mixture by its name; `split` decides the shares of T60.
 
-    Example
-    -------
     >>> placed = draw_room("tt", "a", seed=1)
     >>> placed == draw_room("tt", "a", seed=1), placed.room.fault()
     (True, '')
@@ -93,14 +91,7 @@ def table_of(rooms: Iterable[Placed]) -> str:
 
 
 def read_rooms(path: Path, names: Sequence[str]) -> list[Placed]:
-    """Read the rooms of the named mixtures from a CSV.
-
-    Raises
-    ------
-    DataError
-        The file, a column or a mixture is missing, or a room is impossible; the
-        message names the row.
-    """
+    """Read the rooms of the named mixtures; a DataError names a row at fault."""
     found = {}
     for place, cells in read_table(path, COLUMNS):
         try:

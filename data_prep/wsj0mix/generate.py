@@ -99,7 +99,7 @@ def generate(
     levels: str | Path | None = None,
     workers: int | None = None,
 ) -> Path:
-    """Write all mixtures of the three lists that are not there yet.
+    """Write the mixtures of three lists that are not there yet; return their folder.
 
     Arguments
     ---------
@@ -117,16 +117,6 @@ def generate(
         A file of lines `utterance power`, or a folder of such files (`*.txt`).
     workers : int | None
         Number of processes, which does not change the files; None: one for each core.
-
-    Returns
-    -------
-    Path
-        The folder of the mixtures, what `prepare` takes as `data_folder`.
-
-    Raises
-    ------
-    DataError
-        A list, utterance or level is missing or cannot be used; the message names it.
     """
     check_choices("num_spks", [num_spks], (2, 3))
     versions = check_versions(sample_rates, modes)
