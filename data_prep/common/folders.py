@@ -14,6 +14,7 @@ from modules.data.manifest import THREADS, Row, check_audio, write_manifest
 from modules.runtime.errors import DataError
 from modules.runtime.files import write_text
 
+Listing = Mapping[Path, Mapping[str, os.DirEntry]]
 logger = logging.getLogger(__name__)
 
 # Part of the fingerprint: raise it when the same files would give other manifests.
@@ -53,22 +54,20 @@ def write_manifests(
 
 
 def _fingerprint(
-    splits: Mapping[str, Parts],
-    listing: Mapping[Path, Mapping[str, os.DirEntry]],
-    sample_rate: int,
+    splits: Mapping[str, Parts], listing: Listing, sample_rate: int
 ) -> str:
     """Return a digest of names, sizes and times of all files, and of the settings."""
     digest = hashlib.sha256(repr((FORMAT, sample_rate, dict(splits))).encode())
     for folder, entries in listing.items():
         digest.update(os.fsencode(folder) + b"\0")
-        for stem in sorted(entries):
+        for _, entry in sorted(entries.items()):
             try:
-                status = entries[stem].stat()
+                status = entry.stat()
             except OSError as error:  # a link to nowhere
-                path = entries[stem].path
-                raise DataError(f"{path} cannot be read ({error.strerror})") from None
+                reason = error.strerror
+                raise DataError(f"{entry.path} cannot be read ({reason})") from None
             fields = f"\0{status.st_size}\0{status.st_mtime_ns}\0"
-            digest.update(os.fsencode(entries[stem].name) + fields.encode())
+            digest.update(os.fsencode(entry.name) + fields.encode())
     return digest.hexdigest()
 
 
@@ -86,9 +85,7 @@ def _is_current(state_file: Path, files: str, manifests: Sequence[Path]) -> bool
         return False
 
 
-def _make_rows(
-    parts: Parts, listing: Mapping[Path, Mapping[str, os.DirEntry]], sample_rate: int
-) -> list[Row]:
+def _make_rows(parts: Parts, listing: Listing, sample_rate: int) -> list[Row]:
     """Return the rows of one split, with every header checked."""
     mixtures = listing[parts.mixture]
     if not mixtures:

@@ -47,13 +47,13 @@ def claim_folder(folder: str | Path, settings: dict) -> Path:
             raise DataError(
                 f"{note}: is damaged ({error}); give another folder, or remove this one"
             ) from None
-        changed = [k for k in before | settings if before.get(k) != settings.get(k)]
-        if changed:
-            name = sorted(changed)[0]
-            raise DataError(
-                f"{folder}: was begun with {name}={before.get(name)!r}, now it is "
-                f"{settings.get(name)!r}; give the same settings or another folder"
-            )
+        for name in sorted(before | settings):
+            old, new = before.get(name), settings.get(name)
+            if old != new:
+                raise DataError(
+                    f"{folder}: was begun with {name}={old!r}, now it is {new!r}; give "
+                    "the same settings or another folder"
+                )
     elif folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder}: is not empty; give an empty or a new folder")
     else:
@@ -61,9 +61,9 @@ def claim_folder(folder: str | Path, settings: dict) -> Path:
     return folder
 
 
-def digest_of(texts: Iterable[str]) -> str:
-    """Return a short name for lines and their order, to be noted in a folder."""
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+def digest_of(text: str) -> str:
+    """Return a short name for a text, to be noted in a folder."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def make_all(

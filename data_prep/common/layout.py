@@ -21,11 +21,8 @@ SPLITS = ("train", "valid", "test")
 EACH = "#"
 
 MOST_TALKERS = 5
-
 NOISE = "noise"
-
 RATES = (8000, 16000)
-
 MODES = ("min", "max")
 
 # How many names of what a folder holds a message lists.
@@ -107,15 +104,14 @@ class Layout:
 
     def choices(self, train_set: str | None) -> Iterator[tuple[str, ...]]:
         """Return the folders that train, valid and test can be made of."""
-        folders: dict[str, list[str]] = {split: [] for split in SPLITS}
-        for folder, split in self.splits.items():
-            folders[split].append(folder)
-        if train_set not in (None, *folders["train"]):
-            expected = " or ".join(folders["train"])
+        train, valid, test = (
+            [folder for folder, its_split in self.splits.items() if its_split == split]
+            for split in SPLITS
+        )
+        if train_set not in (None, *train):
+            expected = " or ".join(train)
             raise DataError(f"train_set is {train_set!r}, expected {expected}")
-        if train_set is not None:
-            folders["train"] = [train_set]
-        return itertools.product(*folders.values())
+        return itertools.product([train_set] if train_set else train, valid, test)
 
     def roots(self, folder: Path, counts: Iterable[int]) -> list[Path]:
         """Return a folder, and those in it that are named by a number of talkers."""
@@ -158,10 +154,10 @@ class _Place(NamedTuple):
 
     def describe(self) -> str:
         """Return the folders in the notation of the shell."""
-        names = [parts.mixture.parent.name for parts in self.splits.values()]
-        folders = [path.name for path in self.splits[SPLITS[0]].folders]
+        names = ",".join(parts.mixture.parent.name for parts in self.splits.values())
+        folders = ",".join(path.name for path in self.splits["train"].folders)
         version = f"{self.version}/" if self.version else ""
-        return f"{version}{{{','.join(names)}}}/{{{','.join(folders)}}}"
+        return f"{version}{{{names}}}/{{{folders}}}"
 
 
 def find_parts(
@@ -188,6 +184,7 @@ def find_parts(
     if not data_folder.is_dir():
         raise DataError(f"data_folder {data_folder} does not exist or is no folder")
     places: list[_Place] = []
+    talkers = range(1, num_spks + 1)
     for layout in layouts:
         name = mixture or next(iter(layout.mixtures))
         counted = any(EACH in part for part in layout.mixtures[name])
@@ -196,9 +193,7 @@ def find_parts(
         for root in layout.roots(data_folder, counts):
             for folders in layout.choices(train_set):
                 splits = {
-                    split: layout.parts(
-                        root / version / folder, name, range(1, num_spks + 1), targets
-                    )
+                    split: layout.parts(root / version / folder, name, talkers, targets)
                     for split, folder in zip(SPLITS, folders, strict=True)
                 }
                 places.append(_Place(layout, root, version, splits))
@@ -209,8 +204,8 @@ def find_parts(
         raise DataError(_several_found(data_folder, complete))
     layout, _, _, splits = complete[0]
     for parts in splits.values():
-        folder, talkers = parts.mixture, range(1, num_spks + 2)
-        one_more = layout.parts(folder.parent, folder.name, talkers).sources[-1]
+        place, name = parts.mixture.parent, parts.mixture.name
+        one_more = layout.parts(place, name, [num_spks + 1]).sources[-1]
         if one_more not in parts.folders and one_more.is_dir():
             raise DataError(
                 f"{one_more} exists, so the mixtures have more than {num_spks} "
@@ -221,7 +216,7 @@ def find_parts(
 
 def _several_found(data_folder: Path, complete: Sequence[_Place]) -> str:
     """Name the places that fit, and say how to choose one."""
-    trains = [place.splits[SPLITS[0]].mixture.parent.name for place in complete]
+    trains = [place.splits["train"].mixture.parent.name for place in complete]
     first = complete[0]
     if all(p.layout is first.layout and p.root == first.root for p in complete):
         return (

@@ -89,12 +89,20 @@ def extend(noise_T: np.ndarray, length: int) -> np.ndarray:
 def read_parts(
     librispeech: Path, wham_noise: Path | None, mixture: Mixture
 ) -> list[np.ndarray]:
-    """Return the talkers, each of its own length, and noise as long as the longest."""
-    waves = [read_part(librispeech / part.path) for part in mixture.sources]
+    """Return talkers, each of its own length, and noise as long as the longest.
+
+    Each is multiplied by its gain.
+    """
+    parts = [*mixture.sources]
+    waves = [read_part(librispeech / part.path) for part in parts]
     if wham_noise is not None and mixture.noise is not None:
+        parts.append(mixture.noise)
         longest = max(map(len, waves))
         try:
             waves.append(read_noise(wham_noise, mixture.noise.path, longest))
         except DataError as error:
             raise DataError(f"{mixture.noise.path}: {error}") from None
-    return waves
+    return [
+        wave_T * np.float32(part.gain)
+        for wave_T, part in zip(waves, parts, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""What talkers and songs share: how a folder is filled, whole or not at all."""
+"""Fill a folder with synthetic talkers or songs, whole or not at all."""
 
 import json
 import logging

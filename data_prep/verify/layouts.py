@@ -26,7 +26,6 @@ from modules.data.manifest import Row
 from modules.runtime.errors import DataError
 
 STEMS = "stems"
-
 Layouts = tuple[Layout | Tracks, ...]
 
 
@@ -121,16 +120,15 @@ def _rows_of_version(
     def exists(part: str) -> bool:
         return any((split / part).is_dir() for split in splits)
 
-    numbers = range(1, MOST_TALKERS + 1)
     for mixture in filter(exists, layout.mixtures):
         fixed = set(layout.mixtures[mixture])
-        heard = [
+        talkers = [
             number
-            for number in numbers
+            for number in range(1, MOST_TALKERS + 1)
             if any(map(exists, {*layout.summands(mixture, [number])} - fixed))
         ]
         for split in splits:
-            parts = layout.parts(split, mixture, heard or [1])
+            parts = layout.parts(split, mixture, talkers or [1])
             listing = {
                 place: list_audio(place) if place.is_dir() else {}
                 for place in parts.folders

@@ -6,15 +6,12 @@ from data_prep.common.folders import write_manifests
 from data_prep.common.layout import Layout, find_parts
 from data_prep.common.versions import WSJ0_SPLITS
 
-WHAM = Layout(
-    WSJ0_SPLITS,
-    {
-        "mix_clean": ("s1", "s2"),
-        "mix_single": ("s1", "noise"),
-        "mix_both": ("s1", "s2", "noise"),
-    },
-)
-
+MIXTURES = {
+    "mix_clean": ("s1", "s2"),
+    "mix_single": ("s1", "noise"),
+    "mix_both": ("s1", "s2", "noise"),
+}
+WHAM = Layout(WSJ0_SPLITS, MIXTURES)
 LAYOUT = (WHAM,)
 
 

@@ -74,10 +74,9 @@ def read_scales(
     }
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            wanted = ["utterance_id", STARTS, *itertools.chain(*keys.values())]
-            missing = [key for key in wanted if key not in arrays.files]
-            if missing:
-                raise DataError(f"{path}: has no array {missing[0]!r}")
+            for key in ("utterance_id", STARTS, *itertools.chain(*keys.values())):
+                if key not in arrays.files:
+                    raise DataError(f"{path}: has no array {key!r}")
             gains = {
                 version: [np.asarray(arrays[key], np.float64) for key in pair]
                 for version, pair in keys.items()

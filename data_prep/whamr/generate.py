@@ -19,18 +19,18 @@ Legend: S source, T sample.
 """
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy.signal import oaconvolve, resample_poly
 
-from data_prep.common.jobs import claim_folder, make_all
+from data_prep.common.jobs import claim_folder, digest_of, make_all
 from data_prep.common.versions import (
     NOISE_RATE,
     SETS,
     check_versions,
+    files_of,
     folder_of,
     mixture_lengths,
     read_left,
@@ -44,7 +44,6 @@ from modules.runtime.errors import DataError
 from modules.runtime.files import write_text
 
 PARTS = (*(f"{part}_{kind}" for kind in KINDS for part in SPOKEN), "noise")
-
 
 # A job: the split of a mixture, and its room.
 Job = tuple[str, Placed]
@@ -98,30 +97,22 @@ def generate(
         print(f"{split}: {len(names)} rooms from {table or f'seed {seed}'}")
         texts[split] = table_of(placed)
         jobs += [(split, room) for room in placed]
-    out = claim_folder(
-        Path(out).absolute(),
-        {
-            "set": "whamr",
-            "sample_rates": sorted(set(sample_rates)),
-            "modes": sorted(set(modes)),
-            "rooms": hashlib.sha256("".join(texts.values()).encode()).hexdigest()[:16],
-        },
-    )
+    settings = {
+        "set": "whamr",
+        "sample_rates": sorted(set(sample_rates)),
+        "modes": sorted(set(modes)),
+        "rooms": digest_of("".join(texts.values())),
+    }
+    out = claim_folder(Path(out).absolute(), settings)
     for split, text in texts.items():
         write_text(out / "metadata" / f"reverb_params_{split}.csv", text)
     make = functools.partial(_make, source, out, versions)
-    outputs = functools.partial(_outputs, out, versions)
+
+    def outputs(job: Job) -> list[Path]:
+        split, placed = job
+        return files_of(out, versions, split, PARTS, placed.utterance_id)
+
     return make_all(make, jobs, outputs, workers, "WHAMR!")
-
-
-def _outputs(out: Path, versions: Sequence[tuple[int, str]], job: Job) -> list[Path]:
-    """List the files of a mixture in all versions."""
-    split, placed = job
-    return [
-        out / folder_of(*version) / split / part / f"{placed.utterance_id}.wav"
-        for version in versions
-        for part in PARTS
-    ]
 
 
 def _make(
@@ -147,8 +138,7 @@ def _make(
             paths = [place / f"s{k}" / name for k in (1, 2)]
             src_ST = read_sources(paths, rate)
             noise_T = read_left(place / "noise" / name, rate)
-            waves = in_room(paths, src_ST, noise_T, heard, rate)
-            for part, wave_T in waves.items():
+            for part, wave_T in in_room(paths, src_ST, noise_T, heard, rate).items():
                 path = out / folder / split / part / name
                 write_wave(path, wave_T.astype(np.float32), rate, "FLOAT")
 

@@ -20,12 +20,8 @@ from data_prep.wsj0mix.generate import generate
 from data_prep.wsj0mix.manifests import prepare
 from modules.runtime.cli import run
 
-main = functools.partial(
-    run,
-    "python -m data_prep.wsj0mix",
-    __doc__,
-    {"prepare": prepare, "generate": generate},
-)
+NAME = "python -m data_prep.wsj0mix"
+main = functools.partial(run, NAME, __doc__, {"prepare": prepare, "generate": generate})
 
 if __name__ == "__main__":
     sys.exit(main())
