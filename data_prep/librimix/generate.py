@@ -37,13 +37,14 @@ from data_prep.common.jobs import claim_folder, make_all
 from data_prep.common.layout import folder_of
 from data_prep.common.versions import check_choices, check_versions
 from data_prep.librimix.audio import RATE, corpus_folder, find_noise, read_parts
+from data_prep.librimix.manifests import LIBRIMIX
 from data_prep.librimix.metadata import Mixture, find_metadata, read_metadata
 from modules.audio.io import write_wave
 from modules.runtime.errors import DataError
 from modules.runtime.files import write_text
 from modules.runtime.tables import write_table
 
-TYPES = ("mix_clean", "mix_both", "mix_single")
+TYPES = tuple(LIBRIMIX.mixtures)
 
 
 class Job(NamedTuple):
@@ -51,6 +52,11 @@ class Job(NamedTuple):
 
     set_name: str
     mixture: Mixture
+
+    @property
+    def talkers(self) -> range:
+        """The numbers of the talkers."""
+        return range(1, len(self.mixture.sources) + 1)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Plan:
 
     @property
     def versions(self) -> list[tuple[int, str]]:
-        """Pairs of rate and mode."""
+        """The pairs of rate and mode."""
         return list(itertools.product(self.sample_rates, self.modes))
 
     @property
@@ -98,7 +104,7 @@ class Plan:
 
     def waves(self, job: Job, rate: int, mode: str) -> dict[str, Path]:
         """The audio files of a mixture in one version, by the name of their folder."""
-        parts = [f"s{number + 1}" for number in range(len(job.mixture.sources))]
+        parts = [f"s{number}" for number in job.talkers]
         parts += [*(["noise"] if self.wham_noise else []), *self.types]
         place = self.root / folder_of(rate, mode) / job.set_name
         return {part: place / part / f"{job.mixture.name}.wav" for part in parts}
@@ -210,7 +216,6 @@ def _check_sources(plan: Plan, jobs: Sequence[Job]) -> None:
 def _make(plan: Plan, job: Job) -> None:
     """Write the files of one mixture and note its rows of the tables."""
     scaled = read_parts(plan.librispeech, plan.wham_noise, job.mixture)
-    count = len(job.mixture.sources)
     note: dict[str, dict[str, int | list[float]]] = {}
     for rate in plan.sample_rates:
         parts = [resample_poly(wave_T, rate, RATE) for wave_T in scaled]
@@ -218,10 +223,11 @@ def _make(plan: Plan, job: Job) -> None:
             length = (min if mode == "min" else max)(map(len, parts))
             fitted = [_fit(wave_T, length) for wave_T in parts]
             files = plan.waves(job, rate, mode)
-            for wave_T, path in zip(fitted, files.values(), strict=False):
-                write_wave(path, wave_T, rate)
+            waves = dict(zip(files, fitted, strict=False))  # the parts come first
+            for part, wave_T in waves.items():
+                write_wave(files[part], wave_T, rate)
             for type_ in plan.types:
-                used = _used(type_, fitted, count)
+                used = [waves[part] for part in LIBRIMIX.summands(type_, job.talkers)]
                 mixed_T = functools.reduce(np.add, used)
                 write_wave(files[type_], mixed_T, rate)
                 note[f"{rate} {mode} {type_}"] = {
@@ -236,12 +242,6 @@ def _fit(wave_T: np.ndarray, length: int) -> np.ndarray:
     return np.pad(wave_T[:length], (0, max(0, length - len(wave_T))))
 
 
-def _used(type_: str, parts: Sequence, count: int) -> list:
-    """Pick the parts that a mixture is the sum of, out of talkers and noise."""
-    talkers = list(parts[: 1 if type_ == "mix_single" else count])
-    return talkers + ([] if type_ == "mix_clean" else [parts[count]])
-
-
 def _snr_db(part_T: np.ndarray, mixture_T: np.ndarray) -> float:
     """Return the level of a part relative to all else in the mixture."""
     part = np.square(part_T, dtype=np.float64).mean()
@@ -252,10 +252,9 @@ def _snr_db(part_T: np.ndarray, mixture_T: np.ndarray) -> float:
 def _write_tables(plan: Plan, set_name: str, jobs: Sequence[Job]) -> None:
     """Write the original's CSVs: a mixture's files, and how loud its parts are."""
     notes = [_read_note(plan.note(job)) for job in jobs]
-    count = len(jobs[0].mixture.sources)
     for rate, mode in plan.versions:
         for type_ in plan.types:
-            parts = _used(type_, [*(f"s{k + 1}" for k in range(count)), "noise"], count)
+            parts = LIBRIMIX.summands(type_, jobs[0].talkers)
             labels = [p if p == "noise" else f"source_{p[1:]}" for p in parts]
             files, snrs = [], []
             for job, note in zip(jobs, notes, strict=True):

@@ -60,13 +60,12 @@ class Parameters:
                 f"num_spks={self.num_spks}, sample_rate={self.sample_rate}, "
                 f"seconds={self.seconds}: at least 2 talkers, 8000 Hz and 1 s"
             )
-        wanted = {
-            "train_voices": (self.train_voices, 1),
-            "valid_voices": (self.valid_voices, self.valid_mixtures),
-            "test_voices": (self.test_voices, self.test_mixtures),
-        }
-        for name, (voices, mixtures) in wanted.items():
-            utterances = self.utterances_per_voice**self.num_spks
+        utterances = self.utterances_per_voice**self.num_spks
+        for name, voices, mixtures in (
+            ("train_voices", self.train_voices, 1),
+            ("valid_voices", self.valid_voices, self.valid_mixtures),
+            ("test_voices", self.test_voices, self.test_mixtures),
+        ):
             possible = math.comb(voices, self.num_spks) * utterances
             if not 1 <= mixtures <= possible:
                 raise DataError(
