@@ -65,12 +65,10 @@ def read_scales(
 
     Nothing in the file is executed. A DataError names what it lacks.
     """
+    kinds = ("speech", "noise")
     keys = {
-        version: [
-            f"scaling_wham_{kind}_{version[0] // 1000}k_{version[1]}"
-            for kind in ("speech", "noise")
-        ]
-        for version in versions
+        (rate, mode): [f"scaling_wham_{kind}_{rate // 1000}k_{mode}" for kind in kinds]
+        for rate, mode in versions
     }
     try:
         with np.load(path, allow_pickle=False) as arrays:

@@ -53,9 +53,8 @@ def make_pool(
         raise DataError(f"{out}: the name of a pool ends in .npz")
     if out.exists():
         raise DataError(f"{out}: is there already; give another name or remove it")
-    settings = {"set": "rooms", "rooms": rooms, "sample_rate": sample_rate}
-    settings["seed"] = seed
-    parts = claim_folder(out.with_name(f"{out.name}.parts"), settings)
+    content = {"rooms": rooms, "sample_rate": sample_rate, "seed": seed}
+    parts = claim_folder(out.with_name(f"{out.name}.parts"), {"set": "rooms"} | content)
     blocks = [range(k, min(k + BLOCK, rooms)) for k in range(0, rooms, BLOCK)]
     paths = {block: parts / f"{block.start:08d}.npz" for block in blocks}
     make = functools.partial(_make_block, parts, sample_rate, seed)
