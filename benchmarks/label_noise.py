@@ -20,7 +20,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_prep.music.filter import read_any_rate
+from modules.audio.io import read_stereo
 from modules.metrics.detection import Key, read_truth, table
 from modules.runtime.cli import as_command
 from modules.runtime.errors import DataError
@@ -40,7 +40,7 @@ def loudness_score(data_folder: Path, truth: Mapping[Key, bool]) -> dict[Key, fl
     """Return the mean absolute sample of every file."""
     return {
         (track, stem): float(
-            read_any_rate(data_folder / track / f"{stem}.wav")[0].abs().mean()
+            read_stereo(data_folder / track / f"{stem}.wav").abs().mean()
         )
         for track, stem in truth
     }

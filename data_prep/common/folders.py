@@ -1,8 +1,4 @@
-"""Manifests of a data set that has a folder for each part of its mixtures.
-
-The files of a mixture share a name, WAV or FLAC; `data_prep/common/layout.py` finds the
-folders.
-"""
+"""Write the manifests of a data set that has a folder for each part of its mixtures."""
 
 import hashlib
 import json
@@ -18,6 +14,7 @@ from modules.data.manifest import THREADS, Row, check_audio, write_manifest
 from modules.runtime.errors import DataError
 from modules.runtime.files import write_text
 
+Listing = Mapping[Path, Mapping[str, os.DirEntry]]
 logger = logging.getLogger(__name__)
 
 # Part of the fingerprint: raise it when the same files would give other manifests.
@@ -25,35 +22,14 @@ FORMAT = 1
 
 
 def write_manifests(
-    splits: Mapping[str, Parts],
-    save_folder: str | Path,
-    sample_rate: int,
-    maker: str,
+    splits: Mapping[str, Parts], save_folder: str | Path, sample_rate: int, maker: str
 ) -> dict[str, str]:
-    """Write a manifest for each split; leave them alone if nothing changed.
+    """Write `train.csv`, `valid.csv` and `test.csv`; return their paths by split.
 
-    Arguments
-    ---------
-    splits : Mapping[str, Parts]
-        The folders of train, valid and test.
-    save_folder : str | Path
-        Where `train.csv`, `valid.csv` and `test.csv` go, and `<maker>.json`, which
-        notes what they were made from.
-    sample_rate : int
-        In Hz; every file must have it.
-    maker : str
-        Name of the data set.
-
-    Returns
-    -------
-    dict[str, str]
-        Paths of the manifests by split.
-
-    Raises
-    ------
-    DataError
-        A file is missing, unreadable, at another rate, or of another length than its
-        mixture; the message names it.
+    Nothing is written if no file has changed since; `<maker>.json` in `save_folder`
+    notes what they were made from, and `maker` is the name of the data set. A DataError
+    names a file that is missing, unreadable, not at `sample_rate` in Hz, or of another
+    length than its mixture.
     """
     save_folder = Path(save_folder)
     folders = {folder for parts in splits.values() for folder in parts.folders}
@@ -78,22 +54,20 @@ def write_manifests(
 
 
 def _fingerprint(
-    splits: Mapping[str, Parts],
-    listing: Mapping[Path, Mapping[str, os.DirEntry]],
-    sample_rate: int,
+    splits: Mapping[str, Parts], listing: Listing, sample_rate: int
 ) -> str:
     """Return a digest of names, sizes and times of all files, and of the settings."""
     digest = hashlib.sha256(repr((FORMAT, sample_rate, dict(splits))).encode())
     for folder, entries in listing.items():
         digest.update(os.fsencode(folder) + b"\0")
-        for stem in sorted(entries):
+        for _, entry in sorted(entries.items()):
             try:
-                status = entries[stem].stat()
+                status = entry.stat()
             except OSError as error:  # a link to nowhere
-                path = entries[stem].path
-                raise DataError(f"{path} cannot be read ({error.strerror})") from None
+                reason = error.strerror
+                raise DataError(f"{entry.path} cannot be read ({reason})") from None
             fields = f"\0{status.st_size}\0{status.st_mtime_ns}\0"
-            digest.update(os.fsencode(entries[stem].name) + fields.encode())
+            digest.update(os.fsencode(entry.name) + fields.encode())
     return digest.hexdigest()
 
 
@@ -103,7 +77,7 @@ def _digest(paths: Sequence[Path]) -> str:
 
 
 def _is_current(state_file: Path, files: str, manifests: Sequence[Path]) -> bool:
-    """Return whether the manifests are those once made from exactly these files."""
+    """Return whether these manifests were made from exactly these files."""
     try:
         state = json.loads(state_file.read_text())
         return state == {"files": files, "manifests": _digest(manifests)}
@@ -111,11 +85,7 @@ def _is_current(state_file: Path, files: str, manifests: Sequence[Path]) -> bool
         return False
 
 
-def _make_rows(
-    parts: Parts,
-    listing: Mapping[Path, Mapping[str, os.DirEntry]],
-    sample_rate: int,
-) -> list[Row]:
+def _make_rows(parts: Parts, listing: Listing, sample_rate: int) -> list[Row]:
     """Return the rows of one split, with every header checked."""
     mixtures = listing[parts.mixture]
     if not mixtures:

@@ -34,18 +34,9 @@ BUSY = threading.Lock()
 def claim_folder(folder: str | Path, settings: dict) -> Path:
     """Note in an output folder what is being made there; return the folder.
 
-    Arguments
-    ---------
-    folder : str | Path
-        Absent, empty, or claimed before with equal settings.
-    settings : dict
-        Everything that decides the content of the files, as JSON can hold it, without
-        paths that may change between two calls.
-
-    Raises
-    ------
-    DataError
-        The folder holds something else, or files made with other settings.
+    It must be absent, empty, or claimed before with equal settings, else a DataError
+    says so. `settings` are all that decides the content of the files, as JSON can hold
+    it, without paths that may change between two calls.
     """
     folder = Path(folder)
     note = folder / SETTINGS
@@ -56,13 +47,13 @@ def claim_folder(folder: str | Path, settings: dict) -> Path:
             raise DataError(
                 f"{note}: is damaged ({error}); give another folder, or remove this one"
             ) from None
-        changed = [k for k in before | settings if before.get(k) != settings.get(k)]
-        if changed:
-            name = sorted(changed)[0]
-            raise DataError(
-                f"{folder}: was begun with {name}={before.get(name)!r}, now it is "
-                f"{settings.get(name)!r}; give the same settings or another folder"
-            )
+        for name in sorted(before | settings):
+            old, new = before.get(name), settings.get(name)
+            if old != new:
+                raise DataError(
+                    f"{folder}: was begun with {name}={old!r}, now it is {new!r}; give "
+                    "the same settings or another folder"
+                )
     elif folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder}: is not empty; give an empty or a new folder")
     else:
@@ -70,9 +61,9 @@ def claim_folder(folder: str | Path, settings: dict) -> Path:
     return folder
 
 
-def digest_of(texts: Iterable[str]) -> str:
-    """Return a short name for lines and their order, to be noted in a folder."""
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+def digest_of(text: str) -> str:
+    """Return a short name for a text, to be noted in a folder."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def make_all(
@@ -82,31 +73,15 @@ def make_all(
     workers: int | None = None,
     desc: str = "",
 ) -> int:
-    """Do every job whose files are not all there, with a progress bar.
+    """Do every job whose files are not all there; return how many were done.
 
-    Arguments
-    ---------
-    make : Callable
-        Writes the files of a job, each whole or not at all. It is sent to the workers,
-        so it is a function of a module or a `functools.partial` of one.
-    jobs : Sequence
-        Small and picklable.
-    outputs : Callable
-        The files of a job.
-    workers : int | None
-        Number of processes; None: one for each core; 0 or 1: this process.
-    desc : str
-        Label of the bar.
+    `make` writes the files of a job, each whole or not at all. It is sent to the
+    workers, so it is a function of a module or a `functools.partial` of one, and jobs
+    are small and picklable. `outputs` lists the files of a job. `workers` None starts a
+    process for each core, 0 or 1 none; `desc` labels the progress bar.
 
-    Returns
-    -------
-    int
-        Number of jobs done; the others were done before.
-
-    Raises
-    ------
-    DataError
-        From the first job that failed; the jobs under way are finished first.
+    The DataError of the first job that fails is raised when the jobs under way are
+    finished.
     """
     todo = [job for job in jobs if not all(map(_is_there, outputs(job)))]
     workers = min(os.cpu_count() or 1 if workers is None else workers, len(todo))

@@ -1,7 +1,7 @@
 """How data sets lay out their folders, said once for preparing and for verifying.
 
 The package of a data set, or its module `manifests`, holds `LAYOUT`, a tuple of the
-layouts in use. `prepare` finds by `find_parts` which of them a folder has, and
+layouts in use. `prepare` finds which of them a folder has by `find_parts`, and
 `data_prep.verify` reads the same `LAYOUT`.
 """
 
@@ -21,11 +21,8 @@ SPLITS = ("train", "valid", "test")
 EACH = "#"
 
 MOST_TALKERS = 5
-
 NOISE = "noise"
-
 RATES = (8000, 16000)
-
 MODES = ("min", "max")
 
 # How many names of what a folder holds a message lists.
@@ -61,14 +58,14 @@ class Layout:
     Arguments
     ---------
     splits : Mapping[str, str]
-        The folders of the splits, each with its manifest: train, valid or test. Where
-        a manifest could be made of several folders, `prepare` is told which.
+        The folders of the splits, each with its manifest: train, valid or test.
+        `prepare` is told which to take if several would do.
     mixtures : Mapping[str, tuple[str, ...]]
         The folders of mixtures, each with the folders whose sum it is: "s#" stands for
         s1, s2 and so on, one for each talker; "noise" comes last.
     parent : str
         Name under which the data set may lie in the folder that a user gives, such as
-        "#speakers" with the number of talkers; empty if there is none.
+        "#speakers" with the number of talkers.
     versioned : bool
         Whether there are folders `wav{8k,16k}/{min,max}`.
     """
@@ -93,7 +90,7 @@ class Layout:
         talkers: Iterable[int],
         targets: str | None = None,
     ) -> Parts:
-        """Return the folders of a mixture and its parts below the folder of a split.
+        """Return the parts of a mixture below the folder of a split.
 
         `targets` is the mixture whose sources are wanted, if they are others.
         """
@@ -107,15 +104,14 @@ class Layout:
 
     def choices(self, train_set: str | None) -> Iterator[tuple[str, ...]]:
         """Return the folders that train, valid and test can be made of."""
-        folders: dict[str, list[str]] = {split: [] for split in SPLITS}
-        for folder, split in self.splits.items():
-            folders[split].append(folder)
-        if train_set not in (None, *folders["train"]):
-            expected = " or ".join(folders["train"])
+        train, valid, test = (
+            [folder for folder, its_split in self.splits.items() if its_split == split]
+            for split in SPLITS
+        )
+        if train_set not in (None, *train):
+            expected = " or ".join(train)
             raise DataError(f"train_set is {train_set!r}, expected {expected}")
-        if train_set is not None:
-            folders["train"] = [train_set]
-        return itertools.product(*folders.values())
+        return itertools.product([train_set] if train_set else train, valid, test)
 
     def roots(self, folder: Path, counts: Iterable[int]) -> list[Path]:
         """Return a folder, and those in it that are named by a number of talkers."""
@@ -158,10 +154,10 @@ class _Place(NamedTuple):
 
     def describe(self) -> str:
         """Return the folders in the notation of the shell."""
-        names = [parts.mixture.parent.name for parts in self.splits.values()]
-        folders = [path.name for path in self.splits[SPLITS[0]].folders]
+        names = ",".join(parts.mixture.parent.name for parts in self.splits.values())
+        folders = ",".join(path.name for path in self.splits["train"].folders)
         version = f"{self.version}/" if self.version else ""
-        return f"{version}{{{','.join(names)}}}/{{{','.join(folders)}}}"
+        return f"{version}{{{names}}}/{{{folders}}}"
 
 
 def find_parts(
@@ -174,35 +170,13 @@ def find_parts(
     targets: str | None = None,
     train_set: str | None = None,
 ) -> dict[str, Parts]:
-    """Find by looking which layout a folder has; return the folders of its splits.
+    """Find which layout a folder has by looking; return the folders of its splits.
 
-    Arguments
-    ---------
-    layouts : Sequence[Layout]
-        The layouts in use.
-    data_folder : str | Path
-        The data set's folder or its parent.
-    num_spks : int
-        Sources in each mixture.
-    sample_rate, mode : int, str
-        The version; `mode` is "min" or "max".
-    mixture : str | None
-        The folder of mixtures; None where each layout has one.
-    targets : str | None
-        The folder of mixtures whose sources are wanted instead, those of `mixture`
-        being its images; None: the same.
-    train_set : str | None
-        The folder to train on; None where there is one.
-
-    Returns
-    -------
-    dict[str, Parts]
-        Under train, valid and test.
-
-    Raises
-    ------
-    DataError
-        None or more than one layout fits, or the mixtures have more sources.
+    `data_folder` is the data set's folder or its parent. `mixture` chooses among the
+    folders of mixtures, `train_set` among those to train on; None where there is one.
+    `targets` is the folder of mixtures whose sources are wanted instead, those of
+    `mixture` being its images. A DataError says that none or more than one layout fits,
+    or that the mixtures have more than `num_spks` sources.
     """
     if mode not in MODES:
         raise DataError(f"mode is {mode!r}, expected 'min' or 'max'")
@@ -210,6 +184,7 @@ def find_parts(
     if not data_folder.is_dir():
         raise DataError(f"data_folder {data_folder} does not exist or is no folder")
     places: list[_Place] = []
+    talkers = range(1, num_spks + 1)
     for layout in layouts:
         name = mixture or next(iter(layout.mixtures))
         counted = any(EACH in part for part in layout.mixtures[name])
@@ -218,9 +193,7 @@ def find_parts(
         for root in layout.roots(data_folder, counts):
             for folders in layout.choices(train_set):
                 splits = {
-                    split: layout.parts(
-                        root / version / folder, name, range(1, num_spks + 1), targets
-                    )
+                    split: layout.parts(root / version / folder, name, talkers, targets)
                     for split, folder in zip(SPLITS, folders, strict=True)
                 }
                 places.append(_Place(layout, root, version, splits))
@@ -231,8 +204,8 @@ def find_parts(
         raise DataError(_several_found(data_folder, complete))
     layout, _, _, splits = complete[0]
     for parts in splits.values():
-        folder, talkers = parts.mixture, range(1, num_spks + 2)
-        one_more = layout.parts(folder.parent, folder.name, talkers).sources[-1]
+        place, name = parts.mixture.parent, parts.mixture.name
+        one_more = layout.parts(place, name, [num_spks + 1]).sources[-1]
         if one_more not in parts.folders and one_more.is_dir():
             raise DataError(
                 f"{one_more} exists, so the mixtures have more than {num_spks} "
@@ -243,7 +216,7 @@ def find_parts(
 
 def _several_found(data_folder: Path, complete: Sequence[_Place]) -> str:
     """Name the places that fit, and say how to choose one."""
-    trains = [place.splits[SPLITS[0]].mixture.parent.name for place in complete]
+    trains = [place.splits["train"].mixture.parent.name for place in complete]
     first = complete[0]
     if all(p.layout is first.layout and p.root == first.root for p in complete):
         return (

@@ -17,7 +17,6 @@ from modules.runtime.files import list_files
 Cell = TypeVar("Cell")
 
 WSJ0_SPLITS = {"tr": "train", "cv": "valid", "tt": "test"}
-
 SETS = tuple(WSJ0_SPLITS)
 
 # Positions are noted at this rate, whatever the version.
@@ -63,10 +62,7 @@ def mixture_lengths(
 ) -> dict[str, int]:
     """Return each mixture of a split with the length at 16 kHz of its longest version.
 
-    Raises
-    ------
-    DataError
-        A folder or file that a version needs is missing, or a file unreadable.
+    A DataError names a folder or file of a version that is missing or unreadable.
     """
     names: list[str] | None = None
     for rate, mode in versions:
@@ -84,7 +80,7 @@ def mixture_lengths(
             if names is None:
                 names, first = found, folder
             elif found != names:
-                name = sorted(set(found) ^ set(names))[0]
+                name = min(set(found) ^ set(names))
                 raise DataError(f"{folder}: {name}.wav is only here or only in {first}")
     if not names:
         raise DataError(f"{root}: holds no mixtures for {split}")
@@ -108,16 +104,12 @@ def read_left(
 ) -> np.ndarray:
     """Read the left channel of a file or of a part of it: float64, shape [T].
 
-    Raises
-    ------
-    DataError
-        Unreadable, shorter than asked, at another rate, or not finite.
+    A DataError says that it is unreadable, too short, at another rate or not finite.
     """
     with open_audio(path) as file:
         _check_rate(path, file.header.sample_rate, sample_rate)
         wave_T = file.read(start, frames, "float64")[:, 0]
-    if len(wave_T) < max(frames or 0, 1):
-        wanted = max(frames or 0, 1)
+    if len(wave_T) < (wanted := frames or 1):
         raise DataError(f"{path}: holds no {wanted} samples from {start} on")
     if not np.isfinite(wave_T).all():
         raise DataError(f"{path}: holds NaN or Inf; repair or remove it")

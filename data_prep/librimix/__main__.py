@@ -21,12 +21,8 @@ from data_prep.librimix.generate import generate
 from data_prep.librimix.manifests import prepare
 from modules.runtime.cli import run
 
-main = functools.partial(
-    run,
-    "python -m data_prep.librimix",
-    __doc__,
-    {"prepare": prepare, "generate": generate},
-)
+NAME = "python -m data_prep.librimix"
+main = functools.partial(run, NAME, __doc__, {"prepare": prepare, "generate": generate})
 
 if __name__ == "__main__":
     sys.exit(main())

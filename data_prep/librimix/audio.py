@@ -63,8 +63,6 @@ def read_noise(folder: Path, path: str, length: int) -> np.ndarray:
 def extend(noise_T: np.ndarray, length: int) -> np.ndarray:
     """Cut a noise to a length, or repeat it with cross-fades.
 
-    Example
-    -------
     >>> ones_T = np.ones(20000, np.float32)
     >>> longer_T = extend(ones_T, 50000)
     >>> longer_T.shape, bool(abs(longer_T - 1).max() < 1e-6)
@@ -91,12 +89,20 @@ def extend(noise_T: np.ndarray, length: int) -> np.ndarray:
 def read_parts(
     librispeech: Path, wham_noise: Path | None, mixture: Mixture
 ) -> list[np.ndarray]:
-    """Return the talkers, each of its own length, and noise as long as the longest."""
-    waves = [read_part(librispeech / part.path) for part in mixture.sources]
+    """Return talkers, each of its own length, and noise as long as the longest.
+
+    Each is multiplied by its gain.
+    """
+    parts = [*mixture.sources]
+    waves = [read_part(librispeech / part.path) for part in parts]
     if wham_noise is not None and mixture.noise is not None:
+        parts.append(mixture.noise)
         longest = max(map(len, waves))
         try:
             waves.append(read_noise(wham_noise, mixture.noise.path, longest))
         except DataError as error:
             raise DataError(f"{mixture.noise.path}: {error}") from None
-    return waves
+    return [
+        wave_T * np.float32(part.gain)
+        for wave_T, part in zip(waves, parts, strict=True)
+    ]

@@ -21,6 +21,7 @@ Legend: T sample.
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import math
 import shutil
@@ -30,18 +31,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy.signal
+from scipy.signal import resample_poly
 
 from data_prep.common.jobs import claim_folder, make_all
+from data_prep.common.layout import folder_of
 from data_prep.common.versions import check_choices, check_versions
 from data_prep.librimix.audio import RATE, corpus_folder, find_noise, read_parts
+from data_prep.librimix.manifests import LIBRIMIX
 from data_prep.librimix.metadata import Mixture, find_metadata, read_metadata
 from modules.audio.io import write_wave
 from modules.runtime.errors import DataError
 from modules.runtime.files import write_text
 from modules.runtime.tables import write_table
 
-TYPES = ("mix_clean", "mix_both", "mix_single")
+TYPES = tuple(LIBRIMIX.mixtures)
 
 
 class Job(NamedTuple):
@@ -50,10 +53,18 @@ class Job(NamedTuple):
     set_name: str
     mixture: Mixture
 
+    @property
+    def talkers(self) -> range:
+        """The numbers of the talkers."""
+        return range(1, len(self.mixture.sources) + 1)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the audio comes from, where it goes, and in which versions."""
+    """Where the audio comes from, where it goes, and in which versions.
+
+    `wham_noise` is None if no version needs the noise.
+    """
 
     librispeech: Path
     wham_noise: Path | None
@@ -63,18 +74,9 @@ class Plan:
     types: tuple[str, ...]
 
     @property
-    def with_noise(self) -> bool:
-        """Whether a version needs the noise."""
-        return self.types != ("mix_clean",)
-
-    @property
     def versions(self) -> list[tuple[int, str]]:
-        """Sample rates and modes."""
-        return [(rate, mode) for rate in self.sample_rates for mode in self.modes]
-
-    def version(self, rate: int, mode: str) -> Path:
-        """The folder of a version."""
-        return self.root / f"wav{rate // 1000}k" / mode
+        """The pairs of rate and mode."""
+        return list(itertools.product(self.sample_rates, self.modes))
 
     @property
     def notes(self) -> Path:
@@ -90,22 +92,21 @@ class Plan:
     def table(self, kind: str, rate: int, mode: str, set_name: str, type_: str) -> Path:
         """A CSV of the original: `kind` is mixture or metrics."""
         name = f"{kind}_{set_name}_{type_}.csv"
-        return self.version(rate, mode) / "metadata" / name
+        return self.root / folder_of(rate, mode) / "metadata" / name
 
     def has_tables(self, set_name: str) -> bool:
         """Whether all CSVs of a set are written."""
+        tables = itertools.product(("mixture", "metrics"), self.versions, self.types)
         return all(
             self.table(kind, *version, set_name, type_).is_file()
-            for kind in ("mixture", "metrics")
-            for version in self.versions
-            for type_ in self.types
+            for kind, version, type_ in tables
         )
 
     def waves(self, job: Job, rate: int, mode: str) -> dict[str, Path]:
         """The audio files of a mixture in one version, by the name of their folder."""
-        parts = [f"s{number + 1}" for number in range(len(job.mixture.sources))]
-        parts += [*(["noise"] if self.with_noise else []), *self.types]
-        place = self.version(rate, mode) / job.set_name
+        parts = [f"s{number}" for number in job.talkers]
+        parts += [*(["noise"] if self.wham_noise else []), *self.types]
+        place = self.root / folder_of(rate, mode) / job.set_name
         return {part: place / part / f"{job.mixture.name}.wav" for part in parts}
 
 
@@ -121,7 +122,7 @@ def generate(
     sets: Sequence[str] | None = None,
     workers: int | None = None,
 ) -> Path:
-    """Make all mixtures of the metadata that are not there yet.
+    """Make all mixtures of the metadata that are not there yet; return their folder.
 
     Arguments
     ---------
@@ -140,33 +141,24 @@ def generate(
     sets : Sequence[str] | None
         LibriSpeech's names of the sets; None makes all that the metadata has.
     workers : int | None
-        Processes; None starts one for each core. The files do not depend on it.
-
-    Returns
-    -------
-    Path
-        The folder that was made.
-
-    Raises
-    ------
-    DataError
-        A file is missing, unreadable or not as the metadata says.
+        Number of processes, which does not change the files; None: one for each core.
     """
     check_choices("num_spks", [num_spks], (2, 3))
     check_versions(sample_rates, modes)
     check_choices("types", types, TYPES)
-    if wham_noise is None and tuple(types) != ("mix_clean",):
-        raise DataError(
-            f"{' and '.join(types)} need --wham_noise; or --types mix_clean"
-        )
+    is_noisy = set(types) != {"mix_clean"}
+    if wham_noise is None and is_noisy:
+        names = " and ".join(types)
+        raise DataError(f"{names} need --wham_noise; or --types mix_clean")
     root = Path(out) / f"Libri{num_spks}Mix"
+    noise = corpus_folder(wham_noise, "wham_noise") if wham_noise else None
     plan = Plan(
         corpus_folder(librispeech, "LibriSpeech"),
-        corpus_folder(wham_noise, "wham_noise") if wham_noise else None,
+        noise if is_noisy else None,
         root,
-        sample_rates=tuple(dict.fromkeys(sample_rates)),
-        modes=tuple(dict.fromkeys(modes)),
-        types=tuple(dict.fromkeys(types)),
+        tuple(dict.fromkeys(sample_rates)),
+        tuple(dict.fromkeys(modes)),
+        tuple(dict.fromkeys(types)),
     )
     files = find_metadata(Path(metadata), num_spks, sets)
     jobs = [
@@ -175,8 +167,7 @@ def generate(
         for mixture in read_metadata(path, num_spks)
     ]
     _check_sources(plan, jobs)
-    made_by = "data_prep.librimix generate"
-    claim_folder(root, {"made_by": made_by, "num_spks": num_spks})
+    claim_folder(root, {"made_by": "data_prep.librimix generate", "num_spks": num_spks})
     for name, path in files.items():
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         claim_folder(root / "metadata" / name, {"sha256 of the metadata": digest})
@@ -205,7 +196,7 @@ def _check_sources(plan: Plan, jobs: Sequence[Job]) -> None:
     for job in jobs:
         for part in job.mixture.sources:
             paths[plan.librispeech / part.path] = "--librispeech"
-        if plan.with_noise and plan.wham_noise is not None:
+        if plan.wham_noise:
             if job.mixture.noise is None:
                 raise DataError(
                     f"{job.mixture.name}: the metadata has no noise for it; use "
@@ -224,28 +215,19 @@ def _check_sources(plan: Plan, jobs: Sequence[Job]) -> None:
 
 def _make(plan: Plan, job: Job) -> None:
     """Write the files of one mixture and note its rows of the tables."""
-    mixture = job.mixture
-    noise_folder = plan.wham_noise if plan.with_noise else None
-    waves = read_parts(plan.librispeech, noise_folder, mixture)
-    gains = [part.gain for part in (*mixture.sources, mixture.noise) if part]
-    scaled = [
-        wave_T * np.float32(gain) for wave_T, gain in zip(waves, gains, strict=False)
-    ]
-    count = len(mixture.sources)
+    scaled = read_parts(plan.librispeech, plan.wham_noise, job.mixture)
     note: dict[str, dict[str, int | list[float]]] = {}
     for rate in plan.sample_rates:
-        parts = [
-            wave_T if rate == RATE else scipy.signal.resample_poly(wave_T, rate, RATE)
-            for wave_T in scaled
-        ]
+        parts = [resample_poly(wave_T, rate, RATE) for wave_T in scaled]
         for mode in plan.modes:
             length = (min if mode == "min" else max)(map(len, parts))
             fitted = [_fit(wave_T, length) for wave_T in parts]
             files = plan.waves(job, rate, mode)
-            for wave_T, path in zip(fitted, list(files.values()), strict=False):
-                write_wave(path, wave_T, rate)
+            waves = dict(zip(files, fitted, strict=False))  # the parts come first
+            for part, wave_T in waves.items():
+                write_wave(files[part], wave_T, rate)
             for type_ in plan.types:
-                used = _used(type_, fitted, count)
+                used = [waves[part] for part in LIBRIMIX.summands(type_, job.talkers)]
                 mixed_T = functools.reduce(np.add, used)
                 write_wave(files[type_], mixed_T, rate)
                 note[f"{rate} {mode} {type_}"] = {
@@ -260,12 +242,6 @@ def _fit(wave_T: np.ndarray, length: int) -> np.ndarray:
     return np.pad(wave_T[:length], (0, max(0, length - len(wave_T))))
 
 
-def _used(type_: str, parts: Sequence, count: int) -> list:
-    """Pick the parts that a mixture is the sum of, out of talkers and noise."""
-    talkers = list(parts[: 1 if type_ == "mix_single" else count])
-    return talkers + ([] if type_ == "mix_clean" else [parts[count]])
-
-
 def _snr_db(part_T: np.ndarray, mixture_T: np.ndarray) -> float:
     """Return the level of a part relative to all else in the mixture."""
     part = np.square(part_T, dtype=np.float64).mean()
@@ -276,10 +252,9 @@ def _snr_db(part_T: np.ndarray, mixture_T: np.ndarray) -> float:
 def _write_tables(plan: Plan, set_name: str, jobs: Sequence[Job]) -> None:
     """Write the original's CSVs: a mixture's files, and how loud its parts are."""
     notes = [_read_note(plan.note(job)) for job in jobs]
-    count = len(jobs[0].mixture.sources)
     for rate, mode in plan.versions:
         for type_ in plan.types:
-            parts = _used(type_, [*(f"s{k + 1}" for k in range(count)), "noise"], count)
+            parts = LIBRIMIX.summands(type_, jobs[0].talkers)
             labels = [p if p == "noise" else f"source_{p[1:]}" for p in parts]
             files, snrs = [], []
             for job, note in zip(jobs, notes, strict=True):

@@ -7,11 +7,7 @@ from data_prep.common.layout import Layout, find_parts
 
 LIBRIMIX = Layout(
     {"train-100": "train", "train-360": "train", "dev": "valid", "test": "test"},
-    {
-        "mix_clean": ("s#",),
-        "mix_both": ("s#", "noise"),
-        "mix_single": ("s1", "noise"),
-    },
+    {"mix_clean": ("s#",), "mix_both": ("s#", "noise"), "mix_single": ("s1", "noise")},
     "Libri#Mix",
 )
 
@@ -29,6 +25,8 @@ def prepare(
 ) -> dict[str, str]:
     """Write train, valid and test manifests; leave them alone if nothing changed.
 
+    Result and errors are those of `data_prep.wsj0mix.prepare`.
+
     Arguments
     ---------
     data_folder : str | Path
@@ -45,18 +43,7 @@ def prepare(
     task : str
         Which mixture is the input: mix_clean, mix_both or mix_single.
     train_set : str | None
-        "train-100" or "train-360"; None takes the one that there is.
-
-    Returns
-    -------
-    dict[str, str]
-        Paths of the manifests under the keys train, valid and test.
-
-    Raises
-    ------
-    DataError
-        A folder or a file is missing, or one does not fit the others; the message
-        names it.
+        "train-100" or "train-360"; None takes the only one.
     """
     LIBRIMIX.check_task(task, num_spks)
     splits = find_parts(

@@ -53,14 +53,7 @@ def find_metadata(
 
 
 def read_metadata(path: Path, num_spks: int) -> list[Mixture]:
-    """Return the rows of a metadata CSV.
-
-    Raises
-    ------
-    DataError
-        A column is missing, there are more sources than `num_spks`, or a row has no
-        name, path or gain, or the name of another row.
-    """
+    """Return the rows of a metadata CSV; a DataError names a row at fault."""
     sources = [f"source_{number + 1}" for number in range(num_spks)]
     columns = [f"{source}_{cell}" for source in sources for cell in Part._fields]
     mixtures: dict[str, Mixture] = {}

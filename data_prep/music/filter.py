@@ -22,11 +22,12 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from data_prep.music.manifests import find_tracks
@@ -34,7 +35,7 @@ from modules.audio.faults import SILENT_STEM_DB
 from modules.audio.io import read_header, read_stereo
 from modules.audio.pitch import change_pitch_and_tempo
 from modules.audio.resample import resample
-from modules.inference.songs import apply_model
+from modules.inference.songs import SongModel, apply_model
 from modules.runtime.cli import run
 from modules.runtime.devices import check_device
 from modules.runtime.errors import DataError
@@ -44,18 +45,14 @@ from modules.weights.export import CONFIG, load_exported
 from modules.weights.pretrained import load_pretrained
 from modules.weights.runs import load_tested, read_run
 
-TABLE = "margins.csv"
-
+COLUMNS = ("track", "stem", "status", "margin_db")
 CLEAN, MIXED, SILENT = "clean", "mixed", "silent"
-
 MOST_BINS = 30  # of a histogram
 
 
 def loudness_db(wave_SCT: Tensor) -> Tensor:
     """Return 20 log10 of the sum of absolute samples, for each source.
 
-    Example
-    -------
     >>> loudness_db(torch.full((1, 2, 8), 0.0625))
     tensor([0.])
     """
@@ -64,7 +61,7 @@ def loudness_db(wave_SCT: Tensor) -> Tensor:
 
 @torch.no_grad()
 def judge(
-    model: nn.Module,
+    model: SongModel,
     stem_CT: Tensor,
     name: str,
     semitones: float = 6.0,
@@ -72,31 +69,31 @@ def judge(
 ) -> tuple[float, dict[str, float]]:
     """Separate one stem at the model's rate, pitch and tempo changed, all alone.
 
-    Returns how far the output `name` rises above the loudest other, and the loudness of
+    Return how far the output `name` rises above the loudest other, and the loudness of
     every output, both in dB. A `tempo` above 1 is faster.
     """
     moved_CT = change_pitch_and_tempo(stem_CT, model.sample_rate, semitones, tempo)
-    device = next(model.parameters()).device
-    est_SCT = apply_model(
-        model, moved_CT[None].to(device), shifts=1, overlap=0.25, normalize=True
-    )[0]
+    mixture_BCT = moved_CT[None].to(next(model.parameters()).device)
+    est_SCT = apply_model(model, mixture_BCT, shifts=1, overlap=0.25, normalize=True)[0]
     loudness = dict(zip(model.sources, loudness_db(est_SCT).tolist(), strict=True))
     others = [value for source, value in loudness.items() if source != name]
     return loudness[name] - max(others), loudness
 
 
-def load_model(checkpoint: str | Path, hparams: str | None = None) -> nn.Module:
-    """Return the network of a run or of an exported folder, in evaluation mode.
+def load_model(checkpoint: str | Path, hparams: str | None = None) -> SongModel:
+    """Return a separator in evaluation mode, with the weights that the run tested.
 
-    These are the weights that the run tested. With `hparams`, the `hyperparams.yaml` of
-    a run of the same network, `checkpoint` is anything that `--pretrained` takes.
+    `checkpoint` is the folder of a run or one that export.py wrote. With `hparams`, the
+    `hyperparams.yaml` of a run, it is anything that `--pretrained` takes.
     """
     if hparams is not None:
         model = read_run(hparams).make_network()
         load_pretrained(model, checkpoint)
-        return model
-    exported = (Path(checkpoint) / CONFIG).is_file()
-    return load_exported(checkpoint) if exported else load_tested(checkpoint)
+    elif (Path(checkpoint) / CONFIG).is_file():
+        model = load_exported(checkpoint)
+    else:
+        model = load_tested(checkpoint)
+    return cast(SongModel, model)
 
 
 class Margins:
@@ -120,11 +117,9 @@ class Margins:
                     "give another --out, or remove it"
                 )
         write_text(known, json.dumps(settings, indent=2) + "\n")
-        self.rows = read_rows(folder)
-
-    def known(self) -> set[tuple[str, str]]:
-        """Return track and stem of each row."""
-        return {(row["track"], row["stem"]) for row in self.rows}
+        self.table = folder / "margins.csv"
+        rows = read_table(self.table, COLUMNS) if self.table.is_file() else ()
+        self.rows = [row for _, row in rows]
 
     def add(
         self, track: str, stem: str, margin_db: float, loudness: dict[str, float]
@@ -133,81 +128,65 @@ class Margins:
         row = {"track": track, "stem": stem, "margin_db": f"{margin_db:.3f}"}
         row |= {name: f"{value:.3f}" for name, value in loudness.items()}
         self.rows.append(row)
-        self.write_csv()
+        self._write()
 
     def decide(self, threshold_db: float) -> dict[str, list[str]]:
         """Mark the rows; return {source: [clean tracks]}, which is kept as JSON."""
         clean: dict[str, list[str]] = {name: [] for name in self.sources}
         for row in self.rows:
             margin_db = float(row["margin_db"])
+            row["status"] = SILENT if math.isnan(margin_db) else MIXED
             if margin_db > threshold_db:
                 row["status"] = CLEAN
                 clean[row["stem"]].append(row["track"])
-            else:
-                row["status"] = SILENT if math.isnan(margin_db) else MIXED
-        self.write_csv()
+        self._write()
         clean = {name: sorted(tracks) for name, tracks in clean.items()}
         write_text(self.folder / "clean.json", json.dumps(clean, indent=2) + "\n")
         return clean
 
-    def write_csv(self) -> None:
-        """Write all rows in one atomic step."""
-        columns = ["track", "stem", "status", "margin_db", *self.sources]
+    def _write(self) -> None:
+        columns = [*COLUMNS, *self.sources]
         rows = [[row.get(name, "") for name in columns] for row in self.rows]
-        write_table(self.folder / TABLE, columns, rows)
+        write_table(self.table, columns, rows)
 
-    def draw(self, threshold_db: float) -> Path:
+    def judged(self) -> list[tuple[float, str, str]]:
+        """Return margin in dB, track and stem of every row but the silent."""
+        return [
+            (float(row["margin_db"]), row["track"], row["stem"])
+            for row in self.rows
+            if row["margin_db"] != "nan"
+        ]
+
+    def hint(self, threshold_db: float) -> str:
+        """Say what to do where no stem is clean."""
+        if not (known := self.judged()):
+            return "every stem is silent: there was nothing to judge"
+        margin, track, stem = max(known)
+        return (
+            f"no stem reaches {threshold_db:g} dB; the largest margin is {margin:.1f} "
+            f"dB ({stem} of {track}). The model separates too badly for this margin: "
+            "train it longer, or lower --threshold (the margins are kept)"
+        )
+
+    def draw(self, threshold_db: float) -> None:
         """Draw a histogram of the margins for each stem, as PNG."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(3 * len(self.sources), 2.6), layout="constrained")
         panels = figure.subplots(1, len(self.sources), sharex=True, squeeze=False)[0]
-        edges = bin_edges([margin for margin, *_ in judged(self.rows)], threshold_db)
+        edges = bin_edges([margin for margin, *_ in self.judged()], threshold_db)
         for axes, name in zip(panels, self.sources, strict=True):
-            values = [margin for margin, _, stem in judged(self.rows) if stem == name]
+            values = [margin for margin, _, stem in self.judged() if stem == name]
             axes.hist(values, bins=edges, edgecolor="white", linewidth=0.5)
             axes.axvline(threshold_db, color="black", linestyle="--")
             axes.set(title=name, xlabel="margin, dB")
             axes.yaxis.get_major_locator().set_params(integer=True)
-        path = self.folder / "margins.png"
-        figure.savefig(path, dpi=120)
-        return path
-
-
-def read_rows(folder: Path) -> list[dict[str, str]]:
-    """Return the rows of the table in a folder; none without a table."""
-    path = folder / TABLE
-    columns = ["track", "stem", "status", "margin_db"]
-    return [row for _, row in read_table(path, columns)] if path.is_file() else []
-
-
-def judged(rows: Sequence[Mapping[str, str]]) -> list[tuple[float, str, str]]:
-    """Return margin in dB, track and stem of every row but the silent."""
-    return [
-        (float(row["margin_db"]), row["track"], row["stem"])
-        for row in rows
-        if row["margin_db"] != "nan"
-    ]
-
-
-def hint(rows: Sequence[Mapping[str, str]], threshold_db: float) -> str:
-    """Say what to do where no stem is clean."""
-    known = judged(rows)
-    if not known:
-        return "every stem is silent: there was nothing to judge"
-    margin, track, stem = max(known)
-    return (
-        f"no stem reaches {threshold_db:g} dB; the largest margin is {margin:.1f} dB "
-        f"({stem} of {track}). The model separates too badly for this margin: train it "
-        "longer, or lower --threshold (the margins are kept)"
-    )
+        figure.savefig(self.folder / "margins.png", dpi=120)
 
 
 def bin_edges(margins: Sequence[float], threshold_db: float) -> list[float]:
     """Return edges of equal bins of a round width; one edge is the threshold.
 
-    Example
-    -------
     >>> bin_edges([-3.0, 21.5], threshold_db=20.0)[:3]
     [-3.0, -2.0, -1.0]
     >>> bin_edges([-40.0, 60.0], threshold_db=20.0)[:3]
@@ -223,7 +202,7 @@ def bin_edges(margins: Sequence[float], threshold_db: float) -> list[float]:
 
 def clean_stems(
     data_folder: str | Path,
-    model: nn.Module,
+    model: SongModel,
     out: str | Path,
     threshold_db: float = 20.0,
     semitones: float = 6.0,
@@ -232,7 +211,7 @@ def clean_stems(
 ) -> dict[str, list[str]]:
     """Judge every stem but those of `test`; return the clean tracks of each source.
 
-    `label` names the weights in `settings.json`; the rest is as in `filter_stems`.
+    `label` names the weights in `settings.json`; see `filter_stems` for the rest.
     """
     folder = Path(data_folder).absolute()
     # Nothing need be held out; with a single track nothing can be.
@@ -247,7 +226,7 @@ def clean_stems(
         "tempo": tempo,
     }
     margins = Margins(Path(out), model.sources, settings)
-    known = margins.known()
+    known = {(row["track"], row["stem"]) for row in margins.rows}
     jobs = [
         (track.name, stem, path)
         for track in tracks
@@ -257,21 +236,17 @@ def clean_stems(
     total = len(known) + len(jobs)
     with tqdm(jobs, initial=len(known), total=total, desc="stems") as bar:
         for track, stem, path in bar:
-            stem_CT, rate = read_any_rate(path)
-            stem_CT = resample(stem_CT, rate, model.sample_rate)
+            rate = read_header(path).sample_rate
+            stem_CT = resample(read_stereo(path), rate, model.sample_rate)
             if float(stem_CT.abs().mean()) < 10 ** (SILENT_STEM_DB / 20):
                 margins.add(track, stem, math.nan, {})
             else:
-                judgement = judge(model, stem_CT, stem, semitones, tempo)
-                margins.add(track, stem, *judgement)
+                margins.add(track, stem, *judge(model, stem_CT, stem, semitones, tempo))
     clean = margins.decide(threshold_db)
     margins.draw(threshold_db)
+    if not any(clean.values()):
+        print(margins.hint(threshold_db))
     return clean
-
-
-def read_any_rate(path: str | Path) -> tuple[Tensor, int]:
-    """Return a whole file [C, T] and its rate in Hz."""
-    return read_stereo(path), read_header(path).sample_rate
 
 
 def filter_stems(
@@ -308,18 +283,11 @@ def filter_stems(
     label = str(Path(checkpoint).absolute())
     clean = clean_stems(data_folder, model, out, threshold, semitones, tempo, label)
     lines = [f"{name:<10} {len(tracks)} clean" for name, tracks in clean.items()]
-    if not any(clean.values()):
-        lines.append(hint(read_rows(out), threshold))
     return "\n".join([*lines, f"{out}/clean.json, margins.csv, margins.png"])
 
 
-main = functools.partial(
-    run,
-    "python -m data_prep.music.filter",
-    __doc__,
-    {"filter": filter_stems},
-    report=print,
-)
+PROGRAM = "python -m data_prep.music.filter"
+main = functools.partial(run, PROGRAM, __doc__, {"filter": filter_stems}, report=print)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from data_prep.common.layout import Tracks, list_audio
+from data_prep.common.layout import NAMED, SPLITS, Tracks, list_audio, list_names
 from modules.audio.io import Header, read_header
 from modules.data.manifest import THREADS, Row, write_manifest
 from modules.runtime.errors import DataError
@@ -16,9 +16,7 @@ from modules.runtime.errors import DataError
 logger = logging.getLogger(__name__)
 
 SOURCES = ("drums", "bass", "other", "vocals")
-
 MIXTURE = "mixture"
-
 LAYOUT = (Tracks(mixture=MIXTURE),)
 
 # Held out of MUSDB18's training set by its authors (musdb, configs/mus.yaml).
@@ -40,9 +38,6 @@ MUSDB_VALID_TRACKS = (
 )
 
 HOLD_OUT_SHARE = 0.1
-
-# How many names a message lists.
-MAX_LISTED = 8
 
 
 def prepare(
@@ -107,7 +102,7 @@ def prepare(
         logger.info("%s: no test tracks, testing on the validation set", data_folder)
         rows["test"] = rows["valid"]
     paths: dict[str, str] = {}
-    for split in ("train", "valid", "test"):
+    for split in SPLITS:
         path = save_folder / f"{split}.csv"
         if split not in rows:
             path.unlink(missing_ok=True)  # of tracks that are trained on now
@@ -119,7 +114,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class Track:
-    """A song: its name and files; `mixture` is empty where there is none."""
+    """A song: its name and files; `mixture` is empty if the song has none."""
 
     name: str
     sources: tuple[str, ...]
@@ -136,11 +131,7 @@ def find_tracks(
     sources: Sequence[str],
     valid_tracks: Sequence[str] | int | None = None,
 ) -> dict[str, list[Track]]:
-    """Return the tracks of each set by name, as `prepare` finds them.
-
-    They are under train, under valid unless none are wanted, and under test only if
-    there is such a folder.
-    """
+    """Return the tracks of each set by name, as `prepare` finds them."""
     if not data_folder.is_dir():
         raise DataError(f"data_folder {data_folder} does not exist or is no folder")
     has_splits = (data_folder / "train").is_dir()
@@ -157,10 +148,9 @@ def find_tracks(
         return tracks
     if valid_tracks is not None and not valid_tracks:
         return tracks
-    held_out = _choose_valid(
-        train_folder, [track.name for track in tracks["train"]], valid_tracks
-    )
     everything = tracks["train"]
+    names = [track.name for track in everything]
+    held_out = _choose_valid(train_folder, names, valid_tracks)
     tracks["valid"] = [track for track in everything if track.name in held_out]
     tracks["train"] = [track for track in everything if track.name not in held_out]
     return tracks
@@ -201,10 +191,9 @@ def _list_tracks(folder: Path, sources: Sequence[str]) -> list[Track]:
         paths = tuple(files[name] for name in sources)
         tracks.append(Track(entry.name, paths, files.get(MIXTURE, "")))
     if not tracks:
-        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:MAX_LISTED])
         raise DataError(
             f"{folder}: no tracks found; looked for <track>/{{{','.join(sources)}}}.wav"
-            f"; it holds {there or 'nothing'}"
+            f"; it holds {list_names(folder)}"
         )
     if others:
         logger.warning(
@@ -229,17 +218,15 @@ def _choose_valid(
                 *(folder, valid_tracks, len(names)),
             )
     # The first by name: tracks of one artist mostly stay on one side.
-    held_out = (
-        set(names[: max(valid_tracks, 0)])
-        if isinstance(valid_tracks, int)
-        else set(valid_tracks)
-    )
+    if isinstance(valid_tracks, int):
+        held_out = set(names[: max(valid_tracks, 0)])
+    else:
+        held_out = set(valid_tracks)
     unknown = sorted(held_out - set(names))
     if unknown:
-        near = get_close_matches(unknown[0], names, n=1, cutoff=0.0)
+        (near,) = get_close_matches(unknown[0], names, n=1, cutoff=0.0)
         raise DataError(
-            f"valid_tracks: {folder} has no track {unknown[0]!r}; nearest is "
-            f"{near[0]!r}"
+            f"valid_tracks: {folder} has no track {unknown[0]!r}; nearest is {near!r}"
         )
     if not 0 < len(held_out) < len(names):
         raise DataError(
@@ -254,12 +241,12 @@ def _make_rows(tracks: Sequence[Track], sample_rate: int | None) -> list[Row]:
     with ThreadPoolExecutor(THREADS) as threads:
         made = list(threads.map(lambda track: _make_row(track, sample_rate), tracks))
     warnings = [warning for _, warning in made if warning]
-    for warning in warnings[:MAX_LISTED]:
+    for warning in warnings[:NAMED]:
         logger.warning("%s", warning)
-    if len(warnings) > MAX_LISTED:
+    if len(warnings) > NAMED:
         logger.warning(
             "and %d more tracks with such faults: data_prep.verify lists all",
-            len(warnings) - MAX_LISTED,
+            len(warnings) - NAMED,
         )
     return [row for row, _ in made]
 
@@ -272,19 +259,16 @@ def _make_row(track: Track, sample_rate: int | None) -> tuple[Row, str]:
     if rate is None:
         rate = headers[first].sample_rate
         expected = f"{rate} Hz as {first}; resample one of them"
-    for name, header in headers.items():
-        if header.sample_rate != rate:
+    for name, (own_rate, channels, _) in headers.items():
+        path = folder / name
+        if own_rate != rate:
+            raise DataError(f"{path} is at {own_rate} Hz, expected {expected}")
+        if channels > 2:
             raise DataError(
-                f"{folder / name} is at {header.sample_rate} Hz, expected {expected}"
-            )
-        if header.channels > 2:
-            raise DataError(
-                f"{folder / name} has {header.channels} channels, expected stereo; mix "
-                "it down"
+                f"{path} has {channels} channels, expected stereo; mix it down"
             )
     frames = {name: header.frames for name, header in headers.items()}
-    shortest = min(frames, key=lambda name: frames[name])
-    longest = max(frames, key=lambda name: frames[name])
+    shortest, longest = (pick(frames, key=frames.__getitem__) for pick in (min, max))
     faults = []
     if frames[shortest] != frames[longest]:
         faults.append(
@@ -294,14 +278,8 @@ def _make_row(track: Track, sample_rate: int | None) -> tuple[Row, str]:
     mono = [name for name, header in headers.items() if header.channels == 1]
     if mono:
         faults.append(f"{', '.join(mono)} mono, played on both channels")
-    row = Row(
-        id=track.name,
-        duration=frames[shortest] / rate,
-        sample_rate=rate,
-        mixture=track.mixture,
-        sources=track.sources,
-        channels=2,
-    )
+    seconds = frames[shortest] / rate
+    row = Row(track.name, seconds, rate, track.mixture, track.sources, channels=2)
     return row, f"{folder}: {'; '.join(faults)}" if faults else ""
 
 
@@ -316,7 +294,7 @@ def _read_header(path: str) -> Header:
 def _restrict(
     rows: dict[str, list[Row]], stems: Path, sources: Sequence[str]
 ) -> list[Row]:
-    """Return the training rows, with the stems that are not listed marked as unused."""
+    """Return the training rows with the stems that are not listed marked as unused."""
     listed = _read_stems(stems, sources)
     known = {row.id for split in ("train", "valid") for row in rows.get(split, ())}
     trained = {row.id for row in rows["train"]}
@@ -331,17 +309,14 @@ def _restrict(
                 f"{stems}: lists no training track for {name!r} (source_{number}); "
                 "loosen the filter that wrote it"
             )
-    restricted = []
-    for row in rows["train"]:
-        unused = tuple(
-            number
-            for number, name in enumerate(sources, start=1)
-            if row.id not in listed[name]
-        )
-        if len(unused) < len(sources):
-            restricted.append(replace(row, unused=unused))
     counts = ", ".join(f"{len(listed[name] & trained)} {name}" for name in sources)
     logger.info("%s: of %d training tracks %s", stems, len(rows["train"]), counts)
+    numbered = list(enumerate(sources, start=1))
+    restricted = []
+    for row in rows["train"]:
+        unused = tuple(k for k, name in numbered if row.id not in listed[name])
+        if len(unused) < len(sources):
+            restricted.append(replace(row, unused=unused))
     return restricted
 
 

@@ -1,4 +1,4 @@
-"""What talkers and songs share: how a folder is filled, whole or not at all."""
+"""Fill a folder with synthetic talkers or songs, whole or not at all."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ def make(folder: str | Path, parameters: Parameters, made_by: str) -> Path:
 
     It is filled beside its place and renamed when complete, so an interrupted call
     leaves nothing that could be taken for the data. A folder that holds something else
-    raises a DataError, which names `made_by`. One process at a time.
+    is a DataError, which names `made_by`. One process at a time may call this.
     """
     parameters.check()
     text = json.dumps({"format": FORMAT, **vars(parameters)}, indent=1) + "\n"

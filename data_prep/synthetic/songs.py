@@ -34,9 +34,7 @@ from modules.runtime.errors import DataError
 from modules.runtime.tables import write_table
 
 PEAK = 0.95
-
 MAJOR = (0, 2, 4, 5, 7, 9, 11)
-
 PROGRESSIONS = ((0, 4, 5, 3), (5, 3, 0, 4), (0, 5, 3, 4), (0, 3, 4, 3), (1, 4, 0, 5))
 
 # F1 and F2 of sung vowels in Hz.
@@ -48,7 +46,6 @@ TRUTH_COLUMNS = (
 )
 
 CLEAN_DB = 99.0  # what a stem that is right gets for its SDR
-
 Waves = dict[str, np.ndarray]
 
 
@@ -135,8 +132,7 @@ class Parameters:
 def generate(out: str | Path, parameters: Parameters) -> Path:
     """Make the songs in `out`, unless they are there already, and return the folder.
 
-    The folder may hold earlier songs, which are replaced when their parameters differ.
-    A DataError says that it holds something else, or that a parameter is out of range.
+    Earlier songs are replaced if their parameters differ.
     """
     return parts.make(out, parameters, "data_prep.synthetic.songs")
 
@@ -203,7 +199,7 @@ Note = tuple[np.ndarray, float, float]
 
 @dataclass(frozen=True)
 class Song:
-    """What the instruments of a song share; `root` of the key is a MIDI note."""
+    """The common ground of a song's instruments; `root` of the key is a MIDI note."""
 
     rng: np.random.Generator
     rate: int

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.common.versions import SETS
 from data_prep.synthetic import parts
 from data_prep.synthetic.voices import Voice, make_voices, speak
 from data_prep.wsj0mix import manifests as wsj0mix
@@ -59,13 +60,12 @@ class Parameters:
                 f"num_spks={self.num_spks}, sample_rate={self.sample_rate}, "
                 f"seconds={self.seconds}: at least 2 talkers, 8000 Hz and 1 s"
             )
-        wanted = {
-            "train_voices": (self.train_voices, 1),
-            "valid_voices": (self.valid_voices, self.valid_mixtures),
-            "test_voices": (self.test_voices, self.test_mixtures),
-        }
-        for name, (voices, mixtures) in wanted.items():
-            utterances = self.utterances_per_voice**self.num_spks
+        utterances = self.utterances_per_voice**self.num_spks
+        for name, voices, mixtures in (
+            ("train_voices", self.train_voices, 1),
+            ("valid_voices", self.valid_voices, self.valid_mixtures),
+            ("test_voices", self.test_voices, self.test_mixtures),
+        ):
             possible = math.comb(voices, self.num_spks) * utterances
             if not 1 <= mixtures <= possible:
                 raise DataError(
@@ -82,7 +82,7 @@ class Parameters:
             for take in range(self.utterances_per_voice)
         ]
         waves = parts.in_threads(self._speak, takes)
-        spoken: dict[str, list[Utterance]] = {"tr": [], "cv": [], "tt": []}
+        spoken: dict[str, list[Utterance]] = {split: [] for split in SETS}
         for (split, name, _, take), wave_T in zip(takes, waves, strict=True):
             utterance = f"{name}c01{take:02d}"
             spoken[split].append((utterance, wave_T))
@@ -98,17 +98,13 @@ class Parameters:
 
     def split_voices(self) -> dict[str, list[tuple[str, Voice]]]:
         """Name the voices of each set by pitch, so that every set spans its range."""
-        counts = {
-            "tr": self.train_voices,
-            "cv": self.valid_voices,
-            "tt": self.test_voices,
-        }
+        counts = (self.train_voices, self.valid_voices, self.test_voices)
         places = sorted(
             ((k + 0.5) / count, split)
-            for split, count in counts.items()
+            for split, count in zip(SETS, counts, strict=True)
             for k in range(count)
         )
-        groups: dict[str, list[tuple[str, Voice]]] = {split: [] for split in counts}
+        groups: dict[str, list[tuple[str, Voice]]] = {split: [] for split in SETS}
         for number, voice in enumerate(make_voices(len(places), self.seed)):
             groups[places[number][1]].append((f"v{number:02d}", voice))
         return groups
@@ -116,8 +112,7 @@ class Parameters:
     def _speak(self, take: tuple[str, str, Voice, int]) -> np.ndarray:
         """Return an utterance as 16-bit samples, its length drawn within 15 %."""
         _, name, voice, number = take
-        counters = [self.seed, STREAM_SPEECH, int(name[1:]), number]
-        rng = np.random.default_rng(counters)
+        rng = np.random.default_rng([self.seed, STREAM_SPEECH, int(name[1:]), number])
         seconds = self.seconds * rng.uniform(0.85, 1.15)
         wave_T = speak(voice, seconds, self.sample_rate, rng)
         wave_T *= min(1.0, PEAK / np.abs(wave_T).max())
@@ -127,8 +122,7 @@ class Parameters:
 def generate(out: str | Path, parameters: Parameters) -> Path:
     """Make the corpus in `out`, unless it is there already, and return the folder.
 
-    The folder may hold an earlier corpus, which is replaced when its parameters differ.
-    A DataError says that it holds something else, or that the parameters do not fit.
+    An earlier corpus is replaced if its parameters differ.
     """
     return parts.make(out, parameters, "data_prep.synthetic.talkers")
 
@@ -163,7 +157,7 @@ def _choose(
 
     `count` None makes as few groups as hold every utterance.
     """
-    groups: dict[tuple[str, ...], list[Utterance]] = {}
+    groups: dict[frozenset[str], list[Utterance]] = {}
     while True:
         waiting = [utterances[k] for k in rng.permutation(len(utterances))]
         while waiting:
@@ -173,9 +167,9 @@ def _choose(
                     speakers = {name[:3] for name, _ in group}
                     if len(group) < num_spks and candidates[k][0][:3] not in speakers:
                         group.append(candidates[k])
-            used = {name for name, _ in group}
+            used = frozenset(name for name, _ in group)
             waiting = [item for item in waiting if item[0] not in used]
-            groups.setdefault(tuple(sorted(used)), group)
+            groups.setdefault(used, group)
             if len(groups) == count:
                 return list(groups.values())
         if count is None:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 
 FRAME_SECONDS = 0.008
-
 OVERLAP = 4  # frames under one window
 
 
@@ -78,15 +77,13 @@ ONSETS = _read_phones("""
 """)
 
 NO_ONSET = 0.12
-
 CODA = 0.35
-
 PAUSE = Phone(500, 1500, 2500, 0, 0, 220)
 
 
 @dataclass(frozen=True)
 class Voice:
-    """What tells one talker from another."""
+    """The traits that tell one talker from another."""
 
     pitch: float  # mean fundamental frequency in Hz
     tract: float  # formants relative to those of a man of mean height; a child: 1.3
@@ -99,8 +96,6 @@ class Voice:
 def make_voices(count: int, seed: int = 0) -> list[Voice]:
     """Return different voices that cover the range of adults evenly, low ones first.
 
-    Example
-    -------
     >>> [round(voice.pitch) for voice in make_voices(3)]
     [85, 146, 250]
     """

@@ -25,12 +25,8 @@ from data_prep.talkers.generate import generate
 from data_prep.talkers.manifests import prepare
 from modules.runtime.cli import run
 
-main = functools.partial(
-    run,
-    "python -m data_prep.talkers",
-    __doc__,
-    {"generate": generate, "prepare": prepare},
-)
+NAME = "python -m data_prep.talkers"
+main = functools.partial(run, NAME, __doc__, {"generate": generate, "prepare": prepare})
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,14 +4,14 @@ Legend: S source, T sample.
 """
 
 import functools
-import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.common.jobs import claim_folder, make_all
+from data_prep.common.jobs import claim_folder, digest_of, make_all
 from data_prep.common.layout import SPLITS
 from data_prep.talkers.manifests import MIXTURE, NOISY_MIXTURE, SPEAKERS
 from modules.audio.io import check_samples, read_header, read_stereo, write_wave
@@ -49,7 +49,9 @@ def generate(
     seed: int = 0,
     workers: int | None = None,
 ) -> Path:
-    """Make a data set from recordings of single people; the same command continues.
+    """Make a data set from recordings of single people; return its folder, `out`.
+
+    The same call again continues.
 
     Arguments
     ---------
@@ -70,23 +72,12 @@ def generate(
     seconds : float
         Length of a mixture; it is shorter where a recording is.
     speaker_rule : str
-        What names the person in a file: "folder" (the one it lies in), "wsj0",
+        The name of the person in a file: "folder" (the one it lies in), "wsj0",
         "librispeech", or "auto", see `UtterancePool.scan`.
     seed : int
         Decides everything that is drawn.
     workers : int | None
         Number of processes, which does not change the files; None: one for each core.
-
-    Returns
-    -------
-    Path
-        `out`.
-
-    Raises
-    ------
-    DataError
-        There are too few people or noises, no file can be used, or `out` holds
-        something else; the message names it.
     """
     numbers = (train_mixtures, valid_mixtures, test_mixtures)
     if min(num_spks, sample_rate, seconds, *numbers) <= 0:
@@ -97,7 +88,7 @@ def generate(
     people = _divide(pool.speakers, num_spks, seed, f"{speakers}: speakers")
     pools = {split: _named(pool, names) for split, names in people.items()}
     noises = _divide_noises(noise, seed) if noise else {split: [] for split in SPLITS}
-    files = sorted(path for of_split in noises.values() for path in of_split)
+    files = sorted(itertools.chain(*noises.values()))
     content = [
         *([u.name, u.frames, u.level_db] for us in pool.by_speaker for u in us),
         *([path.name, path.stat().st_size] for path in files),
@@ -109,7 +100,7 @@ def generate(
         "mixtures": list(numbers),
         "seconds": seconds,
         "seed": seed,
-        "recordings": hashlib.sha256(repr(content).encode()).hexdigest()[:16],
+        "recordings": digest_of(repr(content)),
     }
     claim_folder(out, settings)
     for split in SPLITS:
@@ -187,7 +178,7 @@ def _convert(
         split: [(path, folder / split / f"{k:05d}.wav") for k, path in enumerate(paths)]
         for split, paths in noises.items()
     }
-    todo = [job for of_split in jobs.values() for job in of_split]
+    todo = list(itertools.chain(*jobs.values()))
     make = functools.partial(_convert_one, sample_rate)
     if todo:
         make_all(make, todo, lambda job: [job[1]], workers, "noises")
@@ -220,9 +211,9 @@ def _link(pool: UtterancePool, folder: Path) -> None:
 def _outputs(out: Path, datasets: dict[str, DynamicMixing], job: Job) -> list[Path]:
     """List the files of some mixtures; the table of who speaks in them comes last."""
     split, block = job
-    sources = [f"s{k + 1}" for k in range(datasets[split].num_spks)]
-    noisy = [NOISY_MIXTURE, *sources, "noise"]
-    parts = noisy if datasets[split].noises else [MIXTURE, *sources]
+    parts = [f"s{k + 1}" for k in range(datasets[split].num_spks)]
+    noisy = [NOISY_MIXTURE, *parts, "noise"]
+    parts = noisy if datasets[split].noises else [MIXTURE, *parts]
     waves = [out / split / part / f"{k:05d}.wav" for k in block for part in parts]
     return [*waves, out / split / "utterances" / f"{block.start:05d}.csv"]
 

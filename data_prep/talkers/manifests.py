@@ -7,14 +7,8 @@ from data_prep.common.layout import SPLITS, Layout, find_parts
 from modules.runtime.errors import DataError
 
 MIXTURE, NOISY_MIXTURE = "mix_clean", "mix_both"
-
-LAYOUT = (
-    Layout(
-        {split: split for split in SPLITS},
-        {MIXTURE: ("s#",), NOISY_MIXTURE: ("s#", "noise")},
-        versioned=False,
-    ),
-)
+MIXTURES = {MIXTURE: ("s#",), NOISY_MIXTURE: ("s#", "noise")}
+LAYOUT = (Layout({split: split for split in SPLITS}, MIXTURES, versioned=False),)
 
 # Table of the people in each set; written last, so that its folder is complete.
 SPEAKERS = "speakers.csv"

@@ -50,7 +50,7 @@ def verify(
     workers : int | None
         Threads that read; None: as many as suit the files.
     requirements : Requirements
-        What is wanted of stems.
+        Requirements of stems.
     """
     return sum(
         verify_folder(path, layout, workers, requirements)
@@ -79,9 +79,8 @@ def verify_folder(
 ) -> int:
     """List the faults of a data set's folder; return how many."""
     layout, rows = find_rows(Path(folder).absolute(), layout, requirements.sources)
-    of_stems = rows[0].channels != 1
-    report = StemsReport(requirements) if of_stems else None
-    named = {row.id: row for row in (rows if of_stems else _with_rates(rows))}
+    report = StemsReport(requirements) if rows[0].channels != 1 else None
+    named = {row.id: row for row in (rows if report else _with_rates(rows))}
     check = report.check if report else row_faults
     found = verify_rows(named, workers, Path(folder).name, check)
     count = _print_faults(found, once=True)
@@ -95,10 +94,10 @@ def verify_folder(
 def verify_rows(
     rows: Mapping[str, Row], workers: int | None, desc: str, check: Check = row_faults
 ) -> Iterator[tuple[str, Fault]]:
-    """Read the audio of rows with several threads and a progress bar.
+    """Yield the faults of rows in order, each with the name of its row.
 
-    `rows` are named as messages call them; `check` finds the faults of a row. Faults
-    are yielded in the order of the rows, each with the name of its row.
+    `rows` are named as messages call them; `check`, which finds the faults of a row,
+    runs in several threads.
     """
     # Long files in blocks keep the processor busy, short ones wait for the disk.
     stems = any(row.channels != 1 for row in rows.values())
@@ -120,11 +119,10 @@ def _print_faults(found: Iterator[tuple[str, Fault]], once: bool = False) -> int
     """
     count, known = 0, set()
     for place, fault in found:
-        if once and fault.text in known:
-            continue
-        known.add(fault.text)
-        tqdm.write(f"{place}: {fault.text}", file=sys.stdout)
-        count += 1
+        if not once or fault.text not in known:
+            known.add(fault.text)
+            tqdm.write(f"{place}: {fault.text}", file=sys.stdout)
+            count += 1
     return count
 
 
@@ -135,9 +133,7 @@ def _with_rates(rows: list[Row]) -> list[Row]:
         rates = Counter(threads.map(_read_rate, unknown))
     rates.pop(0, None)
     common = max(rates, key=rates.__getitem__, default=0)
-    return [
-        row if row.sample_rate else replace(row, sample_rate=common) for row in rows
-    ]
+    return [replace(row, sample_rate=row.sample_rate or common) for row in rows]
 
 
 def _read_rate(path: str) -> int:

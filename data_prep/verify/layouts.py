@@ -26,7 +26,6 @@ from modules.data.manifest import Row
 from modules.runtime.errors import DataError
 
 STEMS = "stems"
-
 Layouts = tuple[Layout | Tracks, ...]
 
 
@@ -61,20 +60,9 @@ def find_rows(
 ) -> tuple[str, list[Row]]:
     """Return the name of a folder's layout, and a row for each mixture or track.
 
-    Arguments
-    ---------
-    folder : Path
-        A data set's folder.
-    layout : str | None
-        A data set of `data_prep`, "stems", or any module that has `LAYOUT`; None finds
-        it by looking.
-    sources : Sequence[str]
-        Names of stems, where the layout is that of stems; none: found by looking.
-
-    Raises
-    ------
-    DataError
-        The folder does not exist, nothing is found in it, or several layouts fit.
+    `layout` is a data set of `data_prep`, "stems", or any module that has `LAYOUT`,
+    `sources` the names of stems; both are found by looking if not given. A DataError
+    says that nothing is found in the folder, or that several layouts fit.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: does not exist or is no folder")
@@ -132,16 +120,15 @@ def _rows_of_version(
     def exists(part: str) -> bool:
         return any((split / part).is_dir() for split in splits)
 
-    numbers = range(1, MOST_TALKERS + 1)
     for mixture in filter(exists, layout.mixtures):
         fixed = set(layout.mixtures[mixture])
-        heard = [
+        talkers = [
             number
-            for number in numbers
+            for number in range(1, MOST_TALKERS + 1)
             if any(map(exists, {*layout.summands(mixture, [number])} - fixed))
         ]
         for split in splits:
-            parts = layout.parts(split, mixture, heard or [1])
+            parts = layout.parts(split, mixture, talkers or [1])
             listing = {
                 place: list_audio(place) if place.is_dir() else {}
                 for place in parts.folders

@@ -25,16 +25,13 @@ from modules.runtime.errors import AudioError
 CLIPPED_SAMPLES = 3
 
 FULL_SCALE = 0.999
-
 BLOCK_SECONDS = 10
-
 Files = Mapping[str, AudioFile]
-
 Waves = dict[str, np.ndarray]
 
 
 class Fault(NamedTuple):
-    """What is wrong with a file; `kind` sorts it, `text` is one line and names it."""
+    """A fault of a file; `kind` sorts it, `text` is one line and names the file."""
 
     kind: str
     text: str
@@ -43,12 +40,8 @@ class Fault(NamedTuple):
 def row_faults(row: Row, observe: Callable[[Waves], None] | None = None) -> list[Fault]:
     """Return all that is wrong with the files of a row.
 
-    Arguments
-    ---------
-    row : Row
-        `duration` 0 leaves the length open: the files must agree with the mixture.
-    observe : Callable | None
-        Is given every block of samples, {path: [T, C]}.
+    A row of `duration` 0 leaves the length open: the files must agree with the mixture.
+    `observe` is given every block of samples, {path: [T, C]}.
     """
     faults: list[Fault] = []
     with ExitStack() as stack:
@@ -57,9 +50,9 @@ def row_faults(row: Row, observe: Callable[[Waves], None] | None = None) -> list
             try:
                 files[path] = stack.enter_context(open_audio(path))
             except AudioError as error:
-                exists = os.path.exists(path)
+                fault = Fault("unreadable", str(error))
                 missing = Fault("missing", f"{path} is missing")
-                faults.append(Fault("unreadable", str(error)) if exists else missing)
+                faults.append(fault if os.path.exists(path) else missing)
         expected, saying = _expected_frames(row, files)
         for path, file in files.items():
             for kind, text in _header_faults(row, file, expected, saying):
@@ -102,7 +95,7 @@ def _header_faults(
 
 
 class _Heard:
-    """What the samples of a file have shown so far."""
+    """Running statistics of the samples of a file."""
 
     def __init__(self) -> None:
         self.low, self.high, self.clipped, self.frames = 0.0, 0.0, 0, 0

@@ -24,11 +24,12 @@ from modules.audio.levels import active_level_db
 from modules.data.manifest import Row
 
 DEPTHS = {"PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 64}
+BROKEN = ("missing", "unreadable", "truncated", "empty", "non-finite", "level")
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What is wanted of a set of stems; each field is an option of the command.
+    """The requirements of a set of stems; each field is an option of the command.
 
     Arguments
     ---------
@@ -74,7 +75,7 @@ USUAL = Requirements()
 
 
 class Figures(NamedTuple):
-    """What the files of a track are."""
+    """Length, rates, depths and level of the files of a track."""
 
     seconds: float
     rates: frozenset[int]
@@ -104,7 +105,7 @@ class StemsReport:
         mono: list[np.ndarray] = [np.zeros(0)]
 
         def observe(waves: Waves) -> None:
-            """Keep the mixture, or the sum where there is none."""
+            """Keep the mixture, or else the sum of the stems."""
             chosen = [waves[row.mixture]] if row.mixture in waves else waves.values()
             shortest = min(map(len, chosen), default=0)
             mono.append(sum(wave[:shortest].mean(1) for wave in chosen))
@@ -150,14 +151,12 @@ class StemsReport:
         for name, wanted, found, faults in self._lines(rows):
             if isinstance(faults, int):
                 whole_set += faults
-                count = faults
             else:
-                count = sum(kinds[kind] for kind in faults)
-            table.append((name, wanted, found, str(count or "none")))
+                faults = sum(kinds[kind] for kind in faults)
+            table.append((name, wanted, found, str(faults or "none")))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         for line in table:
-            cells = map(str.ljust, line, widths)
-            print("  ".join(cells).rstrip())
+            print("  ".join(map(str.ljust, line, widths)).rstrip())
         return whole_set
 
     def _lines(self, rows: Sequence[Row]) -> Iterator[Line]:
@@ -165,9 +164,8 @@ class StemsReport:
         wanted, figures = self.wanted, self.figures.values()
         files = sum(len(row.files) for row in rows)
         names = ", ".join(Path(path).stem for path in rows[0].sources)
-        broken = ("missing", "unreadable", "truncated", "empty", "non-finite", "level")
-        yield Line("whole files", names, f"{files} files", broken)
-        aligned = ("length", "channels")
+        yield Line("whole files", names, f"{files} files", BROKEN)
+        aligned = ["length", "channels"]
         yield Line("aligned stems", "equal lengths, stereo", "", aligned)
         mixed = sum(1 for row in rows if row.mixture)
         within = f"within {round(SUM_TOLERANCE * 2**15)} LSB of 16 bits"
@@ -176,9 +174,8 @@ class StemsReport:
         yield Line("clipping", "none", "", ["clipped"])
         yield Line("silence", "no silent file", "", ["silent"])
         lengths = [figure.seconds for figure in figures] or [0.0]
-        found = (
-            f"{min(lengths):.1f} to {max(lengths):.1f} s, {sum(lengths) / 60:.1f} min"
-        )
+        minutes = sum(lengths) / 60
+        found = f"{min(lengths):.1f} to {max(lengths):.1f} s, {minutes:.1f} min"
         yield Line("durations", wanted.lengths, found, ["duration"])
         rates = Counter(rate for figure in figures for rate in figure.rates)
         yield Line("sample rate", wanted.one_rate, _counted(rates, "Hz"), ["rate"])
@@ -201,18 +198,13 @@ class StemsReport:
 
     def _spread(self) -> tuple[float, str]:
         """Return the spread of loudness in dB, and which tracks are at its ends."""
-        levels = {
-            name: figure.level_db
-            for name, figure in self.figures.items()
-            if np.isfinite(figure.level_db)
-        }
+        named = [(figure.level_db, name) for name, figure in self.figures.items()]
+        levels = [pair for pair in named if np.isfinite(pair[0])]
         if not levels:
             return 0.0, "no sound"
-        low = min(levels, key=levels.__getitem__)
-        high = max(levels, key=levels.__getitem__)
-        spread = levels[high] - levels[low]
-        ends = f"{low} {levels[low]:.1f} to {high} {levels[high]:.1f} dBFS"
-        return spread, f"{spread:.1f} dB: {ends}"
+        (low, softest), (high, loudest) = min(levels), max(levels)
+        ends = f"{softest} {low:.1f} to {loudest} {high:.1f} dBFS"
+        return high - low, f"{high - low:.1f} dB: {ends}"
 
 
 def _counted(counts: Mapping[int, int], unit: str) -> str:

@@ -15,12 +15,8 @@ from data_prep.wham.generate import generate
 from data_prep.wham.manifests import prepare
 from modules.runtime.cli import run
 
-main = functools.partial(
-    run,
-    "python -m data_prep.wham",
-    __doc__,
-    {"prepare": prepare, "generate": generate},
-)
+NAME = "python -m data_prep.wham"
+main = functools.partial(run, NAME, __doc__, {"prepare": prepare, "generate": generate})
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,7 +16,6 @@ Legend: S source, T sample.
 """
 
 import functools
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,26 +24,18 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import resample_poly
 
-from data_prep.common.jobs import claim_folder, make_all
+from data_prep.common.jobs import claim_folder, digest_of, make_all
 from data_prep.common.versions import (
     NOISE_RATE,
     SETS,
     check_versions,
     files_of,
-    folder_of,
     frames_of,
     mixture_lengths,
     read_left,
 )
+from data_prep.wham import noise
 from data_prep.wham.manifests import WHAM
-from data_prep.wham.noise import (
-    COLUMNS,
-    Placement,
-    draw_placements,
-    extend,
-    published_placements,
-    read_placements,
-)
 from data_prep.wham.scales import Scales, read_scales
 from modules.audio.io import write_wave
 from modules.audio.levels import loudness_db
@@ -53,7 +44,6 @@ from modules.runtime.files import write_text
 from modules.runtime.tables import table_text
 
 PARTS = (*WHAM.mixtures, "s1", "s2", "noise")
-
 PEAK = 0.95
 
 
@@ -62,8 +52,7 @@ class Mixture:
     """One mixture in all versions, with the published scales if there are any."""
 
     split: str
-    name: str
-    placement: Placement
+    placement: noise.Placement
     scales: Scales | None
 
 
@@ -77,7 +66,9 @@ def generate(
     placement: str | Path | None = None,
     workers: int | None = None,
 ) -> int:
-    """Make WHAM! from WSJ0-2mix and noise; the same call again continues.
+    """Make WHAM! from WSJ0-2mix and noise; return the number of mixtures made.
+
+    The others were there already: the same call again continues.
 
     Arguments
     ---------
@@ -96,16 +87,6 @@ def generate(
         Folder of `placement_{tr,cv,tt}.csv` to use instead of drawing.
     workers : int | None
         Number of processes, which does not change the files; None: one for each core.
-
-    Returns
-    -------
-    int
-        Number of mixtures made; the others were there already.
-
-    Raises
-    ------
-    DataError
-        A folder or file is missing or cannot be used; the message names it.
     """
     wsj0mix, wham_noise = Path(wsj0mix).absolute(), Path(wham_noise).absolute()
     versions = check_versions(sample_rates, modes)
@@ -122,33 +103,28 @@ def generate(
         scales = read_scales(path, lengths, versions) if exact else {}
         if placement is not None:
             table = Path(placement) / f"placement_{split}.csv"
-            placements = read_placements(table, lengths)
+            placements = noise.read_placements(table, lengths)
         elif exact:
-            placements = published_placements(wham_noise / split, scales)
+            placements = noise.published_placements(wham_noise / split, scales)
         else:
-            placements = draw_placements(wham_noise / split, lengths, seed)
-        tables[split] = table_text(COLUMNS, placements)
-        mixtures += [
-            Mixture(split, p.utterance_id, p, scales.get(p.utterance_id))
-            for p in placements
-        ]
-    digest = hashlib.sha256("".join(tables.values()).encode()).hexdigest()[:16]
-    out = claim_folder(
-        Path(out).absolute(),
-        {
-            "set": "wham",
-            "sample_rates": sorted(set(sample_rates)),
-            "modes": sorted(set(modes)),
-            "scales": "published" if exact else "by loudness",
-            "placement": digest,
-        },
-    )
+            placements = noise.draw_placements(wham_noise / split, lengths, seed)
+        tables[split] = table_text(noise.COLUMNS, placements)
+        mixtures += [Mixture(split, p, scales.get(p.utterance_id)) for p in placements]
+    settings = {
+        "set": "wham",
+        "sample_rates": sorted(set(sample_rates)),
+        "modes": sorted(set(modes)),
+        "scales": "published" if exact else "by loudness",
+        "placement": digest_of("".join(tables.values())),
+    }
+    out = claim_folder(Path(out).absolute(), settings)
     for split, text in tables.items():
         write_text(out / "metadata" / f"placement_{split}.csv", text)
     make = functools.partial(_make, wsj0mix, wham_noise, out, versions)
 
     def outputs(mixture: Mixture) -> list[Path]:
-        return files_of(out, versions, mixture.split, PARTS, mixture.name)
+        name = mixture.placement.utterance_id
+        return files_of(out, versions, mixture.split, PARTS, name)
 
     return make_all(make, mixtures, outputs, workers, "WHAM!")
 
@@ -161,20 +137,16 @@ def _make(
     mixture: Mixture,
 ) -> None:
     """Write one mixture in all versions."""
-    place = mixture.placement
-    noise_file = wham_noise / mixture.split / place.noise_file
+    split, place = mixture.split, mixture.placement
+    noise_file = wham_noise / split / place.noise_file
     frames = min(frames_of(noise_file, NOISE_RATE), place.noise_frames)
     recording_T = read_left(noise_file, NOISE_RATE, place.noise_start, frames)
-    recording_T = extend(recording_T, place.noise_frames, NOISE_RATE)
-    noises = {
-        rate: resample_poly(recording_T, rate, NOISE_RATE) for rate, _ in versions
-    }
+    recording_T = noise.extend(recording_T, place.noise_frames, NOISE_RATE)
+    rates = {rate for rate, _ in versions}
+    noises = {rate: resample_poly(recording_T, rate, NOISE_RATE) for rate in rates}
     for rate, mode in versions:
-        folder = folder_of(rate, mode)
-        paths = [
-            wsj0mix / folder / mixture.split / part / f"{mixture.name}.wav"
-            for part in ("s1", "s2")
-        ]
+        version = [(rate, mode)]
+        paths = files_of(wsj0mix, version, split, ("s1", "s2"), place.utterance_id)
         src_ST = read_sources(paths, rate)
         start = place.speech_start * rate // NOISE_RATE
         under_T = noises[rate][start : start + src_ST.shape[1]]
@@ -185,21 +157,19 @@ def _make(
             )
         if mixture.scales:
             speech_gain, noise_gain = mixture.scales.by_version[rate, mode]
-            headroom = 1.0
         else:
-            speech_gain = 10 ** (place.snr_db / 20) * level_ratio(
-                (noise_file, under_T), (paths[0], src_ST[0]), rate
-            )
-            noise_gain, headroom = 1.0, PEAK
+            ratio = level_ratio((noise_file, under_T), (paths[0], src_ST[0]), rate)
+            speech_gain, noise_gain = 10 ** (place.snr_db / 20) * ratio, 1.0
         if mode == "max":
             after = len(noises[rate]) - start - src_ST.shape[1]
             src_ST, under_T = np.pad(src_ST, ((0, 0), (start, after))), noises[rate]
         waves = mix(speech_gain * src_ST, noise_gain * under_T)
         peak = max(np.abs(wave_T).max() for wave_T in waves.values())
-        scale = min(1.0, headroom / peak) if not mixture.scales else 1.0
-        for part, wave_T in waves.items():
-            path = out / folder / mixture.split / part / f"{mixture.name}.wav"
-            write_wave(path, (scale * wave_T).astype(np.float32), rate, "FLOAT")
+        scale = 1.0 if mixture.scales else min(1.0, PEAK / peak)
+        paths = files_of(out, version, split, PARTS, place.utterance_id)
+        for part, path in zip(PARTS, paths, strict=True):
+            wave_T = (scale * waves[part]).astype(np.float32)
+            write_wave(path, wave_T, rate, "FLOAT")
 
 
 def read_sources(paths: Sequence[Path], sample_rate: int) -> np.ndarray:

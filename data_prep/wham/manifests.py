@@ -6,15 +6,12 @@ from data_prep.common.folders import write_manifests
 from data_prep.common.layout import Layout, find_parts
 from data_prep.common.versions import WSJ0_SPLITS
 
-WHAM = Layout(
-    WSJ0_SPLITS,
-    {
-        "mix_clean": ("s1", "s2"),
-        "mix_single": ("s1", "noise"),
-        "mix_both": ("s1", "s2", "noise"),
-    },
-)
-
+MIXTURES = {
+    "mix_clean": ("s1", "s2"),
+    "mix_single": ("s1", "noise"),
+    "mix_both": ("s1", "s2", "noise"),
+}
+WHAM = Layout(WSJ0_SPLITS, MIXTURES)
 LAYOUT = (WHAM,)
 
 
@@ -27,6 +24,8 @@ def prepare(
     task: str = "mix_both",
 ) -> dict[str, str]:
     """Write train, valid and test manifests; leave them alone if nothing changed.
+
+    Result and errors are those of `data_prep.wsj0mix.prepare`.
 
     Arguments
     ---------
@@ -41,17 +40,6 @@ def prepare(
     task : str
         "mix_both": two speakers in noise; "mix_single": the first in noise;
         "mix_clean": two without noise, the manifest's column `noise` is then empty.
-
-    Returns
-    -------
-    dict[str, str]
-        Paths of the manifests under the keys train, valid and test.
-
-    Raises
-    ------
-    DataError
-        A wrong argument; a folder or file is missing, unreadable or of another rate
-        or length than its mixture; the message names it.
     """
     WHAM.check_task(task, num_spks)
     splits = find_parts(LAYOUT, data_folder, num_spks, sample_rate, mode, task)

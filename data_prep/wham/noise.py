@@ -17,9 +17,7 @@ from modules.runtime.randomness import named_rng
 from modules.runtime.tables import read_table
 
 SNR_DB = (-3.0, 6.0)
-
 MOST_LEAD_SECONDS = 2.0
-
 FADE_SECONDS = 1.0
 
 
@@ -76,13 +74,11 @@ def draw_placements(
 
 def published_placements(folder: Path, scales: dict[str, Scales]) -> list[Placement]:
     """Place each mixture in the recording of its name, whole."""
-    placements = []
-    for name, scale in scales.items():
-        frames = frames_of(folder / f"{name}.wav", NOISE_RATE)
-        placements.append(
-            Placement(name, f"{name}.wav", 0, frames, scale.speech_start, math.nan)
-        )
-    return placements
+    frames = {name: frames_of(folder / f"{name}.wav", NOISE_RATE) for name in scales}
+    return [
+        Placement(name, f"{name}.wav", 0, frames[name], scale.speech_start, math.nan)
+        for name, scale in scales.items()
+    ]
 
 
 def read_placements(path: Path, lengths: dict[str, int]) -> list[Placement]:
@@ -104,8 +100,6 @@ def read_placements(path: Path, lengths: dict[str, int]) -> list[Placement]:
 def extend(noise_T: np.ndarray, frames: int, sample_rate: int) -> np.ndarray:
     """Repeat noise with cross-fades of a second (of equal power) until it is long.
 
-    Example
-    -------
     >>> len(extend(np.ones(40000), 100000, 16000))
     100000
     """

@@ -2,8 +2,7 @@
 
 Its arrays have an entry for each mixture: `utterance_id`, `speech_start_sample_16k`,
 and for each version such as 8k_min the gains `scaling_wham_speech_8k_min` and
-`scaling_wham_noise_8k_min`. Its gains from WSJ0 to WSJ0-2mix are not needed: speech is
-taken from WSJ0-2mix.
+`scaling_wham_noise_8k_min`. The gains from WSJ0 to WSJ0-2mix are not needed here.
 """
 
 import itertools
@@ -64,22 +63,18 @@ def read_scales(
 ) -> dict[str, Scales]:
     """Return the scales of the named mixtures, for each pair of rate and mode.
 
-    Nothing in the file is executed. A DataError says that it cannot be read, or which
-    array or mixture it lacks.
+    Nothing in the file is executed. A DataError names what it lacks.
     """
+    kinds = ("speech", "noise")
     keys = {
-        version: [
-            f"scaling_wham_{kind}_{version[0] // 1000}k_{version[1]}"
-            for kind in ("speech", "noise")
-        ]
-        for version in versions
+        (rate, mode): [f"scaling_wham_{kind}_{rate // 1000}k_{mode}" for kind in kinds]
+        for rate, mode in versions
     }
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            wanted = ["utterance_id", STARTS, *itertools.chain(*keys.values())]
-            missing = [key for key in wanted if key not in arrays.files]
-            if missing:
-                raise DataError(f"{path}: has no array {missing[0]!r}")
+            for key in ("utterance_id", STARTS, *itertools.chain(*keys.values())):
+                if key not in arrays.files:
+                    raise DataError(f"{path}: has no array {key!r}")
             gains = {
                 version: [np.asarray(arrays[key], np.float64) for key in pair]
                 for version, pair in keys.items()

@@ -17,11 +17,9 @@ from data_prep.whamr.manifests import prepare
 from data_prep.whamr.pool import make_pool
 from modules.runtime.cli import run
 
+NAME = "python -m data_prep.whamr"
 main = functools.partial(
-    run,
-    "python -m data_prep.whamr",
-    __doc__,
-    {"prepare": prepare, "generate": generate, "pool": make_pool},
+    run, NAME, __doc__, {"prepare": prepare, "generate": generate, "pool": make_pool}
 )
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Generate WHAMR! from WHAM!: the same mixtures, heard in simulated rooms.
+r"""Generate WHAMR! from WHAM!: the same mixtures, heard in simulated rooms.
 
     python -m data_prep.whamr generate --wham=/data/wham --out=/data/whamr \
         [--rooms=FOLDER] [--sample_rates 8000 16000] [--modes min max] [--workers=8]
@@ -13,25 +13,24 @@ in the folders of WHAM!. "anechoic" is the direct path alone, so it has the dela
 reverberant source, and it has the energy that the source has in WHAM!; "reverb" has the
 same gain. There is one channel, the left microphone.
 
-To simulate a room takes about 0.3 s of one core (`modules/audio/rooms.py`), most of a
-mixture's time; mixtures are shared among the workers.
+To simulate a room takes about 0.3 s of one core, most of a mixture's time.
 
 Legend: S source, T sample.
 """
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy.signal import oaconvolve, resample_poly
 
-from data_prep.common.jobs import claim_folder, make_all
+from data_prep.common.jobs import claim_folder, digest_of, make_all
 from data_prep.common.versions import (
     NOISE_RATE,
     SETS,
     check_versions,
+    files_of,
     folder_of,
     mixture_lengths,
     read_left,
@@ -46,7 +45,6 @@ from modules.runtime.files import write_text
 
 PARTS = (*(f"{part}_{kind}" for kind in KINDS for part in SPOKEN), "noise")
 
-
 # A job: the split of a mixture, and its room.
 Job = tuple[str, Placed]
 
@@ -60,7 +58,9 @@ def generate(
     seed: int = 0,
     workers: int | None = None,
 ) -> int:
-    """Put WHAM! into rooms; the same command again continues.
+    """Put WHAM! into rooms; return the number of mixtures made.
+
+    The others were there already: the same call again continues.
 
     Arguments
     ---------
@@ -76,16 +76,6 @@ def generate(
         Decides, with the name of a mixture, the room that is drawn for it.
     workers : int | None
         Number of processes, which does not change the files; None: one for each core.
-
-    Returns
-    -------
-    int
-        Number of mixtures made; the others were there already.
-
-    Raises
-    ------
-    DataError
-        A folder or file is missing or cannot be used; the message names it.
     """
     source = Path(wham).absolute()
     versions = check_versions(sample_rates, modes)
@@ -107,30 +97,22 @@ def generate(
         print(f"{split}: {len(names)} rooms from {table or f'seed {seed}'}")
         texts[split] = table_of(placed)
         jobs += [(split, room) for room in placed]
-    out = claim_folder(
-        Path(out).absolute(),
-        {
-            "set": "whamr",
-            "sample_rates": sorted(set(sample_rates)),
-            "modes": sorted(set(modes)),
-            "rooms": hashlib.sha256("".join(texts.values()).encode()).hexdigest()[:16],
-        },
-    )
+    settings = {
+        "set": "whamr",
+        "sample_rates": sorted(set(sample_rates)),
+        "modes": sorted(set(modes)),
+        "rooms": digest_of("".join(texts.values())),
+    }
+    out = claim_folder(Path(out).absolute(), settings)
     for split, text in texts.items():
         write_text(out / "metadata" / f"reverb_params_{split}.csv", text)
     make = functools.partial(_make, source, out, versions)
-    outputs = functools.partial(_outputs, out, versions)
+
+    def outputs(job: Job) -> list[Path]:
+        split, placed = job
+        return files_of(out, versions, split, PARTS, placed.utterance_id)
+
     return make_all(make, jobs, outputs, workers, "WHAMR!")
-
-
-def _outputs(out: Path, versions: Sequence[tuple[int, str]], job: Job) -> list[Path]:
-    """List the files of a mixture in all versions."""
-    split, placed = job
-    return [
-        out / folder_of(*version) / split / part / f"{placed.utterance_id}.wav"
-        for version in versions
-        for part in PARTS
-    ]
 
 
 def _make(
@@ -156,8 +138,7 @@ def _make(
             paths = [place / f"s{k}" / name for k in (1, 2)]
             src_ST = read_sources(paths, rate)
             noise_T = read_left(place / "noise" / name, rate)
-            waves = in_room(paths, src_ST, noise_T, heard, rate)
-            for part, wave_T in waves.items():
+            for part, wave_T in in_room(paths, src_ST, noise_T, heard, rate).items():
                 path = out / folder / split / part / name
                 write_wave(path, wave_T.astype(np.float32), rate, "FLOAT")
 

@@ -9,21 +9,14 @@ from data_prep.wham.manifests import WHAM
 from modules.runtime.errors import DataError
 
 KINDS = ("anechoic", "reverb")
-
 SPOKEN = (*WHAM.mixtures, "s1", "s2")
 
-LAYOUT = (
-    replace(
-        WHAM,
-        mixtures={
-            f"{mixture}_{kind}": tuple(
-                part if part == NOISE else f"{part}_{kind}" for part in parts
-            )
-            for mixture, parts in WHAM.mixtures.items()
-            for kind in KINDS
-        },
-    ),
-)
+MIXTURES = {
+    f"{mixture}_{kind}": tuple(p if p == NOISE else f"{p}_{kind}" for p in parts)
+    for mixture, parts in WHAM.mixtures.items()
+    for kind in KINDS
+}
+LAYOUT = (replace(WHAM, mixtures=MIXTURES),)
 
 
 def prepare(
@@ -38,26 +31,16 @@ def prepare(
 ) -> dict[str, str]:
     """Write train, valid and test manifests; leave them alone if nothing changed.
 
+    Result, errors and the other arguments are those of `data_prep.wham.prepare`.
+
     Arguments
     ---------
-    data_folder, save_folder, num_spks, sample_rate, mode, task
-        As in `data_prep.wham.prepare`.
     mixture : str
-        What is heard: "reverb" or "anechoic".
+        The input: "reverb" or "anechoic".
     targets : str
-        What is wanted, in training, validation and test alike: "anechoic" or "reverb".
-        Anechoic targets of a reverberant mixture do not add up to it; the manifest
-        names the reverberant sources, which do, as images.
-
-    Returns
-    -------
-    dict[str, str]
-        Paths of the manifests under the keys train, valid and test.
-
-    Raises
-    ------
-    DataError
-        As in `data_prep.wham.prepare`; reverberant targets of an anechoic mixture.
+        The targets of training, validation and test: "anechoic" or, of a reverberant
+        mixture, "reverb". Anechoic targets of a reverberant mixture do not add up to
+        it; the manifest names the reverberant sources, which do, as images.
     """
     WHAM.check_task(task, num_spks)
     for name, value in (("mixture", mixture), ("targets", targets)):
@@ -65,8 +48,6 @@ def prepare(
             raise DataError(f"{name} is {value!r}, expected {' or '.join(KINDS)}")
     if (mixture, targets) == ("anechoic", "reverb"):
         raise DataError("targets is 'reverb', but nobody can hear that in 'anechoic'")
-    splits = find_parts(
-        *(LAYOUT, data_folder, num_spks, sample_rate, mode),
-        *(f"{task}_{mixture}", f"{task}_{targets}"),
-    )
+    heard, wanted = f"{task}_{mixture}", f"{task}_{targets}"
+    splits = find_parts(LAYOUT, data_folder, num_spks, sample_rate, mode, heard, wanted)
     return write_manifests(splits, save_folder, sample_rate, "whamr")

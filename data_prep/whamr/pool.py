@@ -43,16 +43,6 @@ def make_pool(
         Decides the rooms, which differ from those of `generate`.
     workers : int | None
         Number of processes, which does not change the file; None: one for each core.
-
-    Returns
-    -------
-    Path
-        The file.
-
-    Raises
-    ------
-    DataError
-        A number is below 1, or `out` is no `.npz` or exists.
     """
     out = Path(out).absolute()
     if rooms < 1 or sample_rate < 1:
@@ -63,12 +53,9 @@ def make_pool(
         raise DataError(f"{out}: the name of a pool ends in .npz")
     if out.exists():
         raise DataError(f"{out}: is there already; give another name or remove it")
-    parts = claim_folder(
-        out.with_name(f"{out.name}.parts"),
-        {"set": "rooms", "rooms": rooms, "sample_rate": sample_rate, "seed": seed},
-    )
+    content = {"rooms": rooms, "sample_rate": sample_rate, "seed": seed}
+    parts = claim_folder(out.with_name(f"{out.name}.parts"), {"set": "rooms"} | content)
     blocks = [range(k, min(k + BLOCK, rooms)) for k in range(0, rooms, BLOCK)]
-
     paths = {block: parts / f"{block.start:08d}.npz" for block in blocks}
     make = functools.partial(_make_block, parts, sample_rate, seed)
     make_all(make, blocks, lambda block: [paths[block]], workers, f"{BLOCK} rooms")

@@ -25,15 +25,9 @@ COLUMNS = (
 )
 
 RT60_RANGES = {"low": (0.1, 0.3), "medium": (0.2, 0.6), "high": (0.4, 1.0)}
-
-RT60_SHARES = {
-    "tr": (0.0, 0.46, 0.54),
-    "cv": (0.0, 0.46, 0.54),
-    "tt": (0.06, 0.36, 0.58),
-}
-
+CV_SHARES = (0.0, 0.46, 0.54)
+RT60_SHARES = {"tr": CV_SHARES, "cv": CV_SHARES, "tt": (0.06, 0.36, 0.58)}
 SPACINGS = (0.15, 0.16, 0.17)
-
 NUM_SPKS = 2
 
 
@@ -56,8 +50,6 @@ class Placed:
 def draw_room(split: str, name: str, seed: int) -> Placed:
     """Draw the room of a mixture by its name; `split` decides the shares of T60.
 
-    Example
-    -------
     >>> placed = draw_room("tt", "a", seed=1)
     >>> placed == draw_room("tt", "a", seed=1), placed.room.fault()
     (True, '')
@@ -75,16 +67,10 @@ def draw_room(split: str, name: str, seed: int) -> Placed:
         place = middle + distance * np.array([math.cos(direction), math.sin(direction)])
         sources.append((*place.tolist(), height))
     level = rng.choice(list(RT60_RANGES), p=RT60_SHARES[split])
-    return Placed(
-        name,
-        Room(
-            size=tuple(size.tolist()),
-            microphone=(*(middle - toward).tolist(), ear_height),
-            sources=tuple(sources),
-            rt60=float(rng.uniform(*RT60_RANGES[level])),
-        ),
-        (*(middle + toward).tolist(), ear_height),
-    )
+    rt60 = float(rng.uniform(*RT60_RANGES[level]))
+    left = (*(middle - toward).tolist(), ear_height)
+    right = (*(middle + toward).tolist(), ear_height)
+    return Placed(name, Room(tuple(size.tolist()), left, tuple(sources), rt60), right)
 
 
 def table_of(rooms: Iterable[Placed]) -> str:
@@ -93,14 +79,7 @@ def table_of(rooms: Iterable[Placed]) -> str:
 
 
 def read_rooms(path: Path, names: Sequence[str]) -> list[Placed]:
-    """Read the rooms of the named mixtures from a CSV.
-
-    Raises
-    ------
-    DataError
-        The file, a column or a mixture is missing, or a room is impossible; the
-        message names the row.
-    """
+    """Read the rooms of the named mixtures; a DataError names a row at fault."""
     found = {}
     for place, cells in read_table(path, COLUMNS):
         try:

@@ -4,8 +4,7 @@ r"""WSJ0-2mix and WSJ0-3mix, or any set laid out like them: make manifests, or m
         --save_folder=results/manifests [--num_spks=2] [--sample_rate=8000] [--mode=min]
     python -m data_prep.wsj0mix generate --help     makes it, from WSJ0 and the lists
 
-Three layouts are in use; which one a folder has is found by looking into it, never
-from its name:
+Three layouts are in use; which one a folder has is found by looking into it:
 
     wav8k/min/{tr,cv,tt}/{mix,s1,s2[,s3]}                 the original
     {train,valid,test}/{mixture,source1,source2[,source3]}
@@ -21,12 +20,8 @@ from data_prep.wsj0mix.generate import generate
 from data_prep.wsj0mix.manifests import prepare
 from modules.runtime.cli import run
 
-main = functools.partial(
-    run,
-    "python -m data_prep.wsj0mix",
-    __doc__,
-    {"prepare": prepare, "generate": generate},
-)
+NAME = "python -m data_prep.wsj0mix"
+main = functools.partial(run, NAME, __doc__, {"prepare": prepare, "generate": generate})
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -72,7 +72,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all mixtures of a data set share; it is sent to every worker."""
+    """Paths and settings of all mixtures of a data set, sent to every worker."""
 
     wsj0: Path
     out: Path
@@ -99,7 +99,7 @@ def generate(
     levels: str | Path | None = None,
     workers: int | None = None,
 ) -> Path:
-    """Write all mixtures of the three lists that are not there yet.
+    """Write the mixtures of three lists that are not there yet; return their folder.
 
     Arguments
     ---------
@@ -117,33 +117,26 @@ def generate(
         A file of lines `utterance power`, or a folder of such files (`*.txt`).
     workers : int | None
         Number of processes, which does not change the files; None: one for each core.
-
-    Returns
-    -------
-    Path
-        The folder of the mixtures, what `prepare` takes as `data_folder`.
-
-    Raises
-    ------
-    DataError
-        A list, utterance or level is missing or cannot be used; the message names it.
     """
     check_choices("num_spks", [num_spks], (2, 3))
     versions = check_versions(sample_rates, modes)
-    listed: list[Mixture] = []
-    for split in SETS:
-        path = Path(lists) / f"mix_{num_spks}_spk_{split}.txt"
-        listed += read_list(path, split, num_spks)
+    listed = [
+        mixture
+        for split in SETS
+        for mixture in read_list(
+            Path(lists) / f"mix_{num_spks}_spk_{split}.txt", split, num_spks
+        )
+    ]
     powers = None if levels is None else read_powers(Path(levels))
     root = Path(out) / f"{num_spks}speakers"
     settings = {
         "made_by": "data_prep.wsj0mix",
         "format": FORMAT,
-        "lists": digest_of(map(repr, listed)),
-        "levels": "P.56"
-        if powers is None
-        else digest_of(map(repr, sorted(powers.items()))),
+        "lists": digest_of("\n".join(map(repr, listed))),
+        "levels": "P.56",
     }
+    if powers is not None:
+        settings["levels"] = digest_of("\n".join(map(repr, sorted(powers.items()))))
     recipe = Recipe(_find_wsj0(Path(wsj0)), root, versions, powers)
     claim_folder(root, settings)
     make = functools.partial(make_mixture, recipe)
@@ -153,8 +146,8 @@ def generate(
 
 def read_list(path: Path, split: str, num_spks: int) -> list[Mixture]:
     """Return the mixtures of a list; errors name file and line."""
-    mixtures: dict[str, int] = {}
-    result = []
+    numbers: dict[str, int] = {}
+    mixtures = []
     for number, line in _read_lines(path):
         place, fields = f"{path}, line {number}", line.split()
         if len(fields) != 2 * num_spks:
@@ -169,15 +162,13 @@ def read_list(path: Path, split: str, num_spks: int) -> list[Mixture]:
         if not all(map(math.isfinite, levels)):
             raise DataError(f"{place}: levels are {fields[1::2]}, expected dB")
         mixture = Mixture(split, tuple(fields[::2]), levels)
-        if mixture.name in mixtures:
-            raise DataError(
-                f"{place}: is the mixture of line {mixtures[mixture.name]} once more"
-            )
-        mixtures[mixture.name] = number
-        result.append(mixture)
-    if not result:
+        first = numbers.setdefault(mixture.name, number)
+        if first != number:
+            raise DataError(f"{place}: is the mixture of line {first} once more")
+        mixtures.append(mixture)
+    if not mixtures:
         raise DataError(f"{path}: lists no mixture")
-    return result
+    return mixtures
 
 
 def read_powers(path: Path) -> dict[str, float]:
@@ -225,18 +216,21 @@ def _find_wsj0(folder: Path) -> Path:
 def make_mixture(recipe: Recipe, mixture: Mixture) -> None:
     """Write all versions of one mixture."""
     rates = {rate for rate, _ in recipe.versions}
-    rates |= set() if recipe.powers else {LEVEL_RATE}
     waves: dict[int, list[np.ndarray]] = {rate: [] for rate in rates}
     for path, level_db in zip(mixture.utterances, mixture.levels_db, strict=True):
         wave_T, rate = _read_utterance(recipe.wsj0 / path)
-        resampled = {new: _resample(wave_T, rate, new) for new in rates}
         if recipe.powers is None:
-            power = p56_power(resampled[LEVEL_RATE], LEVEL_RATE)
+            power = p56_power(resample_poly(wave_T, LEVEL_RATE, rate), LEVEL_RATE)
+        elif (stem := Path(path).stem) in recipe.powers:
+            power = recipe.powers[stem]
         else:
-            power = _given_power(recipe.powers, path)
+            raise DataError(
+                f"--levels: has no line for {stem} ({path}); leave it out to measure "
+                "all levels"
+            )
         gain = 10 ** (level_db / 20) / math.sqrt(power)
-        for new, resampled_T in resampled.items():
-            waves[new].append(gain * resampled_T)
+        for new in rates:
+            waves[new].append(gain * resample_poly(wave_T, new, rate))
     for rate, mode in recipe.versions:
         pcm_ST = mix(waves[rate], mode)
         folder = recipe.out / folder_of(rate, mode) / mixture.split
@@ -250,8 +244,7 @@ def mix(waves: Sequence[np.ndarray], mode: str) -> np.ndarray:
     "min" cuts to the shortest, "max" pads to the longest. The highest peak of all is
     `MIXTURE_PEAK` of full scale.
     """
-    lengths = [len(wave_T) for wave_T in waves]
-    length = min(lengths) if mode == "min" else max(lengths)
+    length = (min if mode == "min" else max)(map(len, waves))
     all_ST = np.zeros((1 + len(waves), length))
     for row_T, wave_T in zip(all_ST[1:], waves, strict=True):
         row_T[: len(wave_T)] = wave_T[:length]
@@ -259,22 +252,6 @@ def mix(waves: Sequence[np.ndarray], mode: str) -> np.ndarray:
     scale = MIXTURE_PEAK / max(all_ST.max(), -all_ST.min())
     all_ST *= 2**15 * scale
     return np.round(all_ST, out=all_ST).astype(np.int16)
-
-
-def _given_power(powers: dict[str, float], path: str) -> float:
-    """Return the active power of an utterance from `--levels`."""
-    try:
-        return powers[Path(path).stem]
-    except KeyError:
-        raise DataError(
-            f"--levels: has no line for {Path(path).stem} ({path}); leave it out to "
-            "measure all levels"
-        ) from None
-
-
-def _resample(wave_T: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """Resample in float64 by a polyphase filter."""
-    return wave_T if rate == new_rate else resample_poly(wave_T, new_rate, rate)
 
 
 def _read_utterance(listed: Path) -> tuple[np.ndarray, int]:

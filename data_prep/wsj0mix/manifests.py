@@ -3,23 +3,16 @@
 from pathlib import Path
 
 from data_prep.common.folders import write_manifests
-from data_prep.common.layout import Layout, find_parts
+from data_prep.common.layout import SPLITS, Layout, find_parts
 from data_prep.common.versions import WSJ0_SPLITS
 
 PARENT = "#speakers"
-
+PLAIN = dict(zip(SPLITS, SPLITS, strict=True))
+SHORT = {"train": "train", "val": "valid", "test": "test"}
 LAYOUT = (
     Layout(WSJ0_SPLITS, {"mix": ("s#",)}, PARENT),
-    Layout(
-        {"train": "train", "valid": "valid", "test": "test"},
-        {"mixture": ("source#",)},
-        *(PARENT, False),
-    ),
-    Layout(
-        {"train": "train", "val": "valid", "test": "test"},
-        {"mix": ("s#",)},
-        *(PARENT, False),
-    ),
+    Layout(PLAIN, {"mixture": ("source#",)}, PARENT, versioned=False),
+    Layout(SHORT, {"mix": ("s#",)}, PARENT, versioned=False),
 )
 
 

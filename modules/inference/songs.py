@@ -28,6 +28,14 @@ from modules.runtime.randomness import numpy_rng
 MAX_SHIFT_SECONDS = 0.5
 
 
+class SongModel(nn.Module):
+    """A separator of songs as type checkers see it; no model need inherit from it."""
+
+    sources: Sequence[str]
+    sample_rate: int
+    segment: float | Fraction
+
+
 class Bag(nn.Module):
     """Models of the same sources, each with a weight for each source.
 
