@@ -1,6 +1,6 @@
 """Music separation: stems of songs, L1 loss per stem, noisy labels, whole-song scores.
 
-The training step is in `recipes/separation.py`; here an example has one loss term per
+The training step is in `recipes/step.py`; here an example has one loss term per
 stem, so that a selector can leave out the stems that look wrongly labelled (team
 CCOM, Sound Demixing Challenge 2023).
 

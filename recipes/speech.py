@@ -1,7 +1,7 @@
 """Speech separation: mixtures of 2 or 3 talkers, PIT SI-SNR, dynamic mixing.
 
 Data sets, losses and scores of the speech recipes; the training step is in
-`recipes/separation.py`.
+`recipes/step.py`.
 
 Legend: B batch, S source, T sample.
 """
