@@ -14,7 +14,6 @@ from modules.lora.adapters import (
     LoraConfig,
     adapter_name,
     attach,
-    base_weight,
     config_of,
     is_adapter,
     lora_state_dict,
@@ -33,11 +32,7 @@ FORMAT = "sepbrain.lora.1"
 
 
 def save_lora(model: nn.Module, path: str | Path) -> None:
-    """Write the adapters of an adapted model to a safetensors file.
-
-    Its metadata holds the ranks and the other settings as JSON, and the digest of the
-    base weights that the adapters belong to.
-    """
+    """Write the adapters, their settings and the digest of their base weights."""
     metadata = {
         "format": FORMAT,
         "model": type(model).__name__,
@@ -62,19 +57,14 @@ def load_lora_weights(
     path : str | Path
         The file.
     check_base : bool
-        Refuse a base that differs in a single bit. False allows one that is meant to
-        be another, or the same in another precision.
-
-    Returns
-    -------
-    LoraConfig
-        Ranks and settings of the adapters.
+        Refuse a base that differs in a single bit. Give False for one that is meant to
+        differ, for instance in its precision.
 
     Raises
     ------
     LoraError
-        A file that is missing or in another format, adapters of another model or base,
-        or NaN in them. The model is untouched.
+        The file is missing or in another format, or its adapters belong to another
+        model or base or hold NaN. The model is untouched.
 
     Example
     -------
@@ -107,20 +97,17 @@ def load_lora_weights(
 
 def base_digest(model: nn.Module, config: LoraConfig) -> str:
     """Return the SHA-256 of the frozen weights under adapters, or else of all."""
-    names = config.ranks or [
-        name
-        for name, _ in model.named_parameters()
-        if name not in config.full and not is_adapter(name)
-    ]
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    plain = [n for n, _ in model.named_parameters() if not is_adapter(n)]
     digest = hashlib.sha256()
-    for name in sorted(names):
-        weight = base_weight(model, name).detach().cpu().contiguous()
+    for name in sorted(config.ranks or set(plain).difference(config.full)):
+        weight = weights[name].detach().cpu().contiguous()
         digest.update(name.encode() + weight.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def read_lora(path: Path) -> tuple[LoraConfig, dict[str, str], dict[str, Tensor]]:
-    """Return configuration, metadata and tensors of a file of adapters."""
+    """Return settings, metadata and tensors of a file of adapters."""
     try:
         state, metadata = read_tensors(path)
     except (OSError, SafetensorError) as error:
@@ -131,8 +118,7 @@ def read_lora(path: Path) -> tuple[LoraConfig, dict[str, str], dict[str, Tensor]
         config = LoraConfig(**json.loads(metadata["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise LoraError(
-            f"{path}: holds no adapters of `save_lora` ({error}); give a file that "
-            "it wrote"
+            f"{path}: holds no adapters of `save_lora` ({error}); give a file it wrote"
         ) from error
     return config, metadata, state
 

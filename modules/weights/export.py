@@ -3,8 +3,8 @@
     python export.py RUN --out=FOLDER [--lora=merged|separate|none] [--int8]
 
 The folder holds `model.safetensors`, `config.json` and `README.md`, with
-`--lora=separate` also `adapters.safetensors`. It holds no code, and neither writing
-nor loading runs any: `config.json` names a network of `modules/models`.
+`--lora=separate` also `adapters.safetensors`, and no code: `config.json` names a
+network of `modules/models`.
 
     from modules.weights.export import load_exported
     model = load_exported("FOLDER")
@@ -57,17 +57,10 @@ def export(
     int8 : bool
         Round the weights to eight bits, for a file of a quarter of the size.
 
-    Returns
-    -------
-    Path
-        The folder `out`.
-
     Raises
     ------
-    ExportError
-        The run cannot be read, has no checkpoint, or lacks the adapters asked for.
-    LoraError, PretrainedError
-        Weights that do not belong together or cannot be read.
+    ExportError, LoraError, PretrainedError
+        See `modules.weights.runs.load_tested`.
     """
     out = Path(out)
     if int8 and lora == "separate":
@@ -100,12 +93,8 @@ def export(
 def load_exported(folder: str | Path) -> nn.Module:
     """Return the model in a folder of `export`, in evaluation mode; run no code of it.
 
-    Raises
-    ------
-    ExportError
-        The configuration is not ours, or holds arguments that its model does not take.
-    LoraError, PretrainedError
-        The weights do not fit.
+    Raise an `ExportError` if the configuration is not ours or does not fit its model, a
+    `LoraError` or `PretrainedError` if the weights do not fit.
     """
     path = Path(folder) / CONFIG
     try:
@@ -127,7 +116,7 @@ def load_exported(folder: str | Path) -> nn.Module:
 
 
 def _card(model: nn.Module, config: Mapping, run: Path, lora: str) -> str:
-    """The README of the folder."""
+    """Return the README of the folder."""
     name, arguments = type(model).__name__, config["arguments"]
     count = sum(p.numel() for p in model.parameters()) / 1e6
     lines = [

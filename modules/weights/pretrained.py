@@ -1,12 +1,12 @@
 """Start a model from weights on disk: the published layouts, and our own.
 
-Files are read as data, never as code: `weights_only=True` is given to each
-`torch.load`, and an explicit value beats TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD. The weights
-must fit the model entry by entry, or the model is left as it was.
+Files are read as data, never as code. The weights must fit the model entry by entry,
+or the model is left as it was.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
-    """Load the weights in a folder, or in a file, into a model: all of them or none.
+    """Load the weights in a folder or file into a model: all of them or none.
 
     Arguments
     ---------
@@ -47,8 +47,8 @@ def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
         Receives the weights in place, on its device and in its precision. Its method
         ``adapt_keys(state) -> state``, if it has one, renames the keys first.
     folder : str | Path
-        A local folder in one of the layouts of `READERS`, the first of which is read;
-        or a ``.th`` or ``.safetensors`` file.
+        A ``.th`` or ``.safetensors`` file, or a local folder, which is read in the
+        first layout of `READERS` that it has.
 
     Returns
     -------
@@ -59,8 +59,7 @@ def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
     ------
     PretrainedError
         The folder or its layout is unknown, a file is damaged or holds more than
-        tensors, a package is of another configuration, or a tensor is missing,
-        unexpected, of another shape or not finite. The model is untouched.
+        tensors, or the configuration or a tensor does not fit. The model is untouched.
 
     Example
     -------
@@ -77,10 +76,8 @@ def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
             f"downloaded) that holds {LAYOUTS}"
         )
     weights, files = _read_file(folder) if folder.is_file() else _read_folder(folder)
-    try:
+    with _errors_name(folder):
         state = _adapted(model, weights)
-    except (ValueError, KeyError) as error:
-        raise PretrainedError(f"pretrained: {folder} {error}") from error
     load_state(model, state, folder)
     logger.info("Weights loaded from %s", ", ".join(map(str, files)))
     return files
@@ -117,8 +114,17 @@ def read_safetensors(path: Path) -> State:
     return _open_safetensors(path)[0]
 
 
+@contextlib.contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    """Turn errors that go on from the name of a file into PretrainedErrors."""
+    try:
+        yield
+    except (ValueError, KeyError) as error:
+        raise PretrainedError(f"pretrained: {path} {error}") from error
+
+
 def _adapted(model: nn.Module, weights: Weights) -> State:
-    """The weights under the model's keys."""
+    """Return the weights under the model's keys."""
     if isinstance(weights, Package):
         return adapt_package(model, weights)
     state = {key.removeprefix("module."): value for key, value in weights.items()}
@@ -130,7 +136,7 @@ def _adapted(model: nn.Module, weights: Weights) -> State:
 
 
 def _read_folder(folder: Path) -> Found:
-    """The weights of a folder in the first layout that it holds, and their files."""
+    """Return the weights of a folder in the first layout that it has."""
     if (folder / "adapters.safetensors").is_file():
         raise PretrainedError(
             f"pretrained: {folder} holds adapters in a file of their own, which would "
@@ -140,8 +146,7 @@ def _read_folder(folder: Path) -> Found:
     for read in READERS.values():
         if found := read(folder):
             return found
-    inside = sorted(path.name for path in folder.iterdir())
-    names = ", ".join(inside[:LISTED]) + (", ..." if len(inside) > LISTED else "")
+    names = _listed(sorted(path.name for path in folder.iterdir()))
     raise PretrainedError(
         f"pretrained: {folder} holds no known layout of weights (it has: "
         f"{names or 'nothing'}); known are {LAYOUTS}"
@@ -149,12 +154,12 @@ def _read_folder(folder: Path) -> Found:
 
 
 def _read_named(name: str, folder: Path) -> Found | None:
-    """One file of this name: a state_dict."""
+    """Read the file of this name."""
     return _read_file(folder / name) if (folder / name).is_file() else None
 
 
 def _read_single(folder: Path) -> Found | None:
-    """The only .th or .safetensors file, whatever its name."""
+    """Read the only .th or .safetensors file."""
     single = sorted([*folder.glob("*.th"), *folder.glob("*.safetensors")])
     if len(single) > 1:
         raise PretrainedError(
@@ -165,7 +170,7 @@ def _read_single(folder: Path) -> Found | None:
 
 
 def _read_checkpoint(folder: Path) -> Found | None:
-    """Our checkpoint folder; averaged weights if there are, which the run scored."""
+    """Read a checkpoint of ours, with the averaged weights if it has any."""
     path, average = folder / "separator.ckpt", folder / "ema.ckpt"
     if not path.is_file():
         return None
@@ -182,7 +187,7 @@ def _read_checkpoint(folder: Path) -> Found | None:
 
 
 def _read_pointer(folder: Path) -> Found | None:
-    """ClearerVoice's layout: a text with the name of a checkpoint beside it."""
+    """Read the checkpoint that the text in `last_best_checkpoint` names."""
     pointer = folder / POINTER
     if not pointer.is_file():
         return None
@@ -200,7 +205,7 @@ def _read_pointer(folder: Path) -> Found | None:
 
 
 def _read_parts(folder: Path) -> Found | None:
-    """SpeechBrain's layout: a state_dict for each of the three modules."""
+    """Read SpeechBrain's file for each of the three modules."""
     for suffix in (".ckpt", ".bin"):
         paths = [folder / (part + suffix) for part in PARTS]
         missing = [path.name for path in paths if not path.is_file()]
@@ -216,15 +221,15 @@ def _read_parts(folder: Path) -> Found | None:
 
 
 def _read_run(folder: Path) -> Found | None:
-    """The checkpoint that was saved last below a folder, by its save counter."""
+    """Read the checkpoint below a folder that was saved last."""
     found = sorted(path.parent for path in folder.rglob("CKPT+*/separator.ckpt"))
-    if not found:
-        return None
     runs = sorted({str(path.parent) for path in found})
+    if not runs:
+        return None
     if len(runs) > 1:
         raise PretrainedError(
             f"pretrained: {folder} holds checkpoints of {len(runs)} runs; name one of "
-            + ", ".join(runs[:LISTED])
+            + _listed(runs)
         )
     try:
         counters = [read_checkpoint(path).meta["save_counter"] for path in found]
@@ -236,7 +241,7 @@ def _read_run(folder: Path) -> Found | None:
     return _read_checkpoint(max(zip(counters, found, strict=True))[1])
 
 
-# Readers by their layout, in the order of trying; None says that it is another layout.
+# Readers by layout, in the order of trying; they return None for another layout.
 READERS: dict[str, Callable[[Path], Found | None]] = {
     "model.safetensors (an exported model of ours)": partial(
         _read_named, "model.safetensors"
@@ -258,12 +263,13 @@ LAYOUTS = ", ".join(READERS)
 
 
 def _read_file(path: Path) -> Found:
-    """The weights of one file: a package of demucs, or a state_dict."""
+    """Read a package of demucs or a state_dict."""
     if path.suffix == ".safetensors":
         state, metadata = _open_safetensors(path)
-        if "klass" in metadata:
-            return _package(path, package_of_metadata, metadata, state), [path]
-        return state, [path]
+        if "klass" not in metadata:
+            return state, [path]
+        with _errors_name(path):
+            return package_of_metadata(metadata, state), [path]
     if path.suffix == ".bin":
         return _tensors(_load(path), path), [path]
     if path.suffix != ".th":
@@ -272,23 +278,15 @@ def _read_file(path: Path) -> Found:
             f"folder that holds {LAYOUTS}"
         )
     content = _load(path, stand_ins())
-    if isinstance(content, dict) and "klass" in content:
-        package = _package(path, package_of_pickle, content)
-        _tensors(package.state, path)
-        return package, [path]
-    return _tensors(content, path), [path]
-
-
-def _package(path: Path, make: Callable[..., Package], *content: object) -> Package:
-    """A package of demucs, or an error that names its file."""
-    try:
-        return make(*content)
-    except ValueError as error:
-        raise PretrainedError(f"pretrained: {path} {error}") from error
+    if not (isinstance(content, dict) and "klass" in content):
+        return _tensors(content, path), [path]
+    with _errors_name(path):
+        package = package_of_pickle(content)
+    _tensors(package.state, path)
+    return package, [path]
 
 
 def _open_safetensors(path: Path) -> tuple[State, dict[str, str]]:
-    """Tensors and metadata of a file."""
     try:
         return read_tensors(path)
     except Exception as error:  # the library raises its own, and OSError
@@ -296,11 +294,9 @@ def _open_safetensors(path: Path) -> tuple[State, dict[str, str]]:
 
 
 def _load(path: Path, known: Sequence[tuple[type, str]] = ()) -> object:
-    """Read a file of torch.save; data only, whatever the environment says.
-
-    The known names, and no others, are read as their stand-ins.
-    """
+    """Read a file of torch.save as data, with stand-ins for the known names."""
     try:
+        # An explicit `weights_only` beats TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.
         with torch.serialization.safe_globals(list(known)):
             return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises a dozen kinds for a foreign file
@@ -308,7 +304,7 @@ def _load(path: Path, known: Sequence[tuple[type, str]] = ()) -> object:
 
 
 def _unreadable(path: Path, error: Exception) -> PretrainedError:
-    """The error of a library, cut to what it says."""
+    """Return the error of a library, cut to its reason."""
     # torch's explanation runs over many lines and advises to switch safety off.
     lines = [line.strip() for line in str(error).splitlines()]
     telling = (x for x in lines if "WeightsUnpickler error" in x or "GLOBAL" in x)
@@ -320,18 +316,17 @@ def _unreadable(path: Path, error: Exception) -> PretrainedError:
 
 
 def _entry(content: object, key: str) -> object:
-    """The named entry of a training checkpoint; a bare state_dict stays as it is."""
+    """Return an entry of a training checkpoint; a bare state_dict as it is."""
     if isinstance(content, dict) and isinstance(content.get(key), dict):
         return content[key]
     return content
 
 
 def _tensors(content: Any, path: Path) -> State:
-    """The content if it is a state_dict of ordinary tensors."""
+    """Return the content if it is a state_dict of ordinary tensors."""
+    odd = [f"a {type(content).__name__}"]
     if isinstance(content, dict):
         odd = [str(key) for key, v in content.items() if not _is_plain(key, v)]
-    else:
-        odd = [f"a {type(content).__name__}"]
     if odd:
         raise PretrainedError(
             f"pretrained: {path} is not a state_dict of tensors, but holds "
@@ -350,6 +345,6 @@ def _is_plain(key: object, value: object) -> bool:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names and how many more there are."""
     more = [f"... and {len(names) - LISTED} more"] if len(names) > LISTED else []
     return "; ".join([*names[:LISTED], *more])
