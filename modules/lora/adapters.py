@@ -141,8 +141,7 @@ def choose_ranks(
     layer_ranks: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Return the rank of each tensor that `add_lora` would adapt; see there."""
-    weights = adaptable(model)
-    patterns = dict(layer_ranks or {})
+    weights, patterns = adaptable(model), dict(layer_ranks or {})
     limits = {"lora_rank": (lora_rank, 1)}
     if lora_max_rank is not None:
         limits["lora_max_rank"] = (lora_max_rank, 1)
@@ -151,14 +150,12 @@ def choose_ranks(
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not (whole and value >= least):
             raise LoraError(f"{name}={value!r}: must be an integer, {least} or more")
-    for pattern in patterns:
-        matching([pattern], weights, "layer_ranks")
+    matching(list(patterns), weights, "layer_ranks")
     ranks = {}
     for name, weight in weights.items():
         given = next((r for p, r in patterns.items() if _matches(name, p)), lora_rank)
-        most = min(*matrix_shape(weight), lora_max_rank or given)
         if given:
-            ranks[name] = min(given, most)
+            ranks[name] = min(given, *matrix_shape(weight), lora_max_rank or given)
     return ranks
 
 

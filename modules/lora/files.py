@@ -10,23 +10,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from modules.lora.adapters import (
-    LoraConfig,
-    adapter_name,
-    attach,
-    config_of,
-    is_adapter,
-    lora_state_dict,
-    matrix_shape,
-)
+from modules.lora import adapters
+from modules.lora.adapters import LoraConfig
+from modules.runtime import tensors
 from modules.runtime.errors import LoraError
-from modules.runtime.tensors import (
-    first_mismatch,
-    is_finite,
-    read_tensors,
-    save_tensors,
-    shapes_of,
-)
 
 FORMAT = "sepbrain.lora.1"
 
@@ -36,10 +23,10 @@ def save_lora(model: nn.Module, path: str | Path) -> None:
     metadata = {
         "format": FORMAT,
         "model": type(model).__name__,
-        "config": json.dumps(asdict(config_of(model))),
-        "base": base_digest(model, config_of(model)),
+        "config": json.dumps(asdict(adapters.config_of(model))),
+        "base": base_digest(model, adapters.config_of(model)),
     }
-    save_tensors(path, lora_state_dict(model), metadata)
+    tensors.save_tensors(path, adapters.lora_state_dict(model), metadata)
 
 
 def load_lora_weights(
@@ -88,9 +75,9 @@ def load_lora_weights(
             "load the base that they belong to first"
         )
     if present is None:
-        attach(model, config)
+        adapters.attach(model, config)
     with torch.no_grad():
-        for key, tensor in lora_state_dict(model).items():
+        for key, tensor in adapters.lora_state_dict(model).items():
             tensor.copy_(state[key])
     return config
 
@@ -98,7 +85,7 @@ def load_lora_weights(
 def base_digest(model: nn.Module, config: LoraConfig) -> str:
     """Return the SHA-256 of the frozen weights under adapters, or else of all."""
     weights = dict(model.named_parameters(remove_duplicate=False))
-    plain = [n for n, _ in model.named_parameters() if not is_adapter(n)]
+    plain = [n for n, _ in model.named_parameters() if not adapters.is_adapter(n)]
     digest = hashlib.sha256()
     for name in sorted(config.ranks or set(plain).difference(config.full)):
         weight = weights[name].detach().cpu().contiguous()
@@ -109,7 +96,7 @@ def base_digest(model: nn.Module, config: LoraConfig) -> str:
 def read_lora(path: Path) -> tuple[LoraConfig, dict[str, str], dict[str, Tensor]]:
     """Return settings, metadata and tensors of a file of adapters."""
     try:
-        state, metadata = read_tensors(path)
+        state, metadata = tensors.read_tensors(path)
     except (OSError, SafetensorError) as error:
         raise LoraError(f"{path}: no readable file of adapters ({error})") from error
     try:
@@ -125,7 +112,7 @@ def read_lora(path: Path) -> tuple[LoraConfig, dict[str, str], dict[str, Tensor]
 
 def _check_settings(file: LoraConfig, model: LoraConfig, path: str | Path) -> None:
     """Raise unless two sets of adapters have equal ranks and settings."""
-    if differ := first_mismatch(file.ranks, model.ranks):
+    if differ := tensors.first_mismatch(file.ranks, model.ranks):
         raise LoraError(f"{path}: the ranks of {differ}")
     for name in ("full", "alpha"):
         theirs, ours = getattr(file, name), getattr(model, name)
@@ -145,10 +132,10 @@ def _check_fit(
             raise LoraError(f"{what}: it has no {name}")
     shapes = {name: list(plain[name].shape) for name in config.full}
     for name, lora_rank in config.ranks.items():
-        rows, columns = matrix_shape(plain[name])
-        shapes[f"{adapter_name(name)}.down"] = [lora_rank, columns]
-        shapes[f"{adapter_name(name)}.up"] = [rows, lora_rank]
-    if differ := first_mismatch(shapes_of(state), shapes):
+        rows, columns = adapters.matrix_shape(plain[name])
+        shapes[f"{adapters.adapter_name(name)}.down"] = [lora_rank, columns]
+        shapes[f"{adapters.adapter_name(name)}.up"] = [rows, lora_rank]
+    if differ := tensors.first_mismatch(tensors.shapes_of(state), shapes):
         raise LoraError(f"{what}: {differ}")
-    if bad := [name for name, tensor in state.items() if not is_finite(tensor)]:
+    if bad := [name for name, tensor in state.items() if not tensors.is_finite(tensor)]:
         raise LoraError(f"{what}: NaN or Inf in {bad[0]}")

@@ -28,7 +28,6 @@ from modules.runtime.files import fingerprint, fsync
 from modules.runtime.tensors import first_mismatch, is_finite, shapes_of
 
 MANIFEST = "manifest"
-
 DIGEST_LINE = b"# digest: "
 
 # The same safe loader in C, where PyYAML has it: every save reads all CKPT.yaml.

@@ -18,17 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speechbrain.utils.checkpoints import (
-    CKPT_PREFIX,
-    DEFAULT_LOAD_HOOKS,
-    DEFAULT_SAVE_HOOKS,
-    PARAMFILE_EXT,
-    Checkpoint,
-    Checkpointer,
-    ckpt_recency,
-    get_default_hook,
-    torch_recovery,
-)
+from speechbrain.utils import checkpoints as sb
+from speechbrain.utils.checkpoints import CKPT_PREFIX, Checkpoint
 from speechbrain.utils.distributed import MainProcessContext
 
 from modules.runtime.distributed import gather_objects, run_on_main
@@ -49,7 +40,6 @@ from modules.weights.checkpoint_files import (
 )
 
 TMP, TRASH = ".tmp-", ".trash-"
-
 COUNTER = "save_counter"
 
 logger = logging.getLogger(__name__)
@@ -60,7 +50,7 @@ def recency(ckpt: Checkpoint) -> int:
     return ckpt.meta[COUNTER]
 
 
-class AtomicCheckpointer(Checkpointer):
+class AtomicCheckpointer(sb.Checkpointer):
     """SpeechBrain's `Checkpointer` with atomic publishing and validated loading.
 
     Any object with `state_dict` and `load_state_dict` is recoverable without hooks.
@@ -137,7 +127,8 @@ class AtomicCheckpointer(Checkpointer):
             os.makedirs(tmp)
             with MainProcessContext():  # hooks must not wait for the other ranks
                 for key in self.recoverables:
-                    self._save_one(key, states.get(key), tmp / f"{key}{PARAMFILE_EXT}")
+                    path = tmp / f"{key}{sb.PARAMFILE_EXT}"
+                    self._save_one(key, states.get(key), path)
             seal(tmp, meta)
             os.rename(tmp, final)
             fsync(self.checkpoints_dir)
@@ -157,7 +148,7 @@ class AtomicCheckpointer(Checkpointer):
     def _save_one(self, name: str, state: object, path: Path) -> None:
         obj = self.recoverables[name]
         hook = self.custom_save_hooks.get(name)
-        hook = hook or get_default_hook(obj, DEFAULT_SAVE_HOOKS)
+        hook = hook or sb.get_default_hook(obj, sb.DEFAULT_SAVE_HOOKS)
         if hook is not None:
             hook(obj, path)
         elif state is not None:
@@ -209,7 +200,10 @@ class AtomicCheckpointer(Checkpointer):
         if key is not None:
             ckpts = [ckpt for ckpt in ckpts if _is_finite(ckpt.meta.get(key))]
             ckpts.sort(key=lambda c: c.meta[key], reverse=max_key is not None)
-        elif importance_key not in (None, ckpt_recency):  # the latter reads the clock
+        elif importance_key not in (
+            None,
+            sb.ckpt_recency,
+        ):  # the latter reads the clock
             ckpts.sort(key=importance_key, reverse=True)
         return ckpts[:max_num_checkpoints]
 
@@ -298,8 +292,8 @@ class AtomicCheckpointer(Checkpointer):
     def _load_one(self, name: str, path: Path, end_of_epoch: bool) -> None:
         obj = self.recoverables[name]
         hook = self.custom_load_hooks.get(name)
-        hook = hook or get_default_hook(obj, DEFAULT_LOAD_HOOKS)
-        if hook is not None and hook is not torch_recovery:
+        hook = hook or sb.get_default_hook(obj, sb.DEFAULT_LOAD_HOOKS)
+        if hook is not None and hook is not sb.torch_recovery:
             hook(obj, path, end_of_epoch)
             return
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -16,15 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modules.models.htdemucs import (
-    EMBEDDING_SCALE,
-    EMBEDDING_WEIGHT,
-    KERNEL,
-    MAX_PERIOD,
-    STRIDE,
-    HTDemucs,
-    seconds,
-)
+from modules.models import htdemucs
+from modules.models.htdemucs import HTDemucs
 
 # Names in the pickles of demucs: networks, lengths, and numbers of a training log.
 STAND_INS = (
@@ -61,10 +54,10 @@ DEMUCS_FIXED = {
     "cac": True,
     "rewrite": True,
     "multi_freqs": None,
-    "freq_emb": EMBEDDING_WEIGHT,
-    "emb_scale": EMBEDDING_SCALE,
-    "kernel_size": KERNEL,
-    "stride": STRIDE,
+    "freq_emb": htdemucs.EMBEDDING_WEIGHT,
+    "emb_scale": htdemucs.EMBEDDING_SCALE,
+    "kernel_size": htdemucs.KERNEL,
+    "stride": htdemucs.STRIDE,
     "context": 1,
     "context_enc": 0,
     "norm_starts": 4,
@@ -75,7 +68,7 @@ DEMUCS_FIXED = {
     "t_group_norm": False,
     "t_norm_first": True,
     "t_norm_out": True,
-    "t_max_period": MAX_PERIOD,
+    "t_max_period": htdemucs.MAX_PERIOD,
     "t_layer_scale": True,
     "t_gelu": True,
     "t_weight_pos_embed": 1.0,
@@ -244,7 +237,7 @@ def _same(name: str, theirs: Any, ours: object) -> bool:
     if name != "segment":
         return theirs == ours
     try:
-        return seconds(theirs) == ours
+        return htdemucs.seconds(theirs) == ours
     except ValueError:
         return False
 

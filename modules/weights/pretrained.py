@@ -16,20 +16,12 @@ from torch import Tensor, nn
 
 from modules.runtime.errors import DamagedCheckpoint, PretrainedError
 from modules.runtime.tensors import is_finite, mismatches, read_tensors, shapes_of
+from modules.weights import demucs
 from modules.weights.checkpoint_files import read_checkpoint
-from modules.weights.demucs import (
-    Package,
-    State,
-    adapt_package,
-    package_of_metadata,
-    package_of_pickle,
-    stand_ins,
-)
+from modules.weights.demucs import Package, State
 
 PARTS = ("encoder", "masknet", "decoder")
-
 POINTER = "last_best_checkpoint"
-
 LISTED = 20  # names given in an error, of each kind
 
 Weights = State | Package
@@ -126,7 +118,7 @@ def _errors_name(path: Path) -> Iterator[None]:
 def _adapted(model: nn.Module, weights: Weights) -> State:
     """Return the weights under the model's keys."""
     if isinstance(weights, Package):
-        return adapt_package(model, weights)
+        return demucs.adapt_package(model, weights)
     state = {key.removeprefix("module."): value for key, value in weights.items()}
     adapt = getattr(model, "adapt_keys", None)
     return state if adapt is None else adapt(state)
@@ -269,7 +261,7 @@ def _read_file(path: Path) -> Found:
         if "klass" not in metadata:
             return state, [path]
         with _errors_name(path):
-            return package_of_metadata(metadata, state), [path]
+            return demucs.package_of_metadata(metadata, state), [path]
     if path.suffix == ".bin":
         return _tensors(_load(path), path), [path]
     if path.suffix != ".th":
@@ -277,11 +269,11 @@ def _read_file(path: Path) -> Found:
             f"pretrained: {path} is not a .th or .safetensors file; give one, or a "
             f"folder that holds {LAYOUTS}"
         )
-    content = _load(path, stand_ins())
+    content = _load(path, demucs.stand_ins())
     if not (isinstance(content, dict) and "klass" in content):
         return _tensors(content, path), [path]
     with _errors_name(path):
-        package = package_of_pickle(content)
+        package = demucs.package_of_pickle(content)
     _tensors(package.state, path)
     return package, [path]
 
