@@ -115,8 +115,7 @@ def _check_settings(file: LoraConfig, model: LoraConfig, path: str | Path) -> No
     if differ := tensors.first_mismatch(file.ranks, model.ranks):
         raise LoraError(f"{path}: the ranks of {differ}")
     for name in ("full", "alpha"):
-        theirs, ours = getattr(file, name), getattr(model, name)
-        if theirs != ours:
+        if (theirs := getattr(file, name)) != (ours := getattr(model, name)):
             raise LoraError(
                 f"{path}: was trained with {name} {theirs}, the model has {ours}"
             )

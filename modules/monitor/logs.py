@@ -80,23 +80,19 @@ class RunLog:
         It keeps its level unless its peak is above 1, which would clip; samples that
         are not finite are played as 0.
         """
-        if self._writer_class is None:
-            return
-        wave_T = _finite(wave_T)
-        wave_T = wave_T / wave_T.abs().max().clamp(min=1)
-        writer = self._writer("epoch")
-        writer.add_audio(tag, wave_T, epoch, sample_rate=sample_rate)
-        writer.flush()
+        if writer := self._writer("epoch"):
+            wave_T = _finite(wave_T)
+            wave_T = wave_T / wave_T.abs().max().clamp(min=1)
+            writer.add_audio(tag, wave_T, epoch, sample_rate=sample_rate)
+            writer.flush()
 
     def spectrogram(
         self, tag: str, wave_T: Tensor, sample_rate: int, epoch: int
     ) -> None:
         """Put the spectrogram of a signal into TensorBoard, if that is on."""
-        if self._writer_class is None:
-            return
-        writer = self._writer("epoch")
-        writer.add_image(tag, spectrogram_image(wave_T, sample_rate), epoch)
-        writer.flush()
+        if writer := self._writer("epoch"):
+            writer.add_image(tag, spectrogram_image(wave_T, sample_rate), epoch)
+            writer.flush()
 
     def rewind(self, step: int, epoch: int) -> None:
         """Forget what was logged after these finished steps and epochs.
@@ -127,19 +123,19 @@ class RunLog:
         points = [curves.Point(kind, number, k, float(v)) for k, v in values.items()]
         with open(self.csv_path, "a", encoding="utf-8", newline="") as file:
             file.write(curves.as_text(points))
-        if self._writer_class is None:
-            return
-        writer = self._writer(kind)
-        for point in points:
-            writer.add_scalar(point.name, point.value, number)
-        writer.flush()
+        if writer := self._writer(kind):
+            for point in points:
+                writer.add_scalar(point.name, point.value, number)
+            writer.flush()
 
     def _writer(self, kind: str) -> Any:
+        """Return the TensorBoard writer of an axis, None without TensorBoard."""
+        if self._writer_class is None:
+            return None
         if kind not in self._writers:
-            folder = self.folder / "tensorboard" / f"{kind}s"
-            self._writers[kind] = self._writer_class(
-                str(folder), purge_step=self._purge[kind]
-            )
+            folder = str(self.folder / "tensorboard" / f"{kind}s")
+            writer = self._writer_class(folder, purge_step=self._purge[kind])
+            self._writers[kind] = writer
         return self._writers[kind]
 
 

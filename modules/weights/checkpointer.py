@@ -166,8 +166,7 @@ class AtomicCheckpointer(sb.Checkpointer):
     def list_checkpoints(self) -> list[Checkpoint]:
         """Return the checkpoints whose files have the right size, newest first.
 
-        A damaged one is left out with one warning. Each rank that calls it looks for
-        itself.
+        A damaged one is left out with a warning. Every calling rank reads the folder.
         """
         found = []
         for path in self.checkpoints_dir.glob(f"{CKPT_PREFIX}+*"):
@@ -200,10 +199,8 @@ class AtomicCheckpointer(sb.Checkpointer):
         if key is not None:
             ckpts = [ckpt for ckpt in ckpts if _is_finite(ckpt.meta.get(key))]
             ckpts.sort(key=lambda c: c.meta[key], reverse=max_key is not None)
-        elif importance_key not in (
-            None,
-            sb.ckpt_recency,
-        ):  # the latter reads the clock
+        # Without a key, the order is that of saving; `ckpt_recency` reads the clock.
+        elif importance_key not in (None, sb.ckpt_recency):
             ckpts.sort(key=importance_key, reverse=True)
         return ckpts[:max_num_checkpoints]
 
@@ -327,14 +324,13 @@ class AtomicCheckpointer(sb.Checkpointer):
         orders += [{"importance_key": key} for key in importance_keys]
 
         def delete() -> None:
-            newest = self.find_checkpoints(importance_key=recency) if spare else []
-            kept = {ckpt.path for ckpt in newest[:spare]}
-            ranked: set[Path] = set()
+            kept = {ckpt.path for ckpt in self.list_checkpoints()[:spare]}
+            candidates: set[Path] = set()
             for order in orders:
                 found = self.find_checkpoints(**order, ckpt_predicate=ckpt_predicate)
-                ranked |= {ckpt.path for ckpt in found}
+                candidates |= {ckpt.path for ckpt in found}
                 kept |= {ckpt.path for ckpt in found[:num_to_keep]}
-            for path in ranked - kept:
+            for path in candidates - kept:
                 trash = self.checkpoints_dir / f"{TRASH}{uuid.uuid4().hex}"
                 os.rename(path, trash)
                 fsync(self.checkpoints_dir)

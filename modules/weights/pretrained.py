@@ -31,21 +31,11 @@ logger = logging.getLogger(__name__)
 
 
 def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
-    """Load the weights in a folder or file into a model: all of them or none.
+    """Load the weights in a folder or file into a model, and return the files read.
 
-    Arguments
-    ---------
-    model : nn.Module
-        Receives the weights in place, on its device and in its precision. Its method
-        ``adapt_keys(state) -> state``, if it has one, renames the keys first.
-    folder : str | Path
-        A ``.th`` or ``.safetensors`` file, or a local folder, which is read in the
-        first layout of `READERS` that it has.
-
-    Returns
-    -------
-    list[Path]
-        The files that were read.
+    A folder is read in the first layout of `READERS` that it has, a file is ``.th`` or
+    ``.safetensors``. The model keeps its device and precision; its method
+    ``adapt_keys(state) -> state``, if it has one, renames the keys first.
 
     Raises
     ------

@@ -22,18 +22,9 @@ def copy_sources(
 ) -> None:
     """Copy a trained model into one that differs in its sources and segment alone.
 
-    Arguments
-    ---------
-    old, new : HTDemucs
-        The trained model, and the one that receives its weights.
-    source_map : Mapping[str, str] | None
-        The old source that a new one starts from; equal names need no entry.
-
-    Raises
-    ------
-    PretrainedError
-        A new source starts from none of the old ones, or the models differ in more
-        than their sources. The new model is untouched.
+    `source_map` names the old source that a new one starts from; equal names need no
+    entry. Raise a `PretrainedError`, and leave the new model as it was, if a new source
+    starts from none of the old ones or the models differ in more.
 
     Example
     -------
