@@ -91,11 +91,6 @@ def load_state(model: nn.Module, state: State, where: str | Path) -> None:
     model.load_state_dict(state, strict=True)
 
 
-def read_safetensors(path: Path) -> State:
-    """Return the tensors of a file, or raise a PretrainedError."""
-    return _open_safetensors(path)[0]
-
-
 @contextlib.contextmanager
 def _errors_name(path: Path) -> Iterator[None]:
     """Turn errors that go on from the name of a file into PretrainedErrors."""
@@ -110,8 +105,7 @@ def _adapted(model: nn.Module, weights: Weights) -> State:
     if isinstance(weights, Package):
         return demucs.adapt_package(model, weights)
     state = {key.removeprefix("module."): value for key, value in weights.items()}
-    adapt = getattr(model, "adapt_keys", None)
-    return state if adapt is None else adapt(state)
+    return getattr(model, "adapt_keys", dict)(state)
 
 
 # ---------------------------------------------------------------- layouts
@@ -247,7 +241,7 @@ LAYOUTS = ", ".join(READERS)
 def _read_file(path: Path) -> Found:
     """Read a package of demucs or a state_dict."""
     if path.suffix == ".safetensors":
-        state, metadata = _open_safetensors(path)
+        state, metadata = read_safetensors(path)
         if "klass" not in metadata:
             return state, [path]
         with _errors_name(path):
@@ -268,33 +262,33 @@ def _read_file(path: Path) -> Found:
     return package, [path]
 
 
-def _open_safetensors(path: Path) -> tuple[State, dict[str, str]]:
-    try:
+def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
+    """Return tensors and metadata of a file, or raise a PretrainedError."""
+    with _short_errors(path):
         return read_tensors(path)
-    except Exception as error:  # the library raises its own, and OSError
-        raise _unreadable(path, error) from error
 
 
 def _load(path: Path, known: Sequence[tuple[type, str]] = ()) -> object:
     """Read a file of torch.save as data, with stand-ins for the known names."""
+    # An explicit `weights_only` beats TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.
+    with _short_errors(path), torch.serialization.safe_globals(list(known)):
+        return torch.load(path, weights_only=True, map_location="cpu")
+
+
+@contextlib.contextmanager
+def _short_errors(path: Path) -> Iterator[None]:
+    """Cut the errors of a library, a dozen kinds for a foreign file, to the reason."""
     try:
-        # An explicit `weights_only` beats TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.
-        with torch.serialization.safe_globals(list(known)):
-            return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises a dozen kinds for a foreign file
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> PretrainedError:
-    """Return the error of a library, cut to its reason."""
-    # torch's explanation runs over many lines and advises to switch safety off.
-    lines = [line.strip() for line in str(error).splitlines()]
-    telling = (x for x in lines if "WeightsUnpickler error" in x or "GLOBAL" in x)
-    reason = next(telling, f"{type(error).__name__}: {lines[0] if lines else ''}")
-    return PretrainedError(
-        f"pretrained: {path} is damaged or holds more than tensors, and is not "
-        f"loaded ({reason[:200]})"
-    )
+        yield
+    except Exception as error:
+        # torch's explanation runs over many lines and advises to switch safety off.
+        lines = [line.strip() for line in str(error).splitlines()]
+        telling = (x for x in lines if "WeightsUnpickler error" in x or "GLOBAL" in x)
+        reason = next(telling, f"{type(error).__name__}: {lines[0] if lines else ''}")
+        raise PretrainedError(
+            f"pretrained: {path} is damaged or holds more than tensors, and is not "
+            f"loaded ({reason[:200]})"
+        ) from error
 
 
 def _entry(content: object, key: str) -> object:

@@ -80,4 +80,5 @@ def dequantized(state: Mapping[str, Tensor], where: str | Path) -> dict[str, Ten
 
 def load_int8(model: nn.Module, path: str | Path) -> None:
     """Load a file of `quantized_state_dict` whole, or raise a `PretrainedError`."""
-    load_state(model, dequantized(read_safetensors(Path(path)), path), path)
+    state, _ = read_safetensors(Path(path))
+    load_state(model, dequantized(state, path), path)
