@@ -206,8 +206,8 @@ def adapt_package(model: nn.Module, package: Package) -> State:
     differ = []
     if sorted(sources) != sorted(model.sources):
         differ.append(("sources", sources, f"the model's {model.sources}"))
-    ours = model.config | {"samplerate": model.sample_rate, "segment": model.segment}
-    ours |= {"channels_time": None}
+    ours = {**model.config, "channels_time": None, "segment": model.segment}
+    ours["samplerate"] = model.sample_rate
     for name, default in DEMUCS_DEFAULTS.items():
         value = theirs.pop(name, default)
         if name != "t_dropout" and not _same(name, value, ours[name]):

@@ -35,7 +35,6 @@ class Run:
     kind: type[nn.Module]
     arguments: dict[str, Any]
     sample_rate: int | None
-    sources: list[str] | None
     settings: Mapping[str, yaml.Node]
 
     @property
@@ -85,11 +84,8 @@ def read_run(folder: str | Path) -> Run:
     has_arguments = isinstance(separator, yaml.MappingNode)
     arguments = _plain(separator, f"{path}: separator") if has_arguments else {}
     arguments.pop("activation_checkpointing", None)  # matters in training only
-    sample_rate, sources = (
-        _plain(settings.get(name), f"{path}: {name}")
-        for name in ("sample_rate", "sources")
-    )
-    return Run(path.parent, kind, arguments, sample_rate, sources, settings)
+    sample_rate = _plain(settings.get("sample_rate"), f"{path}: sample_rate")
+    return Run(path.parent, kind, arguments, sample_rate, settings)
 
 
 def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:

@@ -6,7 +6,6 @@ there. A new source starts with the block of an old one, and so with its estimat
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -91,8 +90,7 @@ def load_for_sources(
             "an HTDemucs; leave this key out of the YAML"
         )
     origins(sources, model.sources, source_map or {})
-    config: dict[str, Any] = model.config
-    old = HTDemucs(list(sources), segment_seconds, **config)
+    old = HTDemucs(list(sources), segment_seconds, **model.config)
     files = load_pretrained(old, folder)
     copy_sources(old, model, source_map)
     return files
