@@ -5,13 +5,13 @@ at any time and a kill can damage no more than the last line.
 """
 
 import csv
-import io
 import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from modules.runtime.files import write_whole
+from modules.runtime.tables import table_text
 
 if TYPE_CHECKING:  # slow to import, and only needed for a picture
     from matplotlib.figure import Figure
@@ -58,16 +58,9 @@ def read_points(path: Path) -> list[Point]:
     return points
 
 
-def as_text(rows: list) -> str:
-    """Return rows as lines of the file."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
 def repair(path: Path) -> None:
     """Write the header if it is missing, and drop a last line that a kill cut off."""
-    header = as_text([COLUMNS]).encode()
+    header = table_text(COLUMNS, []).encode()
     with open(path, "ab+") as file:
         file.seek(0)
         start = file.read(len(header))

@@ -8,6 +8,7 @@ number of its own.
 Shapes: T sample, F frequency, L frame.
 """
 
+import csv
 import gc
 import math
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from modules.monitor import curves
-from modules.runtime.files import write_text
+from modules.runtime.tables import write_table
 
 # Spectrograms: window and smallest hop in seconds, range in dB, most frames.
 WINDOW, HOP, RANGE_DB, MAX_FRAMES = 0.032, 0.008, 80.0, 1024
@@ -101,7 +102,7 @@ class RunLog:
         """
         last = {"step": step, "epoch": epoch}
         kept = [p for p in curves.read_points(self.csv_path) if p.step <= last[p.kind]]
-        write_text(self.csv_path, curves.as_text([curves.COLUMNS, *kept]))
+        write_table(self.csv_path, curves.COLUMNS, kept)
         self.close()
         # TensorBoard drops what earlier event files hold from this number on.
         self._purge = {kind: number + 1 for kind, number in last.items()}
@@ -122,7 +123,7 @@ class RunLog:
     def _add(self, kind: str, number: int, values: Mapping[str, float]) -> None:
         points = [curves.Point(kind, number, k, float(v)) for k, v in values.items()]
         with open(self.csv_path, "a", encoding="utf-8", newline="") as file:
-            file.write(curves.as_text(points))
+            csv.writer(file, lineterminator="\n").writerows(points)
         if writer := self._writer(kind):
             for point in points:
                 writer.add_scalar(point.name, point.value, number)

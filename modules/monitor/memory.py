@@ -19,9 +19,7 @@ the workers that load data. With `--compile`, nothing is known by module.
 """
 
 import contextlib
-import csv
 import functools
-import io
 import resource
 import sys
 from collections import Counter
@@ -34,7 +32,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from modules.monitor.curves import save_figure
-from modules.runtime.files import write_text
+from modules.runtime.tables import write_table
 
 COLUMNS = ("module", "class", "parameters", "gradients", "optimizer", "saved")
 
@@ -199,17 +197,14 @@ class MemoryProfile:
         """Write `memory.csv` and `memory.png`."""
         rows = self.rows()
         total = {name: sum(row[name] for row in rows) for name in STACKED}
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(
-            text, (*COLUMNS, "total", "cuda_peak"), restval="", lineterminator="\n"
-        )
-        writer.writeheader()
-        for row in [*rows, {"module": "(sum)", **total}]:
-            writer.writerow(row | {"total": sum(row[name] for name in STACKED)})
+        table = [*rows, {"module": "(sum)", **total}]
+        table = [row | {"total": sum(row[name] for name in STACKED)} for row in table]
         peak = self.cuda_peaks["(peak)"] if self.cuda else resident_peak()
         holder = str(self.cuda or "process")
-        writer.writerow({"module": "(peak)", "class": holder, "total": peak})
-        write_text(self.folder / "memory.csv", text.getvalue())
+        table.append({"module": "(peak)", "class": holder, "total": peak})
+        header = (*COLUMNS, "total", "cuda_peak")
+        cells = [[row.get(name, "") for name in header] for row in table]
+        write_table(self.folder / "memory.csv", header, cells)
         where = f"on {self.cuda}" if self.cuda else "of the process"
         title = f"sum {sum(total.values()) / 1e6:.0f} MB, peak {where} {peak / 1e6:.0f}"
         draw(rows, f"{title} MB", self.folder / "memory.png")
