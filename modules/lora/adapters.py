@@ -5,16 +5,14 @@ Hu et al., "LoRA" (ICLR 2022, arXiv 2106.09685), on weights. An adapted weight r
     weight + alpha / lora_rank * (up @ down)        up [R, r], down [r, C]
 
 wherever the network reads it, through its layer or by hand. R is the size of the
-weight's first dimension, C the product of all others and r the lora_rank, so that
-dilation, stride, groups and transposition need no thought. `up` starts at zero:
-nothing changes at first.
+weight's first dimension, C the product of the others and r the lora_rank; dilation,
+stride, groups and transposition play no role. `up` starts at zero, so that nothing
+changes at first.
 
 The layer gets a subclass in which the weight is a property. Unlike
-`torch.nn.utils.parametrize`, this leaves the base weight in its place under its old
-key: the state_dict of an adapted model is the plain one and, in addition,
-`<layer>.lora_<weight>.{up,down}`. The adapters are ordinary parameters, so that
-DistributedDataParallel, an EMA and an optimizer treat them as any others. An adapted
-model can be deep-copied, but not pickled.
+`torch.nn.utils.parametrize`, this keeps the base weight under its old key: the
+state_dict of an adapted model is the plain one with `<layer>.lora_<weight>.{up,down}`
+added. An adapted model can be deep-copied, but not pickled.
 """
 
 import difflib
@@ -22,8 +20,9 @@ import fnmatch
 import functools
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +39,7 @@ PREFIX = "lora_"  # of an adapter's name in its layer
 class LoraConfig:
     """Everything but the weights needed to rebuild the adapters.
 
-    `ranks` holds the LoRA rank of each tensor; `alpha` None means this rank itself, a
-    factor of 1.
+    `ranks` holds the rank of each tensor; `alpha` None means this rank, a factor of 1.
     """
 
     ranks: dict[str, int]
@@ -53,8 +51,8 @@ class LoraConfig:
 class LowRank(nn.Module):
     """Adds `scale * up @ down` to a weight.
 
-    Dropout, in training, leaves out columns of `down` (input features of the layer),
-    the same ones for the whole batch.
+    In training, dropout leaves out input features of the layer: columns of `down`, the
+    same ones for the whole batch.
     """
 
     def __init__(
@@ -71,7 +69,7 @@ class LowRank(nn.Module):
         self.dropout = dropout
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the adapted weight, in the shape of the given one."""
+        """Return the adapted weight."""
         down: Tensor = self.down
         if self.dropout and self.training:
             down = down * F.dropout(torch.ones_like(down[:1]), self.dropout)
@@ -103,7 +101,7 @@ def add_lora(
     dropout : float
         Probability of `LowRank`'s dropout.
     lora_max_rank : int | None
-        No tensor gets more.
+        Upper limit of all ranks.
     layer_ranks : Mapping[str, int] | None
         Ranks by pattern, first match wins: `encoder.*`, `*.in_proj_weight`, matched
         with the names of weights and of their layers. 0 means no adapter.
@@ -143,8 +141,7 @@ def choose_ranks(
     layer_ranks: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Return the rank of each tensor that `add_lora` would adapt; see there."""
-    weights = adaptable(model)
-    patterns = dict(layer_ranks or {})
+    weights, patterns = adaptable(model), dict(layer_ranks or {})
     limits = {"lora_rank": (lora_rank, 1)}
     if lora_max_rank is not None:
         limits["lora_max_rank"] = (lora_max_rank, 1)
@@ -153,14 +150,12 @@ def choose_ranks(
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not (whole and value >= least):
             raise LoraError(f"{name}={value!r}: must be an integer, {least} or more")
-    for pattern in patterns:
-        matching([pattern], weights, "layer_ranks")
+    matching(list(patterns), weights, "layer_ranks")
     ranks = {}
     for name, weight in weights.items():
         given = next((r for p, r in patterns.items() if _matches(name, p)), lora_rank)
-        most = min(*matrix_shape(weight), lora_max_rank or given)
         if given:
-            ranks[name] = min(given, most)
+            ranks[name] = min(given, *matrix_shape(weight), lora_max_rank or given)
     return ranks
 
 
@@ -175,33 +170,32 @@ def attach(model: nn.Module, config: LoraConfig) -> None:
         raise LoraError("the model has adapters already: merge them first")
     if not config.ranks and not config.full:
         raise LoraError(f"{type(model).__name__} has nothing to adapt, or no rank")
-    model.lora_frozen = [n for n, p in model.named_parameters() if p.requires_grad]
+    frozen = [n for n, p in model.named_parameters() if p.requires_grad]
     model.requires_grad_(False)
-    by_layer: dict[str, list[str]] = {}
+    by_layer: dict[nn.Module, list[str]] = {}
     for name, lora_rank in config.ranks.items():
         layer_name, _, weight_name = name.rpartition(".")
-        by_layer.setdefault(layer_name, []).append(weight_name)
         layer = model.get_submodule(layer_name)
+        by_layer.setdefault(layer, []).append(weight_name)
         alpha = lora_rank if config.alpha is None else config.alpha
-        seed, weight = zlib.crc32(name.encode()), base_weight(model, name)
+        seed, weight = zlib.crc32(name.encode()), layer.get_parameter(weight_name)
         adapter = LowRank(weight, lora_rank, alpha, config.dropout, seed)
-        adapter.train(layer.training)
-        layer.add_module(PREFIX + weight_name, adapter)
-    for layer_name, weight_names in by_layer.items():
-        layer = model.get_submodule(layer_name)
-        layer.__class__ = _adapted_class(type(layer), tuple(weight_names))
+        layer.add_module(PREFIX + weight_name, adapter.train(layer.training))
+    for layer, weight_names in by_layer.items():
+        kind: Any = type(layer)  # mypy holds that a class of modules has no hash
+        layer.__class__ = _adapted_class(kind, tuple(weight_names))
     for name in config.full:
         model.get_parameter(name).requires_grad_(True)
-    model.lora_config = config
+    vars(model).update(lora_config=config, lora_frozen=frozen)
 
 
 @functools.cache
 def _adapted_class(kind: type, weight_names: tuple[str, ...]) -> type:
-    """A layer's class with these weights as properties; one for all such layers."""
+    """Return a layer's class with weights as properties, one for all such layers."""
 
     def read(weight_name: str) -> property:
         def adapted(layer: nn.Module) -> Tensor:
-            adapter = layer._modules[PREFIX + weight_name]
+            adapter = getattr(layer, PREFIX + weight_name)
             return adapter(layer._parameters[weight_name])
 
         return property(adapted)
@@ -213,16 +207,15 @@ def _adapted_class(kind: type, weight_names: tuple[str, ...]) -> type:
 def adaptable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the weights that can get adapters, by name.
 
-    These are the weights of every convolution and linear layer, and the bare parameters
-    of attention layers: `in_proj_weight`, or `q_proj_weight` and its like.
+    These are the weights of convolutions and linear layers, and the bare parameters of
+    attention: `in_proj_weight`, or `q_proj_weight` and its like.
     """
     found: dict[str, nn.Parameter] = {}
     names: dict[int, str] = {}
     for layer_name, layer in model.named_modules():
         for weight_name, weight in layer._parameters.items():
-            is_weight = isinstance(layer, LAYERS) and weight_name == "weight"
-            is_weight = is_weight or weight_name.endswith("proj_weight")
-            if weight is None or not is_weight:
+            of_layer = isinstance(layer, LAYERS) and weight_name == "weight"
+            if weight is None or not (of_layer or weight_name.endswith("proj_weight")):
                 continue
             name = f"{layer_name}.{weight_name}".lstrip(".")
             if (other := names.setdefault(id(weight), name)) != name:
@@ -232,7 +225,7 @@ def adaptable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of adapters and those that train fully, by their keys."""
+    """Return the tensors of adapters and those that train fully."""
     full = set(config_of(model).full)
     return {
         name: tensor.detach()
@@ -242,10 +235,11 @@ def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state_dict of the plain model, with its base weights."""
+    """Return the state_dict of the plain model."""
     return {k: v for k, v in model.state_dict().items() if not is_adapter(k)}
 
 
+@torch.no_grad()
 def merge(model: nn.Module) -> nn.Module:
     """Add the adapters to the weights of a model for good, in place, and return it.
 
@@ -264,20 +258,20 @@ def merge(model: nn.Module) -> nn.Module:
         plain_class = getattr(type(layer), "plain_class", None)
         if plain_class is None:
             continue
-        for child in [n for n in layer._modules if n.startswith(PREFIX)]:
-            weight = layer._parameters[child.removeprefix(PREFIX)]
-            with torch.no_grad():
-                weight.copy_(layer._modules[child].eval()(weight))
-            del layer._modules[child]
         layer.__class__ = plain_class
-    for name in model.lora_frozen:
+        for name, adapter in list(layer.named_children()):
+            if isinstance(adapter, LowRank):
+                weight = layer.get_parameter(name.removeprefix(PREFIX))
+                weight.copy_(adapter.eval()(weight))
+                delattr(layer, name)
+    for name in vars(model).pop("lora_frozen"):
         model.get_parameter(name).requires_grad_(True)
-    del model.lora_config, model.lora_frozen
+    del vars(model)["lora_config"]
     return model
 
 
 def trainable_share(model: nn.Module) -> float:
-    """Return parameters that train by those of the model without adapters."""
+    """Return the parameters that train over those of the plain model."""
     adapters = sum(p.numel() for n, p in model.named_parameters() if is_adapter(n))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trainable / (sum(p.numel() for p in model.parameters()) - adapters)
@@ -290,15 +284,10 @@ def matrix_shape(weight: Tensor) -> tuple[int, int]:
 
 def config_of(model: nn.Module) -> LoraConfig:
     """Return the settings of an adapted model."""
-    if not hasattr(model, "lora_config"):
+    config = getattr(model, "lora_config", None)
+    if config is None:
         raise LoraError(f"this {type(model).__name__} has no adapters")
-    return model.lora_config
-
-
-def base_weight(model: nn.Module, name: str) -> Tensor:
-    """Return the frozen weight under an adapter, or the weight of a plain model."""
-    layer_name, _, weight_name = name.rpartition(".")
-    return model.get_submodule(layer_name)._parameters[weight_name]
+    return config
 
 
 def adapter_name(name: str) -> str:
@@ -313,7 +302,7 @@ def is_adapter(key: str) -> bool:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a pattern means a weight: by its own name or by its layer's."""
+    """Return whether a pattern matches the name of a weight or of its layer."""
     layer_name = name.rpartition(".")[0]
     return any(fnmatch.fnmatchcase(n, pattern) for n in (name, layer_name))
 
@@ -322,25 +311,22 @@ def matching(
     patterns: Sequence[str], names: Mapping[str, object], setting: str
 ) -> list[str]:
     """Return the names that match a pattern; raise if a pattern matches none."""
-    found: set[str] = set()
     for pattern in patterns:
-        matched = {name for name in names if _matches(name, pattern)}
-        if not matched:
+        if not any(_matches(name, pattern) for name in names):
+            near = ", ".join(_near(pattern, names))
             raise LoraError(
-                f"{setting}: {pattern!r} matches no weight; near are "
-                + ", ".join(_near(pattern, names))
+                f"{setting}: {pattern!r} matches no weight; near are {near}"
             )
-        found |= matched
-    return [name for name in names if name in found]
+    return [name for name in names if any(_matches(name, p) for p in patterns)]
 
 
-def _near(pattern: str, names: Mapping[str, object]) -> Iterator[str]:
-    """Patterns that do match: the beginnings of names most like the wrong one."""
+def _near(pattern: str, names: Mapping[str, object]) -> list[str]:
+    """Return patterns that match: the beginnings of names most like the given one."""
     heads: dict[str, str] = {}
     for name in names:
         parts = name.split(".")
-        for end in range(1, len(parts) + 1):
-            head = ".".join(parts[:end])
-            heads[head] = head if end == len(parts) else f"{head}.*"
+        for end in range(1, len(parts)):
+            heads[".".join(parts[:end])] = ".".join([*parts[:end], "*"])
+        heads[name] = name
     near = difflib.get_close_matches(pattern.strip(".*"), heads, n=3, cutoff=0.4)
-    yield from (heads[head] for head in near or list(heads)[:3])
+    return [heads[head] for head in near or list(heads)[:3]]

@@ -10,41 +10,23 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from modules.lora.adapters import (
-    LoraConfig,
-    adapter_name,
-    attach,
-    base_weight,
-    config_of,
-    is_adapter,
-    lora_state_dict,
-    matrix_shape,
-)
+from modules.lora import adapters
+from modules.lora.adapters import LoraConfig
+from modules.runtime import tensors
 from modules.runtime.errors import LoraError
-from modules.runtime.tensors import (
-    first_mismatch,
-    is_finite,
-    read_tensors,
-    save_tensors,
-    shapes_of,
-)
 
 FORMAT = "sepbrain.lora.1"
 
 
 def save_lora(model: nn.Module, path: str | Path) -> None:
-    """Write the adapters of an adapted model to a safetensors file.
-
-    Its metadata holds the ranks and the other settings as JSON, and the digest of the
-    base weights that the adapters belong to.
-    """
+    """Write the adapters, their settings and the digest of their base weights."""
     metadata = {
         "format": FORMAT,
         "model": type(model).__name__,
-        "config": json.dumps(asdict(config_of(model))),
-        "base": base_digest(model, config_of(model)),
+        "config": json.dumps(asdict(adapters.config_of(model))),
+        "base": base_digest(model, adapters.config_of(model)),
     }
-    save_tensors(path, lora_state_dict(model), metadata)
+    tensors.save_tensors(path, adapters.lora_state_dict(model), metadata)
 
 
 def load_lora_weights(
@@ -62,19 +44,14 @@ def load_lora_weights(
     path : str | Path
         The file.
     check_base : bool
-        Refuse a base that differs in a single bit. False allows one that is meant to
-        be another, or the same in another precision.
-
-    Returns
-    -------
-    LoraConfig
-        Ranks and settings of the adapters.
+        Refuse a base that differs in a single bit. Give False for one that is meant to
+        differ, for instance in its precision.
 
     Raises
     ------
     LoraError
-        A file that is missing or in another format, adapters of another model or base,
-        or NaN in them. The model is untouched.
+        The file is missing or in another format, or its adapters belong to another
+        model or base or hold NaN. The model is untouched.
 
     Example
     -------
@@ -98,31 +75,28 @@ def load_lora_weights(
             "load the base that they belong to first"
         )
     if present is None:
-        attach(model, config)
+        adapters.attach(model, config)
     with torch.no_grad():
-        for key, tensor in lora_state_dict(model).items():
+        for key, tensor in adapters.lora_state_dict(model).items():
             tensor.copy_(state[key])
     return config
 
 
 def base_digest(model: nn.Module, config: LoraConfig) -> str:
     """Return the SHA-256 of the frozen weights under adapters, or else of all."""
-    names = config.ranks or [
-        name
-        for name, _ in model.named_parameters()
-        if name not in config.full and not is_adapter(name)
-    ]
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    plain = [n for n, _ in model.named_parameters() if not adapters.is_adapter(n)]
     digest = hashlib.sha256()
-    for name in sorted(names):
-        weight = base_weight(model, name).detach().cpu().contiguous()
+    for name in sorted(config.ranks or set(plain).difference(config.full)):
+        weight = weights[name].detach().cpu().contiguous()
         digest.update(name.encode() + weight.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def read_lora(path: Path) -> tuple[LoraConfig, dict[str, str], dict[str, Tensor]]:
-    """Return configuration, metadata and tensors of a file of adapters."""
+    """Return settings, metadata and tensors of a file of adapters."""
     try:
-        state, metadata = read_tensors(path)
+        state, metadata = tensors.read_tensors(path)
     except (OSError, SafetensorError) as error:
         raise LoraError(f"{path}: no readable file of adapters ({error})") from error
     try:
@@ -131,19 +105,17 @@ def read_lora(path: Path) -> tuple[LoraConfig, dict[str, str], dict[str, Tensor]
         config = LoraConfig(**json.loads(metadata["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise LoraError(
-            f"{path}: holds no adapters of `save_lora` ({error}); give a file that "
-            "it wrote"
+            f"{path}: holds no adapters of `save_lora` ({error}); give a file it wrote"
         ) from error
     return config, metadata, state
 
 
 def _check_settings(file: LoraConfig, model: LoraConfig, path: str | Path) -> None:
     """Raise unless two sets of adapters have equal ranks and settings."""
-    if differ := first_mismatch(file.ranks, model.ranks):
+    if differ := tensors.first_mismatch(file.ranks, model.ranks):
         raise LoraError(f"{path}: the ranks of {differ}")
     for name in ("full", "alpha"):
-        theirs, ours = getattr(file, name), getattr(model, name)
-        if theirs != ours:
+        if (theirs := getattr(file, name)) != (ours := getattr(model, name)):
             raise LoraError(
                 f"{path}: was trained with {name} {theirs}, the model has {ours}"
             )
@@ -159,10 +131,10 @@ def _check_fit(
             raise LoraError(f"{what}: it has no {name}")
     shapes = {name: list(plain[name].shape) for name in config.full}
     for name, lora_rank in config.ranks.items():
-        rows, columns = matrix_shape(plain[name])
-        shapes[f"{adapter_name(name)}.down"] = [lora_rank, columns]
-        shapes[f"{adapter_name(name)}.up"] = [rows, lora_rank]
-    if differ := first_mismatch(shapes_of(state), shapes):
+        rows, columns = adapters.matrix_shape(plain[name])
+        shapes[f"{adapters.adapter_name(name)}.down"] = [lora_rank, columns]
+        shapes[f"{adapters.adapter_name(name)}.up"] = [rows, lora_rank]
+    if differ := tensors.first_mismatch(tensors.shapes_of(state), shapes):
         raise LoraError(f"{what}: {differ}")
-    if bad := [name for name, tensor in state.items() if not is_finite(tensor)]:
+    if bad := [name for name, tensor in state.items() if not tensors.is_finite(tensor)]:
         raise LoraError(f"{what}: NaN or Inf in {bad[0]}")

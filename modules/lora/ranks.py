@@ -1,11 +1,8 @@
 """Which adapter gets which rank: the rules behind `lora_mode`.
 
 uniform    Every tensor has the base rank.
-heuristic  The place of a layer decides, see `HEURISTICS`: with the base rank 8, early
-           layers get 16 to 8, transformers 8, the way out 8 to 2.
+heuristic  The place of a layer decides, see `HEURISTICS`: the way in gets more.
 gradient   The gradient of the first batches decides, see `gradient_ranks`.
-
-Nothing is drawn at random.
 """
 
 import heapq
@@ -48,10 +45,7 @@ HEURISTICS: dict[str, list[tuple[str, float, float]]] = {
 
 
 def heuristic_ranks(model: nn.Module, lora_rank: int) -> dict[str, int]:
-    """Return ranks by the place of a layer: `lora_rank` times a factor, at least 1.
-
-    Raise a `LoraError` for a model whose class is not in `HEURISTICS`.
-    """
+    """Return ranks by the place of a layer: `lora_rank` times a factor, at least 1."""
     kind = type(model).__name__
     if kind not in HEURISTICS:
         raise LoraError(
@@ -81,24 +75,12 @@ def gradient_ranks(
 ) -> dict[str, int]:
     """Return ranks that catch most of a gradient for the parameters of uniform ones.
 
-    One more rank of a tensor [R, C] costs R + C parameters and catches one more
-    singular value of the gradient. From `lora_min_rank` on, the next rank goes wherever
-    (singular value)^2 / (R + C) is largest (by name where equal) and still fits into
-    the budget: the cost of `lora_rank` for every tensor.
-
-    Arguments
-    ---------
-    gradients : Mapping[str, Tensor]
-        The mean gradient of the loss by each weight.
-    lora_rank : int
-        The base rank, which sets the budget.
-    lora_min_rank, lora_max_rank : int, int | None
-        Least and most for a tensor, as far as its size allows; None: 4 * lora_rank.
-
-    Raises
-    ------
-    LoraError
-        The three ranks fall from left to right, or a gradient is not finite.
+    `gradients` holds the mean gradient by each weight. One more rank of a tensor [R, C]
+    costs R + C parameters and catches one more singular value. From `lora_min_rank`, as
+    far as the size allows, to `lora_max_rank` (None: 4 * lora_rank), the next rank goes
+    wherever (singular value)^2 / (R + C) is largest, by name where equal, and fits into
+    the budget: the cost of `lora_rank` for every tensor. Raise a `LoraError` if limits
+    are not in order or a gradient is not finite.
 
     Example
     -------
@@ -115,7 +97,7 @@ def gradient_ranks(
     ranks, costs, values, budget = {}, {}, {}, 0
     for name in sorted(gradients):
         gradient = gradients[name]
-        if not bool(gradient.isfinite().all()):
+        if not gradient.isfinite().all():
             raise LoraError(f"lora_mode=gradient: the gradient of {name} is not finite")
         sides = matrix_shape(gradient)
         matrix = gradient.reshape(sides).double()

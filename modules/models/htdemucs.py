@@ -24,6 +24,7 @@ sequences.
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -133,7 +134,7 @@ class HTDemucs(nn.Module):
     ) -> None:
         super().__init__()
         #: The arguments that a package of demucs is compared with.
-        self.config = {
+        self.config: dict[str, Any] = {
             "sample_rate": sample_rate,
             "audio_channels": audio_channels,
             "channels": channels,
@@ -171,13 +172,10 @@ class HTDemucs(nn.Module):
         features = bottom_channels or bottom
         self.bottom = bool(bottom_channels)
         if self.bottom:
-            for tail in ("", "_t"):
-                self.add_module(
-                    f"channel_upsampler{tail}", nn.Conv1d(bottom, features, 1)
-                )
-                self.add_module(
-                    f"channel_downsampler{tail}", nn.Conv1d(features, bottom, 1)
-                )
+            self.channel_upsampler = nn.Conv1d(bottom, features, 1)
+            self.channel_downsampler = nn.Conv1d(features, bottom, 1)
+            self.channel_upsampler_t = nn.Conv1d(bottom, features, 1)
+            self.channel_downsampler_t = nn.Conv1d(features, bottom, 1)
         self.crosstransformer = None
         if t_layers:
             in_attention = t_dropout if attention_dropout else 0.0
@@ -242,7 +240,8 @@ class HTDemucs(nn.Module):
             )
         length = mixture_BCT.shape[-1]
         # The waveform's precision is that of the weights also under autocast.
-        mixture_BCT = mixture_BCT.to(self.encoder[0].conv.weight.dtype)
+        first: Any = self.encoder[0]
+        mixture_BCT = mixture_BCT.to(first.conv.weight.dtype)
         if not self.training and length < self.segment_samples:
             mixture_BCT = F.pad(mixture_BCT, (0, self.segment_samples - length))
         with torch.autocast(mixture_BCT.device.type, enabled=False):
@@ -270,13 +269,15 @@ class HTDemucs(nn.Module):
             skips.append(x)
             skips_t.append(xt)
         if self.crosstransformer is not None:
-            x, xt = self._transform(x, xt)
+            x, xt = self._transform(self.crosstransformer, x, xt)
         for decode, decode_t in zip(self.decoder, self.tdecoder, strict=True):
             x = self._run(decode, x, skips.pop())
             xt = self._run(decode_t, xt, skips_t.pop())[..., : lengths_t.pop()]
         return x, xt
 
-    def _transform(self, x_BNFL: Tensor, xt_BNL: Tensor) -> tuple[Tensor, Tensor]:
+    def _transform(
+        self, transformer: nn.Module, x_BNFL: Tensor, xt_BNL: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Run the transformer, between a change of the number of features and back."""
         frequencies = x_BNFL.shape[2]
         # Positions of the spectrogram run over the frequencies first, then the frames.
@@ -285,7 +286,7 @@ class HTDemucs(nn.Module):
         if self.bottom:
             x_BPD = pointwise(self.channel_upsampler, x_BPD)
             xt_BPD = pointwise(self.channel_upsampler_t, xt_BPD)
-        x_BPD, xt_BPD = self.crosstransformer(x_BPD, xt_BPD, frequencies, self._run)
+        x_BPD, xt_BPD = transformer(x_BPD, xt_BPD, frequencies, self._run)
         if self.bottom:
             x_BPD = pointwise(self.channel_downsampler, x_BPD)
             xt_BPD = pointwise(self.channel_downsampler_t, xt_BPD)
@@ -317,6 +318,8 @@ class EncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.frequency = frequency
+        self.conv: nn.Module
+        self.rewrite: nn.Module
         pad = KERNEL // 4
         if frequency:
             kernel, stride, padding = (KERNEL, 1), (STRIDE, 1), (pad, 0)
@@ -352,6 +355,8 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.last = last
+        self.conv_tr: nn.Module
+        self.rewrite: nn.Module
         pad = KERNEL // 4
         if frequency:
             self.conv_tr = nn.ConvTranspose2d(
@@ -393,6 +398,7 @@ class DilatedBranches(nn.Module):
         )
 
     def forward(self, x_XNT: Tensor) -> Tensor:
+        layer: Any
         for layer in self.layers:
             *branch, scale = layer
             y = x_XNT
@@ -444,8 +450,8 @@ def rescale_convolutions(model: nn.Module) -> None:
         for module in model.modules():
             if isinstance(module, kinds):
                 scale = (module.weight.std() / RESCALE).sqrt()
-                module.weight.div_(scale)
-                module.bias.div_(scale)
+                for parameter in module.parameters(recurse=False):
+                    parameter.div_(scale)
 
 
 # ---------------------------------------------------------------- the transformer
@@ -672,7 +678,7 @@ def to_waveform(spectrum_BZFL: Tensor, nfft: int, length: int) -> Tensor:
     window = torch.hann_window(nfft, dtype=framed.dtype, device=framed.device)
     # Four windows lie over every sample, and their squares add up to 3 / 2.
     quarters = (framed * (window / 1.5)).unflatten(-1, (4, hop))
-    hops = sum(F.pad(quarters[..., i, :], (0, 0, i, 3 - i)) for i in range(4))
+    hops: Any = sum(F.pad(quarters[..., i, :], (0, 0, i, 3 - i)) for i in range(4))
     return hops.flatten(-2)[..., side : side + length]
 
 

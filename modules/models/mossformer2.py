@@ -360,6 +360,7 @@ class SinusoidalPosition(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1))
+        self.inv_freq: Tensor
         self.register_buffer("inv_freq", _frequencies(channels))
 
     def forward(self, frames: int) -> Tensor:
@@ -418,7 +419,7 @@ class FeedForwardConv(nn.Module):
         depthwise_conv.sequential = nn.Sequential(
             nn.Identity(), nn.ModuleDict({"conv": conv})
         )
-        self.mdl = nn.Sequential(
+        self.mdl: Any = nn.Sequential(
             norm, nn.Linear(inputs, outputs), nn.SiLU(), depthwise_conv
         )
         self.dropout = dropout
@@ -531,7 +532,7 @@ class MemoryBlock(nn.Module):
 
     def __init__(self, channels: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(nn.Conv1d(channels, width, 1), nn.PReLU())
+        self.conv1: Any = nn.Sequential(nn.Conv1d(channels, width, 1), nn.PReLU())
         self.norm1 = nn.LayerNorm(width)
         self.gated_fsmn = GatedFSMN(width, dropout)
         self.norm2 = nn.LayerNorm(width)
@@ -570,7 +571,8 @@ class Layers(nn.Module):
 
     def forward(self, x_BLN: Tensor) -> Tensor:
         """Return ``[B, L, N]``."""
-        table = self.layers[0].rotary_pos_emb.table(x_BLN.shape[1])
+        first: Any = self.layers[0]
+        table = first.rotary_pos_emb.table(x_BLN.shape[1])
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for attention, memory in zip(self.layers, self.fsmn, strict=True):
             if recompute:
@@ -618,8 +620,8 @@ class MaskNet(nn.Module):
         self.mdl = ResidualStack(stack, channels, norm)
         self.prelu = nn.PReLU()
         self.conv1d_out = nn.Conv1d(channels, channels * num_sources, 1)
-        self.output = nn.Sequential(nn.Conv1d(channels, channels, 1))
-        self.output_gate = nn.Sequential(nn.Conv1d(channels, channels, 1))
+        self.output: Any = nn.Sequential(nn.Conv1d(channels, channels, 1))
+        self.output_gate: Any = nn.Sequential(nn.Conv1d(channels, channels, 1))
         self.conv1_decoder = nn.Conv1d(channels, encoder_channels, 1, bias=False)
 
     def forward(self, features_BLN: Tensor) -> Tensor:
@@ -720,7 +722,7 @@ class MossFormer2(nn.Module):
         self.num_sources, self.kernel_size = num_sources, kernel_size
         self.mask_mode = mask_mode
         hop = kernel_size // 2
-        self.enc = nn.ModuleDict(
+        self.enc: Any = nn.ModuleDict(
             {"conv1d": nn.Conv1d(1, encoder_channels, kernel_size, hop, bias=False)}
         )
         stack = Layers(
@@ -772,7 +774,7 @@ class MossFormer2(nn.Module):
         return F.pad(estimate_BST, (0, samples - estimate_BST.shape[-1]))
 
     @staticmethod
-    def adapt_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def adapt_keys(state: dict[str, Any]) -> dict[str, Tensor]:
         """Rename a published state to this class's keys.
 
         Known are ClearVoice's checkpoint (the whole dictionary or its "model" entry,

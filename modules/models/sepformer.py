@@ -14,6 +14,7 @@ its batch), P position in it, H head, E feature of a head.
 
 import math
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -178,7 +179,8 @@ class Decoder(nn.ConvTranspose1d):
     def __init__(self, encoder_channels: int, kernel_size: int) -> None:
         super().__init__(encoder_channels, 1, kernel_size, kernel_size // 2, bias=False)
 
-    def forward(self, feature_BSLN: Tensor) -> Tensor:
+    # Unlike the parent's, it takes no output size.
+    def forward(self, feature_BSLN: Tensor) -> Tensor:  # type: ignore[override]
         # Frames overlap by half: first halves, plus second halves one stride later.
         frames = feature_BSLN.to(self.weight.dtype) @ self.weight.flatten(1)
         first, second = frames.chunk(2, dim=-1)
@@ -211,7 +213,9 @@ class MaskNet(nn.Module):
         self.conv1d = nn.Conv1d(encoder_channels, channels, 1, bias=False)
         inner = (channels, heads, ffn_channels, dropout, activation_checkpointing)
         self.dual_mdl = nn.ModuleList(
-            DualPathBlock(*(Transformer(n, *inner) for n in layers), channels)
+            DualPathBlock(
+                Transformer(layers[0], *inner), Transformer(layers[1], *inner), channels
+            )
             for _ in range(dual_layers)
         )
         self.conv2d = nn.Conv2d(channels, channels * num_sources, kernel_size=1)
@@ -230,9 +234,11 @@ class MaskNet(nn.Module):
         # frame lies in exactly two chunks, so adding first, with twice the bias, is
         # the same map at half the work.
         x_BLD = overlap_add(self.prelu(x_BCKD), length)
-        x_BLD = F.linear(x_BLD, self.conv2d.weight.flatten(1), 2 * self.conv2d.bias)
+        bias: Any = self.conv2d.bias
+        x_BLD = F.linear(x_BLD, self.conv2d.weight.flatten(1), 2 * bias)
         x_BSLD = x_BLD.unflatten(-1, (self.num_sources, -1)).transpose(1, 2)
-        value, gate = self.output[0], self.output_gate[0]
+        value: Any = self.output[0]
+        gate: Any = self.output_gate[0]
         weight = torch.cat([value.weight, gate.weight]).flatten(1)
         bias = torch.cat([value.bias, gate.bias])
         value_BSLD, gate_BSLD = F.linear(x_BSLD, weight, bias).chunk(2, dim=-1)
@@ -273,13 +279,13 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
-        self.mdl = nn.Module()
+        self.mdl: Any = nn.Module()
         self.mdl.layers = nn.ModuleList(
             TransformerLayer(channels, heads, ffn_channels, dropout)
             for _ in range(layers)
         )
         self.mdl.norm = layer_norm(channels)
-        self.pos_enc = nn.Module()
+        self.pos_enc: Any = nn.Module()
         self.pos_enc.register_buffer("pe", sinusoid(0, TABLE_LENGTH, channels)[None])
 
     def forward(self, x_APD: Tensor) -> Tensor:

@@ -5,13 +5,13 @@ at any time and a kill can damage no more than the last line.
 """
 
 import csv
-import io
 import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from modules.runtime.files import write_whole
+from modules.runtime.tables import table_text
 
 if TYPE_CHECKING:  # slow to import, and only needed for a picture
     from matplotlib.figure import Figure
@@ -20,15 +20,14 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("kind", "step", "name", "value")
 
-# Titles of panels; other panels are called by the name of their values.
+# Titles of panels; others have the name of their values.
 TITLES = {
     "lr": "learning rate",
     "grad_norm": "gradient norm",
     "skipped": "steps skipped",
 }
 
-# Most points of a line in the picture; a longer one shows means over blocks.
-MAX_POINTS = 1000
+MAX_POINTS = 1000  # of a line in the picture; a longer one shows means over blocks
 
 
 class Point(NamedTuple):
@@ -59,16 +58,9 @@ def read_points(path: Path) -> list[Point]:
     return points
 
 
-def as_text(rows: list) -> str:
-    """Return rows as lines of the file."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
 def repair(path: Path) -> None:
     """Write the header if it is missing, and drop a last line that a kill cut off."""
-    header = as_text([COLUMNS]).encode()
+    header = table_text(COLUMNS, []).encode()
     with open(path, "ab+") as file:
         file.seek(0)
         start = file.read(len(header))
@@ -83,8 +75,7 @@ def repair(path: Path) -> None:
 
 def draw_curves(points: list[Point], path: Path) -> Path:
     """Draw a panel for each quantity and axis into a PNG, atomically."""
-    # Slow to import, and only needed here. The Figure class alone needs no display.
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to import; needs no display
 
     panels: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for kind, step, name, value in points:
@@ -118,7 +109,7 @@ def save_figure(figure: "Figure", path: Path) -> Path:
 
 
 def _thinned(values: dict[int, float]) -> tuple[list[float], list[float]]:
-    """Return steps and values in order, as means over blocks if there are too many."""
+    """Return steps and values in order, as means over blocks if there are many."""
     steps = sorted(values)
     size = math.ceil(len(steps) / MAX_POINTS)
     blocks = [steps[i : i + size] for i in range(0, len(steps), size)]

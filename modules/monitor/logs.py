@@ -1,15 +1,14 @@
 """One place for what a run logs: `curves.csv`, `curves.png` and TensorBoard.
 
-There are two axes. Values of training steps are logged against the number of steps
-finished, statistics of stages (and audio) against the number of the epoch; both count
-from 1. `curves.csv` keeps every value in long format (`kind,step,name,value`), is only
-ever appended to, and is the source of `curves.png`. TensorBoard shows the two axes as
-the runs `tensorboard/steps` and `tensorboard/epochs`, because on resume each has to be
-rewound to a number of its own.
+There are two axes: finished steps for the values of training, epochs for statistics of
+stages and for audio; both count from 1. TensorBoard shows them as the runs
+`tensorboard/steps` and `tensorboard/epochs`, because on resume each is rewound to a
+number of its own.
 
 Shapes: T sample, F frequency, L frame.
 """
 
+import csv
 import gc
 import math
 from collections.abc import Mapping
@@ -20,32 +19,18 @@ import torch
 from torch import Tensor
 
 from modules.monitor import curves
-from modules.runtime.files import write_text
+from modules.runtime.tables import write_table
 
 # Spectrograms: window and smallest hop in seconds, range in dB, most frames.
 WINDOW, HOP, RANGE_DB, MAX_FRAMES = 0.032, 0.008, 80.0, 1024
 
 
 class RunLog:
-    """Logs of one run. Only the main process may have one.
+    """Logs of one run in its folder, after what it logged before; see `rewind`.
 
-    Everything is on disk when a call returns, so a killed run loses nothing, and files
-    are closed between calls.
-
-    Arguments
-    ---------
-    output_folder : str | Path
-        Where `curves.csv`, `curves.png` and `tensorboard/` are kept. What an earlier
-        run logged there stays; see `rewind`.
-    tensorboard : bool
-        Whether to write TensorBoard events.
-
-    Raises
-    ------
-    ImportError
-        If TensorBoard is wanted and not installed.
-    ValueError
-        If `curves.csv` is another program's.
+    Only the main process may have one. Everything is on disk when a call returns, so a
+    killed run loses nothing. Raise an `ImportError` if TensorBoard is wanted and not
+    installed, a `ValueError` if `curves.csv` is another program's.
 
     Example
     -------
@@ -65,27 +50,23 @@ class RunLog:
         self.folder = Path(output_folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.csv_path = self.folder / "curves.csv"
-        self._writer_class = _summary_writer_class() if tensorboard else None
+        self._writer_class: Any = _summary_writer_class() if tensorboard else None
         self._writers: dict[str, Any] = {}
         self._purge: dict[str, int | None] = {"step": None, "epoch": None}
         curves.repair(self.csv_path)
 
     def scalars(self, step: int, **values: float) -> None:
-        """Log values of a training step: loss, lr, grad_norm, kept share and so on.
+        """Log values of a training step, which may be NaN.
 
-        `step` counts the finished steps, this one included; values may be NaN. Every
-        call is kept for good, so call it every so many steps, not at each.
+        `step` counts the finished steps, this one included. Every call is kept, so call
+        it every so many steps.
         """
         self._add("step", step, values)
 
     def epoch(
         self, epoch: int, stage_stats: Mapping[str, float | Mapping[str, float]]
     ) -> None:
-        """Log the statistics of an epoch, whose number counts from 1.
-
-        `{"train": {"loss": 1.0}, "valid": {...}}` becomes `train/loss` and so on; a
-        plain number keeps its name.
-        """
+        """Log statistics of an epoch, `{"train": {"loss": 1.0}}` as `train/loss`."""
         values: dict[str, float] = {}
         for name, value in stage_stats.items():
             if isinstance(value, Mapping):
@@ -95,52 +76,42 @@ class RunLog:
         self._add("epoch", epoch, values)
 
     def audio(self, tag: str, wave_T: Tensor, sample_rate: int, epoch: int) -> None:
-        """Put a signal into TensorBoard, under the title `tag`.
+        """Put a signal into TensorBoard, if that is on, as `tag`.
 
         It keeps its level unless its peak is above 1, which would clip; samples that
-        are not finite are played as 0. Without TensorBoard, this method and
-        `spectrogram` do nothing.
+        are not finite are played as 0.
         """
-        if self._writer_class is None:
-            return
-        wave_T = _finite(wave_T)
-        wave_T = wave_T / wave_T.abs().max().clamp(min=1)
-        writer = self._writer("epoch")
-        writer.add_audio(tag, wave_T, epoch, sample_rate=sample_rate)
-        writer.flush()
+        if writer := self._writer("epoch"):
+            wave_T = _finite(wave_T)
+            wave_T = wave_T / wave_T.abs().max().clamp(min=1)
+            writer.add_audio(tag, wave_T, epoch, sample_rate=sample_rate)
+            writer.flush()
 
     def spectrogram(
         self, tag: str, wave_T: Tensor, sample_rate: int, epoch: int
     ) -> None:
-        """Put a picture of a signal's spectrum over time into TensorBoard."""
-        if self._writer_class is None:
-            return
-        writer = self._writer("epoch")
-        writer.add_image(tag, spectrogram_image(wave_T, sample_rate), epoch)
-        writer.flush()
+        """Put the spectrogram of a signal into TensorBoard, if that is on."""
+        if writer := self._writer("epoch"):
+            writer.add_image(tag, spectrogram_image(wave_T, sample_rate), epoch)
+            writer.flush()
 
     def rewind(self, step: int, epoch: int) -> None:
-        """Forget what was logged after the state from which a run goes on.
+        """Forget what was logged after these finished steps and epochs.
 
-        Call it before logging anything, with the steps and epochs that are finished in
-        the checkpoint, or with zeros when training starts anew.
+        Call it before logging, with the checkpoint's numbers or, in a new run, zeros.
         """
         last = {"step": step, "epoch": epoch}
         kept = [p for p in curves.read_points(self.csv_path) if p.step <= last[p.kind]]
-        write_text(self.csv_path, curves.as_text([curves.COLUMNS, *kept]))
+        write_table(self.csv_path, curves.COLUMNS, kept)
         self.close()
         # TensorBoard drops what earlier event files hold from this number on.
         self._purge = {kind: number + 1 for kind, number in last.items()}
 
     def curves(self) -> Path:
-        """Draw all of `curves.csv` into `curves.png`, atomically; return its path.
-
-        Each quantity and axis has a panel, in which losses and metrics of different
-        stages stand together.
-        """
+        """Draw `curves.csv` into `curves.png`, a panel for each quantity and axis."""
         points = curves.read_points(self.csv_path)
         path = curves.draw_curves(points, self.folder / "curves.png")
-        # A figure is made of reference cycles, 15 MB of them, which would pile up.
+        # A figure is 15 MB of reference cycles, which would pile up.
         gc.collect()
         return path
 
@@ -152,28 +123,27 @@ class RunLog:
     def _add(self, kind: str, number: int, values: Mapping[str, float]) -> None:
         points = [curves.Point(kind, number, k, float(v)) for k, v in values.items()]
         with open(self.csv_path, "a", encoding="utf-8", newline="") as file:
-            file.write(curves.as_text(points))
-        if self._writer_class is None:
-            return
-        writer = self._writer(kind)
-        for point in points:
-            writer.add_scalar(point.name, point.value, number)
-        writer.flush()
+            csv.writer(file, lineterminator="\n").writerows(points)
+        if writer := self._writer(kind):
+            for point in points:
+                writer.add_scalar(point.name, point.value, number)
+            writer.flush()
 
     def _writer(self, kind: str) -> Any:
+        """Return the TensorBoard writer of an axis, None without TensorBoard."""
+        if self._writer_class is None:
+            return None
         if kind not in self._writers:
-            folder = self.folder / "tensorboard" / f"{kind}s"
-            self._writers[kind] = self._writer_class(
-                str(folder), purge_step=self._purge[kind]
-            )
+            folder = str(self.folder / "tensorboard" / f"{kind}s")
+            writer = self._writer_class(folder, purge_step=self._purge[kind])
+            self._writers[kind] = writer
         return self._writers[kind]
 
 
 def spectrogram_image(wave_T: Tensor, sample_rate: int) -> Tensor:
-    """Return a magnitude spectrogram as a grey picture [1, F, L].
+    """Return a magnitude spectrogram as a grey picture [1, F, L], 0 Hz in the last row.
 
-    Its range [0, 1] is the 80 dB up to the loudest point; 0 Hz is the last row. It has
-    at most 1025 frames. Samples that are not finite count as 0.
+    Its range [0, 1] is the 80 dB up to the loudest point; L is at most 1025.
     """
     window = round(WINDOW * sample_rate)
     hop = max(round(HOP * sample_rate), math.ceil(len(wave_T) / MAX_FRAMES))

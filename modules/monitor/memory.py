@@ -6,36 +6,33 @@
     saved       what its own operations keep for the backward, at the moment of the
                 highest sum over all modules; a tensor that several modules keep counts
                 once, for the first of them, and a view as all of the memory under it
-    cuda_peak   all memory that tensors held while its forward ran, at the highest
+    cuda_peak   the most that tensors held while its forward ran
 
 Modules are those of the network; `(outside)` is what runs in none of them, as the loss.
 `(sum)` adds the rows up: more than is ever needed at once, because gradients come as
-saved tensors go. `(peak)` is what was really held: on CUDA the most that tensors held
-in these steps (the allocator reserves more), else the peak of the resident memory of
-the process since it began, in which Python and torch count too.
+saved tensors go. `(peak)` was really held: on CUDA by tensors in these steps, else by
+the process, Python and torch included, since it began.
 
-The table leaves out what an operation needs for a moment, what a checkpointed block
-computes again within the backward (`cuda_peak` has it), averaged weights, buffers of
-DistributedDataParallel, and the workers that load data. Values do not change under the
-profile, and steps take a little longer. With `--compile` the modules of the network do
-not run as such, so nothing is known by module.
+The table leaves out what lives within an operation, what a checkpointed block computes
+again (`cuda_peak` has it), averaged weights, buffers of DistributedDataParallel, and
+the workers that load data. With `--compile`, nothing is known by module.
 """
 
-import csv
-import io
+import contextlib
+import functools
 import resource
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from modules.monitor.curves import save_figure
-from modules.runtime.files import write_text
+from modules.runtime.tables import write_table
 
 COLUMNS = ("module", "class", "parameters", "gradients", "optimizer", "saved")
 
@@ -57,11 +54,10 @@ class Saved:
 
 
 class MemoryProfile:
-    """A context of each step, which measures the first ones and then does nothing.
+    """A context of each step, which measures the first `steps` and then does nothing.
 
-    `model` is the network on its device, and `optimizer` that of its parameters.
-    `memory.csv` and `memory.png` are written to `folder` after each of the first
-    `steps`; the first step has no state of the optimizer yet.
+    `memory.csv` and `memory.png` are written to `folder` after each measured step; in
+    the first one the optimizer has no state yet.
 
     Example
     -------
@@ -90,7 +86,7 @@ class MemoryProfile:
         # By address of the memory: how often it is kept, bytes, for which module.
         self._kept: dict[int, list] = {}
         self._running: list[str] = []
-        self._undo: list[Callable[[], None]] = []
+        self._hooks = contextlib.ExitStack()
 
     def __enter__(self) -> "MemoryProfile":
         """Watch a step, if one is still to be measured."""
@@ -102,31 +98,23 @@ class MemoryProfile:
         }
         if self.cuda is not None:
             torch.cuda.reset_peak_memory_stats(self.cuda)
+        add = self._hooks.enter_context
         for name, module in self.model.named_modules():
-            enter = module.register_forward_pre_hook(self._enter_hook(name))
+            enter = functools.partial(self._enter, name)
+            add(module.register_forward_pre_hook(enter))
             # Also when a checkpoint ends its recomputation early, by an exception.
-            leave = module.register_forward_hook(self._leave, always_call=True)
-            self._undo += [enter.remove, leave.remove]
+            add(module.register_forward_hook(self._leave, always_call=True))
         for parameter in self.model.parameters():
             if parameter.requires_grad:
-                hook = parameter.register_post_accumulate_grad_hook(self._gradient)
-                self._undo.append(hook.remove)
-        hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
-        hooks.__enter__()
-        self._undo.append(lambda: hooks.__exit__(None, None, None))
+                add(parameter.register_post_accumulate_grad_hook(self._gradient))
+        add(torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Stop watching and write what is known, also of a step that failed."""
         if not self.steps_left:
             return
-        while self._undo:
-            self._undo.pop()()
+        self._hooks.close()
         self._running.clear()
         self._note_cuda_peak()
         self._note_peak()
@@ -162,12 +150,9 @@ class MemoryProfile:
         if self._now.total() > self.saved.total():
             self.saved = Counter(self._now)
 
-    def _enter_hook(self, name: str) -> Callable:
-        def enter(module: nn.Module, inputs: object) -> None:
-            self._note_cuda_peak()
-            self._running.append(name)
-
-        return enter
+    def _enter(self, name: str, module: nn.Module, inputs: object) -> None:
+        self._note_cuda_peak()
+        self._running.append(name)
 
     def _leave(self, module: nn.Module, inputs: object, output: object) -> None:
         self._note_cuda_peak()
@@ -186,9 +171,10 @@ class MemoryProfile:
             self.cuda_peaks[name] = max(self.cuda_peaks[name], peak)
         torch.cuda.reset_peak_memory_stats(self.cuda)
 
-    def rows(self) -> list[dict[str, str | int]]:
+    def rows(self) -> list[dict[str, Any]]:
         """Return a row for each module that holds something, in the network's order."""
-        rows, seen = [], set()
+        rows: list[dict[str, Any]] = []
+        seen: set[Tensor] = set()
         for name, module in self.model.named_modules():
             parameters = [p for p in module.parameters(recurse=False) if p not in seen]
             seen.update(parameters)
@@ -200,29 +186,25 @@ class MemoryProfile:
                 "gradients": sum(self.gradients.get(p, 0) for p in parameters),
                 "optimizer": sum(_bytes(v) for state in states for v in state),
                 "saved": self.saved[name],
+                "cuda_peak": self.cuda_peaks.get(name, ""),
             }
             if any(row[column] for column in STACKED):
-                rows.append(row | {"cuda_peak": self.cuda_peaks.get(name, "")})
+                rows.append(row)
         outside = dict.fromkeys(STACKED, 0) | {"saved": self.saved[OUTSIDE]}
-        rows.append({"module": OUTSIDE, "class": "", **outside, "cuda_peak": ""})
-        return rows
+        return [*rows, {"module": OUTSIDE, **outside}]
 
     def write(self) -> None:
         """Write `memory.csv` and `memory.png`."""
         rows = self.rows()
         total = {name: sum(row[name] for row in rows) for name in STACKED}
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(
-            text, (*COLUMNS, "total", "cuda_peak"), restval="", lineterminator="\n"
-        )
-        writer.writeheader()
-        for row in [*rows, {"module": "(sum)", **total}]:
-            writer.writerow(row | {"total": sum(row[name] for name in STACKED)})
+        table = [*rows, {"module": "(sum)", **total}]
+        table = [row | {"total": sum(row[name] for name in STACKED)} for row in table]
         peak = self.cuda_peaks["(peak)"] if self.cuda else resident_peak()
-        writer.writerow(
-            {"module": "(peak)", "class": str(self.cuda or "process"), "total": peak}
-        )
-        write_text(self.folder / "memory.csv", text.getvalue())
+        holder = str(self.cuda or "process")
+        table.append({"module": "(peak)", "class": holder, "total": peak})
+        header = (*COLUMNS, "total", "cuda_peak")
+        cells = [[row.get(name, "") for name in header] for row in table]
+        write_table(self.folder / "memory.csv", header, cells)
         where = f"on {self.cuda}" if self.cuda else "of the process"
         title = f"sum {sum(total.values()) / 1e6:.0f} MB, peak {where} {peak / 1e6:.0f}"
         draw(rows, f"{title} MB", self.folder / "memory.png")
@@ -230,8 +212,7 @@ class MemoryProfile:
 
 def draw(rows: list[dict], title: str, path: Path) -> Path:
     """Draw stacked bars, of groups of modules if there are more than `MAX_BARS`."""
-    # Slow to import, and only needed here.
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to import, and only needed here
 
     names = [row["module"].split(".") for row in rows]
     for depth in range(max(map(len, names)), 0, -1):
@@ -258,7 +239,7 @@ def draw(rows: list[dict], title: str, path: Path) -> Path:
 
 
 def resident_peak() -> int:
-    """Return the most memory that this process has ever had resident, in bytes."""
+    """Return the peak resident memory of this process in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -1,7 +1,7 @@
 """The files of one checkpoint on disk: digests, flushing and reading back.
 
 CKPT.yaml holds the meta values and a manifest (name, size and digest of every other
-file); its last line is the digest of the lines above it.
+file); its last line is the digest of those above.
 """
 
 import contextlib
@@ -28,7 +28,6 @@ from modules.runtime.files import fingerprint, fsync
 from modules.runtime.tensors import first_mismatch, is_finite, shapes_of
 
 MANIFEST = "manifest"
-
 DIGEST_LINE = b"# digest: "
 
 # The same safe loader in C, where PyYAML has it: every save reads all CKPT.yaml.
@@ -51,11 +50,7 @@ def check_fit(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def seal(folder: Path, meta: dict) -> None:
-    """Write CKPT.yaml, the last file of a checkpoint, and flush everything to disk.
-
-    The folder holds all parameter files; the manifest is added to the plain values of
-    `meta`.
-    """
+    """Flush the files of a checkpoint, and write CKPT.yaml with `meta` and manifest."""
     paths = sorted(folder.iterdir())
     # In parallel, because flushing waits for the disk and a digest for the CPU.
     with ThreadPoolExecutor(max_workers=1) as flusher:
@@ -71,10 +66,9 @@ def seal(folder: Path, meta: dict) -> None:
 
 
 def read_checkpoint(path: Path, check_digests: bool = False) -> Checkpoint:
-    """Compare the files of a checkpoint with its manifest, and return what it holds.
+    """Return a checkpoint whose files have the sizes, or digests, of its manifest.
 
-    With `check_digests` every file is read, otherwise the sizes suffice. Raise a
-    `DamagedCheckpoint` that says which file is missing or differs.
+    Raise a `DamagedCheckpoint` that says which file is missing or differs.
     """
     try:
         body, mark, line = (path / METAFNAME).read_bytes().rpartition(DIGEST_LINE)
@@ -107,12 +101,10 @@ def named_tensors(state: object, name: str = "") -> Iterator[tuple[str, Tensor]]
     """Yield every tensor in nested containers with a dotted name."""
     if isinstance(state, Tensor):
         yield name, state
-    elif isinstance(state, Mapping):
-        for key, value in state.items():
+    elif isinstance(state, Mapping | list | tuple):
+        items = state.items() if isinstance(state, Mapping) else enumerate(state)
+        for key, value in items:
             yield from named_tensors(value, f"{name}.{key}" if name else str(key))
-    elif isinstance(state, list | tuple):
-        for index, value in enumerate(state):
-            yield from named_tensors(value, f"{name}.{index}" if name else str(index))
 
 
 def check_finite(states: dict[str, object]) -> None:
@@ -127,7 +119,7 @@ def check_finite(states: dict[str, object]) -> None:
 
 
 def plain(value: Any, name: str = "meta") -> Any:
-    """Return the value in types that YAML keeps: numbers, text, lists and dicts."""
+    """Return the value in types that YAML keeps; `name` is for the error."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Tensor | np.ndarray | np.generic):
@@ -143,7 +135,7 @@ def plain(value: Any, name: str = "meta") -> Any:
 
 @contextlib.contextmanager
 def weights_only_loading() -> Iterator[None]:
-    """Make every `torch.load`, in foreign load hooks too, read data and never code."""
+    """Make every `torch.load`, also in foreign hooks, read data and never code."""
     force, forbid = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
     before = {key: os.environ.pop(key, None) for key in (force, forbid)}
     os.environ[force] = "1"

@@ -1,10 +1,9 @@
 """Checkpoints that survive a kill, a full disk and a damaged file.
 
 A checkpoint is written into `.tmp-*`, its files are flushed, CKPT.yaml with the size
-and digest of each comes last, and one rename to `CKPT+*` publishes it. To delete one,
-a rename to `.trash-*` comes first. Since a rename happens as a whole or not at all, a
-kill at any moment leaves only whole checkpoints. Loading checks everything before it
-changes anything. "Recent" is the order of saving, never the clock.
+and digest of each comes last, and one rename to `CKPT+*` publishes it; deleting begins
+with a rename to `.trash-*`. A rename happens as a whole or not at all, so a kill at any
+moment leaves only whole checkpoints. "Recent" is the order of saving, never the clock.
 """
 
 import logging
@@ -19,17 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speechbrain.utils.checkpoints import (
-    CKPT_PREFIX,
-    DEFAULT_LOAD_HOOKS,
-    DEFAULT_SAVE_HOOKS,
-    PARAMFILE_EXT,
-    Checkpoint,
-    Checkpointer,
-    ckpt_recency,
-    get_default_hook,
-    torch_recovery,
-)
+from speechbrain.utils import checkpoints as sb
+from speechbrain.utils.checkpoints import CKPT_PREFIX, Checkpoint
 from speechbrain.utils.distributed import MainProcessContext
 
 from modules.runtime.distributed import gather_objects, run_on_main
@@ -50,22 +40,20 @@ from modules.weights.checkpoint_files import (
 )
 
 TMP, TRASH = ".tmp-", ".trash-"
-
 COUNTER = "save_counter"
 
 logger = logging.getLogger(__name__)
 
 
 def recency(ckpt: Checkpoint) -> int:
-    """Return the number of a checkpoint in the order of saving."""
+    """Return the place of a checkpoint in the order of saving."""
     return ckpt.meta[COUNTER]
 
 
-class AtomicCheckpointer(Checkpointer):
-    """SpeechBrain's Checkpointer with atomic publishing and validated loading.
+class AtomicCheckpointer(sb.Checkpointer):
+    """SpeechBrain's `Checkpointer` with atomic publishing and validated loading.
 
-    Arguments and methods are those of `speechbrain.utils.checkpoints.Checkpointer`;
-    any object with `state_dict` and `load_state_dict` is recoverable without hooks.
+    Any object with `state_dict` and `load_state_dict` is recoverable without hooks.
     Call every method on all ranks: rank 0 alone reads directories, writes and deletes,
     all ranks load, and an error of one is raised by all. Hold a `RunLock` meanwhile.
 
@@ -95,17 +83,11 @@ class AtomicCheckpointer(Checkpointer):
         name: str | None = None,
         verbosity: int = logging.INFO,
     ) -> Checkpoint:
-        """Publish a checkpoint of all recoverables, or leave everything as it was.
+        """Publish `CKPT+<name>+<counter>` with all recoverables, or change nothing.
 
-        `meta` holds numbers, text, tensors, arrays, paths and containers of them, which
-        are kept as plain Python; the folder is named `CKPT+<name>+<counter>`.
-
-        Raises
-        ------
-        NonFiniteWeights
-            NaN or Inf in a tensor of a recoverable; nothing is written.
-        CheckpointSaveError
-            Writing failed; names the folder and the bytes needed.
+        `meta` may hold numbers, text, tensors, arrays, paths and containers of them.
+        Raise `NonFiniteWeights` for NaN or Inf in a recoverable, `CheckpointSaveError`
+        if writing fails.
         """
         ckpt = run_on_main(self._publish, dict(meta or {}), end_of_epoch, name)
         logger.log(verbosity, "saved checkpoint %s", ckpt.path)
@@ -119,31 +101,22 @@ class AtomicCheckpointer(Checkpointer):
         num_to_keep: int = 1,
         keep_recent: bool = True,
         importance_keys: Sequence[Callable] = (),
-        max_keys: Sequence[str] = (),
-        min_keys: Sequence[str] = (),
-        ckpt_predicate: Callable | None = None,
         verbosity: int = logging.INFO,
-        spare: int = 0,
+        **criteria: Any,
     ) -> None:
         """Save, then delete all but the best by each key, see `delete_checkpoints`."""
         self.save_checkpoint(meta, end_of_epoch, name, verbosity)
         self.delete_checkpoints(
             num_to_keep=num_to_keep,
-            max_keys=max_keys,
-            min_keys=min_keys,
             importance_keys=[*importance_keys, *([recency] if keep_recent else [])],
-            ckpt_predicate=ckpt_predicate,
             verbosity=verbosity,
-            spare=spare,
+            **criteria,
         )
 
     def _publish(self, meta: dict, end_of_epoch: bool, name: str | None) -> Checkpoint:
         meta = {"unixtime": time.time(), "end-of-epoch": end_of_epoch, **plain(meta)}
-        states = {
-            key: obj.state_dict()
-            for key, obj in self.recoverables.items()
-            if hasattr(obj, "state_dict")
-        }
+        objects = self.recoverables.items()
+        states = {k: o.state_dict() for k, o in objects if hasattr(o, "state_dict")}
         check_finite(states)
         self._clean_leftovers()
         meta[COUNTER] = self._next_counter()
@@ -153,9 +126,9 @@ class AtomicCheckpointer(Checkpointer):
         try:
             os.makedirs(tmp)
             with MainProcessContext():  # hooks must not wait for the other ranks
-                for key, obj in self.recoverables.items():
-                    path = tmp / f"{key}{PARAMFILE_EXT}"
-                    self._save_one(key, obj, states.get(key), path)
+                for key in self.recoverables:
+                    path = tmp / f"{key}{sb.PARAMFILE_EXT}"
+                    self._save_one(key, states.get(key), path)
             seal(tmp, meta)
             os.rename(tmp, final)
             fsync(self.checkpoints_dir)
@@ -172,9 +145,10 @@ class AtomicCheckpointer(Checkpointer):
             ) from error
         return read_checkpoint(final)
 
-    def _save_one(self, name: str, obj: object, state: object, path: Path) -> None:
+    def _save_one(self, name: str, state: object, path: Path) -> None:
+        obj = self.recoverables[name]
         hook = self.custom_save_hooks.get(name)
-        hook = hook or get_default_hook(obj, DEFAULT_SAVE_HOOKS)
+        hook = hook or sb.get_default_hook(obj, sb.DEFAULT_SAVE_HOOKS)
         if hook is not None:
             hook(obj, path)
         elif state is not None:
@@ -190,10 +164,9 @@ class AtomicCheckpointer(Checkpointer):
     # ---------------------------------------------------------------- choosing
 
     def list_checkpoints(self) -> list[Checkpoint]:
-        """Return the checkpoints whose files are all there in full, newest first.
+        """Return the checkpoints whose files have the right size, newest first.
 
-        Digests are not read, so it is cheap. A damaged checkpoint is left out with one
-        warning. Each rank that calls it looks for itself.
+        A damaged one is left out with a warning. Every calling rank reads the folder.
         """
         found = []
         for path in self.checkpoints_dir.glob(f"{CKPT_PREFIX}+*"):
@@ -226,7 +199,8 @@ class AtomicCheckpointer(Checkpointer):
         if key is not None:
             ckpts = [ckpt for ckpt in ckpts if _is_finite(ckpt.meta.get(key))]
             ckpts.sort(key=lambda c: c.meta[key], reverse=max_key is not None)
-        elif importance_key not in (None, ckpt_recency):  # the latter reads the clock
+        # Without a key, the order is that of saving; `ckpt_recency` reads the clock.
+        elif importance_key not in (None, sb.ckpt_recency):
             ckpts.sort(key=importance_key, reverse=True)
         return ckpts[:max_num_checkpoints]
 
@@ -251,18 +225,10 @@ class AtomicCheckpointer(Checkpointer):
     def recover_if_possible(
         self, **criteria: Callable | str | None
     ) -> Checkpoint | None:
-        """Load the best whole checkpoint by the criteria of `find_checkpoints`.
+        """Load and return the best whole checkpoint by `find_checkpoints`, if any.
 
-        Without criteria that is the newest. Return it, or None if there is none yet.
-
-        Raises
-        ------
-        DamagedCheckpoint
-            There are checkpoints, but none that can be loaded is whole.
-        CheckpointMismatch
-            The checkpoint does not fit the recoverables; the message names which.
-        RuntimeError
-            A recoverable cannot take its file.
+        Raise `DamagedCheckpoint` if checkpoints exist and none is whole,
+        `CheckpointMismatch` if one does not fit, `RuntimeError` if loading fails.
         """
         ckpt = run_on_main(self._choose, criteria)
         if ckpt is None:
@@ -279,13 +245,12 @@ class AtomicCheckpointer(Checkpointer):
     def _choose(self, criteria: dict) -> Checkpoint | None:
         self._clean_leftovers()
         ckpt = self._first_whole(criteria)
-        damaged = {p: reason for p, reason in self._damaged.items() if p.exists()}
+        damaged = [f"{p}: {why}" for p, why in self._damaged.items() if p.exists()]
         # If whole ones are left, none of them met the criteria.
         if ckpt is None and damaged and self._first_whole({}) is None:
-            listed = "; ".join(f"{p}: {reason}" for p, reason in damaged.items())
             raise DamagedCheckpoint(
-                f"no whole checkpoint to load ({listed}); move the damaged ones away "
-                "to start afresh"
+                f"no whole checkpoint to load ({'; '.join(damaged)}); move the damaged "
+                "ones away to start afresh"
             )
         return ckpt
 
@@ -308,8 +273,8 @@ class AtomicCheckpointer(Checkpointer):
                     if path := checkpoint.paramfiles.get(name):
                         self._load_one(name, path, checkpoint.meta["end-of-epoch"])
         except Exception as error:
-            fits = not isinstance(error, CheckpointMismatch)
-            failure = (RuntimeError if fits else CheckpointMismatch)(
+            misfit = isinstance(error, CheckpointMismatch)
+            failure = (CheckpointMismatch if misfit else RuntimeError)(
                 f"cannot load '{name}' from checkpoint {checkpoint.path}: {error}"
             )
             failure.__cause__ = error
@@ -324,8 +289,8 @@ class AtomicCheckpointer(Checkpointer):
     def _load_one(self, name: str, path: Path, end_of_epoch: bool) -> None:
         obj = self.recoverables[name]
         hook = self.custom_load_hooks.get(name)
-        hook = hook or get_default_hook(obj, DEFAULT_LOAD_HOOKS)
-        if hook is not None and hook is not torch_recovery:
+        hook = hook or sb.get_default_hook(obj, sb.DEFAULT_LOAD_HOOKS)
+        if hook is not None and hook is not sb.torch_recovery:
             hook(obj, path, end_of_epoch)
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -350,8 +315,7 @@ class AtomicCheckpointer(Checkpointer):
     ) -> None:
         """Delete the checkpoints that are not among the best `num_to_keep` by any key.
 
-        The newest `spare` of all stay in any case: if the newest is damaged, the one
-        before it is taken.
+        The newest `spare` always stay, in case the newest turns out to be damaged.
         """
         if num_to_keep < 0:
             raise ValueError(f"num_to_keep must not be negative, got {num_to_keep}")
@@ -360,14 +324,13 @@ class AtomicCheckpointer(Checkpointer):
         orders += [{"importance_key": key} for key in importance_keys]
 
         def delete() -> None:
-            newest = self.find_checkpoints(importance_key=recency) if spare else []
-            kept = {ckpt.path for ckpt in newest[:spare]}
-            ranked: set[Path] = set()
+            kept = {ckpt.path for ckpt in self.list_checkpoints()[:spare]}
+            candidates: set[Path] = set()
             for order in orders:
                 found = self.find_checkpoints(**order, ckpt_predicate=ckpt_predicate)
-                ranked |= {ckpt.path for ckpt in found}
+                candidates |= {ckpt.path for ckpt in found}
                 kept |= {ckpt.path for ckpt in found[:num_to_keep]}
-            for path in ranked - kept:
+            for path in candidates - kept:
                 trash = self.checkpoints_dir / f"{TRASH}{uuid.uuid4().hex}"
                 os.rename(path, trash)
                 fsync(self.checkpoints_dir)

@@ -1,11 +1,9 @@
 """Packages of demucs: what its files hold, and how their weights fit our HTDemucs.
 
-demucs publishes weights together with the class and the arguments of its constructor:
-in a pickle (`.th`), which holds the class object itself, or in the metadata of a
-safetensors file. No class is looked up for them. The names that belong in such a
-pickle are read as `StandIn`s, which keep their arguments and do nothing.
-
-Errors of a file are `ValueError`s that go on from the name of the file.
+demucs publishes weights with their class and the arguments of its constructor: in a
+pickle (`.th`), which holds the class object itself, or in the metadata of a safetensors
+file. No class is looked up: known names in a pickle are read as `StandIn`s. A file at
+fault raises a `ValueError`, whose message goes on from the name of the file.
 """
 
 import json
@@ -18,18 +16,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modules.models.htdemucs import (
-    EMBEDDING_SCALE,
-    EMBEDDING_WEIGHT,
-    KERNEL,
-    MAX_PERIOD,
-    STRIDE,
-    HTDemucs,
-    seconds,
-)
+from modules.models import htdemucs
+from modules.models.htdemucs import HTDemucs
 
-# Names in the pickles of demucs: its networks, lengths, and (in old files) the numbers
-# of a training log.
+# Names in the pickles of demucs: networks, lengths, and numbers of a training log.
 STAND_INS = (
     "demucs.htdemucs.HTDemucs",
     "demucs.hdemucs.HDemucs",
@@ -64,10 +54,10 @@ DEMUCS_FIXED = {
     "cac": True,
     "rewrite": True,
     "multi_freqs": None,
-    "freq_emb": EMBEDDING_WEIGHT,
-    "emb_scale": EMBEDDING_SCALE,
-    "kernel_size": KERNEL,
-    "stride": STRIDE,
+    "freq_emb": htdemucs.EMBEDDING_WEIGHT,
+    "emb_scale": htdemucs.EMBEDDING_SCALE,
+    "kernel_size": htdemucs.KERNEL,
+    "stride": htdemucs.STRIDE,
     "context": 1,
     "context_enc": 0,
     "norm_starts": 4,
@@ -78,7 +68,7 @@ DEMUCS_FIXED = {
     "t_group_norm": False,
     "t_norm_first": True,
     "t_norm_out": True,
-    "t_max_period": MAX_PERIOD,
+    "t_max_period": htdemucs.MAX_PERIOD,
     "t_layer_scale": True,
     "t_gelu": True,
     "t_weight_pos_embed": 1.0,
@@ -105,7 +95,7 @@ logger = logging.getLogger(__name__)
 
 
 class StandIn:
-    """Takes the place of an object of a pickle: keeps its arguments, runs nothing."""
+    """An object of a pickle: keeps its arguments and does nothing."""
 
     name = ""
     arguments: tuple = ()
@@ -162,7 +152,7 @@ def package_of_metadata(metadata: Mapping[str, str], state: State) -> Package:
 
 
 def _package(klass: str, args: object, kwargs: object, state: Any) -> Package:
-    """A package whose arguments are plain values."""
+    """Return a package with plain arguments."""
     try:
         args, kwargs = _plain(args), _plain(kwargs)
     except (ValueError, RecursionError) as error:
@@ -174,7 +164,7 @@ def _package(klass: str, args: object, kwargs: object, state: Any) -> Package:
 
 
 def _plain(value: object) -> object:
-    """Numbers, texts, lists and dicts; fractions from either form of demucs."""
+    """Return the value in numbers, texts, lists, dicts and fractions, or raise."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
@@ -189,7 +179,7 @@ def _plain(value: object) -> object:
 
 
 def _fraction(*arguments: Any) -> Fraction:
-    """A fraction from two integers, or from the text that Python 3.11 pickles."""
+    """Return a fraction of two integers, or of the text that Python 3.11 pickles."""
     if len(arguments) == 1 and re.fullmatch(r"\d{1,18}(/\d{1,18})?", str(arguments[0])):
         arguments = tuple(int(part) for part in str(arguments[0]).split("/"))
     if not all(isinstance(value, int) for value in arguments) or not all(arguments):
@@ -199,15 +189,10 @@ def _fraction(*arguments: Any) -> Fraction:
 
 
 def adapt_package(model: nn.Module, package: Package) -> State:
-    """Check that a package holds this network, and bring its sources into order.
+    """Return the weights of a package of this network, in the order of its sources.
 
-    The dropout probability may differ, for it is not part of what was learned, and the
-    sources may be in another order: the output layers are then reordered by name.
-
-    Raises
-    ------
-    ValueError
-        Another class, or another configuration: the message lists what differs.
+    The dropout may differ, because it is not learned. Raise a `ValueError` that lists
+    what else differs, or names the other class.
     """
     if not isinstance(model, HTDemucs):
         raise ValueError(f"holds a {package.klass}, not a {type(model).__name__}")
@@ -221,12 +206,8 @@ def adapt_package(model: nn.Module, package: Package) -> State:
     differ = []
     if sorted(sources) != sorted(model.sources):
         differ.append(("sources", sources, f"the model's {model.sources}"))
-    ours = {
-        **model.config,
-        "samplerate": model.sample_rate,
-        "segment": model.segment,
-        "channels_time": None,
-    }
+    ours = {**model.config, "channels_time": None, "segment": model.segment}
+    ours["samplerate"] = model.sample_rate
     for name, default in DEMUCS_DEFAULTS.items():
         value = theirs.pop(name, default)
         if name != "t_dropout" and not _same(name, value, ours[name]):
@@ -252,21 +233,17 @@ def adapt_package(model: nn.Module, package: Package) -> State:
 
 
 def _same(name: str, theirs: Any, ours: object) -> bool:
-    """Whether a package's argument means what the model's own one says."""
+    """Return whether an argument of a package equals the model's."""
     if name != "segment":
         return theirs == ours
     try:
-        return seconds(theirs) == ours
+        return htdemucs.seconds(theirs) == ours
     except ValueError:
         return False
 
 
 def output_layers(model: HTDemucs) -> dict[str, int]:
-    """Return the tensors that depend on the number of sources, each with the dimension.
-
-    These are weight and bias of the last transposed convolution of each branch, in
-    which every source has a block of output channels.
-    """
+    """Return the tensors with a block of channels per source, and their dimension."""
     last = len(model.decoder) - 1
     return {
         f"{branch}.{last}.conv_tr.{name}": dim
@@ -276,6 +253,6 @@ def output_layers(model: HTDemucs) -> dict[str, int]:
 
 
 def take_blocks(tensor: Tensor, dim: int, blocks: int, index: Sequence[int]) -> Tensor:
-    """Return blocks of a dimension in another order; each any number of times."""
+    """Return the blocks `index` of a dimension, in this order."""
     parts = tensor.unflatten(dim, (blocks, -1))
     return parts.index_select(dim, parts.new_tensor(index).long()).flatten(dim, dim + 1)

@@ -1,10 +1,5 @@
 """Averages of weights, for evaluation: over the steps (EMA), or of some checkpoints.
 
-After optimizer step t:  shadow <- d * shadow + (1 - d) * weight,  in float32 or wider,
-with d = min(decay, (1 + t) / (10 + t)) while warming up, so that the first weights are
-forgotten after a few steps and not after 1 / (1 - decay) of them (the warm-up of
-TensorFlow's ExponentialMovingAverage).
-
 torch's `AveragedModel` copies the whole module in the precision of its weights, frozen
 ones included, and starts from the weights after the first step; hence our own.
 """
@@ -21,18 +16,19 @@ from modules.runtime.tensors import first_mismatch, shapes_of
 
 
 class EMA:
-    """Averages the trainable parameters of one module.
+    """Averages the trainable parameters of one module, in float32 or wider.
 
-    Evaluation uses buffers and frozen parameters as they are. The average depends on
-    the weights that it was shown alone, so that ranks with equal weights hold equal
-    averages, and a run that resumes continues it exactly.
+    After optimizer step t: shadow <- d * shadow + (1 - d) * weight. Buffers and frozen
+    parameters stay as they are. Ranks with equal weights hold equal averages, and a
+    run that resumes continues its average exactly.
 
     Arguments
     ---------
     decay : float
         Weight d of the past, 0 <= decay < 1.
     warmup : bool
-        Start with a shorter memory, see the formula above.
+        Use d = min(decay, (1 + t) / (10 + t)), as TensorFlow does, to forget the first
+        weights after a few steps instead of 1 / (1 - decay) of them.
 
     Example
     -------
@@ -60,10 +56,7 @@ class EMA:
         self._is_applied = False
 
     def attach(self, module: nn.Module) -> "EMA":
-        """Start averaging a module, on its final device, from the weights it has now.
-
-        A DistributedDataParallel or compiled wrapper is looked through.
-        """
+        """Start from the weights of a module, wrapped or not, on its final device."""
         self._module = unwrap(module)
         self._weights = {
             name: weight
@@ -93,11 +86,10 @@ class EMA:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the module the averaged weights inside a `with` block.
+        """Give the module the averaged weights in a `with` block, then restore it.
 
-        On leaving, by an exception too, every parameter and buffer is restored bit by
-        bit. Inside, `update` and `state_dict` raise: a checkpoint saved there would
-        keep the average in place of the weights.
+        Inside, `update` and `state_dict` raise: a checkpoint saved there would keep the
+        average in place of the weights.
         """
         module = self._idle("applied")
         live = [*module.parameters(), *module.buffers()]
@@ -138,7 +130,7 @@ class EMA:
         self.steps = int(state["steps"])
 
     def _idle(self, what: str) -> nn.Module:
-        """The module that is attached; an error without one, or inside `applied`."""
+        """Return the attached module; raise without one, or inside `applied`."""
         if self._module is None:
             raise RuntimeError(f"EMA.{what}: call attach(module) first")
         if self._is_applied:
@@ -147,15 +139,15 @@ class EMA:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """At least float32: in bfloat16 an update of 1e-3 of a weight rounds to nothing."""
+    """Return float32 or wider: in bfloat16 a small update rounds to nothing."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def mean_state(states: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the mean of state_dicts, entry by entry, computed in float64.
+    """Return the mean of state_dicts, computed in float64.
 
-    SpeechBrain's `average_state_dicts` adds in place: entries that share their memory,
-    as MossFormer2's rotary frequencies do, would be added several times.
+    SpeechBrain's `average_state_dicts` adds in place, and so adds entries that share
+    memory, as MossFormer2's rotary frequencies do, several times.
 
     Example
     -------

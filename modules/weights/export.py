@@ -3,8 +3,8 @@
     python export.py RUN --out=FOLDER [--lora=merged|separate|none] [--int8]
 
 The folder holds `model.safetensors`, `config.json` and `README.md`, with
-`--lora=separate` also `adapters.safetensors`. It holds no code, and neither writing
-nor loading runs any: `config.json` names a network of `modules/models`.
+`--lora=separate` also `adapters.safetensors`, and no code: `config.json` names a
+network of `modules/models`.
 
     from modules.weights.export import load_exported
     model = load_exported("FOLDER")
@@ -29,11 +29,16 @@ from modules.weights.pretrained import load_pretrained
 from modules.weights.quantization import load_int8, quantized_state_dict
 from modules.weights.runs import ADAPTERS, load_tested, network_class, read_run
 
-LOADERS = {"float": load_pretrained, "int8": load_int8}
-
 FORMAT = "sepbrain.model.2"
-
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+USAGE = """```python
+from modules.weights.export import load_exported
+
+model = load_exported("{run}")  # this folder
+```
+"""
+
+LOADERS = {"float": load_pretrained, "int8": load_int8}
 
 
 def export(
@@ -57,17 +62,10 @@ def export(
     int8 : bool
         Round the weights to eight bits, for a file of a quarter of the size.
 
-    Returns
-    -------
-    Path
-        The folder `out`.
-
     Raises
     ------
-    ExportError
-        The run cannot be read, has no checkpoint, or lacks the adapters asked for.
-    LoraError, PretrainedError
-        Weights that do not belong together or cannot be read.
+    ExportError, LoraError, PretrainedError
+        See `modules.weights.runs.load_tested`.
     """
     out = Path(out)
     if int8 and lora == "separate":
@@ -100,12 +98,8 @@ def export(
 def load_exported(folder: str | Path) -> nn.Module:
     """Return the model in a folder of `export`, in evaluation mode; run no code of it.
 
-    Raises
-    ------
-    ExportError
-        The configuration is not ours, or holds arguments that its model does not take.
-    LoraError, PretrainedError
-        The weights do not fit.
+    Raise an `ExportError` if the configuration is not ours or does not fit its model, a
+    `LoraError` or `PretrainedError` if the weights do not fit.
     """
     path = Path(folder) / CONFIG
     try:
@@ -127,43 +121,28 @@ def load_exported(folder: str | Path) -> nn.Module:
 
 
 def _card(model: nn.Module, config: Mapping, run: Path, lora: str) -> str:
-    """The README of the folder."""
-    name, arguments = type(model).__name__, config["arguments"]
-    count = sum(p.numel() for p in model.parameters()) / 1e6
-    lines = [
+    """Return the README of the folder."""
+    name, count = type(model).__name__, sum(p.numel() for p in model.parameters())
+    parts = [
         f"# {name}: {run.parent.name}/{run.name}",
-        "",
-        f"A separator trained with sepbrain, {count:.1f} M parameters, at "
+        f"A separator trained with sepbrain, {count / 1e6:.1f} M parameters, at "
         f"{config['sample_rate']} Hz.",
     ]
-    if sources := arguments.get("sources"):
-        lines += ["", "Sources: " + ", ".join(sources) + "."]
+    if sources := config["arguments"].get("sources"):
+        parts.append(f"Sources: {', '.join(sources)}.")
     if config["weights"] == "int8":
-        lines += [
-            "",
+        parts.append(
             "Weights in int8 with a scale per output channel, read as floats. The "
-            "scores are those of the weights before rounding.",
-        ]
+            "scores are those of the weights before rounding."
+        )
     if config["adapters"]:
-        lines += ["", f"Its adapters are in `{ADAPTERS}` and belong to these weights."]
+        parts.append(f"Its adapters are in `{ADAPTERS}` and belong to these weights.")
     elif lora == "none":
-        lines += ["", "The weights that adapters were trained on, without these."]
+        parts.append("The weights that adapters were trained on, without these.")
     scores = run / "test_results.json"
     if lora != "none" and scores.is_file():
         metrics = json.loads(scores.read_text(encoding="utf-8"))["metrics"]
-        lines += ["", "| test | mean, dB |", "|---|---|"]
-        lines += [
-            f"| {name} | {entry['mean']:.2f} |"
-            for name, entry in metrics.items()
-            if entry["mean"] is not None
-        ]
-    lines += [
-        "",
-        "```python",
-        "from modules.weights.export import load_exported",
-        "",
-        f'model = load_exported("{run.name}")  # this folder',
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
+        means = {key: entry["mean"] for key, entry in metrics.items()}
+        rows = [f"| {k} | {v:.2f} |" for k, v in means.items() if v is not None]
+        parts.append("\n".join(["| test | mean, dB |", "|---|---|", *rows]))
+    return "\n\n".join([*parts, USAGE.format(run=run.name)])

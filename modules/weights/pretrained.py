@@ -1,12 +1,12 @@
 """Start a model from weights on disk: the published layouts, and our own.
 
-Files are read as data, never as code: `weights_only=True` is given to each
-`torch.load`, and an explicit value beats TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD. The weights
-must fit the model entry by entry, or the model is left as it was.
+Files are read as data, never as code. The weights must fit the model entry by entry,
+or the model is left as it was.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,12 @@ from torch import Tensor, nn
 
 from modules.runtime.errors import DamagedCheckpoint, PretrainedError
 from modules.runtime.tensors import is_finite, mismatches, read_tensors, shapes_of
+from modules.weights import demucs
 from modules.weights.checkpoint_files import read_checkpoint
-from modules.weights.demucs import (
-    Package,
-    State,
-    adapt_package,
-    package_of_metadata,
-    package_of_pickle,
-    stand_ins,
-)
+from modules.weights.demucs import Package, State
 
 PARTS = ("encoder", "masknet", "decoder")
-
 POINTER = "last_best_checkpoint"
-
 LISTED = 20  # names given in an error, of each kind
 
 Weights = State | Package
@@ -39,28 +31,17 @@ logger = logging.getLogger(__name__)
 
 
 def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
-    """Load the weights in a folder, or in a file, into a model: all of them or none.
+    """Load the weights in a folder or file into a model, and return the files read.
 
-    Arguments
-    ---------
-    model : nn.Module
-        Receives the weights in place, on its device and in its precision. Its method
-        ``adapt_keys(state) -> state``, if it has one, renames the keys first.
-    folder : str | Path
-        A local folder in one of the layouts of `READERS`, the first of which is read;
-        or a ``.th`` or ``.safetensors`` file.
-
-    Returns
-    -------
-    list[Path]
-        The files that were read.
+    A folder is read in the first layout of `READERS` that it has, a file is ``.th`` or
+    ``.safetensors``. The model keeps its device and precision; its method
+    ``adapt_keys(state) -> state``, if it has one, renames the keys first.
 
     Raises
     ------
     PretrainedError
         The folder or its layout is unknown, a file is damaged or holds more than
-        tensors, a package is of another configuration, or a tensor is missing,
-        unexpected, of another shape or not finite. The model is untouched.
+        tensors, or the configuration or a tensor does not fit. The model is untouched.
 
     Example
     -------
@@ -77,10 +58,8 @@ def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
             f"downloaded) that holds {LAYOUTS}"
         )
     weights, files = _read_file(folder) if folder.is_file() else _read_folder(folder)
-    try:
+    with _errors_name(folder):
         state = _adapted(model, weights)
-    except (ValueError, KeyError) as error:
-        raise PretrainedError(f"pretrained: {folder} {error}") from error
     load_state(model, state, folder)
     logger.info("Weights loaded from %s", ", ".join(map(str, files)))
     return files
@@ -112,25 +91,28 @@ def load_state(model: nn.Module, state: State, where: str | Path) -> None:
     model.load_state_dict(state, strict=True)
 
 
-def read_safetensors(path: Path) -> State:
-    """Return the tensors of a file, or raise a PretrainedError."""
-    return _open_safetensors(path)[0]
+@contextlib.contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    """Turn errors that go on from the name of a file into PretrainedErrors."""
+    try:
+        yield
+    except (ValueError, KeyError) as error:
+        raise PretrainedError(f"pretrained: {path} {error}") from error
 
 
 def _adapted(model: nn.Module, weights: Weights) -> State:
-    """The weights under the model's keys."""
+    """Return the weights under the model's keys."""
     if isinstance(weights, Package):
-        return adapt_package(model, weights)
+        return demucs.adapt_package(model, weights)
     state = {key.removeprefix("module."): value for key, value in weights.items()}
-    adapt = getattr(model, "adapt_keys", None)
-    return state if adapt is None else adapt(state)
+    return getattr(model, "adapt_keys", dict)(state)
 
 
 # ---------------------------------------------------------------- layouts
 
 
 def _read_folder(folder: Path) -> Found:
-    """The weights of a folder in the first layout that it holds, and their files."""
+    """Return the weights of a folder in the first layout that it has."""
     if (folder / "adapters.safetensors").is_file():
         raise PretrainedError(
             f"pretrained: {folder} holds adapters in a file of their own, which would "
@@ -140,8 +122,7 @@ def _read_folder(folder: Path) -> Found:
     for read in READERS.values():
         if found := read(folder):
             return found
-    inside = sorted(path.name for path in folder.iterdir())
-    names = ", ".join(inside[:LISTED]) + (", ..." if len(inside) > LISTED else "")
+    names = _listed(sorted(path.name for path in folder.iterdir()))
     raise PretrainedError(
         f"pretrained: {folder} holds no known layout of weights (it has: "
         f"{names or 'nothing'}); known are {LAYOUTS}"
@@ -149,12 +130,12 @@ def _read_folder(folder: Path) -> Found:
 
 
 def _read_named(name: str, folder: Path) -> Found | None:
-    """One file of this name: a state_dict."""
+    """Read the file of this name."""
     return _read_file(folder / name) if (folder / name).is_file() else None
 
 
 def _read_single(folder: Path) -> Found | None:
-    """The only .th or .safetensors file, whatever its name."""
+    """Read the only .th or .safetensors file."""
     single = sorted([*folder.glob("*.th"), *folder.glob("*.safetensors")])
     if len(single) > 1:
         raise PretrainedError(
@@ -165,7 +146,7 @@ def _read_single(folder: Path) -> Found | None:
 
 
 def _read_checkpoint(folder: Path) -> Found | None:
-    """Our checkpoint folder; averaged weights if there are, which the run scored."""
+    """Read a checkpoint of ours, with the averaged weights if it has any."""
     path, average = folder / "separator.ckpt", folder / "ema.ckpt"
     if not path.is_file():
         return None
@@ -182,7 +163,7 @@ def _read_checkpoint(folder: Path) -> Found | None:
 
 
 def _read_pointer(folder: Path) -> Found | None:
-    """ClearerVoice's layout: a text with the name of a checkpoint beside it."""
+    """Read the checkpoint that the text in `last_best_checkpoint` names."""
     pointer = folder / POINTER
     if not pointer.is_file():
         return None
@@ -200,7 +181,7 @@ def _read_pointer(folder: Path) -> Found | None:
 
 
 def _read_parts(folder: Path) -> Found | None:
-    """SpeechBrain's layout: a state_dict for each of the three modules."""
+    """Read SpeechBrain's file for each of the three modules."""
     for suffix in (".ckpt", ".bin"):
         paths = [folder / (part + suffix) for part in PARTS]
         missing = [path.name for path in paths if not path.is_file()]
@@ -216,15 +197,15 @@ def _read_parts(folder: Path) -> Found | None:
 
 
 def _read_run(folder: Path) -> Found | None:
-    """The checkpoint that was saved last below a folder, by its save counter."""
+    """Read the checkpoint below a folder that was saved last."""
     found = sorted(path.parent for path in folder.rglob("CKPT+*/separator.ckpt"))
-    if not found:
-        return None
     runs = sorted({str(path.parent) for path in found})
+    if not runs:
+        return None
     if len(runs) > 1:
         raise PretrainedError(
             f"pretrained: {folder} holds checkpoints of {len(runs)} runs; name one of "
-            + ", ".join(runs[:LISTED])
+            + _listed(runs)
         )
     try:
         counters = [read_checkpoint(path).meta["save_counter"] for path in found]
@@ -236,7 +217,7 @@ def _read_run(folder: Path) -> Found | None:
     return _read_checkpoint(max(zip(counters, found, strict=True))[1])
 
 
-# Readers by their layout, in the order of trying; None says that it is another layout.
+# Readers by layout, in the order of trying; they return None for another layout.
 READERS: dict[str, Callable[[Path], Found | None]] = {
     "model.safetensors (an exported model of ours)": partial(
         _read_named, "model.safetensors"
@@ -258,12 +239,13 @@ LAYOUTS = ", ".join(READERS)
 
 
 def _read_file(path: Path) -> Found:
-    """The weights of one file: a package of demucs, or a state_dict."""
+    """Read a package of demucs or a state_dict."""
     if path.suffix == ".safetensors":
-        state, metadata = _open_safetensors(path)
-        if "klass" in metadata:
-            return _package(path, package_of_metadata, metadata, state), [path]
-        return state, [path]
+        state, metadata = read_safetensors(path)
+        if "klass" not in metadata:
+            return state, [path]
+        with _errors_name(path):
+            return demucs.package_of_metadata(metadata, state), [path]
     if path.suffix == ".bin":
         return _tensors(_load(path), path), [path]
     if path.suffix != ".th":
@@ -271,67 +253,56 @@ def _read_file(path: Path) -> Found:
             f"pretrained: {path} is not a .th or .safetensors file; give one, or a "
             f"folder that holds {LAYOUTS}"
         )
-    content = _load(path, stand_ins())
-    if isinstance(content, dict) and "klass" in content:
-        package = _package(path, package_of_pickle, content)
-        _tensors(package.state, path)
-        return package, [path]
-    return _tensors(content, path), [path]
+    content = _load(path, demucs.stand_ins())
+    if not (isinstance(content, dict) and "klass" in content):
+        return _tensors(content, path), [path]
+    with _errors_name(path):
+        package = demucs.package_of_pickle(content)
+    _tensors(package.state, path)
+    return package, [path]
 
 
-def _package(path: Path, make: Callable[..., Package], *content: object) -> Package:
-    """A package of demucs, or an error that names its file."""
-    try:
-        return make(*content)
-    except ValueError as error:
-        raise PretrainedError(f"pretrained: {path} {error}") from error
-
-
-def _open_safetensors(path: Path) -> tuple[State, dict[str, str]]:
-    """Tensors and metadata of a file."""
-    try:
+def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
+    """Return tensors and metadata of a file, or raise a PretrainedError."""
+    with _short_errors(path):
         return read_tensors(path)
-    except Exception as error:  # the library raises its own, and OSError
-        raise _unreadable(path, error) from error
 
 
 def _load(path: Path, known: Sequence[tuple[type, str]] = ()) -> object:
-    """Read a file of torch.save; data only, whatever the environment says.
+    """Read a file of torch.save as data, with stand-ins for the known names."""
+    # An explicit `weights_only` beats TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.
+    with _short_errors(path), torch.serialization.safe_globals(list(known)):
+        return torch.load(path, weights_only=True, map_location="cpu")
 
-    The known names, and no others, are read as their stand-ins.
-    """
+
+@contextlib.contextmanager
+def _short_errors(path: Path) -> Iterator[None]:
+    """Cut the errors of a library, a dozen kinds for a foreign file, to the reason."""
     try:
-        with torch.serialization.safe_globals(list(known)):
-            return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises a dozen kinds for a foreign file
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> PretrainedError:
-    """The error of a library, cut to what it says."""
-    # torch's explanation runs over many lines and advises to switch safety off.
-    lines = [line.strip() for line in str(error).splitlines()]
-    telling = (x for x in lines if "WeightsUnpickler error" in x or "GLOBAL" in x)
-    reason = next(telling, f"{type(error).__name__}: {lines[0] if lines else ''}")
-    return PretrainedError(
-        f"pretrained: {path} is damaged or holds more than tensors, and is not "
-        f"loaded ({reason[:200]})"
-    )
+        yield
+    except Exception as error:
+        # torch's explanation runs over many lines and advises to switch safety off.
+        lines = [line.strip() for line in str(error).splitlines()]
+        telling = (x for x in lines if "WeightsUnpickler error" in x or "GLOBAL" in x)
+        reason = next(telling, f"{type(error).__name__}: {lines[0] if lines else ''}")
+        raise PretrainedError(
+            f"pretrained: {path} is damaged or holds more than tensors, and is not "
+            f"loaded ({reason[:200]})"
+        ) from error
 
 
 def _entry(content: object, key: str) -> object:
-    """The named entry of a training checkpoint; a bare state_dict stays as it is."""
+    """Return an entry of a training checkpoint; a bare state_dict as it is."""
     if isinstance(content, dict) and isinstance(content.get(key), dict):
         return content[key]
     return content
 
 
 def _tensors(content: Any, path: Path) -> State:
-    """The content if it is a state_dict of ordinary tensors."""
+    """Return the content if it is a state_dict of ordinary tensors."""
+    odd = [f"a {type(content).__name__}"]
     if isinstance(content, dict):
         odd = [str(key) for key, v in content.items() if not _is_plain(key, v)]
-    else:
-        odd = [f"a {type(content).__name__}"]
     if odd:
         raise PretrainedError(
             f"pretrained: {path} is not a state_dict of tensors, but holds "
@@ -350,6 +321,6 @@ def _is_plain(key: object, value: object) -> bool:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names and how many more there are."""
     more = [f"... and {len(names) - LISTED} more"] if len(names) > LISTED else []
     return "; ".join([*names[:LISTED], *more])

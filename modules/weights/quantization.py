@@ -1,13 +1,9 @@
 """Weights in eight bits: a file of a quarter of the size, for inference.
 
-The weights of convolutions, linear layers and attention projections are kept as int8
-with one float scale for each output channel, symmetric around zero:
-
-    scale = max |w| / 127 over the channel        w is read as  int8 * scale
-
-so that no weight moves by more than half a step, scale / 2. Biases, norms and
-embeddings stay as they are. A reader gets a plain float model: the file is smaller, the
-arithmetic and the memory of a run are not.
+Weights of convolutions, linear layers and attention projections are kept as int8 with a
+float scale for each output channel, max |w| / 127, and are read as int8 * scale: none
+moves by more than scale / 2. A reader gets a plain float model, so only the file gets
+smaller, not the memory and arithmetic of a run.
 
 torchao 0.18 quantises `nn.Linear` alone, 12 of the 64 weight tensors of a small
 HTDemucs, and its files need its own tensor classes to be read.
@@ -29,10 +25,9 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 
 def quantize(weight: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
-    """Round a finite weight to 255 steps in each output channel, dimension `dim`.
+    """Return a finite weight as int8 and the float32 scales of its channels in `dim`.
 
-    Returns the weight in int8, from -127 to 127, and its float32 scales, of size 1 in
-    all other dimensions; a scale is 0 where a channel is all zeros.
+    The scales have size 1 in all other dimensions; that of an all-zero channel is 0.
 
     Example
     -------
@@ -60,11 +55,7 @@ def quantized_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def dequantized(state: Mapping[str, Tensor], where: str | Path) -> dict[str, Tensor]:
-    """Return the plain state_dict of a quantized one.
-
-    Raise a `PretrainedError` that names the file `where` if there is no int8 weight, or
-    the scales of one are missing, do not fit it, or are negative, NaN or Inf.
-    """
+    """Return the plain state_dict; raise `PretrainedError` unless all scales fit."""
     state = dict(state)
     names = [name for name, tensor in state.items() if tensor.dtype == torch.int8]
     if not names:
@@ -77,10 +68,8 @@ def dequantized(state: Mapping[str, Tensor], where: str | Path) -> dict[str, Ten
         fits = len(scale.shape) == len(shape) and all(
             size in (1, full) for size, full in zip(scale.shape, shape, strict=True)
         )
-        sound = scale.is_floating_point() and bool(
-            (scale.isfinite() & (scale >= 0)).all()
-        )
-        if not (fits and sound):
+        valid = scale.isfinite() & (scale >= 0)
+        if not (fits and scale.is_floating_point() and valid.all()):
             raise PretrainedError(
                 f"{where}: the scales of {name} are damaged ({list(scale.shape)} for "
                 f"{list(shape)}); export it anew"
@@ -91,4 +80,5 @@ def dequantized(state: Mapping[str, Tensor], where: str | Path) -> dict[str, Ten
 
 def load_int8(model: nn.Module, path: str | Path) -> None:
     """Load a file of `quantized_state_dict` whole, or raise a `PretrainedError`."""
-    load_state(model, dequantized(read_safetensors(Path(path)), path), path)
+    state, _ = read_safetensors(Path(path))
+    load_state(model, dequantized(state, path), path)

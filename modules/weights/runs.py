@@ -1,8 +1,7 @@
 """Read the folder of a run: which network it trained, and the weights that it tested.
 
-Nothing in the folder is executed. The nodes of `hyperparams.yaml` are read as data, no
-object is made of them, and a class is used only if it is a network that a file of
-`modules/models` defines. A new network needs no entry in any table here.
+Nothing in the folder is executed: `hyperparams.yaml` is read as data, and a class is
+used only if it is a network that a file of `modules/models` defines.
 """
 
 import importlib
@@ -30,26 +29,22 @@ LORA = ("merged", "separate", "none")
 
 @dataclass(frozen=True)
 class Run:
-    """A run's network and settings, as its `hyperparams.yaml` states them.
-
-    `arguments` are the constructor's of `kind`; `settings` are nodes of the YAML.
-    """
+    """A run's network (`kind` and its `arguments`) and the nodes of its YAML."""
 
     folder: Path
     kind: type[nn.Module]
     arguments: dict[str, Any]
     sample_rate: int | None
-    sources: list[str] | None
     settings: Mapping[str, yaml.Node]
 
     @property
     def has_adapters(self) -> bool:
-        """Whether the run trained low-rank adapters."""
+        """Return whether the run trained low-rank adapters."""
         recipe = self.settings.get("recipe")
         return recipe is not None and "recipes.lora." in recipe.tag
 
     def value(self, name: str) -> Any:
-        """Return a setting as plain data; of an object only its arguments."""
+        """Return a setting as plain data, for an object its arguments."""
         return _plain(self.settings.get(name), f"{self.folder}: {name}")
 
     def make_network(self) -> nn.Module:
@@ -61,12 +56,9 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read the settings in the folder of a run, or in the YAML from one.
+    """Read the settings in the folder of a run, or in its YAML.
 
-    Raises
-    ------
-    ExportError
-        The settings cannot be read, or name no network of `modules/models`.
+    Raise an `ExportError` if they cannot be read or name no network of ours.
     """
     path = Path(folder)
     path = path if path.is_file() else path / SETTINGS
@@ -92,31 +84,20 @@ def read_run(folder: str | Path) -> Run:
     has_arguments = isinstance(separator, yaml.MappingNode)
     arguments = _plain(separator, f"{path}: separator") if has_arguments else {}
     arguments.pop("activation_checkpointing", None)  # matters in training only
-    sample_rate, sources = (
-        _plain(settings.get(name), f"{path}: {name}")
-        for name in ("sample_rate", "sources")
-    )
-    return Run(path.parent, kind, arguments, sample_rate, sources, settings)
+    sample_rate = _plain(settings.get("sample_rate"), f"{path}: sample_rate")
+    return Run(path.parent, kind, arguments, sample_rate, settings)
 
 
 def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
     """Return the network of a run in evaluation mode with the weights that it tested.
 
-    These are the best checkpoint's, averaged ones if the run tested averages, or the
-    adapters in the run's folder on the weights that they were trained on.
-
-    Arguments
-    ---------
-    folder : str | Path | Run
-        The run.
-    lora : str
-        Adapters are `merged` into the weights, kept `separate` beside them, or left out
-        (`none`).
+    These are the best checkpoint's, or its averages if the run tested these. Adapters
+    are `merged` into the weights, kept `separate` beside them, or left out (`none`).
 
     Raises
     ------
     ExportError
-        Not a run, no checkpoint, adapters requested of a run without any.
+        Not a run, no checkpoint, or adapters requested of a run without any.
     LoraError, PretrainedError
         Weights cannot be read or do not belong together.
     """
@@ -129,11 +110,9 @@ def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
     if not run.has_adapters:
         load_pretrained(model, _tested_checkpoint(run))
         return model
-    pretrained, own_loader = run.value("pretrained"), run.value("load_pretrained")
-    if own_loader is None:
-        load_pretrained(model, pretrained)
-    else:
-        load_for_sources(model, pretrained, **own_loader)
+    other_sources = run.value("load_pretrained")
+    load = load_pretrained if other_sources is None else load_for_sources
+    load(model, run.value("pretrained"), **other_sources or {})
     if lora != "none":
         load_lora_weights(model, run.folder / ADAPTERS)
     return merge(model) if lora == "merged" else model
@@ -160,23 +139,22 @@ def network_class(name: object) -> type[nn.Module] | None:
 
 
 def _tested_checkpoint(run: Run) -> Path:
-    """The best checkpoint by the run's monitor, or else the newest."""
+    """Return the best checkpoint by the run's monitor, or else the newest."""
     if number := run.value("average_last"):
         raise ExportError(
             f"{run.folder}: tested the mean of {number} checkpoints, which is not "
             "kept; test the best one first: --test_only --average_last=0"
         )
     checkpointer = AtomicCheckpointer(run.folder / "save")
-    monitor = run.value("monitor") or "si_snr"
-    found = checkpointer.find_checkpoint(max_key=monitor)
-    found = found or checkpointer.find_checkpoint()
+    best = checkpointer.find_checkpoint(max_key=run.value("monitor") or "si_snr")
+    found = best or checkpointer.find_checkpoint()
     if found is None:
         raise ExportError(f"{run.folder}/save: no checkpoint; train first")
     return found.path
 
 
 def _plain(node: yaml.Node | None, where: str) -> Any:
-    """Plain data of a node; of `!new:` and `!name:` only the arguments."""
+    """Return the plain data of a node, for `!new:` and `!name:` the arguments."""
     loader = yaml.SafeLoader("")
     try:
         if node is None:

@@ -1,13 +1,11 @@
 """Give a trained HTDemucs other sources than it was trained on.
 
-Only the output layers of an HTDemucs depend on its sources, each of which has a block
-of channels there. A new source starts with the block of the old one that is closest to
-it: before training its estimate is the old one's.
+Only its output layers depend on the sources, each of which has a block of channels
+there. A new source starts with the block of an old one, and so with its estimate.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -23,18 +21,9 @@ def copy_sources(
 ) -> None:
     """Copy a trained model into one that differs in its sources and segment alone.
 
-    Arguments
-    ---------
-    old, new : HTDemucs
-        The trained model, and the one that receives its weights.
-    source_map : Mapping[str, str] | None
-        The old source that a new one starts from; those of equal names need none.
-
-    Raises
-    ------
-    PretrainedError
-        A new source starts from no source of the old model, or the models differ in
-        more. The new model is untouched.
+    `source_map` names the old source that a new one starts from; equal names need no
+    entry. Raise a `PretrainedError`, and leave the new model as it was, if a new source
+    starts from none of the old ones or the models differ in more.
 
     Example
     -------
@@ -90,10 +79,10 @@ def load_for_sources(
     segment_seconds: Seconds,
     source_map: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Load weights into a model with other sources, or another segment.
+    """Load weights, as `load_pretrained`, into a model with other sources or segment.
 
-    `sources` and `segment_seconds` are the pretrained model's; see `copy_sources`
-    for the map, and `load_pretrained` for the folder and the list that is returned.
+    `sources` and `segment_seconds` are the pretrained model's; for `source_map` see
+    `copy_sources`.
     """
     if not isinstance(model, HTDemucs):
         raise PretrainedError(
@@ -101,8 +90,7 @@ def load_for_sources(
             "an HTDemucs; leave this key out of the YAML"
         )
     origins(sources, model.sources, source_map or {})
-    config: dict[str, Any] = model.config
-    old = HTDemucs(list(sources), segment_seconds, **config)
+    old = HTDemucs(list(sources), segment_seconds, **model.config)
     files = load_pretrained(old, folder)
     copy_sources(old, model, source_map)
     return files

@@ -32,7 +32,7 @@ def test_settings_are_plain_data(run):
         known = read_run(place)
         assert known.kind is SepFormer and known.folder == run
         assert known.arguments["encoder_channels"] == 16
-        assert (known.sample_rate, known.sources) == (8000, None)
+        assert (known.sample_rate, known.value("sources")) == (8000, None)
         assert known.value("optimizer") == {"lr": 0.001}
         assert known.value("no_such_key") is None
         assert not known.has_adapters
