@@ -47,11 +47,7 @@ class Header(NamedTuple):
 
 
 class AudioFile:
-    """An open audio file; `open_audio` makes one.
-
-    Its `header` is read, and `cut_short` says how much is missing of the samples that
-    the header promises; it is empty if none is.
-    """
+    """An open file, with its `header`; `cut_short` says what it lacks, or is empty."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
@@ -87,10 +83,9 @@ class AudioFile:
     def read(
         self, start: int = 0, frames: int | None = None, dtype: str = "float32"
     ) -> np.ndarray:
-        """Return samples [T, C], full scale at 1; None reads to the end.
+        """Return samples [T, C] as float32 or float64; None reads to the end.
 
-        The result is shorter than `frames` where the file ends; `dtype` is float32 or
-        float64. Samples that cannot be read are an AudioError.
+        The result is shorter than `frames` where the file ends.
         """
         if self._sound is not None:
             try:
@@ -118,17 +113,7 @@ class AudioFile:
 def open_audio(path: str | Path) -> AudioFile:
     """Open any file that libsndfile reads; use it as a context manager.
 
-    Raises
-    ------
-    AudioError
-        It does not exist or is no audio; the message starts with the path.
-
-    Example
-    -------
-    >>> open_audio("absent.wav")
-    Traceback (most recent call last):
-    ...
-    modules.runtime.errors.AudioError: absent.wav: does not exist
+    An AudioError, whose message starts with the path, says why it cannot be read.
     """
     try:
         return AudioFile(path)
@@ -173,10 +158,7 @@ def _unreadable(path: str | Path, error: Exception) -> AudioError:
 
 
 def parse_plain(head: bytes, file_bytes: int) -> tuple[Header, int] | None:
-    """Return header and place of the samples, or None unless a file is plain.
-
-    `head` is its first `PLAIN_HEADER_BYTES`, `file_bytes` its size.
-    """
+    """Return header and place of the samples of a plain file, None for another."""
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
     place, form = 12, None
@@ -205,28 +187,10 @@ def read_audio(
     frames: int | None = None,
     sample_rate: int | None = None,
 ) -> "Tensor":
-    """Read a mono file, or only the part of it that is needed.
+    """Read `frames` samples of a mono file from `start` on; None reads to the end.
 
-    Arguments
-    ---------
-    path : str | Path
-        Any file libsndfile can read.
-    start : int
-        First sample to read.
-    frames : int | None
-        How many samples to read; None reads to the end.
-    sample_rate : int | None
-        Rate in Hz that the file must have; None accepts any.
-
-    Returns
-    -------
-    Tensor
-        float32, shape [T], full scale at 1.
-
-    Raises
-    ------
-    AudioError
-        Unreadable, shorter than asked, not mono, or at another rate.
+    Returns float32 [T], full scale at 1. An AudioError says that the file cannot be
+    read, is shorter, is not mono or is not at `sample_rate` (None accepts any).
     """
     return _read(path, start, frames, sample_rate, channels=(1,))[0]
 
@@ -294,22 +258,12 @@ def check_samples(path: str | Path, wave: "Tensor | np.ndarray") -> None:
 def write_wave(
     path: str | Path, wave: np.ndarray, sample_rate: int, subtype: str = "PCM_16"
 ) -> None:
-    """Write a WAV that appears only when it is whole.
+    """Write a WAV that appears only when it is whole; its folder is made.
 
-    It is made in memory: soundfile syncs every file it closes to the disk, which takes
-    longer than mixing what is in it.
-
-    Arguments
-    ---------
-    path : str | Path
-        Where to; its folder is made.
-    wave : np.ndarray
-        Shape [T] or [T, C]. int16 is written as it is, float is full scale at 1 and
-        rounded as libsndfile does (times 32767).
-    sample_rate : int
-        In Hz.
-    subtype : str
-        `PCM_16`, or `FLOAT`, which neither rescales nor clips.
+    `wave` is [T] or [T, C]. For `PCM_16` int16 is written as it is, and float, full
+    scale at 1, is rounded as libsndfile does (times 32767). `FLOAT` neither rescales
+    nor clips. The file is made in memory: soundfile syncs every file it closes to the
+    disk, which takes longer than mixing what is in it.
     """
     encoded = io.BytesIO()
     if subtype == "FLOAT":
@@ -333,13 +287,7 @@ def write_audio(path: str | Path, wave: "Tensor", sample_rate: int) -> None:
 
 
 def safe_name(id_: str) -> str:
-    """Return an example's id as a file name: no separators, no leading dot, not empty.
-
-    Example
-    -------
-    >>> safe_name("../a b/c.wav")
-    '_a_b_c.wav'
-    """
+    """Return an example's id as a file name: no separators, no leading dot."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", id_).lstrip(".") or "_"
 
 

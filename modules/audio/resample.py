@@ -51,8 +51,8 @@ def _sinc_filters(
     """Return torchaudio's filters as columns [K, P], their number and their reach.
 
     The filters of all phases stand side by side, those of several steps where phases
-    are few: the product needs columns to be quick. Zeros fill up to a multiple of
-    `COLUMNS`; they do not count in the number.
+    are few: the product needs columns to be quick. Zeros that do not count in the
+    number fill up to a multiple of `COLUMNS`.
     """
     made = torchaudio.transforms.Resample(
         step, phases, dtype=dtype if dtype == torch.float64 else None
@@ -72,13 +72,7 @@ def _sinc_filters(
 
 
 def frames_before_speed(num_frames: int, percent: int) -> int:
-    """Return how many input samples give `num_frames` of output in `change_speed`.
-
-    Example
-    -------
-    >>> frames_before_speed(8000, 105)
-    8400
-    """
+    """Return how many input samples give `num_frames` of output in `change_speed`."""
     return -(-num_frames * percent // 100)
 
 
@@ -89,18 +83,5 @@ def check_speeds(percents: Sequence[int] | None) -> None:
 
 
 def change_speed(wave_T: Tensor, percent: int) -> Tensor:
-    """Play at `percent` of the speed; pitch and tempo move together.
-
-    Arguments
-    ---------
-    wave_T : Tensor
-        Shape [..., T].
-    percent : int
-        100 changes nothing, 105 is 5 % faster and therefore shorter.
-
-    Returns
-    -------
-    Tensor
-        Shape [..., ceil(T * 100 / percent)].
-    """
+    """Play at `percent` of the speed and pitch: [..., ceil(T * 100 / percent)]."""
     return wave_T if percent == 100 else resample(wave_T, percent, 100)

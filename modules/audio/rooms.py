@@ -80,26 +80,11 @@ def impulse_responses(
 ) -> np.ndarray:
     """Simulate the responses from every source to the microphone.
 
-    Arguments
-    ---------
-    room : Room
-        The room.
-    sample_rate : int
-        In Hz; WHAMR! works at 16000 and resamples the audio.
-    max_order : int | None
-        Largest number of reflections; 0 leaves the direct path ("anechoic"), None is
-        the room's own.
-
-    Returns
-    -------
-    np.ndarray
-        float32, shape [S, T], T = ceil(T60 * sample_rate). A path of length d has an
-        amplitude of 1/d and a delay of d/c seconds and 40 samples.
-
-    Raises
-    ------
-    ValueError
-        The room is impossible.
+    Returns float32 [S, T], T = ceil(T60 * sample_rate). A path of length d has an
+    amplitude of 1/d and a delay of d/c seconds and 40 samples. `max_order` is the
+    largest number of reflections; 0 leaves the direct path ("anechoic"), None is the
+    room's own. WHAMR! works at 16000 Hz and resamples the audio. An impossible room is
+    a ValueError.
 
     Example
     -------
@@ -144,13 +129,8 @@ class RoomPool:
     """Responses of many rooms, to put the talkers of a mixture into one of them.
 
     `python -m data_prep.whamr pool` makes the file, dynamic mixing draws from it.
-
-    Arguments
-    ---------
-    sample_rate : int
-        Rate of the responses in Hz.
-    direct, reverberant : Sequence[np.ndarray]
-        For each room float32 [S, T]: the direct path alone, and the whole response.
+    `direct` and `reverberant` hold for each room float32 [S, T]: the direct path alone,
+    and the whole response.
     """
 
     sample_rate: int
@@ -168,9 +148,9 @@ class RoomPool:
     def in_room(self, src_ST: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Return dry sources [S, T] as heard in a room, anechoic and reverberant.
 
-        Both are float32 [S, T]. An anechoic source has the energy of the dry one and
-        its reverberant twin the same gain, which is WHAMR!'s rule. A source that does
-        not arrive before the end is silent.
+        An anechoic source has the energy of the dry one and its reverberant twin the
+        same gain, which is WHAMR!'s rule. A source that does not arrive before the end
+        is silent.
         """
         anechoic_ST, reverb_ST = (
             scipy.signal.oaconvolve(src_ST, response_ST[: len(src_ST)], axes=1)
@@ -206,13 +186,7 @@ class RoomPool:
 
     @classmethod
     def load(cls, path: str | Path, sample_rate: int | None = None) -> "RoomPool":
-        """Read a file that `save` wrote.
-
-        Raises
-        ------
-        DataError
-            The file cannot be read, holds no pool, or is not at `sample_rate`.
-        """
+        """Read a file that `save` wrote, or raise a DataError."""
         try:
             arrays = np.load(path, allow_pickle=False)
             if isinstance(arrays, np.ndarray):

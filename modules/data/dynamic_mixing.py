@@ -61,16 +61,12 @@ def frames_at(utterance: Utterance, sample_rate: int, percent: int = 100) -> int
 
 
 def read_crop(
-    utterance: Utterance,
-    start: int,
-    frames: int,
-    sample_rate: int,
-    percent: int = 100,
+    utterance: Utterance, start: int, frames: int, sample_rate: int, percent: int = 100
 ) -> Tensor:
     """Read just the part of a file that a crop needs, and resample it: [T].
 
-    `start` and `frames`, which is T, are in samples after the resampling. A speed of
-    105 % reads 5 % more of the file and plays it 5 % faster and higher.
+    `start` and `frames` (T) are in samples after the resampling. A speed of 105 % reads
+    5 % more of the file and plays it 5 % faster and higher.
     """
     check_unchanged(utterance)
     up, down = sample_rate * 100, utterance.sample_rate * percent
@@ -128,8 +124,7 @@ class DynamicMixing(Dataset):
     Raises
     ------
     DataError
-        The pool has fewer speakers than a mixture needs, or the rooms have fewer
-        places or another rate.
+        The pool or the rooms do not fit the mixtures.
     ValueError
         `speed_changes`, `noise_snr_db` or `targets` is invalid.
     """

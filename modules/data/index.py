@@ -40,7 +40,6 @@ def measure_once(
 
     A key whose fingerprint has changed is measured anew, and one that is not asked for
     is dropped from the CSV. One process at a time may write that (`run_on_main`).
-    Without an index everything is measured.
     """
     known = _read(index, columns) if index is not None else {}
     stale = [

@@ -72,10 +72,7 @@ class EpochSampler(Sampler):
 
 
 class _WithCounts(Dataset):
-    """Pass `ExampleKey.counts`, and errors for the user, on to the collate function.
-
-    torch would wrap an error that is raised here into a worker's traceback.
-    """
+    """Pass errors for the user on: torch would wrap them into a worker's traceback."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -116,10 +113,7 @@ def make_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Return a DataLoader of the sampler's batches.
-
-    A `UserError` of the data set is raised as it is, from whichever process.
-    """
+    """Return a loader that raises a `UserError` as it is, from whichever process."""
     return _Loader(
         _WithCounts(dataset),
         batch_sampler=sampler,

@@ -74,11 +74,8 @@ class Row:
 def write_manifest(path: str | Path, rows: Sequence[Row]) -> Path:
     """Write rows, sorted by id, in one atomic step, and return the path.
 
-    Raises
-    ------
-    DataError
-        There are no rows, two have one id, they differ in their number of sources or
-        images, or a file name is not UTF-8.
+    A DataError says that there are no rows, that two have one id or another number of
+    sources or images, or that a file name is not UTF-8.
     """
     if not rows:
         raise DataError(f"{path}: no rows to write: the data set is empty")
@@ -164,11 +161,10 @@ def list_manifest(
     sample_rate: int | None = None,
     stems: bool = False,
 ) -> tuple[dict[str, Row], list[str]]:
-    """Return the rows of a manifest that can be read, and the faults of the others.
+    """Return the rows that can be read by place ("FILE, row NUMBER"), and the faults.
 
-    Arguments are as in `read_manifest`; no audio file is opened. Rows are by place
-    ("FILE, row NUMBER"), in the order of the file; faults are a line each, at least one
-    if there are no rows.
+    Arguments are as in `read_manifest`; no audio file is opened. There is a line for
+    each faulty row, and at least one if there are no rows.
     """
     rows: dict[str, Row] = {}
     faults: list[str] = []
@@ -315,8 +311,8 @@ def check_audio(
     """Open the header of every file: it must exist and be as its row says.
 
     Stems may be mono, or longer than the row says: reading copes with both. The error
-    names the first faulty row, by its place or else its id, and the number of others.
-    With `remember` the next check of the same files does not open them again.
+    names the first faulty row, by its place or else its id. With `remember` the next
+    check of the same files does not open them again.
     """
     places = places or [f"row {row.id!r}" for row in rows]
     with ThreadPoolExecutor(THREADS) as threads:

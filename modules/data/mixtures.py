@@ -30,8 +30,7 @@ class ManifestDataset(Dataset):
     sample_rate : int
         In Hz; checked again at every read.
     segment_seconds : float | None
-        Length of the random crop; None reads whole files. A shorter file is read
-        whole.
+        Length of the random crop; None, or a shorter file, reads the file whole.
     speed_changes : Sequence[int] | None
         Percentages of which one is drawn for each source; the mixture is then the sum
         of the changed sources, or their images, and the noise. None leaves the files

@@ -61,9 +61,8 @@ class StemDataset(Dataset):
     sample_rate : int
         Rate in Hz of the examples; files at another are resampled.
     segment_seconds : float | None
-        Length of the examples; None gives whole tracks, in the order of `rows`,
-        without any augmentation. More of a track is read where the augmentation needs
-        it: 10 s for 7.8 s of training with the default one.
+        Length of the examples; None gives whole tracks in the order of `rows`. More of
+        a track is read where the augmentation needs it: 10 s for 7.8 s by default.
     stride_seconds : float
         Distance of the segments of a track.
     augmentation : Augmentation | None
@@ -83,11 +82,7 @@ class StemDataset(Dataset):
         Note a mixture file of a whole track that is not the sum of its stems. That is
         no error: finished music often went through a limiter.
 
-    Raises
-    ------
-    DataError
-        A source has no usable stem, a track has no level, or stems are unused although
-        `independent` is False.
+    A DataError says which source or track cannot be used.
     """
 
     rows: Sequence[Row]
@@ -147,8 +142,7 @@ class StemDataset(Dataset):
         """Return the example of (seed, epoch, index); a bare index means epoch 0.
 
         In training the mixture is the sum of the stems; for a whole track it is its
-        mixture file, if it has one. `origins` names the track each stem is from; the id
-        adds where they were cut.
+        mixture file, if it has one. The id adds to `origins` where they were cut.
         """
         epoch, index, _ = ExampleKey.of(key)
         if not 0 <= index < self.num_examples:
@@ -171,8 +165,7 @@ class StemDataset(Dataset):
     def _whole(self, row: Row) -> Example:
         """Return a whole track at its true level, or normalised if there are levels.
 
-        NaN, Inf and absurd levels are errors here: a score without the track would not
-        be that of the set.
+        NaN and absurd levels are errors: a score must be that of the whole set.
         """
 
         def read(path: str) -> Tensor:
@@ -198,10 +191,7 @@ class StemDataset(Dataset):
     # ------------------------------------------------------------- which segments
 
     def _remixed(self, epoch: int, index: int) -> list[Segment]:
-        """Take each source from one segment of the example's group.
-
-        Every stem of every segment is used once in a pass over the segments.
-        """
+        """Take each source from a segment of the example's group, each segment once."""
         size = self.settings.remix_group
         passes, position = divmod(index, len(self.places))
         order = _epoch_order(self.seed, epoch, passes, len(self.places))
@@ -279,13 +269,7 @@ class StemDataset(Dataset):
 
 
 def without_offset(wave_CT: Tensor) -> Tensor:
-    """Return zeros in place of a constant, which is no sound, and all else as it is.
-
-    Example
-    -------
-    >>> without_offset(torch.full((2, 3), 0.1)).abs().max().item()
-    0.0
-    """
+    """Return zeros in place of a constant, which is no sound, and all else as it is."""
     low_C, high_C = wave_CT.amin(1), wave_CT.amax(1)
     still = (high_C - low_C).max() <= SILENT_PEAK
     # Silence that dither has touched is common, and is left alone.

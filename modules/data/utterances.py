@@ -77,17 +77,7 @@ INDEX_COLUMNS = {"path": str, "fingerprint": str, **_Measured.__annotations__}
 class UtterancePool:
     """Usable utterances by speaker.
 
-    Arguments
-    ---------
-    utterances : Sequence[Utterance]
-        Their order decides what a seed draws, so it must not vary between runs.
-
-    Example
-    -------
-    >>> pool = UtterancePool([Utterance("/a.wav", "a", "ann", 8000, 16000, -20.0),
-    ...                       Utterance("/b.wav", "b", "bob", 8000, 16000, -26.0)])
-    >>> print(pool)
-    2 utterances of 2 speakers (0.0 h)
+    The order of `utterances` decides what a seed draws: it must not vary between runs.
     """
 
     def __init__(self, utterances: Sequence[Utterance]) -> None:
@@ -172,9 +162,7 @@ class UtterancePool:
         (`40na010x_1.9857_01xo031a_-1.9857`) and LibriMix
         (`3536-8226-0026_1673-143397-0009`); one talker in noise is the first that is
         named. Of the cuts of an utterance in several mixtures the longest is taken.
-
-        `index_file` and `min_seconds` are as in `scan`. A DataError names a mixture
-        whose id does not name as many utterances as it has sources.
+        Arguments and errors are as in `scan`.
         """
         longest: dict[str, tuple[float, str]] = {}
         for row in rows:
@@ -289,10 +277,7 @@ def _utterances_of(row: Row) -> list[str]:
 
 
 def check_unchanged(utterance: Utterance) -> None:
-    """Raise an AudioError if a file no longer holds what was measured.
-
-    A file that was only touched or copied anew is as good as before.
-    """
+    """Raise if a file holds other samples than were measured, whatever its time."""
     if not utterance.fingerprint:
         return
     try:

@@ -28,20 +28,20 @@ def separate_in_chunks(
     overlap: int,
     batch_size: int = 1,
 ) -> Tensor:
-    """Run a separator over long mixtures, piece by piece.
+    """Run a separator over long mixtures, piece by piece: [B, T] to [B, S, T].
 
     All chunks have the same length: the last one is moved back to end with the signal,
     so that the separator never sees a short remainder. Its memory does not grow with T.
-
-    If all streams are silent over an overlap, the separator's own order is kept: choose
-    an overlap longer than the pauses in the speech.
+    The sources are in the order of the first chunk. If all streams are silent over an
+    overlap, the separator's own order is kept: choose an overlap longer than the pauses
+    in the speech.
 
     Arguments
     ---------
     separator : Callable[[Tensor], Tensor]
-        Maps `mix_BT` to `est_BST` with as many samples.
+        Maps [B, T] to [B, S, T].
     mix_BT : Tensor
-        Mixtures, `[B, T]`.
+        Mixtures.
     chunk : int
         Samples per chunk. Up to this length the result is `separator(mix_BT)`.
     overlap : int
@@ -49,23 +49,10 @@ def separate_in_chunks(
     batch_size : int
         Chunks per call of the separator (each is a batch of B).
 
-    Returns
-    -------
-    est_BST : Tensor
-        Estimates, in the order of the first chunk.
-
     Raises
     ------
     ValueError
         A size is invalid, or the separator changes the number of samples.
-
-    Example
-    -------
-    >>> halves = lambda mix_BT: torch.stack([0.25 * mix_BT, 0.75 * mix_BT], dim=1)
-    >>> mix_BT = torch.arange(10.0).expand(1, -1)
-    >>> est_BST = separate_in_chunks(halves, mix_BT, chunk=4, overlap=2)
-    >>> torch.equal(est_BST, halves(mix_BT))
-    True
     """
     if mix_BT.ndim != 2:
         raise ValueError(f"the mixture must be [B, T], got {tuple(mix_BT.shape)}")

@@ -1,13 +1,11 @@
 """Separate whole songs with a model that was trained on segments of them.
 
-The method and the numbers are those of ``demucs.apply.apply_model``: a song is cut into
-segments that overlap, each segment is separated, and the estimates are averaged with
-triangular weights, so that one segment fades into the next. A short segment at the end
-of the song is filled up with the samples before it.
+As in ``demucs.apply.apply_model``, a song is cut into segments that overlap, each is
+separated, and the estimates are averaged with triangular weights, so that one fades
+into the next. A short segment at the end is filled up with the samples before it.
 
 A song can be separated several times, moved by a random time each, and the estimates
 averaged (the *shift trick*: a model's output depends a little on where a sound begins).
-Several models can share the work, each with a weight for each source: a `Bag`.
 
 A model has ``sources`` (names), ``sample_rate`` and ``segment`` (seconds), and maps
 `[B, C, T]` to `[B, S, C, T]`, such as `modules.models.htdemucs.HTDemucs`.
@@ -37,28 +35,11 @@ class SongModel(nn.Module):
 
 
 class Bag(nn.Module):
-    """Models of the same sources, each with a weight for each source.
+    """Models of the same sources that share the work, weighted for each source.
 
-    Arguments
-    ---------
-    models : Sequence[nn.Module]
-        At least one; with equal ``sources`` and ``sample_rate``.
-    weights : Sequence[Sequence[float]] | None
-        A row for each model with a weight for each source, not negative. None: all
-        equal. The identity matrix takes each source from its own model.
-
-    Raises
-    ------
-    ValueError
-        The models do not fit each other or the weights, or a source has no positive
-        weight.
-
-    Example
-    -------
-    >>> model = nn.Module()
-    >>> model.sources, model.sample_rate = ["drums", "bass"], 44100
-    >>> Bag([model, model], [[1, 0], [0, 1]]).weights
-    [[1.0, 0.0], [0.0, 1.0]]
+    `weights` has a row for each model and a column for each source, not negative; None
+    makes all equal. The identity matrix takes each source from its own model. A
+    ValueError says which models or weights do not fit.
     """
 
     def __init__(
@@ -148,16 +129,6 @@ def apply_model(
     ------
     ValueError
         An argument is out of range; the message names it.
-
-    Example
-    -------
-    >>> class Halves(nn.Module):
-    ...     sources, sample_rate, segment = ["a", "b"], 100, 2
-    ...     def forward(self, mixture_BCT):
-    ...         return torch.stack([mixture_BCT / 2, mixture_BCT / 2], dim=1)
-    >>> song_BCT = torch.randn(1, 2, 1234)
-    >>> torch.allclose(apply_model(Halves(), song_BCT).sum(dim=1), song_BCT, atol=1e-6)
-    True
     """
     bag: Any = model if isinstance(model, Bag) else Bag([model])
     max_shift = int(MAX_SHIFT_SECONDS * bag.sample_rate)
@@ -211,7 +182,7 @@ def apply_model(
 
 
 class _Cut(NamedTuple):
-    """How `apply_model` cuts a song into segments, see there."""
+    """How `apply_model` cuts a song into segments."""
 
     overlap: float
     transition_power: float

@@ -90,11 +90,6 @@ def choose(
         Losses at or above it are left out.
     flags : tuple[bool, ...]
         What this rank wants the others to know; they travel with the losses.
-
-    Returns
-    -------
-    Choice
-        The masks and the counts.
     """
     loss_BK = terms.loss_BK.float()
     sort_key_BK = loss_BK if terms.sort_key_BK is None else terms.sort_key_BK.float()

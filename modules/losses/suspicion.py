@@ -20,14 +20,7 @@ COLUMNS = ("track", "stem", "offered", "dropped", "suspicion")
 
 
 class Suspicion:
-    """Counts by track and stem.
-
-    Arguments
-    ---------
-    tracks : Sequence[str]
-        Ids of the training tracks.
-    stems : Sequence[str]
-        Names of the stems, in the order of the loss terms.
+    """Counts by track and stem; `stems` are in the order of the loss terms.
 
     Example
     -------
@@ -46,11 +39,7 @@ class Suspicion:
         self.dropped_RK = torch.zeros(shape, dtype=torch.int64)
 
     def add(self, origin_NK: Tensor, usable_NK: Tensor, keep_NK: Tensor) -> None:
-        """Count one choice.
-
-        `origin_NK` is the number of the track that each stem is from (read where
-        usable), `usable_NK` what could be trained on, `keep_NK` what was.
-        """
+        """Count one choice; `origin_NK` numbers the track of each usable stem."""
         # Counted where the losses are: nothing here waits for the device.
         self.offered_RK = self.offered_RK.to(origin_NK.device)
         self.dropped_RK = self.dropped_RK.to(origin_NK.device)
@@ -65,10 +54,7 @@ class Suspicion:
             )
 
     def rows(self) -> list[dict[str, str | int | float]]:
-        """Return track, stem, counts and suspicion (share dropped), highest first.
-
-        A stem that was never offered has no row.
-        """
+        """Return counts and share dropped of each stem offered, highest share first."""
         counts = zip(
             itertools.product(self.tracks, self.stems),
             self.offered_RK.flatten().tolist(),

@@ -21,13 +21,6 @@ def average_precision(score: Mapping[Key, float], truth: Mapping[Key, bool]) -> 
 
     Stems of equal score are found together. A wrong stem without a score is never
     found. NaN if no stem is wrong.
-
-    Example
-    -------
-    >>> score = {("a", "x"): 3.0, ("b", "x"): 2.0, ("c", "x"): 1.0}
-    >>> wrong = {("a", "x"): True, ("b", "x"): False, ("c", "x"): True}
-    >>> average_precision(score, wrong)
-    0.8333333333333333
     """
     total = sum(truth.values())
     area, found = 0.0, 0

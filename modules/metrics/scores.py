@@ -63,12 +63,12 @@ def score_example(
     Arguments
     ---------
     est_ST, target_ST : Tensor
-        Estimates in any order, and targets; `[S, T]`.
+        Estimates in any order, and targets.
     mix_T : Tensor
         The mixture.
     sample_rate : int
-        In Hz. By convention the SDR filter has 512 taps at any rate, so scores at
-        different rates are not comparable, and the value is only checked.
+        In Hz; only checked. By convention the SDR filter has 512 taps at any rate, so
+        scores at different rates are not comparable.
     with_sdr : bool
         False leaves out `sdr` and `sdr_i`, which cost most of the time.
 
@@ -82,14 +82,7 @@ def score_example(
     Raises
     ------
     ValueError
-        On shapes that do not fit together or a rate that is not positive.
-
-    Example
-    -------
-    >>> target_ST = torch.tensor([[1.0, 1.0, -1.0, -1.0], [0.1, -0.1, 0.1, -0.1]])
-    >>> scores = score_example(target_ST.flip(0), target_ST, target_ST.sum(0), 8000)
-    >>> round(scores["si_snr_i"], 2)  # 100 dB, where the mixture has +20 and -20 dB
-    100.0
+        Shapes do not fit together, or the rate is not positive.
     """
     _check(est_ST, target_ST, mix_T, sample_rate, "source", "sample")
     est_ST, target_ST = est_ST.detach().double(), target_ST.detach().double()
@@ -163,7 +156,7 @@ def score_song(
     Arguments
     ---------
     est_SCT, target_SCT : Tensor
-        Estimates and targets in the order of `sources`, `[S, C, T]`.
+        Estimates and targets in the order of `sources`.
     mix_CT : Tensor
         The mixture; only its shape is checked.
     sample_rate : int
@@ -184,14 +177,7 @@ def score_song(
     Raises
     ------
     ValueError
-        On shapes that do not fit together or a rate that is not positive.
-
-    Example
-    -------
-    >>> target_SCT = torch.ones(2, 1, 8) * torch.tensor([1.0, 2.0])[:, None, None]
-    >>> scores = score_song(0.9 * target_SCT, target_SCT, target_SCT.sum(0), 4, "ab")
-    >>> round(scores["nsdr"], 2), round(scores["sdr_a"], 2)
-    (20.0, 20.0)
+        Shapes do not fit together, or the rate is not positive.
     """
     _check(est_SCT, target_SCT, mix_CT, sample_rate, len(sources), "channel", "sample")
     est_SCT, target_SCT = est_SCT.detach().double(), target_SCT.detach().double()
@@ -278,12 +264,11 @@ class ResultTable:
         return [{"id": id_, **self._rows[id_]} for id_ in sorted(self._rows)]
 
     def add(self, id: str, **metrics: float | None) -> None:
-        """Add the scores of one example.
+        """Add the scores of one example; a second row of the same id is dropped.
 
-        A second row of the same id is dropped: samplers that share a set between
-        ranks repeat examples to give every rank as many. A metric that says nothing
-        about this example is None: the row counts in the others. A ValueError is
-        raised if the names of the metrics differ from those of the rows before.
+        Samplers that share a set between ranks repeat examples to give every rank as
+        many. A metric that says nothing about this example is None: the row counts in
+        the others. A ValueError is raised if the names differ from those before.
         """
         known = next(iter(self._rows.values()), metrics)
         if metrics.keys() != known.keys():
@@ -297,10 +282,7 @@ class ResultTable:
         )
 
     def merge_ranks(self) -> None:
-        """Give every rank the rows of all ranks; without a process group do nothing.
-
-        A collective call: every rank must make it.
-        """
+        """Give every rank the rows of all ranks; every rank must call it."""
         for rows in gather_objects(self._rows):
             for id_, metrics in rows.items():
                 self.add(id_, **metrics)
@@ -308,14 +290,9 @@ class ResultTable:
     def summary(self) -> dict:
         """Return means over the rows whose metrics are all finite.
 
-        Returns
-        -------
-        summary : dict
-            `count` rows in all, of which `non_finite` were left out (the first 20 are
-            named in `non_finite_ids`), and for each name in `metrics` its `mean`,
-            `standard_error` (of the mean: sample standard deviation / sqrt(count)),
-            `median` and `count`. A mean or median of no row, and the error of fewer
-            than two, are None.
+        The first 20 of the rows left out are named in `non_finite_ids`. The error is
+        that of the mean: sample standard deviation / sqrt(count). A mean or median of
+        no row, and the error of fewer than two, are None.
         """
         finite = [row for row in self._rows.values() if _is_finite(row)]
         bad = sorted(id_ for id_, row in self._rows.items() if not _is_finite(row))

@@ -28,12 +28,9 @@ Kinds = Mapping[str, Any]
 
 
 def as_command(action: Callable[[], object]) -> int:
-    """Call a function and print its errors as one line where the message says all.
+    """Call a function; print its errors as one line where the message says all.
 
-    Returns
-    -------
-    int
-        Exit status: 0, 1 after a `UserError` or an `OSError`, 130 after Ctrl-C.
+    Returns the exit status: 0, 1 after a `UserError` or an `OSError`, 130 after Ctrl-C.
     """
     try:
         action()
@@ -62,7 +59,7 @@ def run(
     arguments: Sequence[str] | None = None,
     report: Callable[[Any], int | None] = show,
 ) -> int:
-    """Run a function, or one of several, from the command line.
+    """Run a function, or one of several, from the command line; return the exit status.
 
     Arguments
     ---------
@@ -78,11 +75,6 @@ def run(
         The command line; None takes that of the process.
     report : Callable
         Prints the result of the function; may return an exit status.
-
-    Returns
-    -------
-    int
-        Exit status, see `as_command`.
 
     Example
     -------

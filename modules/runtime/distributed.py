@@ -37,9 +37,8 @@ def init_process_group(run_opts: RunOptions, timeout_seconds: float) -> RunOptio
 
     Two things differ from SpeechBrain's `ddp_init_group`: the store is prefixed with
     torchrun's restart count, because stale keys of the attempt before can hang the
-    next one, and the timeout is minutes, not two hours: a collective that one rank
-    never joins fails after it. The options returned have a backend that fits the device
-    (gloo on the CPU) and, on accelerators, one device per local rank.
+    next one, and the timeout is minutes, not two hours. The options returned have a
+    backend that fits the device and, on accelerators, one device per local rank.
     """
     if "RANK" not in os.environ or "LOCAL_RANK" not in os.environ:
         return run_opts
@@ -57,9 +56,7 @@ def init_process_group(run_opts: RunOptions, timeout_seconds: float) -> RunOptio
     elif device.startswith("cuda"):
         torch.cuda.set_device(device)
     run_opts = dataclasses.replace(
-        run_opts,
-        **changes,
-        overridden_args=run_opts.overridden_args | changes.keys(),
+        run_opts, **changes, overridden_args=run_opts.overridden_args | changes.keys()
     )
     if not is_distributed():
         timeout = datetime.timedelta(seconds=timeout_seconds)
@@ -78,12 +75,9 @@ def init_process_group(run_opts: RunOptions, timeout_seconds: float) -> RunOptio
 def leave_process_group() -> None:
     """Leave the group, if any, at the orderly end of a run.
 
-    Gloo's threads end with the last reference to the group, and networks wrapped in
-    DistributedDataParallel hold some: drop them first. Threads that are still at work
-    while the interpreter exits abort the process now and then ("terminate called
-    without an active exception"), after a run that did all its work.
-
-    After an error leave the group alone: one of its collectives might never end.
+    Drop networks wrapped in DistributedDataParallel first. They hold the group, and
+    threads of gloo still at work while the interpreter exits abort the process now and
+    then. After an error leave the group alone: a collective might never end.
     """
     if is_distributed():
         gc.collect()  # the wrappers are part of reference cycles
@@ -93,8 +87,8 @@ def leave_process_group() -> None:
 def gather_examples(values_KB: Tensor, batch_size: int) -> Tensor:
     """Return every rank's values per example [W, K, batch_size], the same on all ranks.
 
-    B may be smaller than `batch_size`, which is the room per rank, the same everywhere;
-    the result is NaN where a rank had fewer examples.
+    `batch_size` is the room per rank, the same everywhere; the result is NaN where a
+    rank had fewer examples.
     """
     padded = values_KB.new_full((values_KB.shape[0], batch_size), float("nan"))
     padded[:, : values_KB.shape[1]] = values_KB
@@ -108,9 +102,8 @@ def gather_examples(values_KB: Tensor, batch_size: int) -> Tensor:
 def gather_columns(columns: Mapping[str, Tensor], batch_size: int) -> dict[str, Tensor]:
     """Return every rank's columns, one rank's rows after the other's.
 
-    Columns are numbers or masks of this rank's examples by name, each of shape [B, k]
-    with a k of its own. They travel as float32, all in one message, and come back as
-    [W * batch_size, k], the same on all ranks; NaN where a rank had fewer examples.
+    Columns are numbers or masks by name, each [B, k] with a k of its own. They travel
+    as float32, all in one message, and come back as in `gather_examples`.
     """
     widths = [column.shape[1] for column in columns.values()]
     local_BK = torch.cat([column.float() for column in columns.values()], dim=1)
@@ -131,8 +124,7 @@ def gather_objects(item: object) -> list:
 def run_on_main(func: Callable[..., Any], *args: Any) -> Any:
     """Call `func` on rank 0 only; every rank gets its result or raises its error.
 
-    SpeechBrain's function of this name leaves the other ranks waiting when the main
-    one fails.
+    SpeechBrain's `run_on_main` leaves the others waiting when the main one fails.
     """
     if not is_distributed():
         return func(*args)

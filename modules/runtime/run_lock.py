@@ -24,20 +24,9 @@ class RunLock:
     """Hold a folder for this job; a context manager.
 
     Rank 0 takes the lock for all ranks of the job. Use it before anything is written
-    or cleaned in the folder, which includes the checkpointer's leftovers.
-
-    Arguments
-    ---------
-    folder : str | Path
-        Output folder of the run; made when absent.
-    patience : float
-        Seconds to wait for a holder that is about to die, such as the killed job that
-        this one continues.
-
-    Raises
-    ------
-    FolderInUse
-        From `acquire`, on every rank when the process group exists.
+    or cleaned in the folder, which includes the checkpointer's leftovers. `patience` is
+    how many seconds to wait for a holder that is about to die, such as the killed job
+    that this one continues.
 
     Example
     -------

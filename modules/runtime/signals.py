@@ -80,8 +80,7 @@ class StopRequest:
 def follow_torchrun() -> None:
     """Ask the kernel for a SIGTERM when torchrun, the parent, has died (Linux).
 
-    Without it the ranks of a torchrun that was killed train on by themselves, and the
-    same command finds the folder in use.
+    Otherwise its ranks train on, and the same command finds the folder in use.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))

@@ -15,19 +15,10 @@ from modules.runtime.files import write_text
 def read_cells(
     path: str | Path, if_missing: str = "does not exist"
 ) -> Iterator[list[str]]:
-    """Yield the cells of each row of a CSV, the header first, blank lines as [].
+    """Yield the cells of each row of a UTF-8 CSV, the header first, blank lines as [].
 
-    Arguments
-    ---------
-    path : str | Path
-        UTF-8, with or without a byte-order mark, any line ends.
-    if_missing : str
-        What the message says where there is no such file.
-
-    Raises
-    ------
-    DataError
-        The file is missing, unreadable, not UTF-8 or not valid CSV.
+    A byte-order mark and any line ends are accepted. A DataError says that the file is
+    missing (by `if_missing`), unreadable, not UTF-8 or not valid CSV.
     """
     try:
         raw = Path(path).read_bytes()
@@ -70,12 +61,8 @@ def read_table(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the place ("FILE, row NUMBER") and the cells by column of each row.
 
-    Other columns than those asked for are passed on as well, as far as a row has them.
-
-    Raises
-    ------
-    DataError
-        As for `read_cells`; a column is missing from the header or from a row.
+    Other columns are passed on as well, as far as a row has them. A DataError is raised
+    as by `read_cells`, and where a column is missing from the header or a row.
     """
     table = read_cells(path)
     header = next(table, [])
