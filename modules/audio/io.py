@@ -149,7 +149,7 @@ def _unreadable(path: str | Path, error: Exception) -> AudioError:
     """Return an error of one line, in which the path stands once."""
     if isinstance(error, FileNotFoundError):
         return AudioError(f"{path}: does not exist")
-    reason = str(error)
+    reason: str | None = str(error)
     if isinstance(error, OSError):
         reason = error.strerror
     elif isinstance(error, soundfile.LibsndfileError):
@@ -303,10 +303,8 @@ def named_waves(
     Sources stand in the first dimension; those without a name are numbered from 1.
     """
     yield "mixture", mix
-    for kind, waves, names in (
-        ("estimate", est, est_names),
-        ("target", target, target_names),
-    ):
+    sides = (("estimate", est, est_names), ("target", target, target_names))
+    for kind, waves, names in sides:
         for number, wave in enumerate(waves):
             name = names[number] if number < len(names) else number + 1
             yield f"{kind}_{name}", wave

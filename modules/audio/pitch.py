@@ -1,10 +1,9 @@
 """Change of pitch and of tempo, each without the other.
 
-Signalsmith Stretch does it through `python-stretch`: MIT, a 0.1 MB wheel that needs
-nothing installed, and it takes a seed, so that equal input gives equal output.
-pedalboard and pylibrb wrap Rubber Band, which is GPL (and 5 times slower); demucs and
-CCOM start an external program for each segment; the phase vocoders of torchaudio and
-librosa smear drums.
+Signalsmith Stretch does it through `python-stretch`: MIT, a 0.1 MB wheel, and it takes
+a seed, so that equal input gives equal output. pedalboard and pylibrb wrap Rubber Band,
+which is GPL (and 5 times slower); demucs and CCOM start an external program for each
+segment; the phase vocoders of torchaudio and librosa smear drums.
 
 Legend: C channel, T sample.
 """

@@ -31,9 +31,8 @@ def resample(wave_T: Tensor, from_rate: int, to_rate: int) -> Tensor:
         return wave_T
     divisor = math.gcd(from_rate, to_rate)
     step, phases = from_rate // divisor, to_rate // divisor
-    filters_KP, columns, width = _sinc_filters(
-        step, phases, wave_T.dtype, wave_T.device
-    )
+    kind = (wave_T.dtype, wave_T.device)
+    filters_KP, columns, width = _sinc_filters(step, phases, *kind)
     stride = step * columns // phases
     missing = max(0, FEWEST_ROWS - wave_T.shape[-1] // stride) * stride
     padded_T = torch.nn.functional.pad(wave_T, (width, width + stride + missing))
@@ -54,17 +53,13 @@ def _sinc_filters(
     are few: the product needs columns to be quick. Zeros that do not count in the
     number fill up to a multiple of `COLUMNS`.
     """
-    made = torchaudio.transforms.Resample(
-        step, phases, dtype=dtype if dtype == torch.float64 else None
-    )
+    made_in = dtype if dtype == torch.float64 else None
+    made = torchaudio.transforms.Resample(step, phases, dtype=made_in)
     one_step_KP = made.kernel[:, 0].T
     copies = -(-COLUMNS // phases)
     columns = phases * copies
-    filters_KP = torch.zeros(
-        len(one_step_KP) + step * (copies - 1),
-        COLUMNS * -(-columns // COLUMNS),
-        dtype=one_step_KP.dtype,
-    )
+    shape = (len(one_step_KP) + step * (copies - 1), COLUMNS * -(-columns // COLUMNS))
+    filters_KP = torch.zeros(shape, dtype=one_step_KP.dtype)
     for copy in range(copies):
         rows = slice(step * copy, step * copy + len(one_step_KP))
         filters_KP[rows, phases * copy : phases * (copy + 1)] = one_step_KP

@@ -115,9 +115,8 @@ def impulse_responses(
     for source in box.sources:
         source.damping = (1 - room.absorption) ** source.orders[None].astype(float)
     box.compute_rir()
-    responses_ST = np.zeros(
-        (len(room.sources), math.ceil(room.rt60 * sample_rate)), np.float32
-    )
+    frames = math.ceil(room.rt60 * sample_rate)
+    responses_ST = np.zeros((len(room.sources), frames), np.float32)
     for response_T, computed_T in zip(responses_ST, box.rir[0], strict=True):
         computed_T = computed_T[: len(response_T)]
         response_T[: len(computed_T)] = computed_T
@@ -152,24 +151,18 @@ class RoomPool:
         same gain, which is WHAMR!'s rule. A source that does not arrive before the end
         is silent.
         """
-        anechoic_ST, reverb_ST = (
-            scipy.signal.oaconvolve(src_ST, response_ST[: len(src_ST)], axes=1)
+        sources, frames = src_ST.shape
+        heard = [
+            scipy.signal.oaconvolve(src_ST, response_ST[:sources], axes=1)[:, :frames]
             for response_ST in (self.direct[number], self.reverberant[number])
-        )
-        frames = src_ST.shape[1]
-        anechoic_ST, reverb_ST = anechoic_ST[:, :frames], reverb_ST[:, :frames]
-        energy_S, dry_S = (
-            np.square(wave_ST).sum(1, keepdims=True)
-            for wave_ST in (anechoic_ST, src_ST)
-        )
-        power_S = np.divide(
-            dry_S, energy_S, out=0 * dry_S, where=energy_S > ARRIVED * dry_S
-        )
-        gain_S = np.sqrt(power_S)
-        return (
-            np.asarray(gain_S * anechoic_ST, np.float32),
-            np.asarray(gain_S * reverb_ST, np.float32),
-        )
+        ]
+        energy_S1 = np.square(heard[0]).sum(1, keepdims=True)
+        dry_S1 = np.square(src_ST).sum(1, keepdims=True)
+        arrived_S1 = energy_S1 > ARRIVED * dry_S1
+        power_S1 = np.divide(dry_S1, energy_S1, out=0 * dry_S1, where=arrived_S1)
+        gain_S1 = np.sqrt(power_S1)
+        anechoic_ST, reverb_ST = (np.asarray(gain_S1 * h, np.float32) for h in heard)
+        return anechoic_ST, reverb_ST
 
     def save(self, path: str | Path) -> None:
         """Write one `.npz` file, which appears only when it is whole."""

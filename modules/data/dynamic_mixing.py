@@ -73,11 +73,10 @@ def read_crop(
     first = start * down // up
     wanted = min(-(-frames * down // up), utterance.frames - first)
     wave_T = read_audio(utterance.path, first, wanted, utterance.sample_rate)
-    steps = [(down, up)]
     if max(up, down) > LARGEST_TERM * math.gcd(up, down):
-        steps = [(utterance.sample_rate, sample_rate), (percent, 100)]
-    for step in steps:
-        wave_T = resample(wave_T, *step)
+        wave_T = resample(wave_T, utterance.sample_rate, sample_rate)
+        down, up = percent, 100
+    wave_T = resample(wave_T, down, up)
     wave_T = wave_T[:frames]
     if len(wave_T) != frames:
         raise AudioError(
@@ -169,7 +168,7 @@ class DynamicMixing(Dataset):
             )
         self.segment = round((self.segment_seconds or 0) * self.sample_rate)
         self.num_examples = self.examples_per_epoch or len(pool)
-        counts = np.array([len(utterances) for utterances in pool.by_speaker])
+        counts = np.array(list(map(len, pool.by_speaker)))
         self.probabilities = counts / counts.sum()
 
     def __len__(self) -> int:
@@ -200,7 +199,8 @@ class DynamicMixing(Dataset):
         speakers = rng.choice(
             len(self.probabilities), self.num_spks, replace=False, p=self.probabilities
         )
-        utterances = [self._pick(rng, int(speaker)) for speaker in speakers]
+        spoken = [self.pool.by_speaker[speaker] for speaker in speakers]
+        utterances = [own[int(rng.integers(len(own)))] for own in spoken]
         percents = self.speed_changes or (100,)
         speeds = [int(s) for s in rng.choice(percents, self.num_spks)]
         levels_db = self._levels_db(rng)
@@ -230,8 +230,7 @@ class DynamicMixing(Dataset):
             torch.mul(wave_T, gain, out=source_T)
         noise_T = None
         if noise_file:
-            least, most = self.noise_snr_db
-            snr_db = rng.uniform(least, most)
+            snr_db = rng.uniform(self.noise_snr_db[0], self.noise_snr_db[1])
             noise_T = self._noise(noise_file, starts[-1], src_ST[0], snr_db)
             if noise_T is None:
                 return None
@@ -266,11 +265,6 @@ class DynamicMixing(Dataset):
         if not (np.isfinite(speech_db) and np.isfinite(noise_db)):
             return None
         return noise_T * 10 ** ((speech_db - snr_db - noise_db) / 20)
-
-    def _pick(self, rng: np.random.Generator, speaker: int) -> Utterance:
-        """Draw one of a speaker's utterances."""
-        utterances = self.pool.by_speaker[speaker]
-        return utterances[int(rng.integers(len(utterances)))]
 
     def _levels_db(self, rng: np.random.Generator) -> np.ndarray:
         """Draw the levels of the sources in dB relative to full scale, shape [S]."""

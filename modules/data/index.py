@@ -42,9 +42,7 @@ def measure_once(
     is dropped from the CSV. One process at a time may write that (`run_on_main`).
     """
     known = _read(index, columns) if index is not None else {}
-    stale = [
-        key for key, now in fingerprints.items() if known.get(key, ("",))[0] != now
-    ]
+    stale = [k for k, now in fingerprints.items() if known.get(k, ("",))[0] != now]
     if stale:
         where = f"{index}: " if index is not None else ""
         logger.info("%smeasuring %d levels", where, len(stale))

@@ -71,11 +71,11 @@ class EpochSampler(Sampler):
                 yield [ExampleKey(self.epoch, shared[-1], counts=False)]
 
 
+@dataclass(eq=False)
 class _WithCounts(Dataset):
     """Pass errors for the user on: torch would wrap them into a worker's traceback."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    dataset: Dataset
 
     def __getitem__(self, key: ExampleKey) -> tuple[Example | UserError, bool]:
         try:

@@ -261,7 +261,7 @@ def _read_row(header: Sequence[str], values: Sequence[str]) -> Row:
         duration = float(cells["duration"])
     except ValueError:
         duration = math.nan
-    if not (math.isfinite(duration) and duration > 0):
+    if not 0 < duration < math.inf:
         fail("duration", "seconds above 0")
     rate = cells["sample_rate"].strip()
     if not (rate.isdecimal() and int(rate) > 0):
@@ -284,7 +284,7 @@ def _read_row(header: Sequence[str], values: Sequence[str]) -> Row:
         sources=tuple(cells[name] for name in sources),
         noise=cells["noise"],
         channels=int(channels),
-        unused=tuple(int(number) for number in unused),
+        unused=tuple(map(int, unused)),
         images=tuple(cells[name] for name in images),
     )
 
@@ -317,11 +317,8 @@ def check_audio(
     places = places or [f"row {row.id!r}" for row in rows]
     with ThreadPoolExecutor(THREADS) as threads:
         faults = list(threads.map(partial(header_fault, remember=remember), rows))
-    found = [
-        f"{place}: {fault}"
-        for place, fault in zip(places, faults, strict=True)
-        if fault
-    ]
+    pairs = zip(places, faults, strict=True)
+    found = [f"{place}: {fault}" for place, fault in pairs if fault]
     if found:
         more = f" (and {len(found) - 1} more rows are faulty)" if len(found) > 1 else ""
         raise DataError(found[0] + more)

@@ -1,7 +1,6 @@
 """Examples of music: segments of stems from disk, augmented, remixed into mixtures.
 
-A training example is a sum of stems, each cut from somewhere and changed a little.
-There are two ways to choose the pieces:
+There are two ways to choose the stems of a training example:
 
 - *segments* (demucs): every stretch of every track, a stride apart, is an example of
   the epoch; `remix_group` of them then exchange stems among themselves.
@@ -151,15 +150,11 @@ class StemDataset(Dataset):
             return self._whole(self.rows[index])
         choose = self._independent if self.independent else self._remixed
         segments = choose(epoch, index)
-        src_SCT = torch.stack(
-            [self._stem(epoch, segment, s) for s, segment in enumerate(segments)]
-        )
+        stems = [self._stem(epoch, segment, s) for s, segment in enumerate(segments)]
+        src_SCT = torch.stack(stems)
         origins = tuple(self.rows[segment.row].id for segment in segments)
-        names = [
-            f"{origin}@{segment.start:.1f}s"
-            for origin, segment in zip(origins, segments, strict=True)
-        ]
-        name = "+".join(dict.fromkeys(names))
+        starts = (f"{segment.start:.1f}s" for segment in segments)
+        name = "+".join(dict.fromkeys(map("{}@{}".format, origins, starts)))
         return Example(name, src_SCT.sum(0), src_SCT, origins=origins)
 
     def _whole(self, row: Row) -> Example:
@@ -188,8 +183,6 @@ class StemDataset(Dataset):
         origins = (row.id,) * len(row.sources)
         return Example(row.id, mix_CT, src_SCT, origins=origins, note=note)
 
-    # ------------------------------------------------------------- which segments
-
     def _remixed(self, epoch: int, index: int) -> list[Segment]:
         """Take each source from a segment of the example's group, each segment once."""
         size = self.settings.remix_group
@@ -214,8 +207,6 @@ class StemDataset(Dataset):
             room = max(self.rows[row].duration - self.seconds_to_read, 0.0)
             segments.append(Segment(row, float(rng.uniform(0, room)), index))
         return segments
-
-    # ------------------------------------------------------------------- one stem
 
     def _stem(self, epoch: int, segment: Segment, source: int) -> Tensor:
         """Read, change and normalise one stem of a segment: [C, T]."""

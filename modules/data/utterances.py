@@ -1,9 +1,9 @@
 """Single talkers for dynamic mixing: who speaks in which file, how long, how loud.
 
-Files are measured once, several at a time, and the result is kept in an index; after
-that a start of training opens none of them. A file that cannot be used (unreadable,
-truncated, silent, constant, NaN, too short) is left out with a warning that names it.
-A file that changes while training reads it is an error (`check_unchanged`).
+Files are measured once, and the result is kept in an index; after that a start of
+training opens none of them. A file that cannot be used (unreadable, truncated, silent,
+constant, NaN, too short) is left out with a warning that names it. A file that changes
+while training reads it is an error (`check_unchanged`).
 """
 
 import logging
@@ -105,25 +105,14 @@ class UtterancePool:
         speaker: str = "auto",
         min_seconds: float = 0.5,
     ) -> "UtterancePool":
-        """Return all WAV and FLAC files under a folder, sorted by path.
+        """Return all WAV and FLAC files under a folder of training speakers, by path.
 
-        Arguments
-        ---------
-        folder : str | Path
-            Searched with all its subfolders. It must hold training speakers only.
-        index_file : str | Path | None
-            Where lengths and levels are kept between runs; None measures anew.
-        speaker : str
-            What names the speaker of a file: "folder" (the one it lies in), "wsj0"
-            (the first three characters of its name), "librispeech" (the folder above
-            the one it lies in), or "auto": found from the names, and logged.
-        min_seconds : float
-            Shorter files are left out.
-
-        Raises
-        ------
-        DataError
-            There is no folder, no usable file, or a file's place names no speaker.
+        `index_file` keeps lengths and levels between runs; None measures anew. Files
+        shorter than `min_seconds` are left out. `speaker` is what names the speaker of
+        a file: "folder" (the one it lies in), "wsj0" (the first three characters of its
+        name), "librispeech" (the folder above the one it lies in), or "auto": found
+        from the names, and logged. A DataError is raised where there is no folder or no
+        usable file, or where a file's place names no speaker.
         """
         root = Path(folder).absolute()
         if not root.is_dir():
@@ -296,9 +285,7 @@ def _change(utterance: Utterance, now: str) -> str:
     """Say how a file with a new fingerprint differs; "" if it holds the same."""
     found = _measure_file(utterance.path)
     before = (utterance.sample_rate, utterance.frames, utterance.level_db)
-    if found.fault or found[:3] != before:
-        return found.fault or "other samples"
-    return ""
+    return found.fault or ("other samples" if found[:3] != before else "")
 
 
 def _measure_file(path: str) -> _Measured:

@@ -52,11 +52,11 @@ class Bag(nn.Module):
             raise ValueError("a bag needs at least one model")
         first: Any = models[0]
         for name in ("sources", "sample_rate"):
+            own = getattr(first, name)
             for other in (getattr(model, name) for model in models):
-                if other != getattr(first, name):
+                if other != own:
                     raise ValueError(
-                        f"models of a bag differ in {name}: {getattr(first, name)}, "
-                        f"{other}"
+                        f"models of a bag differ in {name}: {own}, {other}"
                     )
         if weights is None:
             weights = [[1.0] * len(first.sources) for _ in models]
@@ -193,7 +193,7 @@ class _Cut(NamedTuple):
 def _shifted(
     model: Any, mixture_BCT: Tensor, offsets: Sequence[int], max_shift: int, cut: _Cut
 ) -> Tensor:
-    """Average of the separations that begin `max_shift - offset` early."""
+    """Average the separations that begin `max_shift - offset` early."""
     samples = mixture_BCT.shape[-1]
     if not offsets:
         return _separate(model, mixture_BCT, 0, samples, cut)
@@ -208,7 +208,7 @@ def _shifted(
 
 
 def _added(total: Tensor | None, new: Tensor) -> Tensor:
-    """The sum, computed in place."""
+    """Return the sum, computed in place."""
     return new if total is None else total.add_(new)
 
 
@@ -226,7 +226,7 @@ def _separate(
     weight_M = _triangle(length, song_BCT.device) ** cut.transition_power
     estimate_BSCT: Tensor | None = None
     total_T = torch.zeros(samples, device=song_BCT.device)
-    starts = list(range(0, samples, stride))
+    starts = range(0, samples, stride)
     pieces = [(first + start, min(length, samples - start)) for start in starts]
     separated = _segments(model, song_BCT, pieces, length, cut.batch_size)
     for start, new_BSCM in zip(starts, separated, strict=True):
@@ -260,7 +260,7 @@ def _segments(
 
 
 def _with_context(song_BCT: Tensor, first: int, samples: int, length: int) -> Tensor:
-    """A piece in the middle of `length` samples of the song, zeros beyond its ends."""
+    """Return a piece amid `length` samples of the song, with zeros beyond its ends."""
     start = first - (length - samples) // 2
     stop = start + length
     left, right = max(0, -start), max(0, stop - song_BCT.shape[-1])
@@ -268,7 +268,7 @@ def _with_context(song_BCT: Tensor, first: int, samples: int, length: int) -> Te
 
 
 def _triangle(length: int, device: torch.device) -> Tensor:
-    """Weights [M] that rise to 1 in the middle and fall again."""
+    """Return weights [M] that rise to 1 in the middle and fall again."""
     half = length // 2
     rising = torch.arange(1, half + 1, device=device)
     falling = torch.arange(length - half, 0, -1, device=device)

@@ -85,8 +85,7 @@ def pairwise_neg_si_snr(
     ValueError
         Shapes differ, or lengths are not integers.
     """
-    loss_BSS, _ = _pair_losses(est_BST, target_BST, length_B, silence)
-    return loss_BSS
+    return _pair_losses(est_BST, target_BST, length_B, silence)[0]
 
 
 def pit_neg_si_snr(

@@ -49,9 +49,8 @@ class Suspicion:
             (self.offered_RK, usable_NK),
             (self.dropped_RK, usable_NK & ~keep_NK),
         ):
-            counts_RK.view(-1).index_add_(
-                0, places_NK.flatten(), mask_NK.flatten().long()
-            )
+            mask = mask_NK.flatten().long()
+            counts_RK.view(-1).index_add_(0, places_NK.flatten(), mask)
 
     def rows(self) -> list[dict[str, str | int | float]]:
         """Return counts and share dropped of each stem offered, highest share first."""
@@ -74,10 +73,8 @@ class Suspicion:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the counts."""
-        return {
-            "offered_RK": self.offered_RK.cpu(),
-            "dropped_RK": self.dropped_RK.cpu(),
-        }
+        offered_RK, dropped_RK = self.offered_RK.cpu(), self.dropped_RK.cpu()
+        return {"offered_RK": offered_RK, "dropped_RK": dropped_RK}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue the counts of a checkpoint."""

@@ -52,8 +52,8 @@ def table(
     """Return lines of markdown: a row for each way to find wrong stems.
 
     `suspicion` is the share of times that a stem was dropped, `margins` are in dB and
-    negated, `loudness` is the mean absolute sample. A stem whose margin is under
-    `threshold_db` is flagged.
+    negated (under `threshold_db` a stem is flagged), `loudness` is the mean absolute
+    sample.
     """
     share = sum(truth.values()) / len(truth)
     lines = [

@@ -61,20 +61,10 @@ def run(
 ) -> int:
     """Run a function, or one of several, from the command line; return the exit status.
 
-    Arguments
-    ---------
-    prog : str
-        Name of the program in its help, such as "python -m data_prep.wham".
-    doc : str | None
-        Description in the help of the first command; the others show the docstring of
-        their module.
-    commands : Callable | Mapping[str, Callable]
-        A function, or functions by the word that chooses them; without such a word the
-        first runs.
-    arguments : Sequence[str] | None
-        The command line; None takes that of the process.
-    report : Callable
-        Prints the result of the function; may return an exit status.
+    `prog` is the name in the help. The help of the first command is `doc`, that of the
+    others the docstring of their module. Functions of a mapping are chosen by the first
+    word of `arguments`; without such a word the first runs. `report` prints the result
+    of the function, and may return an exit status.
 
     Example
     -------

@@ -42,7 +42,6 @@ def init_process_group(run_opts: RunOptions, timeout_seconds: float) -> RunOptio
     """
     if "RANK" not in os.environ or "LOCAL_RANK" not in os.environ:
         return run_opts
-    changes: dict[str, object] = {}
     device = run_opts.device
     if device is None:
         # Without the check it names what torch was built for, not what is there.
@@ -50,14 +49,13 @@ def init_process_group(run_opts: RunOptions, timeout_seconds: float) -> RunOptio
         device = str(found or "cpu")
     if device != "cpu" and ":" not in device:
         device = f"{device}:{os.environ['LOCAL_RANK']}"
-    changes["device"] = device
+    changes: dict[str, object] = {"device": device}
     if device == "cpu":
         changes["distributed_backend"] = "gloo"
     elif device.startswith("cuda"):
         torch.cuda.set_device(device)
-    run_opts = dataclasses.replace(
-        run_opts, **changes, overridden_args=run_opts.overridden_args | changes.keys()
-    )
+    overridden = run_opts.overridden_args | changes.keys()
+    run_opts = dataclasses.replace(run_opts, **changes, overridden_args=overridden)
     if not is_distributed():
         timeout = datetime.timedelta(seconds=timeout_seconds)
         store, rank_, world = next(dist.rendezvous("env://", timeout=timeout))
@@ -135,18 +133,19 @@ def run_on_main(func: Callable[..., Any], *args: Any) -> Any:
         except Exception as error:
             outcome[1] = error
     dist.broadcast_object_list(outcome, src=0)
-    result, error = outcome
-    if error is not None:
-        raise error
+    result, failure = outcome
+    if failure is not None:
+        raise failure
     return result
 
 
 def unwrap(module: torch.nn.Module) -> torch.nn.Module:
     """Return the network itself, without DistributedDataParallel and torch.compile."""
+    inner: Any = module
     while True:
-        if isinstance(module, DistributedDataParallel | torch.nn.DataParallel):
-            module = module.module
-        elif "_orig_mod" in module._modules:  # torch.compile's
-            module = module._orig_mod
+        if isinstance(inner, DistributedDataParallel | torch.nn.DataParallel):
+            inner = inner.module
+        elif "_orig_mod" in inner._modules:  # torch.compile's
+            inner = inner._orig_mod
         else:  # a network may itself have a part of the name `module`
-            return module
+            return inner

@@ -2,10 +2,9 @@
 
 Nothing is drawn from a generator that lives across steps. So there is no state to
 save: a run that was killed continues with the numbers it would have drawn, and an
-example does not depend on how many workers or processes make the others. There are two
-entry points: data sets make a generator for each example with :func:`numpy_rng`; the
-training loop calls :func:`seed_step` before each step, for what reads the global
-generators (dropout, augmentation).
+example does not depend on how many workers or processes make the others. Data sets make
+a generator for each example with :func:`numpy_rng`; the training loop calls
+:func:`seed_step` before each step, for what reads the global generators.
 
 The counters become the `spawn_key` of a `numpy.random.SeedSequence`: unlike a plain
 list of integers, whose trailing zeros are not told from padding, `(3,)` and `(3, 0)`
@@ -85,7 +84,7 @@ def named_rng(seed: int, name: str, *counters: int) -> np.random.Generator:
 def seed_step(seed: int, rank: int, epoch: int, step: int) -> None:
     """Reseed all global generators from the position in the run (about 0.1 ms).
 
-    They are torch's on the CPU and on the accelerators (`torch.manual_seed` seeds both),
+    They are torch's on the CPU and the accelerators (`torch.manual_seed` seeds both),
     numpy's legacy one and Python's. Call it before every training step: dropout is then
     the same after a resume as without one, and ranks draw different masks.
     """

@@ -1,8 +1,7 @@
 """One job per output folder: two would overwrite each other's checkpoints.
 
-The lock is `flock` on a file in the folder. The system drops it when the process
-dies, however it dies, so a lock never has to be removed by hand. The file's text says
-who holds it; it stays behind and means nothing by itself.
+The lock is `flock` on a file in the folder, whose text says who holds it. The system
+drops it when the process dies, however it dies, so nobody has to remove the file.
 """
 
 import contextlib

@@ -1,7 +1,4 @@
-"""CSV tables: every fault is named with its row, and a file is written whole.
-
-Rows are counted as a spreadsheet does: the header is row 1.
-"""
+"""CSV tables: each fault is named with its row (the header is row 1)."""
 
 import csv
 import io
@@ -42,18 +39,13 @@ def read_cells(
 
 def _name_faults(path: str | Path, reader: Iterator[list[str]]) -> Iterator[list[str]]:
     """Pass rows on; a CSV syntax error gets the name of the file and the row."""
-    number = 0
-    while True:
-        number += 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(
-                f"{path}, row {number}: is not valid CSV ({error})"
-            ) from None
-        yield cells
+    number = 1
+    try:
+        for cells in reader:
+            yield cells
+            number += 1
+    except csv.Error as error:
+        raise DataError(f"{path}, row {number}: is not valid CSV ({error})") from None
 
 
 def read_table(
