@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".wav", ".flac")
 
 PLAIN_HEADER_BYTES = 512
-
 FORMAT_PCM = 1  # the code of integer samples in a WAV's format chunk
 
 
@@ -87,25 +86,23 @@ class AudioFile:
 
         The result is shorter than `frames` where the file ends.
         """
-        if self._sound is not None:
-            try:
-                if self._sound.tell() != start:
-                    self._sound.seek(start)
-                return self._sound.read(
-                    -1 if frames is None else frames, dtype=dtype, always_2d=True
-                )
-            except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-                raise _unreadable(self.path, error) from error
+        try:
+            if self._sound is None:
+                return self._read_plain(start, frames, dtype)
+            if self._sound.tell() != start:
+                self._sound.seek(start)
+            count = -1 if frames is None else frames
+            return self._sound.read(count, dtype=dtype, always_2d=True)
+        except (OSError, RuntimeError) as error:
+            raise _unreadable(self.path, error) from error
+
+    def _read_plain(self, start: int, frames: int | None, dtype: str) -> np.ndarray:
         _, channels, total = self.header
         if not 0 <= start <= total:
             return np.zeros((0, channels), dtype)
         frames = total - start if frames is None else min(frames, total - start)
-        frame_bytes = 2 * channels
-        try:
-            self._plain.seek(self._offset + frame_bytes * start)
-            raw = self._plain.read(frame_bytes * frames)
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
+        self._plain.seek(self._offset + 2 * channels * start)
+        raw = self._plain.read(2 * channels * frames)
         short_TC = np.frombuffer(raw, "<i2").reshape(-1, channels)
         return np.multiply(short_TC, np.dtype(dtype).type(2**-15), dtype=dtype)
 
@@ -117,7 +114,7 @@ def open_audio(path: str | Path) -> AudioFile:
     """
     try:
         return AudioFile(path)
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # of soundfile, too
         raise _unreadable(path, error) from error
 
 
@@ -168,9 +165,7 @@ def parse_plain(head: bytes, file_bytes: int) -> tuple[Header, int] | None:
         if name == b"fmt " and size >= 16 and place + 16 <= len(head):
             form = struct.unpack_from("<HHIIHH", head, place)
         elif name == b"data":
-            if form is None:
-                return None
-            code, channels, rate, _, frame_bytes, bits = form
+            code, channels, rate, _, frame_bytes, bits = form or (0,) * 6
             plain = code == FORMAT_PCM and bits == 16 and channels in (1, 2) and rate
             if not plain or frame_bytes != 2 * channels:
                 return None

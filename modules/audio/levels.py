@@ -69,9 +69,8 @@ def loudness_db(wave_T: np.ndarray, sample_rate: int) -> float:
     energy = np.concatenate([[0.0], np.cumsum(np.square(weighted_T))])
     starts_L = np.arange(0, len(weighted_T) - block + 1, step)
     power_L = (energy[starts_L + block] - energy[starts_L]) / block
-    power_L = power_L[
-        power_L > 10 ** ((LOUDNESS_ABSOLUTE_GATE_DB - LOUDNESS_OFFSET_DB) / 10)
-    ]
+    floor = 10 ** ((LOUDNESS_ABSOLUTE_GATE_DB - LOUDNESS_OFFSET_DB) / 10)
+    power_L = power_L[power_L > floor]
     if not len(power_L):
         return -math.inf
     gate = power_L.mean() * 10 ** (LOUDNESS_RELATIVE_GATE_DB / 10)

@@ -166,10 +166,8 @@ class RoomPool:
 
     def save(self, path: str | Path) -> None:
         """Write one `.npz` file, which appears only when it is whole."""
-        arrays: dict[str, Any] = {
-            "sample_rate": self.sample_rate,
-            "num_sources": self.num_sources,
-        }
+        arrays: dict[str, Any] = {"sample_rate": self.sample_rate}
+        arrays["num_sources"] = self.num_sources
         for name in ("direct", "reverberant"):
             responses = getattr(self, name)
             arrays[name] = np.concatenate([r.ravel() for r in responses])

@@ -73,8 +73,8 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        fields: dict[str, Any] = vars(self)
-        tensors = {k: change(v) for k, v in fields.items() if torch.is_tensor(v)}
+        names = ("mix", "src", "length_B", "counts_B")
+        tensors: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
         return replace(self, **tensors)
 
     def names(self, mask_B: Tensor) -> list[str]:

@@ -89,57 +89,32 @@ def read_crop(
 class DynamicMixing(Dataset):
     """Mixtures drawn from a pool of utterances by (seed, epoch, index).
 
-    Arguments
-    ---------
-    pool : UtterancePool
-        Talkers to draw from.
-    num_spks : int
-        Sources in a mixture, all of different speakers.
-    sample_rate : int
-        In Hz; utterances at another rate are resampled.
-    segment_seconds : float | None
-        Length of an example, less only where an utterance is shorter; None is as
-        long as the shortest utterance drawn.
-    examples_per_epoch : int | None
-        Length of the data set; None takes the number of utterances.
-    seed : int
-        Decides, with epoch and index, every draw.
-    speed_changes : Sequence[int] | None
-        Percentages of which one is drawn for each source; None changes no speed.
-    first_level_db, level_change_db : tuple[float, float]
-        Mean and standard deviation of the first source's level, and of the level of
-        each other one above it, in dB.
-    noises : Sequence[tuple[str, int]]
-        Files of noise at `sample_rate`, with their lengths in samples; one is drawn
-        for each mixture, which is no longer than it. Without any there is no noise.
-    noise_snr_db : Sequence[float]
-        Range of the loudness of the first source above the noise, in dB.
-    rooms : RoomPool | None
-        Rooms of which one is drawn for each mixture; None leaves mixtures dry.
-    targets : str
-        The sources of an example in a room: "anechoic", which do not add up to the
-        mixture, or "reverb".
-
-    Raises
-    ------
-    DataError
-        The pool or the rooms do not fit the mixtures.
-    ValueError
-        `speed_changes`, `noise_snr_db` or `targets` is invalid.
+    A DataError says that the pool or the rooms do not fit the mixtures, a ValueError
+    that `speed_changes`, `noise_snr_db` or `targets` is invalid.
     """
 
     pool: UtterancePool
-    num_spks: int = 2
-    sample_rate: int = 8000
+    num_spks: int = 2  # in a mixture, all different
+    sample_rate: int = 8000  # in Hz; utterances at another are resampled
+    # Length of an example, less only where an utterance is shorter; None is as long as
+    # the shortest utterance drawn.
     segment_seconds: float | None = 4.0
-    examples_per_epoch: int | None = None
+    examples_per_epoch: int | None = None  # None: as many as there are utterances
     seed: int = 0
+    # Percentages of which one is drawn for each source; None changes no speed.
     speed_changes: Sequence[int] | None = (95, 100, 105)
+    # Mean and standard deviation in dB of the first source's level, and of the level of
+    # each other one above it.
     first_level_db: tuple[float, float] = (-27.43, 2.57)
     level_change_db: tuple[float, float] = (-2.51, 2.66)
+    # Files of noise at `sample_rate`, with their lengths in samples; one is drawn for
+    # each mixture, which is no longer than it.
     noises: Sequence[tuple[str, int]] = ()
+    # Range in dB of the loudness of the first source above the noise.
     noise_snr_db: Sequence[float] = (-3.0, 6.0)
-    rooms: RoomPool | None = None
+    rooms: RoomPool | None = None  # of which one is drawn for each mixture
+    # The sources of an example in a room: "anechoic", which do not add up to the
+    # mixture, or "reverb".
     targets: str = "anechoic"
 
     def __post_init__(self) -> None:

@@ -30,7 +30,6 @@ from modules.runtime.errors import AudioError, DataError
 from modules.runtime.tables import read_cells, write_table
 
 FIXED_COLUMNS = ("id", "duration", "sample_rate", "mixture", "noise")
-
 STEM_COLUMNS = ("channels", "unused")
 
 NOT_PREPARED = "no such manifest; run the data preparation"

@@ -53,46 +53,28 @@ class Segment(NamedTuple):
 class StemDataset(Dataset):
     """Stems on disk: whole tracks for evaluation, augmented segments for training.
 
-    Arguments
-    ---------
-    rows : Sequence[Row]
-        The manifest, read with `read_manifest(path, len(sources), stems=True)`.
-    sample_rate : int
-        Rate in Hz of the examples; files at another are resampled.
-    segment_seconds : float | None
-        Length of the examples; None gives whole tracks in the order of `rows`. More of
-        a track is read where the augmentation needs it: 10 s for 7.8 s by default.
-    stride_seconds : float
-        Distance of the segments of a track.
-    augmentation : Augmentation | None
-        None takes the segments as they are.
-    levels : Mapping[str, Level] | None
-        By track id: each stem has its track's mean subtracted and is divided by its
-        track's standard deviation. None leaves the levels as they are on disk.
-    independent : bool
-        Draw each stem from a random place of a random track; the unused stems of a
-        manifest (`Row.unused`) are then left out. Nothing is remixed.
-    examples_per_epoch : int | None
-        Length of the data set; None takes the number of segments. With less than
-        that an epoch sees a random part of them, with more it begins again.
-    seed : int
-        Decides, with epoch and index, every draw.
-    check_sums : bool
-        Note a mixture file of a whole track that is not the sum of its stems. That is
-        no error: finished music often went through a limiter.
-
     A DataError says which source or track cannot be used.
     """
 
-    rows: Sequence[Row]
-    sample_rate: int = 44100
+    rows: Sequence[Row]  # read with `read_manifest(path, len(sources), stems=True)`
+    sample_rate: int = 44100  # in Hz, of the examples; files at another are resampled
+    # Length of the examples; None gives whole tracks in the order of `rows`. More of a
+    # track is read where the augmentation needs it: 10 s for 7.8 s by default.
     segment_seconds: float | None = None
-    stride_seconds: float = 1.0
-    augmentation: Augmentation | None = None
+    stride_seconds: float = 1.0  # between the segments of a track
+    augmentation: Augmentation | None = None  # None takes the segments as they are
+    # By track id: each stem has its track's mean subtracted and is divided by its
+    # track's standard deviation. None leaves the levels as they are on disk.
     levels: Mapping[str, Level] | None = None
+    # Draw each stem from a random place of a random track; the unused stems of a
+    # manifest (`Row.unused`) are then left out. Nothing is remixed.
     independent: bool = False
+    # Length of the data set; None takes the number of segments. With less than that an
+    # epoch sees a random part of them, with more it begins again.
     examples_per_epoch: int | None = None
     seed: int = 0
+    # Note a mixture file of a whole track that is not the sum of its stems. That is no
+    # error: finished music often went through a limiter.
     check_sums: bool = True
 
     def __post_init__(self) -> None:

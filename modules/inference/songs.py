@@ -89,46 +89,25 @@ def apply_model(
     seed: int = 0,
     offsets: Sequence[int] | None = None,
 ) -> Tensor:
-    """Separate songs of any length, in evaluation mode and without gradients.
+    """Separate songs [B, C, T] of any length into ``model.sources``: [B, S, C, T].
 
-    Segments are computed on the model's device. Mixture and estimates stay on the
-    mixture's device, so that a GPU never holds a whole song.
+    The model, or each of a `Bag`, runs in evaluation mode and without gradients; its
+    mode is restored in the end. Segments are computed on its device. Mixture and
+    estimates stay on the mixture's device, so that a GPU never holds a whole song. A
+    ValueError names an argument that is out of range.
 
-    Arguments
-    ---------
-    model : nn.Module
-        A model, or a `Bag` of them. Its mode is restored in the end.
-    mixture_BCT : Tensor
-        Songs [B, C, T].
-    shifts : int
-        Number of separations that are averaged, each moved by a random time of up to
-        half a second; 0: one that is not moved.
-    overlap : float
-        Share of a segment that the next one repeats, 0 <= overlap < 1.
-    transition_power : float
-        Power of the triangular weights, at least 1; fades are shorter with more.
-    segment_seconds : float | Fraction | None
-        Length of the segments; None: that of the model.
-    batch_size : int
-        Segments per call of the model (each is a batch of B).
-    normalize : bool
-        Standardise each song by mean and deviation of its mono downmix first and undo
-        it in the end, as demucs' command line does.
-    seed : int
-        Seed of the shifts.
-    offsets : Sequence[int] | None
-        The shifts themselves, in samples from 0 to half a second: `shifts` numbers
-        for each model of a bag, one model after the other. None: drawn.
+    `segment_seconds` is the length of the segments (None: the model's), `overlap` the
+    share of one that the next repeats, 0 <= overlap < 1. `transition_power` is that of
+    the triangular weights, at least 1; fades are shorter with more. Each call of the
+    model gets `batch_size` segments (each a batch of B).
 
-    Returns
-    -------
-    estimate_BSCT : Tensor
-        Estimates, in the order of ``model.sources``.
+    `shifts` separations are averaged, each moved by a random time of up to half a
+    second; 0 is one that is not moved. The times are drawn by `seed`, unless `offsets`
+    gives them in samples: `shifts` numbers for each model of a bag, one model after the
+    other.
 
-    Raises
-    ------
-    ValueError
-        An argument is out of range; the message names it.
+    `normalize` standardises each song by mean and deviation of its mono downmix first
+    and undoes it in the end, as demucs' command line does.
     """
     bag: Any = model if isinstance(model, Bag) else Bag([model])
     max_shift = int(MAX_SHIFT_SECONDS * bag.sample_rate)

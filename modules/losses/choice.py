@@ -36,8 +36,8 @@ class Terms(NamedTuple):
 class Choice(NamedTuple):
     """What is trained on, and the counts of the global batch.
 
-    `keep_BK`, `nonfinite_B` and `silent_B` describe this rank's examples; everything
-    else is equal on all ranks. `flags` says which of the ranks' flags any rank raised.
+    `keep_BK`, `nonfinite_B` and `silent_B` describe this rank's examples; all else is
+    equal on all ranks. `flags` says which of the ranks' flags any rank raised.
     """
 
     keep_BK: Tensor

@@ -23,9 +23,6 @@ from modules.runtime.files import one_line
 
 INTERRUPTED = 130
 
-# Types by the names of parameters or fields.
-Kinds = Mapping[str, Any]
-
 
 def as_command(action: Callable[[], object]) -> int:
     """Call a function; print its errors as one line where the message says all.
@@ -90,8 +87,7 @@ def run(
         description=(doc or "").split("\nLegend:")[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds = get_type_hints(function)
-    _add_options(parser, function, kinds)
+    _add_options(parser, function)
     values = vars(parser.parse_args(arguments))
     for key, value in values.items():
         if isinstance(value, list):  # of lists: what commas separate
@@ -100,20 +96,17 @@ def run(
 
     def call() -> None:
         nonlocal status
-        status = report(_call(function, values, kinds)) or 0
+        status = report(_call(function, values)) or 0
 
     return as_command(call) or status
 
 
-def _add_options(
-    parser: argparse._ActionsContainer, callee: Callable, kinds: Kinds
-) -> None:
+def _add_options(parser: argparse._ActionsContainer, callee: Callable) -> None:
     """Give each parameter of a function, or each field of a dataclass, an option."""
-    helps = describe_arguments(callee)
+    helps, kinds = describe_arguments(callee), get_type_hints(callee)
     for name, one in inspect.signature(callee).parameters.items():
         if dataclasses.is_dataclass(kinds[name]):
-            group = parser.add_argument_group(name)
-            _add_options(group, kinds[name], get_type_hints(kinds[name]))
+            _add_options(parser.add_argument_group(name), kinds[name])
             continue
         positional = one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL)
         required = one.default is one.empty
@@ -135,14 +128,14 @@ def _add_options(
         parser.add_argument(option, help=text.replace("%", "%%"), **options)
 
 
-def _call(callee: Callable, values: Mapping[str, Any], kinds: Kinds) -> object:
+def _call(callee: Callable, values: Mapping[str, Any]) -> object:
     """Call a function with those of the values that are its parameters."""
     args: list[object] = []
     kwargs: dict[str, object] = {}
+    kinds = get_type_hints(callee)
     for name, one in inspect.signature(callee).parameters.items():
         if dataclasses.is_dataclass(kinds[name]):
-            inner = get_type_hints(kinds[name])
-            kwargs[name] = _call(kinds[name], values, inner)
+            kwargs[name] = _call(kinds[name], values)
         elif one.kind is one.VAR_POSITIONAL:
             args += values[name]
         elif one.kind is one.POSITIONAL_ONLY:
