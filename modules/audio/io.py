@@ -1,12 +1,12 @@
 """Audio files in and out.
 
-soundfile reads and writes (torchaudio 2.11 has no reader of its own), except for crops
-of plain files: training opens a file for every crop, and opening one by soundfile takes
-longer than mixing what was read. Files of 16-bit PCM, mono or stereo, as long as their
-header says, are therefore read directly. The samples are the same.
+soundfile reads and writes, except for crops of plain files: training opens a file for
+every crop, and opening one by soundfile takes longer than mixing what was read. Files
+of 16-bit PCM, mono or stereo, as long as their header says, are therefore read
+directly. The samples are the same.
 
-torch is imported only where tensors are made: the processes that make a data set need
-none, and take seconds to load it.
+torch is imported only where tensors are made: it takes seconds to load, and the
+processes that make a data set need none.
 
 Legend: S source, C channel, T sample.
 """

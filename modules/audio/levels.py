@@ -1,9 +1,8 @@
 """How loud a recording is: three measures, of which two leave its pauses out.
 
 `loudness_db`: ITU-R BS.1770-4 (LKFS, also called LUFS), by which LibriMix and WHAM! set
-their levels. torchaudio has the same measure; this one needs neither torch, which every
-process that makes a data set would have to load, nor a wave within full scale, to which
-torchaudio clips what it filters.
+their levels. torchaudio's would load torch into every process that makes a data set,
+and clips what it filters to full scale.
 
 1. K-weighting: a shelf of +4 dB above 1.5 kHz and a high-pass at 38 Hz, biquads by the
    usual formulas for any rate, as torchaudio and pyloudnorm have them (the standard's
@@ -20,13 +19,9 @@ threshold C the level A is the power of the whole recording spread over its acti
 samples only. The active level is the A that lies 15.9 dB above its C, found by
 interpolation in dB between the two thresholds around it.
 
-`active_power`: the idea of P.56 with one relative gate, as in BS.1770, instead of the
-search over thresholds. It is quick, and serves where levels are drawn at random anyway,
-as in dynamic mixing, and where silence is to be found.
-
-1. power of successive blocks of 30 ms;
-2. gate: the mean power of all blocks, less 15.9 dB;
-3. mean power of the blocks at or above the gate.
+`active_power`: the idea of P.56 with one relative gate instead of the search, for
+dynamic mixing and to find silence. It is quick: the mean power of the blocks of 30 ms
+that are at most 15.9 dB under the mean power of all.
 
 Legend: T sample, L block, J threshold.
 """

@@ -1,10 +1,9 @@
 """Impulse responses of shoe-box rooms as in WHAMR!, and pools of them for training.
 
-pyroomacoustics 0.10 places the image sources and adds them up. WHAMR! was made with its
-version 0.3, in which a wall reflects 1 - a of the amplitude, where a is Sabine's
-absorption for the T60 wanted. Version 0.10 asks for an absorbed share of the energy
-instead and reflects sqrt(1 - share) >= 0. That can say the same if a <= 1. Where T60 is
-short for the room, a > 1: version 0.3 then reflected with changing sign.
+WHAMR! was made with version 0.3 of pyroomacoustics, in which a wall reflects 1 - a of
+the amplitude, where a is Sabine's absorption for the T60 wanted. Version 0.10 reflects
+sqrt(1 - share) >= 0 for an absorbed share of the energy. That cannot say the same where
+T60 is short for the room: then a > 1, and version 0.3 reflected with changing sign.
 `impulse_responses` sets the amplitudes of the images itself, so it agrees with version
 0.3 in every room (to -64 dB, since 0.10 counts in float32; a constant gain apart).
 
@@ -103,11 +102,8 @@ def impulse_responses(
     constants = pyroomacoustics.parameters.constants
     constants.set("rir_hpf_enable", False)  # version 0.3 had no high-pass filter
     constants.set("num_threads", 1)  # the order of the sum decides its last bits
-    box = pyroomacoustics.ShoeBox(
-        room.size,
-        fs=sample_rate,
-        max_order=room.max_order if max_order is None else max_order,
-    )
+    order = room.max_order if max_order is None else max_order
+    box = pyroomacoustics.ShoeBox(room.size, fs=sample_rate, max_order=order)
     for place in room.sources:
         box.add_source(place)
     box.add_microphone(room.microphone)

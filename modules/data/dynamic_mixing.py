@@ -8,17 +8,16 @@ The recipe is that of SpeechBrain for WSJ0-mix:
 - sources are cut at random to the shortest of them and to the segment;
 - everything is scaled so that the highest peak is 0.9.
 
+Two things differ. A level is the active-speech level of the whole utterance, measured
+once, and not the mean amplitude of the file. And every draw is a function of (seed,
+epoch, index), so a mixture is the same for any number of workers, ranks or resumes.
+
 Where the training set has noise, a crop of it is added by WHAM!'s rule: the first
-source is U(-3, 6) dB louder than the noise, both by BS.1770 and as cropped. The noise
-of an example is the very one in its mixture.
+source is U(-3, 6) dB louder than the noise, both by BS.1770 and as cropped.
 
 With a pool of rooms every mixture is heard in one of them, as in WHAMR!: levels and
 noise are those of the dry sources, whose energy the anechoic ones keep. A crop begins
 in silence: earlier speech does not reverberate in it.
-
-Two things differ. A level is the active-speech level of the whole utterance, measured
-once, and not the mean amplitude of the file. And every draw is a function of (seed,
-epoch, index), so a mixture is the same for any number of workers, ranks or resumes.
 
 Legend: S source, T sample.
 """
@@ -179,10 +178,8 @@ class DynamicMixing(Dataset):
         percents = self.speed_changes or (100,)
         speeds = [int(s) for s in rng.choice(percents, self.num_spks)]
         levels_db = self._levels_db(rng)
-        available = [
-            frames_at(utterance, self.sample_rate, speed)
-            for utterance, speed in zip(utterances, speeds, strict=True)
-        ]
+        pairs = zip(utterances, speeds, strict=True)
+        available = [frames_at(file, self.sample_rate, speed) for file, speed in pairs]
         noise_file = ""
         if self.noises:
             noise_file, frames = self.noises[int(rng.integers(len(self.noises)))]
@@ -233,10 +230,8 @@ class DynamicMixing(Dataset):
         """Return noise `snr_db` under the first source; None if either is silent."""
         noise_T = read_audio(path, start, len(first_T), self.sample_rate)
         check_samples(path, noise_T)
-        speech_db, noise_db = (
-            loudness_db(wave_T.numpy(), self.sample_rate)
-            for wave_T in (first_T, noise_T)
-        )
+        speech_db = loudness_db(first_T.numpy(), self.sample_rate)
+        noise_db = loudness_db(noise_T.numpy(), self.sample_rate)
         if not (np.isfinite(speech_db) and np.isfinite(noise_db)):
             return None
         return noise_T * 10 ** ((speech_db - snr_db - noise_db) / 20)

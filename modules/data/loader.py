@@ -18,9 +18,9 @@ class EpochSampler(Sampler):
 
     The order is a permutation drawn from (seed, epoch), or without `shuffle` that of
     the data set. Every global step takes the next `batch_size * world_size` of it, and
-    the ranks deal them out in turn: their shares are disjoint, and the union does not
-    depend on how many ranks there are. The last step may be short. All ranks still take
-    part; a rank with nothing left repeats an example that does not count.
+    the ranks deal them out in turn, so that the union does not depend on how many ranks
+    there are. In a short last step a rank with nothing left repeats an example that
+    does not count.
 
     Example
     -------

@@ -121,6 +121,9 @@ def read_manifest(
 ) -> list[Row]:
     """Read a manifest; raise for whatever training could stumble over later.
 
+    The rows are in the order of the file, at least one. A DataError is one line with
+    the file, the row, what is wrong and what was expected.
+
     Arguments
     ---------
     path : str | Path
@@ -134,16 +137,6 @@ def read_manifest(
         Also open the header of every audio file (see `check_audio`).
     stems : bool
         Expect stems of music, whose mixture file is optional.
-
-    Returns
-    -------
-    list[Row]
-        In the order of the file, never empty.
-
-    Raises
-    ------
-    DataError
-        One line with the file, the row, what is wrong and what was expected.
     """
     rows, faults = list_manifest(path, num_sources, sample_rate, stems)
     if faults:

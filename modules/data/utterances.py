@@ -36,7 +36,6 @@ EVALUATION_FOLDERS = {
 }
 
 LIBRISPEECH_NAME = re.compile(r"(\d+)-\d+-\d+")
-
 WSJ0_NAME = re.compile(r"[0-9a-z]{8}", re.IGNORECASE)
 
 # How a path names its speaker, and how many folders that takes below the root.
@@ -92,10 +91,8 @@ class UtterancePool:
 
     def __str__(self) -> str:
         seconds = sum(u.frames / u.sample_rate for us in self.by_speaker for u in us)
-        return (
-            f"{len(self)} utterances of {len(self.speakers)} speakers "
-            f"({seconds / 3600:.1f} h)"
-        )
+        utterances = f"{len(self)} utterances of {len(self.speakers)} speakers"
+        return f"{utterances} ({seconds / 3600:.1f} h)"
 
     @classmethod
     def scan(
@@ -125,17 +122,16 @@ class UtterancePool:
         )
         if not paths:
             raise DataError(f"{root}: holds no {' or '.join(SUFFIXES)} file")
-        inside = {
-            part for path in paths for part in Path(path).parts[len(root.parts) :]
-        }
+        files = [Path(path) for path in paths]
+        inside = {part for file in files for part in file.relative_to(root).parts}
         if inside & EVALUATION_FOLDERS and inside - EVALUATION_FOLDERS:
             logger.warning(
                 "%s: trains on the evaluation speakers of %s as well; point to the "
                 "training folder alone",
                 *(root, ", ".join(sorted(inside & EVALUATION_FOLDERS))),
             )
-        speaker_of = _speaker_rule(root, paths, speaker)
-        named = {path: (Path(path).stem, speaker_of(Path(path))) for path in paths}
+        speaker_of = _speaker_rule(root, files, speaker)
+        named = {str(file): (file.stem, speaker_of(file)) for file in files}
         return cls._measure(named, index_file, min_seconds, str(root))
 
     @classmethod
@@ -159,10 +155,9 @@ class UtterancePool:
                 if row.duration > longest.get(name, (0.0, ""))[0]:
                     longest[name] = (row.duration, path)
         named = {}
-        for name in sorted(longest):
+        for name, (_, path) in sorted(longest.items()):
             librispeech = LIBRISPEECH_NAME.fullmatch(name)
-            talker = librispeech[1] if librispeech else name[:3]
-            named[longest[name][1]] = (name, talker)
+            named[path] = (name, librispeech[1] if librispeech else name[:3])
         return cls._measure(named, index_file, min_seconds, "the training sources")
 
     @classmethod
@@ -210,16 +205,13 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
         yield place, names
 
 
-def _speaker_rule(
-    root: Path, paths: Sequence[str], speaker: str
-) -> Callable[[Path], str]:
+def _speaker_rule(root: Path, files: list[Path], speaker: str) -> Callable[[Path], str]:
     """Return the function from a path to its speaker, by its name or by looking."""
     if speaker not in ("auto", *SPEAKER_RULES):
         known = ", ".join(SPEAKER_RULES)
         raise DataError(f"speaker rule {speaker!r} is unknown; expected auto, {known}")
     if speaker == "auto":
-        files = [Path(path) for path in paths]
-        if all(_is_librispeech(file) for file in files):
+        if all(map(_is_librispeech, files)):
             speaker = "librispeech"
         elif all(
             WSJ0_NAME.fullmatch(file.stem)
@@ -231,10 +223,10 @@ def _speaker_rule(
             speaker = "folder"
         logger.info("%s: speakers are named by the rule %r", root, speaker)
     rule, depth = SPEAKER_RULES[speaker]
-    for path in paths:
-        if len(Path(path).parts) - len(root.parts) <= depth:
+    for file in files:
+        if len(file.relative_to(root).parts) <= depth:
             raise DataError(
-                f"{path}: lies too high under {root} for the speaker rule {speaker!r}; "
+                f"{file}: lies too high under {root} for the speaker rule {speaker!r}; "
                 "put every speaker's files into a folder of their own"
             )
     return rule

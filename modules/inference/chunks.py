@@ -32,13 +32,12 @@ def separate_in_chunks(
 
     All chunks have the same length: the last one is moved back to end with the signal,
     so that the separator never sees a short remainder. Its memory does not grow with T.
-    Up to `chunk` samples the result is `separator(mix_BT)`. Neighbouring chunks share
-    at least `overlap` samples, 0 < overlap < chunk. If all streams are silent over
-    these, the separator's own order is kept: choose more than the pauses in the speech.
+    Up to `chunk` samples the result is `separator(mix_BT)`. Neighbours share at least
+    `overlap` samples, 0 < overlap < chunk. If all streams are silent over these, the
+    separator's own order is kept: choose more than the pauses in the speech.
 
     The sources are in the order of the first chunk. Each call of the separator gets
-    `batch_size` chunks (each a batch of B). A ValueError is raised for an invalid size
-    and where the separator changes the number of samples.
+    `batch_size` chunks (each a batch of B). A ValueError says which size is invalid.
     """
     if mix_BT.ndim != 2:
         raise ValueError(f"the mixture must be [B, T], got {tuple(mix_BT.shape)}")

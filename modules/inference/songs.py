@@ -13,6 +13,7 @@ A model has ``sources`` (names), ``sample_rate`` and ``segment`` (seconds), and 
 Shapes: B batch, S source, C audio channel, T sample, M sample of a segment, N model.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -140,21 +141,23 @@ def apply_model(
         std_B11 = 1e-8 + mono_B1T.std(dim=-1, correction=correction, keepdim=True)
         mixture_BCT = (mixture_BCT - mean_B11) / std_B11
 
-    estimate_BSCT: Tensor | None = None
     weight_NS = torch.tensor(bag.weights, device=mixture_BCT.device)
     share_NS = weight_NS / weight_NS.sum(dim=0)
     cut = _Cut(overlap, transition_power, segment_seconds, batch_size)
-    for index, (single, share_S) in enumerate(zip(bag.models, share_NS, strict=True)):
-        own = offsets[index * shifts : (index + 1) * shifts]
+
+    def separated(index: int) -> Tensor:
+        single, own = bag.models[index], offsets[index * shifts : (index + 1) * shifts]
         training = single.training
         single.eval()
         try:
             new_BSCT = _shifted(single, mixture_BCT, own, max_shift, cut)
         finally:
             single.train(training)
-        new_BSCT *= share_S[:, None, None]
-        estimate_BSCT = _added(estimate_BSCT, new_BSCT)
-    assert estimate_BSCT is not None  # a bag is never empty
+        return new_BSCT.mul_(share_NS[index, :, None, None])
+
+    estimate_BSCT = functools.reduce(
+        Tensor.add_, map(separated, range(len(bag.models)))
+    )
     if normalize:
         estimate_BSCT.mul_(std_B11[:, None]).add_(mean_B11[:, None])
     return estimate_BSCT
@@ -177,18 +180,13 @@ def _shifted(
     if not offsets:
         return _separate(model, mixture_BCT, 0, samples, cut)
     padded_BCT = F.pad(mixture_BCT, (max_shift, max_shift))
-    total_BSCT: Tensor | None = None
-    for offset in offsets:
+
+    def moved(offset: int) -> Tensor:
         early = max_shift - offset
         new_BSCT = _separate(model, padded_BCT, offset, samples + early, cut)
-        total_BSCT = _added(total_BSCT, new_BSCT[..., early:])
-    assert total_BSCT is not None  # there is an offset
-    return total_BSCT.div_(len(offsets))
+        return new_BSCT[..., early:]
 
-
-def _added(total: Tensor | None, new: Tensor) -> Tensor:
-    """Return the sum, computed in place."""
-    return new if total is None else total.add_(new)
+    return functools.reduce(Tensor.add_, map(moved, offsets)).div_(len(offsets))
 
 
 def _separate(

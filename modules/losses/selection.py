@@ -9,6 +9,7 @@ of a rank, W remembered losses.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ class KeepAll(Selector):
         return torch.ones_like(loss_NK, dtype=torch.bool)
 
 
+@dataclass(eq=False)
 class ThresholdByLoss(Selector):
     """Train on what is still hard: drop examples separated better than `threshold`.
 
@@ -54,9 +56,8 @@ class ThresholdByLoss(Selector):
     state it. `enabled=False` keeps every example.
     """
 
-    def __init__(self, threshold: float = -30.0, enabled: bool = True) -> None:
-        self.threshold = threshold
-        self.enabled = enabled
+    threshold: float = -30.0
+    enabled: bool = True
 
     def __call__(self, loss_NK: Tensor) -> Tensor:
         if not self.enabled:
@@ -81,8 +82,7 @@ class LossTruncation(Selector):
             raise ValueError(f"memory={memory}: must be 1 or more")
         self.quantile = quantile
         self.memory = memory
-        #: How many batches are accumulated for an optimizer step.
-        self.batches = 1
+        self.batches = 1  # accumulated for an optimizer step
         self.past_WK: Tensor | None = None
         self.threshold_K: Tensor | None = None
 
@@ -154,8 +154,8 @@ class ProcessTruncation(LossTruncation):
 class PooledTruncation(LossTruncation):
     """Compare with the batches of all processes that make an optimizer step.
 
-    Where `batches` of them are accumulated, the present one is compared with as many in
-    all, so with the ones before it: those that follow are not known yet.
+    Where batches are accumulated, the present one is compared with as many in all, so
+    with the ones before it: those that follow are not known yet.
     """
 
     def __call__(self, loss_NK: Tensor) -> Tensor:

@@ -54,15 +54,14 @@ class Suspicion:
 
     def rows(self) -> list[dict[str, str | int | float]]:
         """Return counts and share dropped of each stem offered, highest share first."""
-        counts = zip(
-            itertools.product(self.tracks, self.stems),
+        keys = itertools.product(self.tracks, self.stems)
+        counts = (
             self.offered_RK.flatten().tolist(),
             self.dropped_RK.flatten().tolist(),
-            strict=True,
         )
         rows = [
             dict(zip(COLUMNS, (*key, offered, dropped, dropped / offered), strict=True))
-            for key, offered, dropped in counts
+            for key, offered, dropped in zip(keys, *counts, strict=True)
             if offered
         ]
         return sorted(rows, key=lambda r: (-r["suspicion"], r["track"], r["stem"]))

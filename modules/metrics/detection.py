@@ -1,19 +1,17 @@
 """How well a score finds the stems that are wrong: precision, recall, their table."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from modules.runtime.tables import read_table
 
 Key = tuple[str, str]  # track, stem
 
 
 def read_truth(path: Path) -> dict[Key, bool]:
     """Read which stems are wrong, 0 in the column is_clean of a CSV."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return {
-            (row["track"], row["stem"]): row["is_clean"] == "0"
-            for row in csv.DictReader(file)
-        }
+    rows = (row for _, row in read_table(path, ("track", "stem", "is_clean")))
+    return {(row["track"], row["stem"]): row["is_clean"] == "0" for row in rows}
 
 
 def average_precision(score: Mapping[Key, float], truth: Mapping[Key, bool]) -> float:

@@ -60,17 +60,9 @@ def score_example(
     flatters. `with_sdr=False` leaves out `sdr` and `sdr_i`, which cost most of the
     time.
 
-    Returns
-    -------
-    scores : dict[str, float]
-        `si_snr`, `si_snr_i`, `sdr`, `sdr_i` in dB, means over the targets that are not
-        silent by the rule of `losses/si_snr.py`, each score within [-100, 100]. All NaN
-        if every target is silent or any sample is not finite.
-
-    Raises
-    ------
-    ValueError
-        Shapes do not fit together, or the rate is not positive.
+    The scores are in dB, each within [-100, 100], and means over the targets that are
+    not silent by the rule of `losses/si_snr.py`. All are NaN if every target is silent
+    or any sample is not finite. Shapes that do not fit together are a ValueError.
     """
     _check(est_ST, target_ST, mix_T, sample_rate, "source", "sample")
     est_ST, target_ST = est_ST.detach().double(), target_ST.detach().double()
@@ -140,18 +132,11 @@ def score_song(
     Estimates and targets are in the order of `sources`, the names of the stems. Only
     the shape of the mixture is checked. `with_bsseval=False` leaves out `sdr`.
 
-    Returns
-    -------
-    scores : dict[str, float | None]
-        In dB: `nsdr`, the mean over the stems that have one, and `nsdr_<source>` of
-        each; likewise `sdr` and `sdr_<source>`. None for a stem whose target is silent
-        by the rule of `losses/si_snr.py`; an `sdr` also where no frame can be scored
-        (see `framewise_sdr`). All NaN if a sample is not finite.
-
-    Raises
-    ------
-    ValueError
-        Shapes do not fit together, or the rate is not positive.
+    The scores are in dB: `nsdr`, the mean over the stems that have one, and
+    `nsdr_<source>` of each; likewise `sdr` and `sdr_<source>`. They are None for a stem
+    whose target is silent by the rule of `losses/si_snr.py`, an `sdr` also where no
+    frame can be scored, and NaN if a sample is not finite. Errors are as in
+    `score_example`.
     """
     _check(est_SCT, target_SCT, mix_CT, sample_rate, len(sources), "channel", "sample")
     est_SCT, target_SCT = est_SCT.detach().double(), target_SCT.detach().double()

@@ -73,9 +73,9 @@ def init_process_group(run_opts: RunOptions, timeout_seconds: float) -> RunOptio
 def leave_process_group() -> None:
     """Leave the group, if any, at the orderly end of a run.
 
-    Drop networks wrapped in DistributedDataParallel first. They hold the group, and
-    threads of gloo still at work while the interpreter exits abort the process now and
-    then. After an error leave the group alone: a collective might never end.
+    Drop networks wrapped in DistributedDataParallel first: they hold the group, whose
+    threads abort the process if they are at work while the interpreter exits. After an
+    error leave the group alone: a collective might never end.
     """
     if is_distributed():
         gc.collect()  # the wrappers are part of reference cycles
