@@ -20,8 +20,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.detection import Key, read_truth, table
 from modules.audio.io import read_stereo
-from modules.metrics.detection import Key, read_truth, table
 from modules.runtime.cli import as_command
 from modules.runtime.errors import DataError
 

@@ -21,10 +21,10 @@ from speechbrain import Stage
 from speechbrain.utils.distributed import if_main_process
 from torch import Tensor, nn
 
+from benchmarks.detection import read_truth, table
 from modules.data.batch import Batch
 from modules.losses.choice import Choice, Terms
 from modules.losses.selection import Selector, truncation
-from modules.metrics.detection import read_truth, table
 from recipes.config.schema import MusicSettings, setting
 from recipes.music import MusicSeparation
 from recipes.separation import Separation

@@ -1,12 +1,12 @@
 """Audio files in and out.
 
-soundfile reads and writes (torchaudio 2.11 has no reader of its own), except for crops
-of plain files: training opens a file for every crop, and opening one by soundfile takes
-longer than mixing what was read. Files of 16-bit PCM, mono or stereo, as long as their
-header says, are therefore read directly. The samples are the same.
+soundfile reads and writes, except for crops of plain files: training opens a file for
+every crop, and opening one by soundfile takes longer than mixing what was read. Files
+of 16-bit PCM, mono or stereo, as long as their header says, are therefore read
+directly. The samples are the same.
 
-torch is imported only where tensors are made: the processes that make a data set need
-none, and take seconds to load it.
+torch is imported only where tensors are made: it takes seconds to load, and the
+processes that make a data set need none.
 
 Legend: S source, C channel, T sample.
 """
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".wav", ".flac")
 
 PLAIN_HEADER_BYTES = 512
-
 FORMAT_PCM = 1  # the code of integer samples in a WAV's format chunk
 
 
@@ -47,11 +46,7 @@ class Header(NamedTuple):
 
 
 class AudioFile:
-    """An open audio file; `open_audio` makes one.
-
-    Its `header` is read, and `cut_short` says how much is missing of the samples that
-    the header promises; it is empty if none is.
-    """
+    """An open file, with its `header`; `cut_short` says what it lacks, or is empty."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
@@ -87,30 +82,27 @@ class AudioFile:
     def read(
         self, start: int = 0, frames: int | None = None, dtype: str = "float32"
     ) -> np.ndarray:
-        """Return samples [T, C], full scale at 1; None reads to the end.
+        """Return samples [T, C] as float32 or float64; None reads to the end.
 
-        The result is shorter than `frames` where the file ends; `dtype` is float32 or
-        float64. Samples that cannot be read are an AudioError.
+        The result is shorter than `frames` where the file ends.
         """
-        if self._sound is not None:
-            try:
-                if self._sound.tell() != start:
-                    self._sound.seek(start)
-                return self._sound.read(
-                    -1 if frames is None else frames, dtype=dtype, always_2d=True
-                )
-            except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-                raise _unreadable(self.path, error) from error
+        try:
+            if self._sound is None:
+                return self._read_plain(start, frames, dtype)
+            if self._sound.tell() != start:
+                self._sound.seek(start)
+            count = -1 if frames is None else frames
+            return self._sound.read(count, dtype=dtype, always_2d=True)
+        except (OSError, RuntimeError) as error:
+            raise _unreadable(self.path, error) from error
+
+    def _read_plain(self, start: int, frames: int | None, dtype: str) -> np.ndarray:
         _, channels, total = self.header
         if not 0 <= start <= total:
             return np.zeros((0, channels), dtype)
         frames = total - start if frames is None else min(frames, total - start)
-        frame_bytes = 2 * channels
-        try:
-            self._plain.seek(self._offset + frame_bytes * start)
-            raw = self._plain.read(frame_bytes * frames)
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
+        self._plain.seek(self._offset + 2 * channels * start)
+        raw = self._plain.read(2 * channels * frames)
         short_TC = np.frombuffer(raw, "<i2").reshape(-1, channels)
         return np.multiply(short_TC, np.dtype(dtype).type(2**-15), dtype=dtype)
 
@@ -118,21 +110,11 @@ class AudioFile:
 def open_audio(path: str | Path) -> AudioFile:
     """Open any file that libsndfile reads; use it as a context manager.
 
-    Raises
-    ------
-    AudioError
-        It does not exist or is no audio; the message starts with the path.
-
-    Example
-    -------
-    >>> open_audio("absent.wav")
-    Traceback (most recent call last):
-    ...
-    modules.runtime.errors.AudioError: absent.wav: does not exist
+    An AudioError, whose message starts with the path, says why it cannot be read.
     """
     try:
         return AudioFile(path)
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # of soundfile, too
         raise _unreadable(path, error) from error
 
 
@@ -164,7 +146,7 @@ def _unreadable(path: str | Path, error: Exception) -> AudioError:
     """Return an error of one line, in which the path stands once."""
     if isinstance(error, FileNotFoundError):
         return AudioError(f"{path}: does not exist")
-    reason = str(error)
+    reason: str | None = str(error)
     if isinstance(error, OSError):
         reason = error.strerror
     elif isinstance(error, soundfile.LibsndfileError):
@@ -173,10 +155,7 @@ def _unreadable(path: str | Path, error: Exception) -> AudioError:
 
 
 def parse_plain(head: bytes, file_bytes: int) -> tuple[Header, int] | None:
-    """Return header and place of the samples, or None unless a file is plain.
-
-    `head` is its first `PLAIN_HEADER_BYTES`, `file_bytes` its size.
-    """
+    """Return header and place of the samples of a plain file, None for another."""
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
     place, form = 12, None
@@ -186,9 +165,7 @@ def parse_plain(head: bytes, file_bytes: int) -> tuple[Header, int] | None:
         if name == b"fmt " and size >= 16 and place + 16 <= len(head):
             form = struct.unpack_from("<HHIIHH", head, place)
         elif name == b"data":
-            if form is None:
-                return None
-            code, channels, rate, _, frame_bytes, bits = form
+            code, channels, rate, _, frame_bytes, bits = form or (0,) * 6
             plain = code == FORMAT_PCM and bits == 16 and channels in (1, 2) and rate
             if not plain or frame_bytes != 2 * channels:
                 return None
@@ -205,28 +182,10 @@ def read_audio(
     frames: int | None = None,
     sample_rate: int | None = None,
 ) -> "Tensor":
-    """Read a mono file, or only the part of it that is needed.
+    """Read `frames` samples of a mono file from `start` on; None reads to the end.
 
-    Arguments
-    ---------
-    path : str | Path
-        Any file libsndfile can read.
-    start : int
-        First sample to read.
-    frames : int | None
-        How many samples to read; None reads to the end.
-    sample_rate : int | None
-        Rate in Hz that the file must have; None accepts any.
-
-    Returns
-    -------
-    Tensor
-        float32, shape [T], full scale at 1.
-
-    Raises
-    ------
-    AudioError
-        Unreadable, shorter than asked, not mono, or at another rate.
+    Returns float32 [T], full scale at 1. An AudioError says that the file cannot be
+    read, is shorter, is not mono or is not at `sample_rate` (None accepts any).
     """
     return _read(path, start, frames, sample_rate, channels=(1,))[0]
 
@@ -294,22 +253,12 @@ def check_samples(path: str | Path, wave: "Tensor | np.ndarray") -> None:
 def write_wave(
     path: str | Path, wave: np.ndarray, sample_rate: int, subtype: str = "PCM_16"
 ) -> None:
-    """Write a WAV that appears only when it is whole.
+    """Write a WAV that appears only when it is whole; its folder is made.
 
-    It is made in memory: soundfile syncs every file it closes to the disk, which takes
-    longer than mixing what is in it.
-
-    Arguments
-    ---------
-    path : str | Path
-        Where to; its folder is made.
-    wave : np.ndarray
-        Shape [T] or [T, C]. int16 is written as it is, float is full scale at 1 and
-        rounded as libsndfile does (times 32767).
-    sample_rate : int
-        In Hz.
-    subtype : str
-        `PCM_16`, or `FLOAT`, which neither rescales nor clips.
+    `wave` is [T] or [T, C]. For `PCM_16` int16 is written as it is, and float, full
+    scale at 1, is rounded as libsndfile does (times 32767). `FLOAT` neither rescales
+    nor clips. The file is made in memory: soundfile syncs every file it closes to the
+    disk, which takes longer than mixing what is in it.
     """
     encoded = io.BytesIO()
     if subtype == "FLOAT":
@@ -333,13 +282,7 @@ def write_audio(path: str | Path, wave: "Tensor", sample_rate: int) -> None:
 
 
 def safe_name(id_: str) -> str:
-    """Return an example's id as a file name: no separators, no leading dot, not empty.
-
-    Example
-    -------
-    >>> safe_name("../a b/c.wav")
-    '_a_b_c.wav'
-    """
+    """Return an example's id as a file name: no separators, no leading dot."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", id_).lstrip(".") or "_"
 
 
@@ -355,10 +298,8 @@ def named_waves(
     Sources stand in the first dimension; those without a name are numbered from 1.
     """
     yield "mixture", mix
-    for kind, waves, names in (
-        ("estimate", est, est_names),
-        ("target", target, target_names),
-    ):
+    sides = (("estimate", est, est_names), ("target", target, target_names))
+    for kind, waves, names in sides:
         for number, wave in enumerate(waves):
             name = names[number] if number < len(names) else number + 1
             yield f"{kind}_{name}", wave

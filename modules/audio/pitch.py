@@ -1,10 +1,9 @@
 """Change of pitch and of tempo, each without the other.
 
-Signalsmith Stretch does it through `python-stretch`: MIT, a 0.1 MB wheel that needs
-nothing installed, and it takes a seed, so that equal input gives equal output.
-pedalboard and pylibrb wrap Rubber Band, which is GPL (and 5 times slower); demucs and
-CCOM start an external program for each segment; the phase vocoders of torchaudio and
-librosa smear drums.
+Signalsmith Stretch does it through `python-stretch`: MIT, a 0.1 MB wheel, and it takes
+a seed, so that equal input gives equal output. pedalboard and pylibrb wrap Rubber Band,
+which is GPL (and 5 times slower); demucs and CCOM start an external program for each
+segment; the phase vocoders of torchaudio and librosa smear drums.
 
 Legend: C channel, T sample.
 """
@@ -19,28 +18,11 @@ SEED = 0
 def change_pitch_and_tempo(
     wave_CT: Tensor, sample_rate: int, semitones: float = 0.0, tempo: float = 1.0
 ) -> Tensor:
-    """Play higher or lower, faster or slower.
+    """Play [C, T] higher or lower, faster or slower: [C, round(T / tempo)].
 
-    Arguments
-    ---------
-    wave_CT : Tensor
-        Shape [C, T], float32, on the CPU.
-    sample_rate : int
-        In Hz.
-    semitones : float
-        Change of pitch; 12 doubles every frequency.
-    tempo : float
-        Speed; 1.1 is 10 % faster and therefore shorter.
-
-    Returns
-    -------
-    Tensor
-        Shape [C, round(T / tempo)]; what sounded at t seconds sounds at t / tempo.
-
-    Raises
-    ------
-    ValueError
-        A tempo outside 0.25 to 4 or a pitch beyond two octaves.
+    What sounded at t seconds sounds at t / tempo; 12 semitones double every frequency.
+    The wave is float32 and on the CPU. A ValueError is raised for a tempo outside 0.25
+    to 4 or a pitch beyond two octaves.
     """
     if not (0.25 <= tempo <= 4 and abs(semitones) <= 24):
         raise ValueError(

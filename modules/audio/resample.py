@@ -31,9 +31,8 @@ def resample(wave_T: Tensor, from_rate: int, to_rate: int) -> Tensor:
         return wave_T
     divisor = math.gcd(from_rate, to_rate)
     step, phases = from_rate // divisor, to_rate // divisor
-    filters_KP, columns, width = _sinc_filters(
-        step, phases, wave_T.dtype, wave_T.device
-    )
+    kind = (wave_T.dtype, wave_T.device)
+    filters_KP, columns, width = _sinc_filters(step, phases, *kind)
     stride = step * columns // phases
     missing = max(0, FEWEST_ROWS - wave_T.shape[-1] // stride) * stride
     padded_T = torch.nn.functional.pad(wave_T, (width, width + stride + missing))
@@ -51,20 +50,16 @@ def _sinc_filters(
     """Return torchaudio's filters as columns [K, P], their number and their reach.
 
     The filters of all phases stand side by side, those of several steps where phases
-    are few: the product needs columns to be quick. Zeros fill up to a multiple of
-    `COLUMNS`; they do not count in the number.
+    are few: the product needs columns to be quick. Zeros that do not count in the
+    number fill up to a multiple of `COLUMNS`.
     """
-    made = torchaudio.transforms.Resample(
-        step, phases, dtype=dtype if dtype == torch.float64 else None
-    )
+    made_in = dtype if dtype == torch.float64 else None
+    made = torchaudio.transforms.Resample(step, phases, dtype=made_in)
     one_step_KP = made.kernel[:, 0].T
     copies = -(-COLUMNS // phases)
     columns = phases * copies
-    filters_KP = torch.zeros(
-        len(one_step_KP) + step * (copies - 1),
-        COLUMNS * -(-columns // COLUMNS),
-        dtype=one_step_KP.dtype,
-    )
+    shape = (len(one_step_KP) + step * (copies - 1), COLUMNS * -(-columns // COLUMNS))
+    filters_KP = torch.zeros(shape, dtype=one_step_KP.dtype)
     for copy in range(copies):
         rows = slice(step * copy, step * copy + len(one_step_KP))
         filters_KP[rows, phases * copy : phases * (copy + 1)] = one_step_KP
@@ -72,13 +67,7 @@ def _sinc_filters(
 
 
 def frames_before_speed(num_frames: int, percent: int) -> int:
-    """Return how many input samples give `num_frames` of output in `change_speed`.
-
-    Example
-    -------
-    >>> frames_before_speed(8000, 105)
-    8400
-    """
+    """Return how many input samples give `num_frames` of output in `change_speed`."""
     return -(-num_frames * percent // 100)
 
 
@@ -89,18 +78,5 @@ def check_speeds(percents: Sequence[int] | None) -> None:
 
 
 def change_speed(wave_T: Tensor, percent: int) -> Tensor:
-    """Play at `percent` of the speed; pitch and tempo move together.
-
-    Arguments
-    ---------
-    wave_T : Tensor
-        Shape [..., T].
-    percent : int
-        100 changes nothing, 105 is 5 % faster and therefore shorter.
-
-    Returns
-    -------
-    Tensor
-        Shape [..., ceil(T * 100 / percent)].
-    """
+    """Play at `percent` of the speed and pitch: [..., ceil(T * 100 / percent)]."""
     return wave_T if percent == 100 else resample(wave_T, percent, 100)

@@ -1,10 +1,9 @@
 """Impulse responses of shoe-box rooms as in WHAMR!, and pools of them for training.
 
-pyroomacoustics 0.10 places the image sources and adds them up. WHAMR! was made with its
-version 0.3, in which a wall reflects 1 - a of the amplitude, where a is Sabine's
-absorption for the T60 wanted. Version 0.10 asks for an absorbed share of the energy
-instead and reflects sqrt(1 - share) >= 0. That can say the same if a <= 1. Where T60 is
-short for the room, a > 1: version 0.3 then reflected with changing sign.
+WHAMR! was made with version 0.3 of pyroomacoustics, in which a wall reflects 1 - a of
+the amplitude, where a is Sabine's absorption for the T60 wanted. Version 0.10 reflects
+sqrt(1 - share) >= 0 for an absorbed share of the energy. That cannot say the same where
+T60 is short for the room: then a > 1, and version 0.3 reflected with changing sign.
 `impulse_responses` sets the amplitudes of the images itself, so it agrees with version
 0.3 in every room (to -64 dB, since 0.10 counts in float32; a constant gain apart).
 
@@ -80,26 +79,11 @@ def impulse_responses(
 ) -> np.ndarray:
     """Simulate the responses from every source to the microphone.
 
-    Arguments
-    ---------
-    room : Room
-        The room.
-    sample_rate : int
-        In Hz; WHAMR! works at 16000 and resamples the audio.
-    max_order : int | None
-        Largest number of reflections; 0 leaves the direct path ("anechoic"), None is
-        the room's own.
-
-    Returns
-    -------
-    np.ndarray
-        float32, shape [S, T], T = ceil(T60 * sample_rate). A path of length d has an
-        amplitude of 1/d and a delay of d/c seconds and 40 samples.
-
-    Raises
-    ------
-    ValueError
-        The room is impossible.
+    Returns float32 [S, T], T = ceil(T60 * sample_rate). A path of length d has an
+    amplitude of 1/d and a delay of d/c seconds and 40 samples. `max_order` is the
+    largest number of reflections; 0 leaves the direct path ("anechoic"), None is the
+    room's own. WHAMR! works at 16000 Hz and resamples the audio. An impossible room is
+    a ValueError.
 
     Example
     -------
@@ -118,11 +102,8 @@ def impulse_responses(
     constants = pyroomacoustics.parameters.constants
     constants.set("rir_hpf_enable", False)  # version 0.3 had no high-pass filter
     constants.set("num_threads", 1)  # the order of the sum decides its last bits
-    box = pyroomacoustics.ShoeBox(
-        room.size,
-        fs=sample_rate,
-        max_order=room.max_order if max_order is None else max_order,
-    )
+    order = room.max_order if max_order is None else max_order
+    box = pyroomacoustics.ShoeBox(room.size, fs=sample_rate, max_order=order)
     for place in room.sources:
         box.add_source(place)
     box.add_microphone(room.microphone)
@@ -130,9 +111,8 @@ def impulse_responses(
     for source in box.sources:
         source.damping = (1 - room.absorption) ** source.orders[None].astype(float)
     box.compute_rir()
-    responses_ST = np.zeros(
-        (len(room.sources), math.ceil(room.rt60 * sample_rate)), np.float32
-    )
+    frames = math.ceil(room.rt60 * sample_rate)
+    responses_ST = np.zeros((len(room.sources), frames), np.float32)
     for response_T, computed_T in zip(responses_ST, box.rir[0], strict=True):
         computed_T = computed_T[: len(response_T)]
         response_T[: len(computed_T)] = computed_T
@@ -144,13 +124,8 @@ class RoomPool:
     """Responses of many rooms, to put the talkers of a mixture into one of them.
 
     `python -m data_prep.whamr pool` makes the file, dynamic mixing draws from it.
-
-    Arguments
-    ---------
-    sample_rate : int
-        Rate of the responses in Hz.
-    direct, reverberant : Sequence[np.ndarray]
-        For each room float32 [S, T]: the direct path alone, and the whole response.
+    `direct` and `reverberant` hold for each room float32 [S, T]: the direct path alone,
+    and the whole response.
     """
 
     sample_rate: int
@@ -168,35 +143,27 @@ class RoomPool:
     def in_room(self, src_ST: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Return dry sources [S, T] as heard in a room, anechoic and reverberant.
 
-        Both are float32 [S, T]. An anechoic source has the energy of the dry one and
-        its reverberant twin the same gain, which is WHAMR!'s rule. A source that does
-        not arrive before the end is silent.
+        An anechoic source has the energy of the dry one and its reverberant twin the
+        same gain, which is WHAMR!'s rule. A source that does not arrive before the end
+        is silent.
         """
-        anechoic_ST, reverb_ST = (
-            scipy.signal.oaconvolve(src_ST, response_ST[: len(src_ST)], axes=1)
+        sources, frames = src_ST.shape
+        heard = [
+            scipy.signal.oaconvolve(src_ST, response_ST[:sources], axes=1)[:, :frames]
             for response_ST in (self.direct[number], self.reverberant[number])
-        )
-        frames = src_ST.shape[1]
-        anechoic_ST, reverb_ST = anechoic_ST[:, :frames], reverb_ST[:, :frames]
-        energy_S, dry_S = (
-            np.square(wave_ST).sum(1, keepdims=True)
-            for wave_ST in (anechoic_ST, src_ST)
-        )
-        power_S = np.divide(
-            dry_S, energy_S, out=0 * dry_S, where=energy_S > ARRIVED * dry_S
-        )
-        gain_S = np.sqrt(power_S)
-        return (
-            np.asarray(gain_S * anechoic_ST, np.float32),
-            np.asarray(gain_S * reverb_ST, np.float32),
-        )
+        ]
+        energy_S1 = np.square(heard[0]).sum(1, keepdims=True)
+        dry_S1 = np.square(src_ST).sum(1, keepdims=True)
+        arrived_S1 = energy_S1 > ARRIVED * dry_S1
+        power_S1 = np.divide(dry_S1, energy_S1, out=0 * dry_S1, where=arrived_S1)
+        gain_S1 = np.sqrt(power_S1)
+        anechoic_ST, reverb_ST = (np.asarray(gain_S1 * h, np.float32) for h in heard)
+        return anechoic_ST, reverb_ST
 
     def save(self, path: str | Path) -> None:
         """Write one `.npz` file, which appears only when it is whole."""
-        arrays: dict[str, Any] = {
-            "sample_rate": self.sample_rate,
-            "num_sources": self.num_sources,
-        }
+        arrays: dict[str, Any] = {"sample_rate": self.sample_rate}
+        arrays["num_sources"] = self.num_sources
         for name in ("direct", "reverberant"):
             responses = getattr(self, name)
             arrays[name] = np.concatenate([r.ravel() for r in responses])
@@ -206,13 +173,7 @@ class RoomPool:
 
     @classmethod
     def load(cls, path: str | Path, sample_rate: int | None = None) -> "RoomPool":
-        """Read a file that `save` wrote.
-
-        Raises
-        ------
-        DataError
-            The file cannot be read, holds no pool, or is not at `sample_rate`.
-        """
+        """Read a file that `save` wrote, or raise a DataError."""
         try:
             arrays = np.load(path, allow_pickle=False)
             if isinstance(arrays, np.ndarray):

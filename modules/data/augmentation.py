@@ -5,45 +5,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a stem's segment; the defaults are demucs'.
+    """Changes of a stem's segment; the defaults are demucs'."""
 
-    Arguments
-    ---------
-    shift_seconds : float
-        A segment starts up to this much later, drawn for each stem.
-    shift_same : bool
-        Draw one shift for all stems of a segment.
-    flip_channels, flip_sign : bool
-        Exchange left and right, negate; each with probability 1/2, for each stem.
-    scale : tuple[float, float] | None
-        Range of the gain drawn for each stem.
-    remix_group : int
-        How many segments exchange stems; 1 leaves each as it is in the song.
-    repitch_probability : float
-        How often pitch and tempo are changed; 0 needs no longer segments.
-    pitch_semitones : int
-        Largest change of pitch, up or down; whole semitones are drawn.
-    tempo_std, tempo_limit : float
-        Standard deviation and bound of the change of tempo, in percent.
-    repitch_same : bool
-        Draw one change of pitch and tempo for all stems of a segment.
-
-    Raises
-    ------
-    ValueError
-        A setting is out of its range.
-    """
-
+    # A segment starts up to this much later, drawn for each stem or once for all.
     shift_seconds: float = 1.0
     shift_same: bool = False
+    # Exchange left and right, negate; each with probability 1/2, for each stem.
     flip_channels: bool = True
     flip_sign: bool = True
+    # Range of the gain drawn for each stem.
     scale: tuple[float, float] | None = (0.25, 1.25)
+    # How many segments exchange stems; 1 leaves each as it is in the song.
     remix_group: int = 4
+    # How often pitch and tempo are changed; 0 needs no longer segments.
     repitch_probability: float = 0.2
+    # Largest change of pitch, up or down; whole semitones are drawn.
     pitch_semitones: int = 2
+    # Standard deviation and bound of the change of tempo, in percent.
     tempo_std: float = 5.0
     tempo_limit: float = 12.0
+    # Draw one change of pitch and tempo for all stems of a segment.
     repitch_same: bool = True
 
     def __post_init__(self) -> None:
@@ -61,10 +42,8 @@ class Augmentation:
                 raise ValueError(f"{name}={value}: expected {expected}")
 
     def seconds_to_read(self, seconds: float) -> float:
-        """Return the length of a track that an example of `seconds` may use.
-
-        As in demucs: there is room for the shift, and only then for the tempo.
-        """
+        """Return the length of a track that an example of `seconds` may use."""
+        # As in demucs: there is room for the shift, and only then for the tempo.
         room = 1 - self.tempo_limit / 100 if self.repitch_probability else 1.0
         return (seconds + self.shift_seconds) / room
 

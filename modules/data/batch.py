@@ -6,9 +6,10 @@ The same classes carry speech, [B, T] and [B, S, T], and music, [B, C, T] and
 Legend: B batch, S source, C channel, T sample.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,8 @@ from modules.audio.faults import LARGEST_PEAK
 class ExampleKey(NamedTuple):
     """Which example is wanted; `counts` is False for one that only fills up a rank.
 
-    A data set is asked for a key, not a bare index: everything random in an example is
-    a function of (seed, epoch, index), so that it is the same whatever the number of
-    workers, ranks or restarts.
+    Everything random in an example is a function of (seed, epoch, index), so that it is
+    the same whatever the number of workers, ranks or restarts.
     """
 
     epoch: int
@@ -73,18 +73,13 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        return replace(
-            self,
-            mix=change(self.mix),
-            src=change(self.src),
-            length_B=change(self.length_B),
-            counts_B=change(self.counts_B),
-        )
+        names = ("mix", "src", "length_B", "counts_B")
+        tensors: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return replace(self, **tensors)
 
     def names(self, mask_B: Tensor) -> list[str]:
         """Return the ids of the examples that a mask picks."""
-        pairs = zip(self.ids, mask_B.tolist(), strict=True)
-        return [name for name, is_picked in pairs if is_picked]
+        return list(itertools.compress(self.ids, mask_B.tolist()))
 
     def zero_nonfinite(self, largest_peak: float = LARGEST_PEAK) -> Tensor:
         """Silence, in place, examples with NaN, Inf or a sample of `largest_peak`.

@@ -8,17 +8,16 @@ The recipe is that of SpeechBrain for WSJ0-mix:
 - sources are cut at random to the shortest of them and to the segment;
 - everything is scaled so that the highest peak is 0.9.
 
+Two things differ. A level is the active-speech level of the whole utterance, measured
+once, and not the mean amplitude of the file. And every draw is a function of (seed,
+epoch, index), so a mixture is the same for any number of workers, ranks or resumes.
+
 Where the training set has noise, a crop of it is added by WHAM!'s rule: the first
-source is U(-3, 6) dB louder than the noise, both by BS.1770 and as cropped. The noise
-of an example is the very one in its mixture.
+source is U(-3, 6) dB louder than the noise, both by BS.1770 and as cropped.
 
 With a pool of rooms every mixture is heard in one of them, as in WHAMR!: levels and
 noise are those of the dry sources, whose energy the anechoic ones keep. A crop begins
 in silence: earlier speech does not reverberate in it.
-
-Two things differ. A level is the active-speech level of the whole utterance, measured
-once, and not the mean amplitude of the file. And every draw is a function of (seed,
-epoch, index), so a mixture is the same for any number of workers, ranks or resumes.
 
 Legend: S source, T sample.
 """
@@ -61,27 +60,22 @@ def frames_at(utterance: Utterance, sample_rate: int, percent: int = 100) -> int
 
 
 def read_crop(
-    utterance: Utterance,
-    start: int,
-    frames: int,
-    sample_rate: int,
-    percent: int = 100,
+    utterance: Utterance, start: int, frames: int, sample_rate: int, percent: int = 100
 ) -> Tensor:
     """Read just the part of a file that a crop needs, and resample it: [T].
 
-    `start` and `frames`, which is T, are in samples after the resampling. A speed of
-    105 % reads 5 % more of the file and plays it 5 % faster and higher.
+    `start` and `frames` (T) are in samples after the resampling. A speed of 105 % reads
+    5 % more of the file and plays it 5 % faster and higher.
     """
     check_unchanged(utterance)
     up, down = sample_rate * 100, utterance.sample_rate * percent
     first = start * down // up
     wanted = min(-(-frames * down // up), utterance.frames - first)
     wave_T = read_audio(utterance.path, first, wanted, utterance.sample_rate)
-    steps = [(down, up)]
     if max(up, down) > LARGEST_TERM * math.gcd(up, down):
-        steps = [(utterance.sample_rate, sample_rate), (percent, 100)]
-    for step in steps:
-        wave_T = resample(wave_T, *step)
+        wave_T = resample(wave_T, utterance.sample_rate, sample_rate)
+        down, up = percent, 100
+    wave_T = resample(wave_T, down, up)
     wave_T = wave_T[:frames]
     if len(wave_T) != frames:
         raise AudioError(
@@ -94,58 +88,32 @@ def read_crop(
 class DynamicMixing(Dataset):
     """Mixtures drawn from a pool of utterances by (seed, epoch, index).
 
-    Arguments
-    ---------
-    pool : UtterancePool
-        Talkers to draw from.
-    num_spks : int
-        Sources in a mixture, all of different speakers.
-    sample_rate : int
-        In Hz; utterances at another rate are resampled.
-    segment_seconds : float | None
-        Length of an example, less only where an utterance is shorter; None is as
-        long as the shortest utterance drawn.
-    examples_per_epoch : int | None
-        Length of the data set; None takes the number of utterances.
-    seed : int
-        Decides, with epoch and index, every draw.
-    speed_changes : Sequence[int] | None
-        Percentages of which one is drawn for each source; None changes no speed.
-    first_level_db, level_change_db : tuple[float, float]
-        Mean and standard deviation of the first source's level, and of the level of
-        each other one above it, in dB.
-    noises : Sequence[tuple[str, int]]
-        Files of noise at `sample_rate`, with their lengths in samples; one is drawn
-        for each mixture, which is no longer than it. Without any there is no noise.
-    noise_snr_db : Sequence[float]
-        Range of the loudness of the first source above the noise, in dB.
-    rooms : RoomPool | None
-        Rooms of which one is drawn for each mixture; None leaves mixtures dry.
-    targets : str
-        The sources of an example in a room: "anechoic", which do not add up to the
-        mixture, or "reverb".
-
-    Raises
-    ------
-    DataError
-        The pool has fewer speakers than a mixture needs, or the rooms have fewer
-        places or another rate.
-    ValueError
-        `speed_changes`, `noise_snr_db` or `targets` is invalid.
+    A DataError says that the pool or the rooms do not fit the mixtures, a ValueError
+    that `speed_changes`, `noise_snr_db` or `targets` is invalid.
     """
 
     pool: UtterancePool
-    num_spks: int = 2
-    sample_rate: int = 8000
+    num_spks: int = 2  # in a mixture, all different
+    sample_rate: int = 8000  # in Hz; utterances at another are resampled
+    # Length of an example, less only where an utterance is shorter; None is as long as
+    # the shortest utterance drawn.
     segment_seconds: float | None = 4.0
-    examples_per_epoch: int | None = None
+    examples_per_epoch: int | None = None  # None: as many as there are utterances
     seed: int = 0
+    # Percentages of which one is drawn for each source; None changes no speed.
     speed_changes: Sequence[int] | None = (95, 100, 105)
+    # Mean and standard deviation in dB of the first source's level, and of the level of
+    # each other one above it.
     first_level_db: tuple[float, float] = (-27.43, 2.57)
     level_change_db: tuple[float, float] = (-2.51, 2.66)
+    # Files of noise at `sample_rate`, with their lengths in samples; one is drawn for
+    # each mixture, which is no longer than it.
     noises: Sequence[tuple[str, int]] = ()
+    # Range in dB of the loudness of the first source above the noise.
     noise_snr_db: Sequence[float] = (-3.0, 6.0)
-    rooms: RoomPool | None = None
+    rooms: RoomPool | None = None  # of which one is drawn for each mixture
+    # The sources of an example in a room: "anechoic", which do not add up to the
+    # mixture, or "reverb".
     targets: str = "anechoic"
 
     def __post_init__(self) -> None:
@@ -174,7 +142,7 @@ class DynamicMixing(Dataset):
             )
         self.segment = round((self.segment_seconds or 0) * self.sample_rate)
         self.num_examples = self.examples_per_epoch or len(pool)
-        counts = np.array([len(utterances) for utterances in pool.by_speaker])
+        counts = np.array(list(map(len, pool.by_speaker)))
         self.probabilities = counts / counts.sum()
 
     def __len__(self) -> int:
@@ -205,14 +173,13 @@ class DynamicMixing(Dataset):
         speakers = rng.choice(
             len(self.probabilities), self.num_spks, replace=False, p=self.probabilities
         )
-        utterances = [self._pick(rng, int(speaker)) for speaker in speakers]
+        spoken = [self.pool.by_speaker[speaker] for speaker in speakers]
+        utterances = [own[int(rng.integers(len(own)))] for own in spoken]
         percents = self.speed_changes or (100,)
         speeds = [int(s) for s in rng.choice(percents, self.num_spks)]
         levels_db = self._levels_db(rng)
-        available = [
-            frames_at(utterance, self.sample_rate, speed)
-            for utterance, speed in zip(utterances, speeds, strict=True)
-        ]
+        pairs = zip(utterances, speeds, strict=True)
+        available = [frames_at(file, self.sample_rate, speed) for file, speed in pairs]
         noise_file = ""
         if self.noises:
             noise_file, frames = self.noises[int(rng.integers(len(self.noises)))]
@@ -235,8 +202,7 @@ class DynamicMixing(Dataset):
             torch.mul(wave_T, gain, out=source_T)
         noise_T = None
         if noise_file:
-            least, most = self.noise_snr_db
-            snr_db = rng.uniform(least, most)
+            snr_db = rng.uniform(self.noise_snr_db[0], self.noise_snr_db[1])
             noise_T = self._noise(noise_file, starts[-1], src_ST[0], snr_db)
             if noise_T is None:
                 return None
@@ -264,18 +230,11 @@ class DynamicMixing(Dataset):
         """Return noise `snr_db` under the first source; None if either is silent."""
         noise_T = read_audio(path, start, len(first_T), self.sample_rate)
         check_samples(path, noise_T)
-        speech_db, noise_db = (
-            loudness_db(wave_T.numpy(), self.sample_rate)
-            for wave_T in (first_T, noise_T)
-        )
+        speech_db = loudness_db(first_T.numpy(), self.sample_rate)
+        noise_db = loudness_db(noise_T.numpy(), self.sample_rate)
         if not (np.isfinite(speech_db) and np.isfinite(noise_db)):
             return None
         return noise_T * 10 ** ((speech_db - snr_db - noise_db) / 20)
-
-    def _pick(self, rng: np.random.Generator, speaker: int) -> Utterance:
-        """Draw one of a speaker's utterances."""
-        utterances = self.pool.by_speaker[speaker]
-        return utterances[int(rng.integers(len(utterances)))]
 
     def _levels_db(self, rng: np.random.Generator) -> np.ndarray:
         """Draw the levels of the sources in dB relative to full scale, shape [S]."""

@@ -40,12 +40,9 @@ def measure_once(
 
     A key whose fingerprint has changed is measured anew, and one that is not asked for
     is dropped from the CSV. One process at a time may write that (`run_on_main`).
-    Without an index everything is measured.
     """
     known = _read(index, columns) if index is not None else {}
-    stale = [
-        key for key, now in fingerprints.items() if known.get(key, ("",))[0] != now
-    ]
+    stale = [k for k, now in fingerprints.items() if known.get(k, ("",))[0] != now]
     if stale:
         where = f"{index}: " if index is not None else ""
         logger.info("%smeasuring %d levels", where, len(stale))

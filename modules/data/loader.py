@@ -18,9 +18,9 @@ class EpochSampler(Sampler):
 
     The order is a permutation drawn from (seed, epoch), or without `shuffle` that of
     the data set. Every global step takes the next `batch_size * world_size` of it, and
-    the ranks deal them out in turn: their shares are disjoint, and the union does not
-    depend on how many ranks there are. The last step may be short. All ranks still take
-    part; a rank with nothing left repeats an example that does not count.
+    the ranks deal them out in turn, so that the union does not depend on how many ranks
+    there are. In a short last step a rank with nothing left repeats an example that
+    does not count.
 
     Example
     -------
@@ -71,14 +71,11 @@ class EpochSampler(Sampler):
                 yield [ExampleKey(self.epoch, shared[-1], counts=False)]
 
 
+@dataclass(eq=False)
 class _WithCounts(Dataset):
-    """Pass `ExampleKey.counts`, and errors for the user, on to the collate function.
+    """Pass errors for the user on: torch would wrap them into a worker's traceback."""
 
-    torch would wrap an error that is raised here into a worker's traceback.
-    """
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    dataset: Dataset
 
     def __getitem__(self, key: ExampleKey) -> tuple[Example | UserError, bool]:
         try:
@@ -116,10 +113,7 @@ def make_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Return a DataLoader of the sampler's batches.
-
-    A `UserError` of the data set is raised as it is, from whichever process.
-    """
+    """Return a loader that raises a `UserError` as it is, from whichever process."""
     return _Loader(
         _WithCounts(dataset),
         batch_sampler=sampler,

@@ -30,7 +30,6 @@ from modules.runtime.errors import AudioError, DataError
 from modules.runtime.tables import read_cells, write_table
 
 FIXED_COLUMNS = ("id", "duration", "sample_rate", "mixture", "noise")
-
 STEM_COLUMNS = ("channels", "unused")
 
 NOT_PREPARED = "no such manifest; run the data preparation"
@@ -74,11 +73,8 @@ class Row:
 def write_manifest(path: str | Path, rows: Sequence[Row]) -> Path:
     """Write rows, sorted by id, in one atomic step, and return the path.
 
-    Raises
-    ------
-    DataError
-        There are no rows, two have one id, they differ in their number of sources or
-        images, or a file name is not UTF-8.
+    A DataError says that there are no rows, that two have one id or another number of
+    sources or images, or that a file name is not UTF-8.
     """
     if not rows:
         raise DataError(f"{path}: no rows to write: the data set is empty")
@@ -125,6 +121,9 @@ def read_manifest(
 ) -> list[Row]:
     """Read a manifest; raise for whatever training could stumble over later.
 
+    The rows are in the order of the file, at least one. A DataError is one line with
+    the file, the row, what is wrong and what was expected.
+
     Arguments
     ---------
     path : str | Path
@@ -138,16 +137,6 @@ def read_manifest(
         Also open the header of every audio file (see `check_audio`).
     stems : bool
         Expect stems of music, whose mixture file is optional.
-
-    Returns
-    -------
-    list[Row]
-        In the order of the file, never empty.
-
-    Raises
-    ------
-    DataError
-        One line with the file, the row, what is wrong and what was expected.
     """
     rows, faults = list_manifest(path, num_sources, sample_rate, stems)
     if faults:
@@ -164,11 +153,10 @@ def list_manifest(
     sample_rate: int | None = None,
     stems: bool = False,
 ) -> tuple[dict[str, Row], list[str]]:
-    """Return the rows of a manifest that can be read, and the faults of the others.
+    """Return the rows that can be read by place ("FILE, row NUMBER"), and the faults.
 
-    Arguments are as in `read_manifest`; no audio file is opened. Rows are by place
-    ("FILE, row NUMBER"), in the order of the file; faults are a line each, at least one
-    if there are no rows.
+    Arguments are as in `read_manifest`; no audio file is opened. There is a line for
+    each faulty row, and at least one if there are no rows.
     """
     rows: dict[str, Row] = {}
     faults: list[str] = []
@@ -265,7 +253,7 @@ def _read_row(header: Sequence[str], values: Sequence[str]) -> Row:
         duration = float(cells["duration"])
     except ValueError:
         duration = math.nan
-    if not (math.isfinite(duration) and duration > 0):
+    if not 0 < duration < math.inf:
         fail("duration", "seconds above 0")
     rate = cells["sample_rate"].strip()
     if not (rate.isdecimal() and int(rate) > 0):
@@ -288,7 +276,7 @@ def _read_row(header: Sequence[str], values: Sequence[str]) -> Row:
         sources=tuple(cells[name] for name in sources),
         noise=cells["noise"],
         channels=int(channels),
-        unused=tuple(int(number) for number in unused),
+        unused=tuple(map(int, unused)),
         images=tuple(cells[name] for name in images),
     )
 
@@ -315,17 +303,14 @@ def check_audio(
     """Open the header of every file: it must exist and be as its row says.
 
     Stems may be mono, or longer than the row says: reading copes with both. The error
-    names the first faulty row, by its place or else its id, and the number of others.
-    With `remember` the next check of the same files does not open them again.
+    names the first faulty row, by its place or else its id. With `remember` the next
+    check of the same files does not open them again.
     """
     places = places or [f"row {row.id!r}" for row in rows]
     with ThreadPoolExecutor(THREADS) as threads:
         faults = list(threads.map(partial(header_fault, remember=remember), rows))
-    found = [
-        f"{place}: {fault}"
-        for place, fault in zip(places, faults, strict=True)
-        if fault
-    ]
+    pairs = zip(places, faults, strict=True)
+    found = [f"{place}: {fault}" for place, fault in pairs if fault]
     if found:
         more = f" (and {len(found) - 1} more rows are faulty)" if len(found) > 1 else ""
         raise DataError(found[0] + more)

@@ -21,38 +21,22 @@ from modules.runtime.randomness import Stream, numpy_rng
 
 @dataclass(eq=False, repr=False)
 class ManifestDataset(Dataset):
-    """Mixtures on disk: whole for evaluation, random crops for training.
+    """Mixtures on disk: whole for evaluation, random crops for training."""
 
-    Arguments
-    ---------
-    rows : Sequence[Row]
-        The manifest, read with `read_manifest`.
-    sample_rate : int
-        In Hz; checked again at every read.
-    segment_seconds : float | None
-        Length of the random crop; None reads whole files. A shorter file is read
-        whole.
-    speed_changes : Sequence[int] | None
-        Percentages of which one is drawn for each source; the mixture is then the sum
-        of the changed sources, or their images, and the noise. None leaves the files
-        as they are.
-    seed : int
-        Decides, with epoch and index, every draw.
-    check_sums : bool
-        Raise an `AudioError` for a mixture that is not the sum of its sources (or
-        images) and noise, in the stretch of the example. Files that nothing else needs
-        (images; the mixture with `speed_changes`) are read in the first epoch only.
-    strict : bool
-        Raise an `AudioError` for NaN, Inf and absurd levels too. The training step
-        leaves such examples out, but a score must be that of the whole set.
-    """
-
-    rows: Sequence[Row]
-    sample_rate: int
+    rows: Sequence[Row]  # read with `read_manifest`
+    sample_rate: int  # in Hz; checked again at every read
+    # Length of the random crop; None, or a shorter file, reads the file whole.
     segment_seconds: float | None = None
+    # Percentages of which one is drawn for each source; the mixture is then the sum of
+    # the changed sources, or their images, and the noise. None reads files as they are.
     speed_changes: Sequence[int] | None = None
     seed: int = 0
+    # Raise an `AudioError` for a mixture that is not the sum of its sources (or images)
+    # and noise, in the stretch of the example. Files that nothing else needs (images;
+    # the mixture with `speed_changes`) are read in the first epoch only.
     check_sums: bool = True
+    # Raise an `AudioError` for NaN, Inf and absurd levels too. The training step leaves
+    # such examples out, but a score must be that of the whole set.
     strict: bool = False
 
     def __post_init__(self) -> None:

@@ -1,7 +1,6 @@
 """Examples of music: segments of stems from disk, augmented, remixed into mixtures.
 
-A training example is a sum of stems, each cut from somewhere and changed a little.
-There are two ways to choose the pieces:
+There are two ways to choose the stems of a training example:
 
 - *segments* (demucs): every stretch of every track, a stride apart, is an example of
   the epoch; `remix_group` of them then exchange stems among themselves.
@@ -54,51 +53,28 @@ class Segment(NamedTuple):
 class StemDataset(Dataset):
     """Stems on disk: whole tracks for evaluation, augmented segments for training.
 
-    Arguments
-    ---------
-    rows : Sequence[Row]
-        The manifest, read with `read_manifest(path, len(sources), stems=True)`.
-    sample_rate : int
-        Rate in Hz of the examples; files at another are resampled.
-    segment_seconds : float | None
-        Length of the examples; None gives whole tracks, in the order of `rows`,
-        without any augmentation. More of a track is read where the augmentation needs
-        it: 10 s for 7.8 s of training with the default one.
-    stride_seconds : float
-        Distance of the segments of a track.
-    augmentation : Augmentation | None
-        None takes the segments as they are.
-    levels : Mapping[str, Level] | None
-        By track id: each stem has its track's mean subtracted and is divided by its
-        track's standard deviation. None leaves the levels as they are on disk.
-    independent : bool
-        Draw each stem from a random place of a random track; the unused stems of a
-        manifest (`Row.unused`) are then left out. Nothing is remixed.
-    examples_per_epoch : int | None
-        Length of the data set; None takes the number of segments. With less than
-        that an epoch sees a random part of them, with more it begins again.
-    seed : int
-        Decides, with epoch and index, every draw.
-    check_sums : bool
-        Note a mixture file of a whole track that is not the sum of its stems. That is
-        no error: finished music often went through a limiter.
-
-    Raises
-    ------
-    DataError
-        A source has no usable stem, a track has no level, or stems are unused although
-        `independent` is False.
+    A DataError says which source or track cannot be used.
     """
 
-    rows: Sequence[Row]
-    sample_rate: int = 44100
+    rows: Sequence[Row]  # read with `read_manifest(path, len(sources), stems=True)`
+    sample_rate: int = 44100  # in Hz, of the examples; files at another are resampled
+    # Length of the examples; None gives whole tracks in the order of `rows`. More of a
+    # track is read where the augmentation needs it: 10 s for 7.8 s by default.
     segment_seconds: float | None = None
-    stride_seconds: float = 1.0
-    augmentation: Augmentation | None = None
+    stride_seconds: float = 1.0  # between the segments of a track
+    augmentation: Augmentation | None = None  # None takes the segments as they are
+    # By track id: each stem has its track's mean subtracted and is divided by its
+    # track's standard deviation. None leaves the levels as they are on disk.
     levels: Mapping[str, Level] | None = None
+    # Draw each stem from a random place of a random track; the unused stems of a
+    # manifest (`Row.unused`) are then left out. Nothing is remixed.
     independent: bool = False
+    # Length of the data set; None takes the number of segments. With less than that an
+    # epoch sees a random part of them, with more it begins again.
     examples_per_epoch: int | None = None
     seed: int = 0
+    # Note a mixture file of a whole track that is not the sum of its stems. That is no
+    # error: finished music often went through a limiter.
     check_sums: bool = True
 
     def __post_init__(self) -> None:
@@ -147,8 +123,7 @@ class StemDataset(Dataset):
         """Return the example of (seed, epoch, index); a bare index means epoch 0.
 
         In training the mixture is the sum of the stems; for a whole track it is its
-        mixture file, if it has one. `origins` names the track each stem is from; the id
-        adds where they were cut.
+        mixture file, if it has one. The id adds to `origins` where they were cut.
         """
         epoch, index, _ = ExampleKey.of(key)
         if not 0 <= index < self.num_examples:
@@ -157,22 +132,17 @@ class StemDataset(Dataset):
             return self._whole(self.rows[index])
         choose = self._independent if self.independent else self._remixed
         segments = choose(epoch, index)
-        src_SCT = torch.stack(
-            [self._stem(epoch, segment, s) for s, segment in enumerate(segments)]
-        )
+        stems = [self._stem(epoch, segment, s) for s, segment in enumerate(segments)]
+        src_SCT = torch.stack(stems)
         origins = tuple(self.rows[segment.row].id for segment in segments)
-        names = [
-            f"{origin}@{segment.start:.1f}s"
-            for origin, segment in zip(origins, segments, strict=True)
-        ]
-        name = "+".join(dict.fromkeys(names))
+        starts = (f"{segment.start:.1f}s" for segment in segments)
+        name = "+".join(dict.fromkeys(map("{}@{}".format, origins, starts)))
         return Example(name, src_SCT.sum(0), src_SCT, origins=origins)
 
     def _whole(self, row: Row) -> Example:
         """Return a whole track at its true level, or normalised if there are levels.
 
-        NaN, Inf and absurd levels are errors here: a score without the track would not
-        be that of the set.
+        NaN and absurd levels are errors: a score must be that of the whole set.
         """
 
         def read(path: str) -> Tensor:
@@ -195,13 +165,8 @@ class StemDataset(Dataset):
         origins = (row.id,) * len(row.sources)
         return Example(row.id, mix_CT, src_SCT, origins=origins, note=note)
 
-    # ------------------------------------------------------------- which segments
-
     def _remixed(self, epoch: int, index: int) -> list[Segment]:
-        """Take each source from one segment of the example's group.
-
-        Every stem of every segment is used once in a pass over the segments.
-        """
+        """Take each source from a segment of the example's group, each segment once."""
         size = self.settings.remix_group
         passes, position = divmod(index, len(self.places))
         order = _epoch_order(self.seed, epoch, passes, len(self.places))
@@ -224,8 +189,6 @@ class StemDataset(Dataset):
             room = max(self.rows[row].duration - self.seconds_to_read, 0.0)
             segments.append(Segment(row, float(rng.uniform(0, room)), index))
         return segments
-
-    # ------------------------------------------------------------------- one stem
 
     def _stem(self, epoch: int, segment: Segment, source: int) -> Tensor:
         """Read, change and normalise one stem of a segment: [C, T]."""
@@ -279,13 +242,7 @@ class StemDataset(Dataset):
 
 
 def without_offset(wave_CT: Tensor) -> Tensor:
-    """Return zeros in place of a constant, which is no sound, and all else as it is.
-
-    Example
-    -------
-    >>> without_offset(torch.full((2, 3), 0.1)).abs().max().item()
-    0.0
-    """
+    """Return zeros in place of a constant, which is no sound, and all else as it is."""
     low_C, high_C = wave_CT.amin(1), wave_CT.amax(1)
     still = (high_C - low_C).max() <= SILENT_PEAK
     # Silence that dither has touched is common, and is left alone.

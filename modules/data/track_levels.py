@@ -37,19 +37,9 @@ class Level:
 def measure_levels(rows: Sequence[Row], index: str | Path) -> dict[str, Level]:
     """Return the level of each track by its id; reading a collection takes minutes.
 
-    Arguments
-    ---------
-    rows : Sequence[Row]
-        The manifest. Without a mixture file a track's mixture is the sum of all stems,
-        the unused ones too.
-    index : str | Path
-        CSV that keeps the levels, see `modules.data.index.measure_once`.
-
-    Raises
-    ------
-    DataError
-        A file holds NaN, Inf or an absurd level, or cannot be read; the message names
-        it.
+    Without a mixture file a track's mixture is the sum of all stems, the unused ones
+    too. A DataError names a file that cannot be read, or holds NaN, Inf or an absurd
+    level.
     """
     row_of = {row.id: row for row in rows}
     found = measure_once(

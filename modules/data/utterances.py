@@ -1,9 +1,9 @@
 """Single talkers for dynamic mixing: who speaks in which file, how long, how loud.
 
-Files are measured once, several at a time, and the result is kept in an index; after
-that a start of training opens none of them. A file that cannot be used (unreadable,
-truncated, silent, constant, NaN, too short) is left out with a warning that names it.
-A file that changes while training reads it is an error (`check_unchanged`).
+Files are measured once, and the result is kept in an index; after that a start of
+training opens none of them. A file that cannot be used (unreadable, truncated, silent,
+constant, NaN, too short) is left out with a warning that names it. A file that changes
+while training reads it is an error (`check_unchanged`).
 """
 
 import logging
@@ -36,7 +36,6 @@ EVALUATION_FOLDERS = {
 }
 
 LIBRISPEECH_NAME = re.compile(r"(\d+)-\d+-\d+")
-
 WSJ0_NAME = re.compile(r"[0-9a-z]{8}", re.IGNORECASE)
 
 # How a path names its speaker, and how many folders that takes below the root.
@@ -77,17 +76,7 @@ INDEX_COLUMNS = {"path": str, "fingerprint": str, **_Measured.__annotations__}
 class UtterancePool:
     """Usable utterances by speaker.
 
-    Arguments
-    ---------
-    utterances : Sequence[Utterance]
-        Their order decides what a seed draws, so it must not vary between runs.
-
-    Example
-    -------
-    >>> pool = UtterancePool([Utterance("/a.wav", "a", "ann", 8000, 16000, -20.0),
-    ...                       Utterance("/b.wav", "b", "bob", 8000, 16000, -26.0)])
-    >>> print(pool)
-    2 utterances of 2 speakers (0.0 h)
+    The order of `utterances` decides what a seed draws: it must not vary between runs.
     """
 
     def __init__(self, utterances: Sequence[Utterance]) -> None:
@@ -102,10 +91,8 @@ class UtterancePool:
 
     def __str__(self) -> str:
         seconds = sum(u.frames / u.sample_rate for us in self.by_speaker for u in us)
-        return (
-            f"{len(self)} utterances of {len(self.speakers)} speakers "
-            f"({seconds / 3600:.1f} h)"
-        )
+        utterances = f"{len(self)} utterances of {len(self.speakers)} speakers"
+        return f"{utterances} ({seconds / 3600:.1f} h)"
 
     @classmethod
     def scan(
@@ -115,25 +102,14 @@ class UtterancePool:
         speaker: str = "auto",
         min_seconds: float = 0.5,
     ) -> "UtterancePool":
-        """Return all WAV and FLAC files under a folder, sorted by path.
+        """Return all WAV and FLAC files under a folder of training speakers, by path.
 
-        Arguments
-        ---------
-        folder : str | Path
-            Searched with all its subfolders. It must hold training speakers only.
-        index_file : str | Path | None
-            Where lengths and levels are kept between runs; None measures anew.
-        speaker : str
-            What names the speaker of a file: "folder" (the one it lies in), "wsj0"
-            (the first three characters of its name), "librispeech" (the folder above
-            the one it lies in), or "auto": found from the names, and logged.
-        min_seconds : float
-            Shorter files are left out.
-
-        Raises
-        ------
-        DataError
-            There is no folder, no usable file, or a file's place names no speaker.
+        `index_file` keeps lengths and levels between runs; None measures anew. Files
+        shorter than `min_seconds` are left out. `speaker` is what names the speaker of
+        a file: "folder" (the one it lies in), "wsj0" (the first three characters of its
+        name), "librispeech" (the folder above the one it lies in), or "auto": found
+        from the names, and logged. A DataError is raised where there is no folder or no
+        usable file, or where a file's place names no speaker.
         """
         root = Path(folder).absolute()
         if not root.is_dir():
@@ -146,17 +122,16 @@ class UtterancePool:
         )
         if not paths:
             raise DataError(f"{root}: holds no {' or '.join(SUFFIXES)} file")
-        inside = {
-            part for path in paths for part in Path(path).parts[len(root.parts) :]
-        }
+        files = [Path(path) for path in paths]
+        inside = {part for file in files for part in file.relative_to(root).parts}
         if inside & EVALUATION_FOLDERS and inside - EVALUATION_FOLDERS:
             logger.warning(
                 "%s: trains on the evaluation speakers of %s as well; point to the "
                 "training folder alone",
                 *(root, ", ".join(sorted(inside & EVALUATION_FOLDERS))),
             )
-        speaker_of = _speaker_rule(root, paths, speaker)
-        named = {path: (Path(path).stem, speaker_of(Path(path))) for path in paths}
+        speaker_of = _speaker_rule(root, files, speaker)
+        named = {str(file): (file.stem, speaker_of(file)) for file in files}
         return cls._measure(named, index_file, min_seconds, str(root))
 
     @classmethod
@@ -172,9 +147,7 @@ class UtterancePool:
         (`40na010x_1.9857_01xo031a_-1.9857`) and LibriMix
         (`3536-8226-0026_1673-143397-0009`); one talker in noise is the first that is
         named. Of the cuts of an utterance in several mixtures the longest is taken.
-
-        `index_file` and `min_seconds` are as in `scan`. A DataError names a mixture
-        whose id does not name as many utterances as it has sources.
+        Arguments and errors are as in `scan`.
         """
         longest: dict[str, tuple[float, str]] = {}
         for row in rows:
@@ -182,10 +155,9 @@ class UtterancePool:
                 if row.duration > longest.get(name, (0.0, ""))[0]:
                     longest[name] = (row.duration, path)
         named = {}
-        for name in sorted(longest):
+        for name, (_, path) in sorted(longest.items()):
             librispeech = LIBRISPEECH_NAME.fullmatch(name)
-            talker = librispeech[1] if librispeech else name[:3]
-            named[longest[name][1]] = (name, talker)
+            named[path] = (name, librispeech[1] if librispeech else name[:3])
         return cls._measure(named, index_file, min_seconds, "the training sources")
 
     @classmethod
@@ -233,16 +205,13 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
         yield place, names
 
 
-def _speaker_rule(
-    root: Path, paths: Sequence[str], speaker: str
-) -> Callable[[Path], str]:
+def _speaker_rule(root: Path, files: list[Path], speaker: str) -> Callable[[Path], str]:
     """Return the function from a path to its speaker, by its name or by looking."""
     if speaker not in ("auto", *SPEAKER_RULES):
         known = ", ".join(SPEAKER_RULES)
         raise DataError(f"speaker rule {speaker!r} is unknown; expected auto, {known}")
     if speaker == "auto":
-        files = [Path(path) for path in paths]
-        if all(_is_librispeech(file) for file in files):
+        if all(map(_is_librispeech, files)):
             speaker = "librispeech"
         elif all(
             WSJ0_NAME.fullmatch(file.stem)
@@ -254,10 +223,10 @@ def _speaker_rule(
             speaker = "folder"
         logger.info("%s: speakers are named by the rule %r", root, speaker)
     rule, depth = SPEAKER_RULES[speaker]
-    for path in paths:
-        if len(Path(path).parts) - len(root.parts) <= depth:
+    for file in files:
+        if len(file.relative_to(root).parts) <= depth:
             raise DataError(
-                f"{path}: lies too high under {root} for the speaker rule {speaker!r}; "
+                f"{file}: lies too high under {root} for the speaker rule {speaker!r}; "
                 "put every speaker's files into a folder of their own"
             )
     return rule
@@ -289,10 +258,7 @@ def _utterances_of(row: Row) -> list[str]:
 
 
 def check_unchanged(utterance: Utterance) -> None:
-    """Raise an AudioError if a file no longer holds what was measured.
-
-    A file that was only touched or copied anew is as good as before.
-    """
+    """Raise if a file holds other samples than were measured, whatever its time."""
     if not utterance.fingerprint:
         return
     try:
@@ -311,9 +277,7 @@ def _change(utterance: Utterance, now: str) -> str:
     """Say how a file with a new fingerprint differs; "" if it holds the same."""
     found = _measure_file(utterance.path)
     before = (utterance.sample_rate, utterance.frames, utterance.level_db)
-    if found.fault or found[:3] != before:
-        return found.fault or "other samples"
-    return ""
+    return found.fault or ("other samples" if found[:3] != before else "")
 
 
 def _measure_file(path: str) -> _Measured:

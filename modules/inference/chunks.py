@@ -28,44 +28,16 @@ def separate_in_chunks(
     overlap: int,
     batch_size: int = 1,
 ) -> Tensor:
-    """Run a separator over long mixtures, piece by piece.
+    """Run a separator of [B, T] to [B, S, T] over long mixtures, piece by piece.
 
     All chunks have the same length: the last one is moved back to end with the signal,
     so that the separator never sees a short remainder. Its memory does not grow with T.
+    Up to `chunk` samples the result is `separator(mix_BT)`. Neighbours share at least
+    `overlap` samples, 0 < overlap < chunk. If all streams are silent over these, the
+    separator's own order is kept: choose more than the pauses in the speech.
 
-    If all streams are silent over an overlap, the separator's own order is kept: choose
-    an overlap longer than the pauses in the speech.
-
-    Arguments
-    ---------
-    separator : Callable[[Tensor], Tensor]
-        Maps `mix_BT` to `est_BST` with as many samples.
-    mix_BT : Tensor
-        Mixtures, `[B, T]`.
-    chunk : int
-        Samples per chunk. Up to this length the result is `separator(mix_BT)`.
-    overlap : int
-        Samples that neighbouring chunks share at least; 0 < overlap < chunk.
-    batch_size : int
-        Chunks per call of the separator (each is a batch of B).
-
-    Returns
-    -------
-    est_BST : Tensor
-        Estimates, in the order of the first chunk.
-
-    Raises
-    ------
-    ValueError
-        A size is invalid, or the separator changes the number of samples.
-
-    Example
-    -------
-    >>> halves = lambda mix_BT: torch.stack([0.25 * mix_BT, 0.75 * mix_BT], dim=1)
-    >>> mix_BT = torch.arange(10.0).expand(1, -1)
-    >>> est_BST = separate_in_chunks(halves, mix_BT, chunk=4, overlap=2)
-    >>> torch.equal(est_BST, halves(mix_BT))
-    True
+    The sources are in the order of the first chunk. Each call of the separator gets
+    `batch_size` chunks (each a batch of B). A ValueError says which size is invalid.
     """
     if mix_BT.ndim != 2:
         raise ValueError(f"the mixture must be [B, T], got {tuple(mix_BT.shape)}")
@@ -77,15 +49,15 @@ def separate_in_chunks(
     if samples <= chunk:
         return _checked(separator, mix_BT)
 
-    starts = _starts(samples, chunk, overlap)
+    last = samples - chunk
+    starts = [*range(0, last, chunk - overlap), last]
     est_BST: Tensor | None = None
     done = 0
     for start, new_BSC in _separated(separator, mix_BT, chunk, starts, batch_size):
         if est_BST is None:
             est_BST = new_BSC.new_empty((*new_BSC.shape[:2], samples))
         else:
-            previous_BSC = est_BST[..., start:done]
-            shared = done - start
+            previous_BSC, shared = est_BST[..., start:done], done - start
             new_BSC = _in_order_of(previous_BSC, new_BSC)
             faded_BSC = _cross_fade(previous_BSC, new_BSC[..., :shared])
             new_BSC = torch.cat([faded_BSC, new_BSC[..., shared:]], dim=-1)
@@ -93,12 +65,6 @@ def separate_in_chunks(
         est_BST[..., start:done] = new_BSC
     assert est_BST is not None  # there are at least two chunks
     return est_BST
-
-
-def _starts(samples: int, chunk: int, overlap: int) -> list[int]:
-    """First samples of the chunks; the last chunk ends where the signal ends."""
-    last = samples - chunk
-    return [*range(0, last, chunk - overlap), last]
 
 
 def _separated(
@@ -117,7 +83,7 @@ def _separated(
 
 
 def _checked(separator: Callable[[Tensor], Tensor], mix_BT: Tensor) -> Tensor:
-    """The separator's estimates, if they have the right shape."""
+    """Return the separator's estimates; raise unless they have the right shape."""
     est_BST = separator(mix_BT)
     batch, samples = mix_BT.shape
     if est_BST.ndim != 3 or est_BST.shape[::2] != (batch, samples):
@@ -139,7 +105,7 @@ def _in_order_of(previous_BSC: Tensor, new_BSC: Tensor) -> Tensor:
 
 
 def _cross_fade(old_BSC: Tensor, new_BSC: Tensor) -> Tensor:
-    """Linear fade, exact where both sides are equal."""
+    """Fade linearly, exactly where both sides are equal."""
     length = old_BSC.shape[-1]
     weight_C = torch.arange(1, length + 1, device=old_BSC.device) / (length + 1)
     return torch.lerp(old_BSC, new_BSC, weight_C.to(old_BSC.dtype))

@@ -1,13 +1,11 @@
 """Separate whole songs with a model that was trained on segments of them.
 
-The method and the numbers are those of ``demucs.apply.apply_model``: a song is cut into
-segments that overlap, each segment is separated, and the estimates are averaged with
-triangular weights, so that one segment fades into the next. A short segment at the end
-of the song is filled up with the samples before it.
+As in ``demucs.apply.apply_model``, a song is cut into segments that overlap, each is
+separated, and the estimates are averaged with triangular weights, so that one fades
+into the next. A short segment at the end is filled up with the samples before it.
 
 A song can be separated several times, moved by a random time each, and the estimates
 averaged (the *shift trick*: a model's output depends a little on where a sound begins).
-Several models can share the work, each with a weight for each source: a `Bag`.
 
 A model has ``sources`` (names), ``sample_rate`` and ``segment`` (seconds), and maps
 `[B, C, T]` to `[B, S, C, T]`, such as `modules.models.htdemucs.HTDemucs`.
@@ -15,6 +13,7 @@ A model has ``sources`` (names), ``sample_rate`` and ``segment`` (seconds), and 
 Shapes: B batch, S source, C audio channel, T sample, M sample of a segment, N model.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -37,28 +36,11 @@ class SongModel(nn.Module):
 
 
 class Bag(nn.Module):
-    """Models of the same sources, each with a weight for each source.
+    """Models of the same sources that share the work, weighted for each source.
 
-    Arguments
-    ---------
-    models : Sequence[nn.Module]
-        At least one; with equal ``sources`` and ``sample_rate``.
-    weights : Sequence[Sequence[float]] | None
-        A row for each model with a weight for each source, not negative. None: all
-        equal. The identity matrix takes each source from its own model.
-
-    Raises
-    ------
-    ValueError
-        The models do not fit each other or the weights, or a source has no positive
-        weight.
-
-    Example
-    -------
-    >>> model = nn.Module()
-    >>> model.sources, model.sample_rate = ["drums", "bass"], 44100
-    >>> Bag([model, model], [[1, 0], [0, 1]]).weights
-    [[1.0, 0.0], [0.0, 1.0]]
+    `weights` has a row for each model and a column for each source, not negative; None
+    makes all equal. The identity matrix takes each source from its own model. A
+    ValueError says which models or weights do not fit.
     """
 
     def __init__(
@@ -71,11 +53,11 @@ class Bag(nn.Module):
             raise ValueError("a bag needs at least one model")
         first: Any = models[0]
         for name in ("sources", "sample_rate"):
+            own = getattr(first, name)
             for other in (getattr(model, name) for model in models):
-                if other != getattr(first, name):
+                if other != own:
                     raise ValueError(
-                        f"models of a bag differ in {name}: {getattr(first, name)}, "
-                        f"{other}"
+                        f"models of a bag differ in {name}: {own}, {other}"
                     )
         if weights is None:
             weights = [[1.0] * len(first.sources) for _ in models]
@@ -108,56 +90,25 @@ def apply_model(
     seed: int = 0,
     offsets: Sequence[int] | None = None,
 ) -> Tensor:
-    """Separate songs of any length, in evaluation mode and without gradients.
+    """Separate songs [B, C, T] of any length into ``model.sources``: [B, S, C, T].
 
-    Segments are computed on the model's device. Mixture and estimates stay on the
-    mixture's device, so that a GPU never holds a whole song.
+    The model, or each of a `Bag`, runs in evaluation mode and without gradients; its
+    mode is restored in the end. Segments are computed on its device. Mixture and
+    estimates stay on the mixture's device, so that a GPU never holds a whole song. A
+    ValueError names an argument that is out of range.
 
-    Arguments
-    ---------
-    model : nn.Module
-        A model, or a `Bag` of them. Its mode is restored in the end.
-    mixture_BCT : Tensor
-        Songs [B, C, T].
-    shifts : int
-        Number of separations that are averaged, each moved by a random time of up to
-        half a second; 0: one that is not moved.
-    overlap : float
-        Share of a segment that the next one repeats, 0 <= overlap < 1.
-    transition_power : float
-        Power of the triangular weights, at least 1; fades are shorter with more.
-    segment_seconds : float | Fraction | None
-        Length of the segments; None: that of the model.
-    batch_size : int
-        Segments per call of the model (each is a batch of B).
-    normalize : bool
-        Standardise each song by mean and deviation of its mono downmix first and undo
-        it in the end, as demucs' command line does.
-    seed : int
-        Seed of the shifts.
-    offsets : Sequence[int] | None
-        The shifts themselves, in samples from 0 to half a second: `shifts` numbers
-        for each model of a bag, one model after the other. None: drawn.
+    `segment_seconds` is the length of the segments (None: the model's), `overlap` the
+    share of one that the next repeats, 0 <= overlap < 1. `transition_power` is that of
+    the triangular weights, at least 1; fades are shorter with more. Each call of the
+    model gets `batch_size` segments (each a batch of B).
 
-    Returns
-    -------
-    estimate_BSCT : Tensor
-        Estimates, in the order of ``model.sources``.
+    `shifts` separations are averaged, each moved by a random time of up to half a
+    second; 0 is one that is not moved. The times are drawn by `seed`, unless `offsets`
+    gives them in samples: `shifts` numbers for each model of a bag, one model after the
+    other.
 
-    Raises
-    ------
-    ValueError
-        An argument is out of range; the message names it.
-
-    Example
-    -------
-    >>> class Halves(nn.Module):
-    ...     sources, sample_rate, segment = ["a", "b"], 100, 2
-    ...     def forward(self, mixture_BCT):
-    ...         return torch.stack([mixture_BCT / 2, mixture_BCT / 2], dim=1)
-    >>> song_BCT = torch.randn(1, 2, 1234)
-    >>> torch.allclose(apply_model(Halves(), song_BCT).sum(dim=1), song_BCT, atol=1e-6)
-    True
+    `normalize` standardises each song by mean and deviation of its mono downmix first
+    and undoes it in the end, as demucs' command line does.
     """
     bag: Any = model if isinstance(model, Bag) else Bag([model])
     max_shift = int(MAX_SHIFT_SECONDS * bag.sample_rate)
@@ -190,28 +141,30 @@ def apply_model(
         std_B11 = 1e-8 + mono_B1T.std(dim=-1, correction=correction, keepdim=True)
         mixture_BCT = (mixture_BCT - mean_B11) / std_B11
 
-    estimate_BSCT: Tensor | None = None
     weight_NS = torch.tensor(bag.weights, device=mixture_BCT.device)
     share_NS = weight_NS / weight_NS.sum(dim=0)
     cut = _Cut(overlap, transition_power, segment_seconds, batch_size)
-    for index, (single, share_S) in enumerate(zip(bag.models, share_NS, strict=True)):
-        own = offsets[index * shifts : (index + 1) * shifts]
+
+    def separated(index: int) -> Tensor:
+        single, own = bag.models[index], offsets[index * shifts : (index + 1) * shifts]
         training = single.training
         single.eval()
         try:
             new_BSCT = _shifted(single, mixture_BCT, own, max_shift, cut)
         finally:
             single.train(training)
-        new_BSCT *= share_S[:, None, None]
-        estimate_BSCT = _added(estimate_BSCT, new_BSCT)
-    assert estimate_BSCT is not None  # a bag is never empty
+        return new_BSCT.mul_(share_NS[index, :, None, None])
+
+    estimate_BSCT = functools.reduce(
+        Tensor.add_, map(separated, range(len(bag.models)))
+    )
     if normalize:
         estimate_BSCT.mul_(std_B11[:, None]).add_(mean_B11[:, None])
     return estimate_BSCT
 
 
 class _Cut(NamedTuple):
-    """How `apply_model` cuts a song into segments, see there."""
+    """How `apply_model` cuts a song into segments."""
 
     overlap: float
     transition_power: float
@@ -222,23 +175,18 @@ class _Cut(NamedTuple):
 def _shifted(
     model: Any, mixture_BCT: Tensor, offsets: Sequence[int], max_shift: int, cut: _Cut
 ) -> Tensor:
-    """Average of the separations that begin `max_shift - offset` early."""
+    """Average the separations that begin `max_shift - offset` early."""
     samples = mixture_BCT.shape[-1]
     if not offsets:
         return _separate(model, mixture_BCT, 0, samples, cut)
     padded_BCT = F.pad(mixture_BCT, (max_shift, max_shift))
-    total_BSCT: Tensor | None = None
-    for offset in offsets:
+
+    def moved(offset: int) -> Tensor:
         early = max_shift - offset
         new_BSCT = _separate(model, padded_BCT, offset, samples + early, cut)
-        total_BSCT = _added(total_BSCT, new_BSCT[..., early:])
-    assert total_BSCT is not None  # there is an offset
-    return total_BSCT.div_(len(offsets))
+        return new_BSCT[..., early:]
 
-
-def _added(total: Tensor | None, new: Tensor) -> Tensor:
-    """The sum, computed in place."""
-    return new if total is None else total.add_(new)
+    return functools.reduce(Tensor.add_, map(moved, offsets)).div_(len(offsets))
 
 
 def _separate(
@@ -255,7 +203,7 @@ def _separate(
     weight_M = _triangle(length, song_BCT.device) ** cut.transition_power
     estimate_BSCT: Tensor | None = None
     total_T = torch.zeros(samples, device=song_BCT.device)
-    starts = list(range(0, samples, stride))
+    starts = range(0, samples, stride)
     pieces = [(first + start, min(length, samples - start)) for start in starts]
     separated = _segments(model, song_BCT, pieces, length, cut.batch_size)
     for start, new_BSCM in zip(starts, separated, strict=True):
@@ -289,7 +237,7 @@ def _segments(
 
 
 def _with_context(song_BCT: Tensor, first: int, samples: int, length: int) -> Tensor:
-    """A piece in the middle of `length` samples of the song, zeros beyond its ends."""
+    """Return a piece amid `length` samples of the song, with zeros beyond its ends."""
     start = first - (length - samples) // 2
     stop = start + length
     left, right = max(0, -start), max(0, stop - song_BCT.shape[-1])
@@ -297,7 +245,7 @@ def _with_context(song_BCT: Tensor, first: int, samples: int, length: int) -> Te
 
 
 def _triangle(length: int, device: torch.device) -> Tensor:
-    """Weights [M] that rise to 1 in the middle and fall again."""
+    """Return weights [M] that rise to 1 in the middle and fall again."""
     half = length // 2
     rising = torch.arange(1, half + 1, device=device)
     falling = torch.arange(length - half, 0, -1, device=device)

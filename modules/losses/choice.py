@@ -20,11 +20,10 @@ from modules.runtime import distributed
 class Terms(NamedTuple):
     """The unreduced losses of a batch.
 
-    `scorable_BK` is False where there is nothing to learn. `sort_key_BK` is what the
-    selector compares in place of the loss, for instance the loss relative to the level
-    of the target. `silent_BK` is True where a target is silent once its mean is
-    removed; such terms are counted. `origin_BK` numbers the recordings that the targets
-    were cut from.
+    `scorable_BK` is False where there is nothing to learn. `sort_key_BK` replaces the
+    loss for the selector, for instance by the loss relative to the level of the target.
+    `silent_BK` marks targets that are silent once their mean is removed; they are
+    counted. `origin_BK` numbers the recordings that the targets were cut from.
     """
 
     loss_BK: Tensor
@@ -37,8 +36,8 @@ class Terms(NamedTuple):
 class Choice(NamedTuple):
     """What is trained on, and the counts of the global batch.
 
-    `keep_BK`, `nonfinite_B` and `silent_B` describe this rank's examples; everything
-    else is equal on all ranks. `flags` says which of the ranks' flags any rank raised.
+    `keep_BK`, `nonfinite_B` and `silent_B` describe this rank's examples; all else is
+    equal on all ranks. `flags` says which of the ranks' flags any rank raised.
     """
 
     keep_BK: Tensor
@@ -70,31 +69,13 @@ def choose(
 ) -> Choice:
     """Choose the terms to train on; call it on every rank.
 
-    A term is usable where its example counts and is finite, its loss is finite and
-    below `loss_limit`, and there is something to learn. The selector sees the sort keys
-    of all usable terms of the global batch, and NaN in place of the others.
+    A term is usable where its example counts (it does not only fill up a rank's share)
+    and is finite (it was not zeroed), its loss is finite and below `loss_limit`, and
+    there is something to learn. The selector maps the sort keys [N, K] of the global
+    batch, NaN for terms that are not usable, to a mask of the terms to keep.
 
-    Arguments
-    ---------
-    terms : Terms
-        This rank's losses.
-    finite_B : Tensor
-        False where an example's audio was not finite and has been zeroed.
-    counts_B : Tensor
-        False where an example only fills up a rank's share.
-    select : Callable
-        Maps sort keys [N, K] to a mask of the terms to keep, [N, K].
-    batch_size : int
-        Examples that a rank has at most, the same on all ranks.
-    loss_limit : float
-        Losses at or above it are left out.
-    flags : tuple[bool, ...]
-        What this rank wants the others to know; they travel with the losses.
-
-    Returns
-    -------
-    Choice
-        The masks and the counts.
+    `batch_size` is how many examples a rank has at most, the same on all ranks. `flags`
+    is what this rank wants the others to know; they travel with the losses.
     """
     loss_BK = terms.loss_BK.float()
     sort_key_BK = loss_BK if terms.sort_key_BK is None else terms.sort_key_BK.float()
@@ -123,10 +104,9 @@ def choose(
     loss_NK, usable_NK = everyone["loss"], everyone["usable"] == 1
     keep_NK = select(everyone["sort_key"].where(usable_NK, torch.nan)) & usable_NK
 
+    counts = [(everyone[n] == 1).sum()[None] for n in ("counts", "nonfinite", "silent")]
     sums = {
-        "seen": (everyone["counts"] == 1).sum(0),
-        "nonfinite": (everyone["nonfinite"] == 1).sum(0),
-        "silent": (everyone["silent"] == 1).sum()[None],
+        "counts": torch.cat(counts),
         "usable": usable_NK.sum(0),
         "kept": keep_NK.sum(0),
         "usable_loss": loss_NK.where(usable_NK, 0.0).double().sum(0),
@@ -134,6 +114,7 @@ def choose(
         "flags": (everyone["flags"] == 1).any(0),
     }
     found = _to_host(sums)
+    seen, nonfinite, silent = map(int, found["counts"])
     keep_WBK = keep_NK.unflatten(0, (distributed.world_size(), -1))
     return Choice(
         keep_BK=keep_WBK[distributed.rank(), : len(loss_BK)],
@@ -142,14 +123,14 @@ def choose(
         origin_NK=everyone["origin"],
         usable_NK=usable_NK,
         keep_NK=keep_NK,
-        seen=int(found["seen"][0]),
-        nonfinite=int(found["nonfinite"][0]),
-        silent=int(found["silent"][0]),
-        usable_K=[int(number) for number in found["usable"]],
-        kept_K=[int(number) for number in found["kept"]],
+        seen=seen,
+        nonfinite=nonfinite,
+        silent=silent,
+        usable_K=list(map(int, found["usable"])),
+        kept_K=list(map(int, found["kept"])),
         usable_loss_K=found["usable_loss"],
         kept_loss_K=found["kept_loss"],
-        flags=[bool(flag) for flag in found["flags"]],
+        flags=list(map(bool, found["flags"])),
     )
 
 

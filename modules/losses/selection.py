@@ -1,15 +1,15 @@
 """Which examples count: one class a rule, which looks at losses and gives a mask.
 
 A selector sees the unreduced losses of the whole global batch (all ranks), so every
-rank reaches the same answer. Examples that cannot be used (not finite, over
-`loss_upper_lim`, silent, or present only to fill up a rank) reach it as NaN and are
-left out whatever the selector says.
+rank reaches the same answer. Terms that cannot be used reach it as NaN and are left out
+whatever it says (see `modules.losses.choice`).
 
 Legend: N examples of the global batch, K loss terms of an example, R ranks, B examples
 of a rank, W remembered losses.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,11 +18,7 @@ from modules.runtime.distributed import world_size
 
 
 class Selector:
-    """Base of the rules, with what a rule without memory needs.
-
-    A rule is called with losses [N, K] and returns a mask of the terms to keep, of the
-    same shape.
-    """
+    """Map losses [N, K] to a mask of the terms to keep; the base has no memory."""
 
     #: True lets the mean loss run over what is kept, False over all that is usable.
     renormalise = True
@@ -51,28 +47,17 @@ class KeepAll(Selector):
         return torch.ones_like(loss_NK, dtype=torch.bool)
 
 
+@dataclass(eq=False)
 class ThresholdByLoss(Selector):
     """Train on what is still hard: drop examples separated better than `threshold`.
 
+    The threshold is in dB of negative SI-SNR: -30 drops examples above 30 dB. This is
     SpeechBrain's recipe practice (`threshold_byloss`); the MossFormer2 paper does not
-    state it.
-
-    Arguments
-    ---------
-    threshold : float
-        In dB of negative SI-SNR: -30 drops examples whose SI-SNR is above 30 dB.
-    enabled : bool
-        False keeps every example.
-
-    Example
-    -------
-    >>> ThresholdByLoss(-30)(torch.tensor([-12.0, -31.0]))
-    tensor([ True, False])
+    state it. `enabled=False` keeps every example.
     """
 
-    def __init__(self, threshold: float = -30.0, enabled: bool = True) -> None:
-        self.threshold = threshold
-        self.enabled = enabled
+    threshold: float = -30.0
+    enabled: bool = True
 
     def __call__(self, loss_NK: Tensor) -> Tensor:
         if not self.enabled:
@@ -86,18 +71,8 @@ class LossTruncation(Selector):
     This is the base of three rules, which differ in the losses that a loss is compared
     with. A term is dropped when its loss lies strictly above the `quantile` of those,
     stem by stem, with linear interpolation; losses that are not finite do not count.
-
-    Arguments
-    ---------
-    quantile : float
-        Share to keep, above 0 and at most 1 (which keeps everything).
-    memory : int
-        Number of losses per stem to remember, for `RunningTruncation`.
-
-    Raises
-    ------
-    ValueError
-        An argument is out of range.
+    A `quantile` of 1 keeps everything. `memory` is the number of losses per stem that
+    `RunningTruncation` remembers.
     """
 
     def __init__(self, quantile: float, memory: int = 1000) -> None:
@@ -107,8 +82,7 @@ class LossTruncation(Selector):
             raise ValueError(f"memory={memory}: must be 1 or more")
         self.quantile = quantile
         self.memory = memory
-        #: How many batches are accumulated for an optimizer step.
-        self.batches = 1
+        self.batches = 1  # accumulated for an optimizer step
         self.past_WK: Tensor | None = None
         self.threshold_K: Tensor | None = None
 
@@ -162,15 +136,7 @@ class ProcessTruncation(LossTruncation):
     """Compare with the batch of the own process.
 
     Team CCOM's rule for the Sound Demixing Challenge 2023: the mean runs over the whole
-    batch, in which dropped terms count as 0. Among B losses it drops
-    B - 1 - floor((B - 1) quantile), whatever they are: with 4 a process, 1 at 0.7 (and
-    at 0.9), 2 at 0.5 and 3 at 0.3.
-
-    Example
-    -------
-    >>> truncate = ProcessTruncation(0.7)
-    >>> truncate(torch.tensor([[1.0], [4.0], [2.0], [3.0]])).flatten()
-    tensor([ True, False,  True,  True])
+    batch, in which dropped terms count as 0.
     """
 
     renormalise = False
@@ -188,8 +154,8 @@ class ProcessTruncation(LossTruncation):
 class PooledTruncation(LossTruncation):
     """Compare with the batches of all processes that make an optimizer step.
 
-    Where `batches` of them are accumulated, the present one is compared with as many in
-    all, so with the ones before it: those that follow are not known yet.
+    Where batches are accumulated, the present one is compared with as many in all, so
+    with the ones before it: those that follow are not known yet.
     """
 
     def __call__(self, loss_NK: Tensor) -> Tensor:
@@ -226,8 +192,6 @@ class RunningTruncation(LossTruncation):
 def dropped_of(count: int, quantile: float) -> int:
     """Return how many of `count` different losses lie above their `quantile`.
 
-    Example
-    -------
     >>> [dropped_of(4, quantile) for quantile in (0.9, 0.7, 0.5, 0.3)]
     [1, 1, 2, 3]
     """
@@ -244,20 +208,7 @@ TRUNCATIONS = {
 def truncation(
     rule: str, quantile: float, memory: int = 1000
 ) -> KeepAll | LossTruncation:
-    """Return a selector by the name of its rule.
-
-    Arguments
-    ---------
-    rule : str
-        "none" keeps everything; else a name in `TRUNCATIONS`.
-    quantile, memory : float, int
-        As for `LossTruncation`.
-
-    Raises
-    ------
-    ValueError
-        The rule is unknown, or a value is out of range.
-    """
+    """Return a selector by a name in `TRUNCATIONS`; "none" keeps everything."""
     if rule == "none":
         return KeepAll()
     if rule not in TRUNCATIONS:

@@ -61,10 +61,8 @@ def pairwise_neg_si_snr(
 
     Arguments
     ---------
-    est_BST : Tensor
-        Estimates, `[B, S, T]`.
-    target_BST : Tensor
-        Targets, same shape.
+    est_BST, target_BST : Tensor
+        Estimates and targets.
     length_B : Tensor | None
         Number of valid samples of each example (integers); None means all T.
     silence : float
@@ -85,18 +83,9 @@ def pairwise_neg_si_snr(
     Raises
     ------
     ValueError
-        On shapes that differ, or lengths that are not integers.
-
-    Example
-    -------
-    >>> target_BST = torch.tensor([[[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0]]])
-    >>> est_BST = target_BST.flip(1) + 0.1 * target_BST
-    >>> pairwise_neg_si_snr(est_BST, target_BST).round(decimals=3)
-    tensor([[[ 20., -20.],
-             [-20.,  20.]]])
+        Shapes differ, or lengths are not integers.
     """
-    loss_BSS, _ = _pair_losses(est_BST, target_BST, length_B, silence)
-    return loss_BSS
+    return _pair_losses(est_BST, target_BST, length_B, silence)[0]
 
 
 def pit_neg_si_snr(
@@ -107,23 +96,10 @@ def pit_neg_si_snr(
 ) -> PITResult:
     """Return the negative SI-SNR of each example under its best permutation.
 
-    Arguments
-    ---------
-    est_BST, target_BST, length_B, silence
-        As for `pairwise_neg_si_snr`.
-
-    Returns
-    -------
-    result : PITResult
-        `loss_B` is the mean over the active sources only. An example without any
-        active source has loss 0, zero gradient and `active_BS` False throughout. A
-        non-finite example has loss NaN and `active_BS` True throughout, so that it is
-        never taken for a silent one.
-
-    Raises
-    ------
-    ValueError
-        As `pairwise_neg_si_snr`, and for more than 8 sources.
+    Arguments and errors are those of `pairwise_neg_si_snr`; more than 8 sources are a
+    ValueError as well. An example without any active source has loss 0, zero gradient
+    and `active_BS` False throughout. A non-finite example has loss NaN and `active_BS`
+    True throughout, so that it is never taken for a silent one.
 
     Example
     -------
@@ -146,11 +122,6 @@ def best_permutation(cost_BSS: Tensor) -> Tensor:
 
     `cost_BSS[b, i, j]` is the cost of giving row i to column j, and the result's [b, j]
     (int64) is the row given to column j. More than 8 sources are a ValueError.
-
-    Example
-    -------
-    >>> best_permutation(torch.tensor([[[9.0, 1.0], [2.0, 9.0]]]))
-    tensor([[1, 0]])
     """
     sources = cost_BSS.shape[-1]
     table_PS = _permutation_table(sources, cost_BSS.device)
@@ -160,15 +131,7 @@ def best_permutation(cost_BSS: Tensor) -> Tensor:
 
 
 def reorder(est_BST: Tensor, permutation_BS: Tensor) -> Tensor:
-    """Put the estimates in the order of the targets, by the permutation of PITResult.
-
-    Example
-    -------
-    >>> reorder(torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[2, 0, 1]]))
-    tensor([[[3.],
-             [1.],
-             [2.]]])
-    """
+    """Put estimates in the order of the targets, by the permutation of a PITResult."""
     index_BST = permutation_BS.unsqueeze(-1).expand(-1, -1, est_BST.shape[-1])
     return est_BST.gather(1, index_BST)
 
@@ -176,7 +139,7 @@ def reorder(est_BST: Tensor, permutation_BS: Tensor) -> Tensor:
 def _pair_losses(
     est_BST: Tensor, target_BST: Tensor, length_B: Tensor | None, silence: float
 ) -> tuple[Tensor, Tensor]:
-    """Return (loss_BSS, active_BS); see the two public functions."""
+    """Return loss_BSS and active_BS, as the two public functions describe them."""
     _check(est_BST, target_BST, length_B)
     dtype = torch.promote_types(est_BST.dtype, target_BST.dtype)
     dtype = torch.promote_types(dtype, torch.float32)

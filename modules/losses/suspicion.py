@@ -20,14 +20,7 @@ COLUMNS = ("track", "stem", "offered", "dropped", "suspicion")
 
 
 class Suspicion:
-    """Counts by track and stem.
-
-    Arguments
-    ---------
-    tracks : Sequence[str]
-        Ids of the training tracks.
-    stems : Sequence[str]
-        Names of the stems, in the order of the loss terms.
+    """Counts by track and stem; `stems` are in the order of the loss terms.
 
     Example
     -------
@@ -46,11 +39,7 @@ class Suspicion:
         self.dropped_RK = torch.zeros(shape, dtype=torch.int64)
 
     def add(self, origin_NK: Tensor, usable_NK: Tensor, keep_NK: Tensor) -> None:
-        """Count one choice.
-
-        `origin_NK` is the number of the track that each stem is from (read where
-        usable), `usable_NK` what could be trained on, `keep_NK` what was.
-        """
+        """Count one choice; `origin_NK` numbers the track of each usable stem."""
         # Counted where the losses are: nothing here waits for the device.
         self.offered_RK = self.offered_RK.to(origin_NK.device)
         self.dropped_RK = self.dropped_RK.to(origin_NK.device)
@@ -60,24 +49,19 @@ class Suspicion:
             (self.offered_RK, usable_NK),
             (self.dropped_RK, usable_NK & ~keep_NK),
         ):
-            counts_RK.view(-1).index_add_(
-                0, places_NK.flatten(), mask_NK.flatten().long()
-            )
+            mask = mask_NK.flatten().long()
+            counts_RK.view(-1).index_add_(0, places_NK.flatten(), mask)
 
     def rows(self) -> list[dict[str, str | int | float]]:
-        """Return track, stem, counts and suspicion (share dropped), highest first.
-
-        A stem that was never offered has no row.
-        """
-        counts = zip(
-            itertools.product(self.tracks, self.stems),
+        """Return counts and share dropped of each stem offered, highest share first."""
+        keys = itertools.product(self.tracks, self.stems)
+        counts = (
             self.offered_RK.flatten().tolist(),
             self.dropped_RK.flatten().tolist(),
-            strict=True,
         )
         rows = [
             dict(zip(COLUMNS, (*key, offered, dropped, dropped / offered), strict=True))
-            for key, offered, dropped in counts
+            for key, offered, dropped in zip(keys, *counts, strict=True)
             if offered
         ]
         return sorted(rows, key=lambda r: (-r["suspicion"], r["track"], r["stem"]))
@@ -88,10 +72,8 @@ class Suspicion:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the counts."""
-        return {
-            "offered_RK": self.offered_RK.cpu(),
-            "dropped_RK": self.dropped_RK.cpu(),
-        }
+        offered_RK, dropped_RK = self.offered_RK.cpu(), self.dropped_RK.cpu()
+        return {"offered_RK": offered_RK, "dropped_RK": dropped_RK}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue the counts of a checkpoint."""

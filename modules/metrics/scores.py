@@ -3,8 +3,7 @@
 Speech: SI-SNR as in `losses/si_snr.py`. SDR is that of BSS Eval version 3 (Vincent et
 al., 2006): the target may be filtered by any 512 taps before what is left of the
 estimate counts as distortion; computed by `fast_bss_eval` (Scheibler, 2022). The
-improvements (`si_snr_i`, `sdr_i`) are over the mixture taken as the estimate of every
-source.
+improvements (`si_snr_i`, `sdr_i`) are over the mixture as the estimate of every source.
 
 Music has two scores that are both called SDR, of the target as it is, with no filter:
 
@@ -19,7 +18,7 @@ A stem that is silent throughout a song has neither score, and the song's other 
 are scored without it. (The challenge's formula would give about -90 dB, which would
 dominate the mean, and museval no score for the whole song.)
 
-Shapes: S source, C channel, T sample.
+Shapes: S source, C channel, T sample, L frame.
 """
 
 import json
@@ -55,41 +54,15 @@ def score_example(
 ) -> dict[str, float]:
     """Score one separated mixture, in float64.
 
-    Estimates are assigned to targets by the best SI-SNR, for both metrics. A target
-    that is silent by the rule of `losses/si_snr.py` has no score and is left out of the
-    means. Signals shorter than the 512 taps are scored like any other, but the filter
-    then has more free taps than the signal has samples, so their SDR flatters.
+    Estimates, in any order, are assigned to targets by the best SI-SNR. By convention
+    the SDR filter has 512 taps at any rate, so scores at different rates are not
+    comparable; for a signal shorter than that it has more free taps than samples, which
+    flatters. `with_sdr=False` leaves out `sdr` and `sdr_i`, which cost most of the
+    time.
 
-    Arguments
-    ---------
-    est_ST, target_ST : Tensor
-        Estimates in any order, and targets; `[S, T]`.
-    mix_T : Tensor
-        The mixture.
-    sample_rate : int
-        In Hz. By convention the SDR filter has 512 taps at any rate, so scores at
-        different rates are not comparable, and the value is only checked.
-    with_sdr : bool
-        False leaves out `sdr` and `sdr_i`, which cost most of the time.
-
-    Returns
-    -------
-    scores : dict[str, float]
-        `si_snr`, `si_snr_i`, `sdr`, `sdr_i` in dB, means over the active sources,
-        each single score within [-100, 100]. All NaN if every target is silent or any
-        sample is not finite: `ResultTable` counts such rows and leaves them out.
-
-    Raises
-    ------
-    ValueError
-        On shapes that do not fit together or a rate that is not positive.
-
-    Example
-    -------
-    >>> target_ST = torch.tensor([[1.0, 1.0, -1.0, -1.0], [0.1, -0.1, 0.1, -0.1]])
-    >>> scores = score_example(target_ST.flip(0), target_ST, target_ST.sum(0), 8000)
-    >>> round(scores["si_snr_i"], 2)  # 100 dB, where the mixture has +20 and -20 dB
-    100.0
+    The scores are in dB, each within [-100, 100], and means over the targets that are
+    not silent by the rule of `losses/si_snr.py`. All are NaN if every target is silent
+    or any sample is not finite. Shapes that do not fit together are a ValueError.
     """
     _check(est_ST, target_ST, mix_T, sample_rate, "source", "sample")
     est_ST, target_ST = est_ST.detach().double(), target_ST.detach().double()
@@ -100,16 +73,12 @@ def score_example(
     names = METRICS if with_sdr else METRICS[:2]
     if not (finite & active_S.any()):
         return dict.fromkeys(names, math.nan)
-    si_snr, base_si_snr = -est.loss_B.item(), -base.loss_B.item()
-    values = [si_snr, si_snr - base_si_snr]
-    if not with_sdr:
-        return dict(zip(names, values, strict=True))
-    est_ST = reorder(est_ST[None], est.permutation_BS)[0]
-    sdr, base_sdr = (
-        _sdr_db(x_ST[active_S], target_ST[active_S]).mean().item()
-        for x_ST in (est_ST, mix_ST)
-    )
-    values += [sdr, sdr - base_sdr]
+    pairs = [[-est.loss_B.item(), -base.loss_B.item()]]
+    if with_sdr:
+        est_ST = reorder(est_ST[None], est.permutation_BS)[0]
+        sdrs_S = (_sdr_db(x[active_S], target_ST[active_S]) for x in (est_ST, mix_ST))
+        pairs.append([sdr_S.mean().item() for sdr_S in sdrs_S])
+    values = [value for own, mix in pairs for value in (own, own - mix)]
     return dict(zip(names, values, strict=True))
 
 
@@ -160,48 +129,24 @@ def score_song(
 ) -> dict[str, float | None]:
     """Score one separated song, in float64.
 
-    Arguments
-    ---------
-    est_SCT, target_SCT : Tensor
-        Estimates and targets in the order of `sources`, `[S, C, T]`.
-    mix_CT : Tensor
-        The mixture; only its shape is checked.
-    sample_rate : int
-        In Hz; a frame of `sdr` is a second.
-    sources : Sequence[str]
-        Names of the stems.
-    with_bsseval : bool
-        False leaves out `sdr`.
+    Estimates and targets are in the order of `sources`, the names of the stems. Only
+    the shape of the mixture is checked. `with_bsseval=False` leaves out `sdr`.
 
-    Returns
-    -------
-    scores : dict[str, float | None]
-        In dB: `nsdr`, the mean over the stems that have one, and `nsdr_<source>` of
-        each; likewise `sdr` and `sdr_<source>`. None for a stem whose target is silent
-        by the rule of `losses/si_snr.py`; an `sdr` also where no frame can be scored
-        (see `framewise_sdr`). All NaN if a sample is not finite.
-
-    Raises
-    ------
-    ValueError
-        On shapes that do not fit together or a rate that is not positive.
-
-    Example
-    -------
-    >>> target_SCT = torch.ones(2, 1, 8) * torch.tensor([1.0, 2.0])[:, None, None]
-    >>> scores = score_song(0.9 * target_SCT, target_SCT, target_SCT.sum(0), 4, "ab")
-    >>> round(scores["nsdr"], 2), round(scores["sdr_a"], 2)
-    (20.0, 20.0)
+    The scores are in dB: `nsdr`, the mean over the stems that have one, and
+    `nsdr_<source>` of each; likewise `sdr` and `sdr_<source>`. They are None for a stem
+    whose target is silent by the rule of `losses/si_snr.py`, an `sdr` also where no
+    frame can be scored, and NaN if a sample is not finite. Errors are as in
+    `score_example`.
     """
     _check(est_SCT, target_SCT, mix_CT, sample_rate, len(sources), "channel", "sample")
     est_SCT, target_SCT = est_SCT.detach().double(), target_SCT.detach().double()
     silent_S = target_SCT.square().mean((1, 2)) <= SILENCE
     silent_S &= est_SCT.isfinite().all(2).all(1)  # NaN must show in the score
     est_SCT, target_SCT = est_SCT[~silent_S], target_SCT[~silent_S]
-    scores = {"nsdr": nsdr(est_SCT, target_SCT).tolist()}
+    scores: dict[str, list[float | None]] = {"nsdr": nsdr(est_SCT, target_SCT).tolist()}
     if with_bsseval:
         scores["sdr"] = _medians(est_SCT, target_SCT, sample_rate)
-    named = {}
+    named: dict[str, float | None] = {}
     for metric, values in scores.items():
         found = [value for value in values if value is not None]
         named[metric] = math.fsum(found) / len(found) if found else None
@@ -213,7 +158,7 @@ def score_song(
 
 def _medians(
     est_SCT: Tensor, target_SCT: Tensor, sample_rate: int
-) -> list[float] | list[None]:
+) -> list[float | None]:
     """Return each source's median over the frames; None if no frame can be scored."""
     if not (est_SCT.isfinite().all() and target_SCT.isfinite().all()):
         return [math.nan] * len(est_SCT)
@@ -278,12 +223,11 @@ class ResultTable:
         return [{"id": id_, **self._rows[id_]} for id_ in sorted(self._rows)]
 
     def add(self, id: str, **metrics: float | None) -> None:
-        """Add the scores of one example.
+        """Add the scores of one example; a second row of the same id is dropped.
 
-        A second row of the same id is dropped: samplers that share a set between
-        ranks repeat examples to give every rank as many. A metric that says nothing
-        about this example is None: the row counts in the others. A ValueError is
-        raised if the names of the metrics differ from those of the rows before.
+        Samplers that share a set between ranks repeat examples to give every rank as
+        many. A metric that says nothing about this example is None: the row counts in
+        the others. A ValueError is raised if the names differ from those before.
         """
         known = next(iter(self._rows.values()), metrics)
         if metrics.keys() != known.keys():
@@ -297,25 +241,16 @@ class ResultTable:
         )
 
     def merge_ranks(self) -> None:
-        """Give every rank the rows of all ranks; without a process group do nothing.
-
-        A collective call: every rank must make it.
-        """
+        """Give every rank the rows of all ranks; every rank must call it."""
         for rows in gather_objects(self._rows):
             for id_, metrics in rows.items():
                 self.add(id_, **metrics)
 
     def summary(self) -> dict:
-        """Return means over the rows whose metrics are all finite.
+        """Return means, None where undefined, over rows whose metrics are all finite.
 
-        Returns
-        -------
-        summary : dict
-            `count` rows in all, of which `non_finite` were left out (the first 20 are
-            named in `non_finite_ids`), and for each name in `metrics` its `mean`,
-            `standard_error` (of the mean: sample standard deviation / sqrt(count)),
-            `median` and `count`. A mean or median of no row, and the error of fewer
-            than two, are None.
+        `non_finite_ids` names the first 20 others. The standard error is that of the
+        mean: sample standard deviation / sqrt(count).
         """
         finite = [row for row in self._rows.values() if _is_finite(row)]
         bad = sorted(id_ for id_, row in self._rows.items() if not _is_finite(row))
@@ -354,5 +289,5 @@ def _mean(values: list[float]) -> dict[str, float | int | None]:
     if mean is not None and count > 1:
         variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
         error = math.sqrt(variance / count)
-    median = statistics.median(values) if count else None
+    median = statistics.median(values) if values else None
     return {"mean": mean, "standard_error": error, "median": median, "count": count}

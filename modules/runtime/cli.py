@@ -23,17 +23,11 @@ from modules.runtime.files import one_line
 
 INTERRUPTED = 130
 
-# Types by the names of parameters or fields.
-Kinds = Mapping[str, Any]
-
 
 def as_command(action: Callable[[], object]) -> int:
-    """Call a function and print its errors as one line where the message says all.
+    """Call a function; print its errors as one line where the message says all.
 
-    Returns
-    -------
-    int
-        Exit status: 0, 1 after a `UserError` or an `OSError`, 130 after Ctrl-C.
+    Returns the exit status: 0, 1 after a `UserError` or an `OSError`, 130 after Ctrl-C.
     """
     try:
         action()
@@ -62,27 +56,12 @@ def run(
     arguments: Sequence[str] | None = None,
     report: Callable[[Any], int | None] = show,
 ) -> int:
-    """Run a function, or one of several, from the command line.
+    """Run a function, or one of several, from the command line; return the exit status.
 
-    Arguments
-    ---------
-    prog : str
-        Name of the program in its help, such as "python -m data_prep.wham".
-    doc : str | None
-        Description in the help of the first command; the others show the docstring of
-        their module.
-    commands : Callable | Mapping[str, Callable]
-        A function, or functions by the word that chooses them; without such a word the
-        first runs.
-    arguments : Sequence[str] | None
-        The command line; None takes that of the process.
-    report : Callable
-        Prints the result of the function; may return an exit status.
-
-    Returns
-    -------
-    int
-        Exit status, see `as_command`.
+    `prog` is the name in the help. The help of the first command is `doc`, that of the
+    others the docstring of their module. Functions of a mapping are chosen by the first
+    word of `arguments`; without such a word the first runs. `report` prints the result
+    of the function, and may return an exit status.
 
     Example
     -------
@@ -108,8 +87,7 @@ def run(
         description=(doc or "").split("\nLegend:")[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds = get_type_hints(function)
-    _add_options(parser, function, kinds)
+    _add_options(parser, function)
     values = vars(parser.parse_args(arguments))
     for key, value in values.items():
         if isinstance(value, list):  # of lists: what commas separate
@@ -118,20 +96,17 @@ def run(
 
     def call() -> None:
         nonlocal status
-        status = report(_call(function, values, kinds)) or 0
+        status = report(_call(function, values)) or 0
 
     return as_command(call) or status
 
 
-def _add_options(
-    parser: argparse._ActionsContainer, callee: Callable, kinds: Kinds
-) -> None:
+def _add_options(parser: argparse._ActionsContainer, callee: Callable) -> None:
     """Give each parameter of a function, or each field of a dataclass, an option."""
-    helps = describe_arguments(callee)
+    helps, kinds = describe_arguments(callee), get_type_hints(callee)
     for name, one in inspect.signature(callee).parameters.items():
         if dataclasses.is_dataclass(kinds[name]):
-            group = parser.add_argument_group(name)
-            _add_options(group, kinds[name], get_type_hints(kinds[name]))
+            _add_options(parser.add_argument_group(name), kinds[name])
             continue
         positional = one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL)
         required = one.default is one.empty
@@ -153,14 +128,14 @@ def _add_options(
         parser.add_argument(option, help=text.replace("%", "%%"), **options)
 
 
-def _call(callee: Callable, values: Mapping[str, Any], kinds: Kinds) -> object:
+def _call(callee: Callable, values: Mapping[str, Any]) -> object:
     """Call a function with those of the values that are its parameters."""
     args: list[object] = []
     kwargs: dict[str, object] = {}
+    kinds = get_type_hints(callee)
     for name, one in inspect.signature(callee).parameters.items():
         if dataclasses.is_dataclass(kinds[name]):
-            inner = get_type_hints(kinds[name])
-            kwargs[name] = _call(kinds[name], values, inner)
+            kwargs[name] = _call(kinds[name], values)
         elif one.kind is one.VAR_POSITIONAL:
             args += values[name]
         elif one.kind is one.POSITIONAL_ONLY:

@@ -37,13 +37,11 @@ def init_process_group(run_opts: RunOptions, timeout_seconds: float) -> RunOptio
 
     Two things differ from SpeechBrain's `ddp_init_group`: the store is prefixed with
     torchrun's restart count, because stale keys of the attempt before can hang the
-    next one, and the timeout is minutes, not two hours: a collective that one rank
-    never joins fails after it. The options returned have a backend that fits the device
-    (gloo on the CPU) and, on accelerators, one device per local rank.
+    next one, and the timeout is minutes, not two hours. The options returned have a
+    backend that fits the device and, on accelerators, one device per local rank.
     """
     if "RANK" not in os.environ or "LOCAL_RANK" not in os.environ:
         return run_opts
-    changes: dict[str, object] = {}
     device = run_opts.device
     if device is None:
         # Without the check it names what torch was built for, not what is there.
@@ -51,16 +49,13 @@ def init_process_group(run_opts: RunOptions, timeout_seconds: float) -> RunOptio
         device = str(found or "cpu")
     if device != "cpu" and ":" not in device:
         device = f"{device}:{os.environ['LOCAL_RANK']}"
-    changes["device"] = device
+    changes: dict[str, object] = {"device": device}
     if device == "cpu":
         changes["distributed_backend"] = "gloo"
     elif device.startswith("cuda"):
         torch.cuda.set_device(device)
-    run_opts = dataclasses.replace(
-        run_opts,
-        **changes,
-        overridden_args=run_opts.overridden_args | changes.keys(),
-    )
+    overridden = run_opts.overridden_args | changes.keys()
+    run_opts = dataclasses.replace(run_opts, **changes, overridden_args=overridden)
     if not is_distributed():
         timeout = datetime.timedelta(seconds=timeout_seconds)
         store, rank_, world = next(dist.rendezvous("env://", timeout=timeout))
@@ -78,12 +73,9 @@ def init_process_group(run_opts: RunOptions, timeout_seconds: float) -> RunOptio
 def leave_process_group() -> None:
     """Leave the group, if any, at the orderly end of a run.
 
-    Gloo's threads end with the last reference to the group, and networks wrapped in
-    DistributedDataParallel hold some: drop them first. Threads that are still at work
-    while the interpreter exits abort the process now and then ("terminate called
-    without an active exception"), after a run that did all its work.
-
-    After an error leave the group alone: one of its collectives might never end.
+    Drop networks wrapped in DistributedDataParallel first: they hold the group, whose
+    threads abort the process if they are at work while the interpreter exits. After an
+    error leave the group alone: a collective might never end.
     """
     if is_distributed():
         gc.collect()  # the wrappers are part of reference cycles
@@ -93,8 +85,8 @@ def leave_process_group() -> None:
 def gather_examples(values_KB: Tensor, batch_size: int) -> Tensor:
     """Return every rank's values per example [W, K, batch_size], the same on all ranks.
 
-    B may be smaller than `batch_size`, which is the room per rank, the same everywhere;
-    the result is NaN where a rank had fewer examples.
+    `batch_size` is the room per rank, the same everywhere; the result is NaN where a
+    rank had fewer examples.
     """
     padded = values_KB.new_full((values_KB.shape[0], batch_size), float("nan"))
     padded[:, : values_KB.shape[1]] = values_KB
@@ -108,9 +100,8 @@ def gather_examples(values_KB: Tensor, batch_size: int) -> Tensor:
 def gather_columns(columns: Mapping[str, Tensor], batch_size: int) -> dict[str, Tensor]:
     """Return every rank's columns, one rank's rows after the other's.
 
-    Columns are numbers or masks of this rank's examples by name, each of shape [B, k]
-    with a k of its own. They travel as float32, all in one message, and come back as
-    [W * batch_size, k], the same on all ranks; NaN where a rank had fewer examples.
+    Columns are numbers or masks by name, each [B, k] with a k of its own. They travel
+    as float32, all in one message, and come back as in `gather_examples`.
     """
     widths = [column.shape[1] for column in columns.values()]
     local_BK = torch.cat([column.float() for column in columns.values()], dim=1)
@@ -131,8 +122,7 @@ def gather_objects(item: object) -> list:
 def run_on_main(func: Callable[..., Any], *args: Any) -> Any:
     """Call `func` on rank 0 only; every rank gets its result or raises its error.
 
-    SpeechBrain's function of this name leaves the other ranks waiting when the main
-    one fails.
+    SpeechBrain's `run_on_main` leaves the others waiting when the main one fails.
     """
     if not is_distributed():
         return func(*args)
@@ -143,18 +133,19 @@ def run_on_main(func: Callable[..., Any], *args: Any) -> Any:
         except Exception as error:
             outcome[1] = error
     dist.broadcast_object_list(outcome, src=0)
-    result, error = outcome
-    if error is not None:
-        raise error
+    result, failure = outcome
+    if failure is not None:
+        raise failure
     return result
 
 
 def unwrap(module: torch.nn.Module) -> torch.nn.Module:
     """Return the network itself, without DistributedDataParallel and torch.compile."""
+    inner: Any = module
     while True:
-        if isinstance(module, DistributedDataParallel | torch.nn.DataParallel):
-            module = module.module
-        elif "_orig_mod" in module._modules:  # torch.compile's
-            module = module._orig_mod
+        if isinstance(inner, DistributedDataParallel | torch.nn.DataParallel):
+            inner = inner.module
+        elif "_orig_mod" in inner._modules:  # torch.compile's
+            inner = inner._orig_mod
         else:  # a network may itself have a part of the name `module`
-            return module
+            return inner

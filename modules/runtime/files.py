@@ -23,9 +23,9 @@ def list_files(folder: Path, pattern: str) -> list[Path]:
 def write_whole(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path; what the block writes there becomes the file at `path`.
 
-    At any moment the file is either the old one or the whole new one. With `sync` the
-    new one is on the disk first, so that a power cut spoils neither; leave it out for
-    files in tens of thousands that can be made again.
+    At any moment the file is the old one or the whole new one. With `sync` that holds
+    after a power cut too; leave it out for tens of thousands of files that can be made
+    again.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,7 @@
 """One job per output folder: two would overwrite each other's checkpoints.
 
-The lock is `flock` on a file in the folder. The system drops it when the process
-dies, however it dies, so a lock never has to be removed by hand. The file's text says
-who holds it; it stays behind and means nothing by itself.
+The lock is `flock` on a file in the folder, whose text says who holds it. The system
+drops it when the process dies, however it dies, so nobody has to remove the file.
 """
 
 import contextlib
@@ -24,20 +23,9 @@ class RunLock:
     """Hold a folder for this job; a context manager.
 
     Rank 0 takes the lock for all ranks of the job. Use it before anything is written
-    or cleaned in the folder, which includes the checkpointer's leftovers.
-
-    Arguments
-    ---------
-    folder : str | Path
-        Output folder of the run; made when absent.
-    patience : float
-        Seconds to wait for a holder that is about to die, such as the killed job that
-        this one continues.
-
-    Raises
-    ------
-    FolderInUse
-        From `acquire`, on every rank when the process group exists.
+    or cleaned in the folder, which includes the checkpointer's leftovers. `patience` is
+    how many seconds to wait for a holder that is about to die, such as the killed job
+    that this one continues.
 
     Example
     -------

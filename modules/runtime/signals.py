@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 EXIT_REQUEUE = 75
 
@@ -41,7 +42,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
         self._terminals: list[int] = []
 
     def __enter__(self) -> "StopRequest":
@@ -66,22 +67,19 @@ class StopRequest:
             null = os.open(os.devnull, os.O_WRONLY)
             for descriptor in self._terminals:
                 os.dup2(null, descriptor)
+        name = signal.Signals(number).name
         if self.received is None and os.environ.get("RANK", "0") == "0":
             again = "; once more: at once" if number == signal.SIGINT else ""
-            name = signal.Signals(number).name
-            line = (
-                f"\n{name}: stops with a checkpoint after this optimizer step{again}\n"
-            )
+            line = f"{name}: stops with a checkpoint after this optimizer step{again}"
             with contextlib.suppress(OSError):
-                os.write(2, line.encode())
-        self.received = signal.Signals(number).name
+                os.write(2, f"\n{line}\n".encode())
+        self.received = name
 
 
 def follow_torchrun() -> None:
     """Ask the kernel for a SIGTERM when torchrun, the parent, has died (Linux).
 
-    Without it the ranks of a torchrun that was killed train on by themselves, and the
-    same command finds the folder in use.
+    Otherwise its ranks train on, and the same command finds the folder in use.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))

@@ -1,7 +1,4 @@
-"""CSV tables: every fault is named with its row, and a file is written whole.
-
-Rows are counted as a spreadsheet does: the header is row 1.
-"""
+"""CSV tables: each fault is named with its row (the header is row 1)."""
 
 import csv
 import io
@@ -15,19 +12,10 @@ from modules.runtime.files import write_text
 def read_cells(
     path: str | Path, if_missing: str = "does not exist"
 ) -> Iterator[list[str]]:
-    """Yield the cells of each row of a CSV, the header first, blank lines as [].
+    """Yield the cells of each row of a UTF-8 CSV, the header first, blank lines as [].
 
-    Arguments
-    ---------
-    path : str | Path
-        UTF-8, with or without a byte-order mark, any line ends.
-    if_missing : str
-        What the message says where there is no such file.
-
-    Raises
-    ------
-    DataError
-        The file is missing, unreadable, not UTF-8 or not valid CSV.
+    A byte-order mark and any line ends are accepted. A DataError says that the file is
+    missing (by `if_missing`), unreadable, not UTF-8 or not valid CSV.
     """
     try:
         raw = Path(path).read_bytes()
@@ -51,18 +39,13 @@ def read_cells(
 
 def _name_faults(path: str | Path, reader: Iterator[list[str]]) -> Iterator[list[str]]:
     """Pass rows on; a CSV syntax error gets the name of the file and the row."""
-    number = 0
-    while True:
-        number += 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(
-                f"{path}, row {number}: is not valid CSV ({error})"
-            ) from None
-        yield cells
+    number = 1
+    try:
+        for cells in reader:
+            yield cells
+            number += 1
+    except csv.Error as error:
+        raise DataError(f"{path}, row {number}: is not valid CSV ({error})") from None
 
 
 def read_table(
@@ -70,12 +53,8 @@ def read_table(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the place ("FILE, row NUMBER") and the cells by column of each row.
 
-    Other columns than those asked for are passed on as well, as far as a row has them.
-
-    Raises
-    ------
-    DataError
-        As for `read_cells`; a column is missing from the header or from a row.
+    Other columns are passed on as well, as far as a row has them. A DataError is raised
+    as by `read_cells`, and where a column is missing from the header or a row.
     """
     table = read_cells(path)
     header = next(table, [])

@@ -35,7 +35,7 @@ def test_the_table_from_files(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
-        ("label_noise", ["--truth=FOLDER/none.csv"], "none.csv: No such file"),
+        ("label_noise", ["--truth=FOLDER/none.csv"], "none.csv: does not exist"),
         (
             "label_noise",
             ["--truth=FOLDER/truth.csv", "--margins=FOLDER/truth.csv"],

@@ -1,19 +1,17 @@
 """How well a score finds the stems that are wrong: precision, recall, their table."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from modules.runtime.tables import read_table
 
 Key = tuple[str, str]  # track, stem
 
 
 def read_truth(path: Path) -> dict[Key, bool]:
     """Read which stems are wrong, 0 in the column is_clean of a CSV."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return {
-            (row["track"], row["stem"]): row["is_clean"] == "0"
-            for row in csv.DictReader(file)
-        }
+    rows = (row for _, row in read_table(path, ("track", "stem", "is_clean")))
+    return {(row["track"], row["stem"]): row["is_clean"] == "0" for row in rows}
 
 
 def average_precision(score: Mapping[Key, float], truth: Mapping[Key, bool]) -> float:
@@ -21,13 +19,6 @@ def average_precision(score: Mapping[Key, float], truth: Mapping[Key, bool]) -> 
 
     Stems of equal score are found together. A wrong stem without a score is never
     found. NaN if no stem is wrong.
-
-    Example
-    -------
-    >>> score = {("a", "x"): 3.0, ("b", "x"): 2.0, ("c", "x"): 1.0}
-    >>> wrong = {("a", "x"): True, ("b", "x"): False, ("c", "x"): True}
-    >>> average_precision(score, wrong)
-    0.8333333333333333
     """
     total = sum(truth.values())
     area, found = 0.0, 0
@@ -59,8 +50,8 @@ def table(
     """Return lines of markdown: a row for each way to find wrong stems.
 
     `suspicion` is the share of times that a stem was dropped, `margins` are in dB and
-    negated, `loudness` is the mean absolute sample. A stem whose margin is under
-    `threshold_db` is flagged.
+    negated (under `threshold_db` a stem is flagged), `loudness` is the mean absolute
+    sample.
     """
     share = sum(truth.values()) / len(truth)
     lines = [
