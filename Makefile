@@ -1,8 +1,7 @@
 # make demo    install, train a small model on synthetic speech, evaluate it
 # make test    the whole test suite with the doctests, in JOBS=2 processes
 # make faults  the fault bench: a row for everything that a run must survive
-# make lint    ruff check and format --check       make format   let ruff rewrite
-# make types   mypy on the product
+# make lint    ruff check, format --check, mypy     make format   let ruff rewrite
 # make clean   remove caches                       make distclean  .venv as well
 # Another interpreter: make demo PYTHON=/path/to/python3.12
 
@@ -16,7 +15,7 @@ JOBS ?= 2
 # One thread: the layers are small, and two threads wait for each other on a busy machine.
 ONE_THREAD := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 
-.PHONY: demo test faults lint types format clean distclean
+.PHONY: demo test faults lint format clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-run
@@ -34,8 +33,6 @@ faults: $(VENV)/.stamp-dev
 lint: $(VENV)/.stamp-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-
-types: $(VENV)/.stamp-dev
 	$(PY) -m mypy
 
 format: $(VENV)/.stamp-dev

@@ -127,8 +127,8 @@ def test_named_files_and_modules_exist(page: Path):
 
 
 def resolves(name: str) -> bool:
-    """Whether a dotted name is a module, or something in one."""
-    parts = name.split(".")
+    """Whether a dotted name is a module, or something in one; NAME stands for any."""
+    parts = name.partition(".NAME")[0].split(".")
     for count in range(len(parts), 0, -1):
         try:
             found = importlib.import_module(".".join(parts[:count]))

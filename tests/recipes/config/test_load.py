@@ -186,7 +186,7 @@ def test_a_mapping_without_a_tag_changes_only_the_arguments_it_names(tmp_path):
     assert (scheduler.patience, scheduler.factor) == (7, 0.25)
     assert (scheduler.lr_min, scheduler.dont_halve_until_epoch) == (0.5, 85)
     assert hparams["note"] == {"b": 2}, "a plain mapping is replaced"
-    names = ["separator", "lr_scheduler", "epoch_counter", "more"]
+    names = ["separator", "lr_scheduler", "epoch_counter", "select", "more"]
     assert list(hparams["checkpointer"].recoverables) == names
     assert hparams["augmentation"].pitch_semitones == 6
     wrapping = load_hparams(four, {"data_folder": "/none"})[0]["augmentation"]
