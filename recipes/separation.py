@@ -9,6 +9,7 @@ Legend: B batch, S source, T sample.
 import itertools
 import logging
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -42,7 +43,7 @@ from recipes.evaluation import (
 )
 from recipes.report import Reporter, listed, print_places, print_scores
 from recipes.step import TrainingStep
-from recipes.train_stats import TrainStats
+from recipes.train_stats import TrainStats, known
 
 logger = logging.getLogger(__name__)
 NOTHING_TO_TEST = "the data have no test set; --test_folder=FOLDER names one"
@@ -209,7 +210,7 @@ class Separation(TrainingStep):
 
     def _log_batch(self, examples: int) -> None:
         values = {
-            "loss": self.stats.loss,
+            **known(loss=self.stats.loss),
             "lr": self.optimizer.param_groups[0]["lr"],
             "grad_norm": self.grad_norm,
             "kept_share": self.stats.kept_share,
@@ -246,11 +247,16 @@ class Separation(TrainingStep):
         loss = -value if value is not None and is_ranked else None
         self.learning_rate.end_epoch(self.optimizer, epoch, loss)
         stats, self.stats = self.stats, TrainStats()
-        if stats.silent_ids and sb.utils.distributed.if_main_process():
-            names = listed(stats.silent_ids, stats.silent)
-            logger.warning(f"epoch {epoch}: silent targets, left out: {names}")
+        for reason, text in self.left_out().items():
+            ids, number = getattr(stats, f"{reason}_ids"), getattr(stats, reason)
+            if ids and sb.utils.distributed.if_main_process():
+                # What the selector drops is dropped on purpose.
+                level = logging.INFO if reason == "dropped" else logging.WARNING
+                names = listed(ids, number)
+                logger.log(level, f"epoch {epoch}: {text}, left out: {names}")
         train = stats.totals(self.term_names)
         self.reporter.epoch(epoch, lr, train, metrics, self.term_names)
+        self.judge_epoch(epoch, stats)  # unsaved, so that a resume judges it again
         meta = {"epoch": epoch, **self._meta()}
         if is_ranked:
             meta[self.monitor] = value
@@ -382,12 +388,13 @@ class Separation(TrainingStep):
         """Begin a validation or a test with an empty table of results."""
         if stage == Stage.TRAIN:
             return
+        number = self.config.n_audio_to_save
         keeper = AudioKeeper(
             self.output_folder / "audio" if stage == Stage.TEST else None,
             self.reporter.curves,
             self.epoch,
             self.config.sample_rate,
-            self.config.n_audio_to_save,
+            sys.maxsize if number is None else number,
             (self.term_names, self.target_names),
         )
         self.evaluator = Evaluator(
@@ -477,6 +484,7 @@ class Separation(TrainingStep):
             "steps_before": self.steps_before,
             "optimizer_step": self.optimizer_step,
             "nonfinite_count": self.watch.count,
+            "bad_epochs": self.watch.bad_epochs,
             "learning_rate": self.learning_rate.current,
             "grad_norm": self.grad_norm,
             "stats": asdict(self.stats),
@@ -490,6 +498,7 @@ class Separation(TrainingStep):
         self.steps_before = state["steps_before"]
         self.optimizer_step = state["optimizer_step"]
         self.watch.count = state["nonfinite_count"]
+        self.watch.bad_epochs = state.get("bad_epochs", 0)
         self.learning_rate.current = state["learning_rate"]
         self.grad_norm = state["grad_norm"]
         self.stats = TrainStats(**state["stats"])

@@ -39,9 +39,19 @@ from modules.weights.ema import EMA
 from recipes.checkpoints import SaveClock
 from recipes.config.schema import RunSettings
 from recipes.schedule import LearningRate
-from recipes.train_stats import Accumulation, NonFiniteWatch, TrainStats, name_silent
+from recipes.train_stats import (
+    Accumulation,
+    NonFiniteWatch,
+    TrainStats,
+    idle_fault,
+    name_left_out,
+)
 
 logger = logging.getLogger(__name__)
+
+#: Weights whose norm has grown so far have diverged: in a million steps of equal sign
+#: at a rate of 0.001, Adam brings a weight to 1000.
+LARGEST_GROWTH = 1e6
 
 
 class TrainingStep(sb.Brain):
@@ -100,8 +110,18 @@ class TrainingStep(sb.Brain):
 
     def init_optimizers(self) -> None:
         """Make the optimizer, whose rate the schedule begins with."""
-        super().init_optimizers()
+        try:
+            super().init_optimizers()
+        except ValueError as error:
+            raise HparamsError(f"optimizer: {error}") from error
         self.learning_rate.current = self.optimizer.defaults["lr"]
+        self.first_norm = self._weights_norm()
+
+    def on_fit_start(self) -> None:
+        """Refuse a separator that cannot be trained; then SpeechBrain's."""
+        if not any(weight.requires_grad for weight in self.modules.parameters()):
+            raise HparamsError("separator: all of its parameters are frozen")
+        super().on_fit_start()
 
     def fit_batch(self, batch: Batch) -> Tensor:
         """Forward, choose, backward; step when enough batches are accumulated.
@@ -130,6 +150,10 @@ class TrainingStep(sb.Brain):
             )
             weights_K = terms.loss_BK.new_tensor(self.term_weights)
             loss = masked_sum(terms.loss_BK, choice.keep_BK, weights_K)
+            if not loss.requires_grad:
+                raise HparamsError(
+                    "separator: its output does not depend on a trainable parameter"
+                )
             self.scaler.scale(loss).backward()
 
         self.on_choice(choice, batch)
@@ -188,6 +212,7 @@ class TrainingStep(sb.Brain):
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
 
+        self.stats.steps_moving += accumulated.kept > 0 and norm != 0
         if is_finite and accumulated.kept:
             self.optimizer_step += 1
             if self.ema is not None:
@@ -197,7 +222,37 @@ class TrainingStep(sb.Brain):
         searching = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         where = f"epoch {self.epoch}, step {self.step}"
         self.watch.look(accumulated, is_finite, searching, where)
-        name_silent(self.stats, accumulated)
+        name_left_out(self.stats, accumulated)
+
+    def left_out(self) -> dict[str, str]:
+        """Return what to call the examples that were left out, by reason."""
+        limit = self.config.loss_upper_lim
+        return {
+            "silent": "silent targets",
+            "over_limit": f"loss at or above loss_upper_lim={limit:g}",
+            "dropped": self.config.select.dropped_are,
+        }
+
+    def judge_epoch(self, epoch: int, stats: TrainStats) -> None:
+        """End a run that learns nothing, or whose weights have diverged."""
+        fault, norm = idle_fault(stats, self.left_out()), self._weights_norm()
+        if norm > LARGEST_GROWTH * max(1.0, self.first_norm):
+            fault = (
+                f"the weights have diverged, their norm from {self.first_norm:.3g} to "
+                f"{norm:.3g}: lower lr={self.config.lr:g}"
+            )
+        is_last = (
+            epoch >= self.config.epoch_counter.limit
+            or self._optimizer_step_limit_exceeded
+            or (self.debug and epoch >= self.debug_epochs)
+        )
+        self.watch.end_epoch(epoch, fault, is_last)
+
+    @torch.no_grad()
+    def _weights_norm(self) -> float:
+        """Return the norm of the trainable weights."""
+        weights = [w for w in self.modules.parameters() if w.requires_grad]
+        return float(torch.nn.utils.get_total_norm(weights))
 
     def _learning_rate(self) -> float:
         """The rate of the optimizer step that is about to be taken."""

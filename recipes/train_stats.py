@@ -4,16 +4,20 @@ Legend: K loss terms of an example (speech: one; music: one per stem).
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modules.data.batch import Batch
 from modules.losses.choice import Choice
 from modules.runtime import distributed
-from modules.runtime.errors import NonFiniteTraining
+from modules.runtime.errors import NonFiniteTraining, NothingLearned
 from recipes.report import NAMED
 
 logger = logging.getLogger(__name__)
+
+#: Why examples are left out though they are finite, in the words of `Choice`.
+REASONS = ("silent", "over_limit", "dropped")
 
 
 @dataclass
@@ -22,27 +26,36 @@ class TrainStats:
 
     `seen` examples were offered, `nonfinite` of them had an input or a loss that was
     not finite, or an input beyond any level. `silent` loss terms had a silent target;
-    `silent_ids` names the first such examples. `offered_K` loss terms could be trained
-    on and `kept_K` were; their losses add up in `loss_offered_K` and `loss_kept_K`.
-    `steps_skipped` counts optimizer steps that were not taken, because no example was
-    kept or the gradient was not finite.
+    `over_limit` examples had a loss of `loss_upper_lim` or above; of `dropped` examples
+    the selector kept nothing. `<reason>_ids` names the first such examples.
+    `offered_K` loss terms could be trained on and `kept_K` were; their losses add up in
+    `loss_offered_K` and `loss_kept_K`. `steps_skipped` counts optimizer steps that were
+    not taken, because no example was kept or the gradient was not finite, and
+    `steps_moving` those whose gradient was not zero.
     """
 
     seen: int = 0
     nonfinite: int = 0
     silent: int = 0
+    over_limit: int = 0
+    dropped: int = 0
     steps_skipped: int = 0
+    steps_moving: int = 0
     offered_K: list[int] = field(default_factory=list)
     kept_K: list[int] = field(default_factory=list)
     loss_offered_K: list[float] = field(default_factory=list)
     loss_kept_K: list[float] = field(default_factory=list)
     silent_ids: list[str] = field(default_factory=list)
+    over_limit_ids: list[str] = field(default_factory=list)
+    dropped_ids: list[str] = field(default_factory=list)
 
     def add(self, choice: Choice) -> None:
         """Add the counts and the sums of losses of one global batch."""
         self.seen += choice.seen
         self.nonfinite += choice.nonfinite
         self.silent += choice.silent
+        self.over_limit += choice.over_limit
+        self.dropped += choice.dropped
         self.offered_K = _sum(self.offered_K, choice.usable_K)
         self.kept_K = _sum(self.kept_K, choice.kept_K)
         self.loss_offered_K = _sum(self.loss_offered_K, choice.usable_loss_K)
@@ -64,7 +77,7 @@ class TrainStats:
         return _ratio(self.kept, self.seen * len(self.kept_K))
 
     def per_term(self, names: Sequence[str]) -> dict[str, float]:
-        """Kept share, and mean loss of kept and dropped terms, by name of the term."""
+        """Kept share, and mean loss of kept and dropped terms, where there are any."""
         values = {}
         for k, name in enumerate(names[: len(self.kept_K)]):
             kept, offered = self.kept_K[k], self.offered_K[k]
@@ -72,15 +85,16 @@ class TrainStats:
             values[f"{name}_kept"] = _ratio(kept, offered)
             values[f"{name}_loss_kept"] = _ratio(self.loss_kept_K[k], kept)
             values[f"{name}_loss_dropped"] = _ratio(dropped_loss, offered - kept)
-        return values
+        return known(**values)
 
     def totals(self, names: Sequence[str]) -> dict[str, float]:
         """Return what the log line of an epoch shows; `names` are of the loss terms."""
         return {
-            "loss": self.loss,
-            "kept_share": self.kept_share,
+            **known(loss=self.loss, kept_share=self.kept_share),
             "nonfinite": self.nonfinite,
             "silent": self.silent,
+            "over_limit": self.over_limit,
+            "dropped": self.dropped,
             "steps_skipped": self.steps_skipped,
             **self.per_term(names),
         }
@@ -92,16 +106,16 @@ class Accumulation:
 
     `weight` adds the weights of the terms that the mean runs over, `kept` counts the
     terms trained on. `ids` names this rank's examples, `suspects` those of them that
-    were not finite, `silent_ids` those with one of the `silent` targets of all ranks.
+    were not finite. `left_out` names this rank's examples by reason; it has a reason
+    where any rank has such an example.
     """
 
     weight: float = 0.0
     kept: int = 0
     nonfinite: int = 0
-    silent: int = 0
     ids: list[str] = field(default_factory=list)
     suspects: list[str] = field(default_factory=list)
-    silent_ids: list[str] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def add(
         self,
@@ -134,24 +148,27 @@ class Accumulation:
         self.ids += batch.ids
         if choice.nonfinite:
             self.suspects += batch.names(choice.nonfinite_B)
-        if choice.silent and name_silent:
-            self.silent += choice.silent
-            self.silent_ids += batch.names(choice.silent_B)
+        for reason in REASONS if name_silent else REASONS[1:]:
+            if getattr(choice, reason):
+                mine = batch.names(getattr(choice, f"{reason}_B"))
+                self.left_out.setdefault(reason, []).extend(mine)
 
 
 class NonFiniteWatch:
-    """Names examples that are not finite, and ends a run that meets nothing else.
+    """Names examples that are not finite, and ends a run that learns nothing.
 
     Arguments
     ---------
     patience : int
-        Consecutive bad optimizer steps that end the run. A step is bad when all of its
-        examples were left out as not finite, or when its gradient is not finite.
+        Consecutive bad optimizer steps, or bad epochs, that end the run. A step is bad
+        when all of its examples were left out as not finite, or when its gradient is
+        not finite.
     """
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
         self.count = 0
+        self.bad_epochs = 0
 
     def look(
         self, accumulated: Accumulation, is_finite: bool, searching: bool, where: str
@@ -180,9 +197,8 @@ class NonFiniteWatch:
             self.count = 0
         if not is_bad and accumulated.nonfinite == 0:
             return
-        mine = accumulated.suspects
-        if is_bad and accumulated.nonfinite == 0:  # found in the gradient only
-            mine = accumulated.ids
+        in_data = accumulated.nonfinite > 0
+        mine = accumulated.suspects if in_data else accumulated.ids
         names = ", ".join(sorted(_of_all_ranks(mine)))
         if not is_bad:
             logger.warning(
@@ -190,26 +206,76 @@ class NonFiniteWatch:
             )
             return
         self.count += 1
-        message = (
-            f"{where}: nothing to train on that is finite and under 40 dB above full "
-            f"scale ({self.count} in a row); examples: {names}"
-        )
+        times, advice = f"({self.count} in a row)", "check these files or lower lr"
+        if lost_all:
+            message = (
+                "nothing to train on that is finite and under 40 dB above full scale "
+                f"{times}; examples: {names}"
+            )
+        elif in_data:
+            message = (
+                f"the gradient is not finite {times}; audio, output or loss were not "
+                f"finite in examples: {names}"
+            )
+        else:  # which is no fault of the data
+            message = (
+                f"the gradient is not finite {times}, though audio and losses are; "
+                f"trained on examples: {names}"
+            )
+            advice = "lower lr or max_grad_norm, or use another precision"
+        message = f"{where}: {message}"
         logger.warning(message)
         if self.count >= self.patience:
             raise NonFiniteTraining(
-                f"{message}. Stopped by nonfinite_patience={self.patience}; "
-                "check these files or lower lr"
+                f"{message}. Stopped by nonfinite_patience={self.patience}; {advice}"
             )
 
+    def end_epoch(self, epoch: int, fault: str | None, is_last: bool) -> None:
+        """Judge an epoch, whose `fault` says why nothing was learned; on every rank.
 
-def name_silent(stats: TrainStats, accumulated: Accumulation) -> None:
-    """Keep the names of the epoch's first examples with a silent target."""
-    known = stats.silent_ids
-    # All ranks count the same, so that all of them come here.
-    if not accumulated.silent or len(known) >= NAMED:
-        return
-    names = _of_all_ranks(accumulated.silent_ids) - set(known)
-    stats.silent_ids = [*known, *sorted(names)][:NAMED]
+        Raises
+        ------
+        NothingLearned
+            The patience is over, or the run is and all of its epochs were bad.
+        """
+        self.bad_epochs = self.bad_epochs + 1 if fault else 0
+        if fault is None:
+            return
+        message = f"epoch {epoch}: {fault} ({self.bad_epochs} epochs in a row)"
+        logger.warning(message)
+        if self.bad_epochs >= self.patience:
+            raise NothingLearned(
+                f"{message}. Stopped by nonfinite_patience={self.patience}"
+            )
+        if is_last and self.bad_epochs >= epoch:
+            raise NothingLearned(f"{message}. The run has learned nothing")
+
+
+def idle_fault(stats: TrainStats, left_out: Mapping[str, str]) -> str | None:
+    """Return why an epoch moved no weight, None if it did; `left_out` by reason."""
+    if stats.steps_moving or not stats.seen:
+        return None
+    if stats.kept:
+        return (
+            "every gradient was exactly zero: the separator's output does not depend "
+            "on its trainable parameters; check what is frozen or detached in it"
+        )
+    texts = {"nonfinite": "not finite", **left_out}
+    counts = {text: getattr(stats, reason) for reason, text in texts.items()}
+    parts = [f"{text} ({count})" for text, count in counts.items() if count]
+    return (
+        f"nothing was trained on; of {stats.seen} examples were left out: "
+        f"{', '.join(parts)}"
+    )
+
+
+def name_left_out(stats: TrainStats, accumulated: Accumulation) -> None:
+    """Keep the names of the epoch's first examples that were left out, by reason."""
+    for reason, mine in accumulated.left_out.items():  # equal on all ranks
+        ids = getattr(stats, f"{reason}_ids")
+        if len(ids) < NAMED:
+            new = sorted(_of_all_ranks(mine) - set(ids))
+            ids += new[: NAMED - len(ids)]
 
 
 def _of_all_ranks(names: list[str]) -> set[str]:
@@ -220,6 +286,11 @@ def _sum(totals: Sequence, values: Iterable) -> list:
     values = list(values)
     totals = totals or [0] * len(values)
     return [total + value for total, value in zip(totals, values, strict=True)]
+
+
+def known(**values: float) -> dict[str, float]:
+    """Return the values that are not NaN: what was not trained on has no loss."""
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -36,19 +36,25 @@ class Terms(NamedTuple):
 class Choice(NamedTuple):
     """What is trained on, and the counts of the global batch.
 
-    `keep_BK`, `nonfinite_B` and `silent_B` describe this rank's examples; all else is
-    equal on all ranks. `flags` says which of the ranks' flags any rank raised.
+    `keep_BK`, `nonfinite_B`, `silent_B`, `over_limit_B` and `dropped_B` describe this
+    rank's examples; everything else is equal on all ranks. An example is `over_limit`
+    when one of its losses is, and `dropped` when the selector kept none of its usable
+    terms. `flags` says which of the ranks' flags any rank raised.
     """
 
     keep_BK: Tensor
     nonfinite_B: Tensor
     silent_B: Tensor
+    over_limit_B: Tensor
+    dropped_B: Tensor
     origin_NK: Tensor
     usable_NK: Tensor
     keep_NK: Tensor
     seen: int
     nonfinite: int
     silent: int
+    over_limit: int
+    dropped: int
     usable_K: list[int]
     kept_K: list[int]
     usable_loss_K: list[float]
@@ -82,6 +88,7 @@ def choose(
     nothing_BK = torch.zeros_like(loss_BK)
     finite_BK = finite_B[:, None] & loss_BK.isfinite() & sort_key_BK.isfinite()
     usable_BK = finite_BK & terms.scorable_BK & counts_B[:, None]
+    over_limit_BK = usable_BK & (loss_BK >= loss_limit)
     usable_BK &= loss_BK < loss_limit
     silent_BK = nothing_BK.bool()
     if terms.silent_BK is not None:  # an example that was zeroed is not silent
@@ -96,6 +103,7 @@ def choose(
             "origin": nothing_BK if terms.origin_BK is None else terms.origin_BK,
             "silent": silent_BK,
             "nonfinite": nonfinite_B[:, None],
+            "over_limit": over_limit_BK.any(1)[:, None],
             "counts": counts_B[:, None],
             "flags": loss_BK.new_tensor(flags).expand(len(loss_BK), -1),
         },
@@ -112,20 +120,28 @@ def choose(
         "usable_loss": loss_NK.where(usable_NK, 0.0).double().sum(0),
         "kept_loss": loss_NK.where(keep_NK, 0.0).double().sum(0),
         "flags": (everyone["flags"] == 1).any(0),
+        "over_limit": (everyone["over_limit"] == 1)[:, 0],
+        "dropped": usable_NK.any(1) & ~keep_NK.any(1),
     }
     found = _to_host(sums)
     seen, nonfinite, silent = map(int, found["counts"])
     keep_WBK = keep_NK.unflatten(0, (distributed.world_size(), -1))
+    first = distributed.rank() * (len(keep_NK) // distributed.world_size())
+    own = slice(first, first + len(loss_BK))
     return Choice(
         keep_BK=keep_WBK[distributed.rank(), : len(loss_BK)],
         nonfinite_B=nonfinite_B,
         silent_B=silent_BK.any(1),
+        over_limit_B=torch.tensor(found["over_limit"][own]) == 1,  # on the host already
+        dropped_B=torch.tensor(found["dropped"][own]) == 1,
         origin_NK=everyone["origin"],
         usable_NK=usable_NK,
         keep_NK=keep_NK,
         seen=seen,
         nonfinite=nonfinite,
         silent=silent,
+        over_limit=int(sum(found["over_limit"])),
+        dropped=int(sum(found["dropped"])),
         usable_K=list(map(int, found["usable"])),
         kept_K=list(map(int, found["kept"])),
         usable_loss_K=found["usable_loss"],

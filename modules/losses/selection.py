@@ -23,6 +23,11 @@ class Selector:
     #: True lets the mean loss run over what is kept, False over all that is usable.
     renormalise = True
 
+    @property
+    def dropped_are(self) -> str:
+        """What an example is that the rule drops, with the setting that says so."""
+        return "dropped by the selector"
+
     def __call__(self, loss_NK: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -59,6 +64,10 @@ class ThresholdByLoss(Selector):
     threshold: float = -30.0
     enabled: bool = True
 
+    @property
+    def dropped_are(self) -> str:
+        return f"easier than threshold={self.threshold:g}"
+
     def __call__(self, loss_NK: Tensor) -> Tensor:
         if not self.enabled:
             return torch.ones_like(loss_NK, dtype=torch.bool)
@@ -85,6 +94,10 @@ class LossTruncation(Selector):
         self.batches = 1  # accumulated for an optimizer step
         self.past_WK: Tensor | None = None
         self.threshold_K: Tensor | None = None
+
+    @property
+    def dropped_are(self) -> str:
+        return f"dropped by loss truncation (quantile={self.quantile:g})"
 
     def enter_phase(self, quantile: float, batches: int) -> None:
         """Keep another share; compare over so many accumulated batches."""

@@ -55,3 +55,7 @@ class CheckpointMismatch(UserError, RuntimeError):
 
 class NonFiniteTraining(UserError, RuntimeError):
     """Too many consecutive optimizer steps were not finite."""
+
+
+class NothingLearned(UserError, RuntimeError):
+    """Too many consecutive epochs trained on nothing, moved nothing, or diverged."""

@@ -1,7 +1,6 @@
 """What a setting may be: its types in terms of YAML, the items of a list, its range."""
 
 import io
-import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,9 @@ _NAMES: dict[type, str] = {
 }
 
 
+#: Numbers become tensors of 32 bits.
+FLOAT32_LIMIT = 3e38
+
 _ANNOTATIONS = {kind: kind for kind in _NAMES} | {Path: str, Mapping: dict}
 
 
@@ -36,24 +38,45 @@ class Limits:
     above: float | None = None
     at_least: float | None = None
     below: float | None = None
+    at_most: float | None = None
+    other_than: float | None = None
 
     def __str__(self) -> str:
         """Return the range in words, empty where every finite number will do."""
-        if self.above is not None:
-            return f"above {self.above:g}"
-        if self.at_least is None:
-            return ""
-        if self.below is not None:
-            return f"from {self.at_least:g} to below {self.below:g}"
-        return f"{self.at_least:g} or more"
+        words = {
+            "above": self.above,
+            "from": self.at_least,
+            "to below" if self.at_least is not None else "below": self.below,
+            "to" if self.at_least is not None else "at most": self.at_most,
+            "other than": self.other_than,
+        }
+        parts = [
+            f"{word} {value:.12g}" for word, value in words.items() if value is not None
+        ]
+        if self.at_least is not None and len(parts) == 1:
+            return f"{self.at_least:.12g} or more"
+        return (" " if self.at_least is not None else " and ").join(parts)
 
-    def admit(self, value: float) -> bool:
-        """Whether a number lies in the range."""
+    def check(self, name: str, value: Any) -> None:
+        """Raise an HparamsError if a number, or one in a list, is out of the range."""
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            is_finite = abs(number) < FLOAT32_LIMIT
+            wanted = [] if is_finite else ["finite"]
+            if not (is_finite and self._admit(number)):
+                wanted += [str(self)] if str(self) else []
+                raise HparamsError(
+                    f"{name}={written(value)}: must be {' and '.join(wanted)}"
+                )
+
+    def _admit(self, value: float) -> bool:
         return (
-            math.isfinite(value)
-            and (self.above is None or value > self.above)
+            (self.above is None or value > self.above)
             and (self.at_least is None or value >= self.at_least)
             and (self.below is None or value < self.below)
+            and (self.at_most is None or value <= self.at_most)
+            and value != self.other_than
         )
 
 
@@ -63,10 +86,10 @@ class Kind:
 
     types: frozenset[type]
     items: frozenset[type] = frozenset()
-    limits: Limits | None = None
+    limits: Limits = Limits()
 
     @classmethod
-    def of_annotation(cls, hint: Any, limits: Limits | None = None) -> Self | None:
+    def of_annotation(cls, hint: Any, limits: Limits = Limits()) -> Self | None:
         """Read an annotation; None if YAML cannot write what it names."""
         kinds: set[type] = set()
         items: set[type] = set()
@@ -99,23 +122,18 @@ class Kind:
             raise HparamsError(
                 f"{name}={written(value)}: expected {self}{hint}"
             ) from None
-        for number in value if isinstance(value, list) else [value]:
-            if not isinstance(number, int | float) or self.limits is None:
-                continue
-            if not self.limits.admit(number):
-                wanted = str(self.limits) if math.isfinite(number) else "finite"
-                raise HparamsError(f"{name}={written(value)}: must be {wanted}")
+        self.limits.check(name, value)
         return value
 
     def __str__(self) -> str:
         """Return the types in words, with the range of a number."""
         names = dict(_NAMES)
-        if limits := str(self.limits or ""):
-            limits = f" of {limits}" if limits[0].isdigit() else f" {limits}"
+        if limits := str(self.limits):
+            limits = f" of {limits}" if limits.endswith("or more") else f" {limits}"
             names[int] += limits
             names[float] += limits
         if self.items:
-            names[list] += f" (each item {_any_of(self.items, _NAMES)})"
+            names[list] += f" (each item {_any_of(self.items, names)})"
         return _any_of(self.types, names)
 
 

@@ -35,8 +35,9 @@ from speechbrain.utils.run_opts import RunOptions
 from modules.runtime.devices import check_device
 from modules.runtime.errors import HparamsError
 from recipes.config.kinds import Kind
-from recipes.config.nodes import tag_of
+from recipes.config.nodes import check_ranges, tag_of
 from recipes.config.overrides import nearest, override
+from recipes.config.schema import LIMITS
 
 
 class Run(NamedTuple):
@@ -196,6 +197,7 @@ def _build(layers: Layers, overrides: Mapping[str, Any]) -> tuple[dict[str, Any]
     for key, value in tree.items():
         if tag_of(value) == "!PLACEHOLDER":
             raise HparamsError(f"{layers.path}: give a value for {key}: --{key}=...")
+    check_ranges(tree)
     stream = io.StringIO()
     ruamel.yaml.YAML().dump(tree, stream)
     stream.seek(0)
@@ -288,7 +290,11 @@ def _typed_run_options(arguments: list[str]) -> RunOptions:
     if limit is not None:
         limit = _parse_value("optimizer_step_limit", str(limit))
         limit = Kind(frozenset({int})).fitted("--optimizer_step_limit", limit)
-    return dataclasses.replace(run_opts, optimizer_step_limit=limit)
+    run_opts = dataclasses.replace(run_opts, optimizer_step_limit=limit)
+    for name, value in vars(run_opts).items():
+        if name in LIMITS:
+            LIMITS[name].check(f"--{name}", value)
+    return run_opts
 
 
 def _one_line(error: Exception) -> str:

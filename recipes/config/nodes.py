@@ -5,10 +5,11 @@ import pydoc
 import re
 import typing
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from recipes.config.kinds import Kind
-from recipes.config.schema import RunSettings
+from recipes.config.kinds import Kind, Limits
+from recipes.config.schema import LIMITS, RunSettings
 
 
 def tag_of(node: Any) -> str:
@@ -49,6 +50,14 @@ def settings_class(tree: Mapping) -> type[RunSettings]:
     return getattr(named(tree.get("recipe")), "settings_class", RunSettings)
 
 
+def check_ranges(tree: Mapping) -> None:
+    """Raise an HparamsError if a number of the top level is out of its range."""
+    kinds = settings_class(tree).kinds()
+    for key, node in tree.items():
+        limits = kinds[key].limits if key in kinds else LIMITS.get(key, Limits())
+        limits.check(key, plain(node, tree))
+
+
 def argument_kind(node: Any, name: str) -> Kind | None:
     """Return what an argument of the object that a node names may be, if it says so."""
     function = named(node)
@@ -72,12 +81,13 @@ def setting_kind(tree: Mapping, key: str) -> Kind | None:
     """
     if (declared := settings_class(tree).kinds().get(key)) is not None:
         return declared
+    limits = LIMITS.get(key, Limits())
     for node in _objects(tree):
         for name, argument in node.items():
             if tag_of(argument) == "!ref" and argument.value == f"<{key}>":
                 kind = argument_kind(node, name)
                 if kind is not None:
-                    return kind
+                    return replace(kind, limits=limits)
     return None
 
 

@@ -29,12 +29,43 @@ from modules.weights.checkpointer import AtomicCheckpointer
 from recipes.config.kinds import Kind, Limits
 from recipes.schedule import Phases, RateFactor, Scheduler
 
+#: The SI-SNR of training lies within +- this many dB (modules/losses/si_snr.py).
+LARGEST_SI_SNR = 100
+
+#: Ranges of SpeechBrain's run options, and of keys that the YAML hands to an object.
+LIMITS = {
+    "grad_accumulation_factor": Limits(at_least=1),
+    "max_grad_norm": Limits(other_than=0),
+    "nonfinite_patience": Limits(at_least=1),
+    "optimizer_step_limit": Limits(at_least=1),
+    "ckpt_interval_minutes": Limits(at_least=0),
+    "ckpt_interval_steps": Limits(at_least=0),
+    "debug_batches": Limits(at_least=1),
+    "debug_epochs": Limits(at_least=1),
+    "profile_warmup": Limits(at_least=0),
+    "profile_steps": Limits(at_least=1),
+    "threshold": Limits(below=LARGEST_SI_SNR),
+    "warmup_steps": Limits(at_least=0),
+    "dont_halve_until_epoch": Limits(at_least=0),
+    "loss_memory": Limits(at_least=1),
+    "phase": Limits(at_least=1),
+    "valid_tracks": Limits(at_least=0),
+    "pretrained_seconds": Limits(above=0),
+    "channels": Limits(at_least=1),
+    "layers": Limits(at_least=1),
+    "nfft": Limits(at_least=1),
+    "dropout": Limits(at_least=0, below=1),
+    "t_dropout": Limits(at_least=0, below=1),
+}
+
 
 def setting(
     *,
     above: float | None = None,
     at_least: float | None = None,
     below: float | None = None,
+    at_most: float | None = None,
+    other_than: float | None = None,
     free: bool = False,
     default: Any = dataclasses.MISSING,
 ) -> Any:
@@ -42,14 +73,14 @@ def setting(
 
     Arguments
     ---------
-    above, at_least, below : float | None
+    above, at_least, below, at_most, other_than : float | None
         Range of a number; None is no limit, but it must be finite.
     free : bool
         A resumed run may change it: it does not alter what is trained.
     default : Any
         Value where the YAML has no such key. Without it the key must exist.
     """
-    limits = Limits(above, at_least, below)
+    limits = Limits(above, at_least, below, at_most, other_than)
     return dataclasses.field(default=default, metadata={"limits": limits, "free": free})
 
 
@@ -63,31 +94,31 @@ class RunSettings:
     """What every recipe reads."""
 
     experiment_name: str = setting(free=True)
-    seed: int = setting(at_least=0)
+    seed: int = setting(at_least=0, at_most=2**32 - 1)
     output_folder: str = setting(free=True)
     save_folder: str = setting(free=True)
     data_folder: str = setting(free=True)
     pretrained: str | None = setting(free=True)
     allow_changes: bool = setting(free=True)
-    checkpoint_minutes: float = setting(free=True)
-    ddp_timeout: int = setting(free=True)
+    checkpoint_minutes: float = setting(at_least=0, free=True)
+    ddp_timeout: int = setting(at_least=1, at_most=10**8, free=True)
     check_sums: bool = setting(free=True)
-    num_workers: int = setting(free=True)
-    sample_rate: int = setting(above=0)
+    num_workers: int = setting(at_least=0, at_most=1024, free=True)
+    sample_rate: int = setting(above=0, at_most=10**6)
 
     N_epochs: int = setting(above=0, free=True)
     batch_size: int = setting(above=0)
     lr: float = setting(above=0)
-    clip_grad_norm: float = setting()
+    clip_grad_norm: float = setting(other_than=0)
     loss_upper_lim: float = setting()
-    nonfinite_patience: int = setting(free=True)
+    nonfinite_patience: int = setting(at_least=1, free=True)
     ema_decay: float = setting(at_least=0, below=1)
     activation_checkpointing: bool = setting(free=True)
     profile_memory: bool = setting(free=True)
 
-    valid_every: int = setting(free=True)
+    valid_every: int = setting(at_least=0, free=True)
     eval_batch_size: int = setting(above=0, free=True)
-    n_audio_to_save: int = setting(free=True)
+    n_audio_to_save: int | None = setting(at_least=0, free=True)
     log_every: int = setting(above=0, free=True)
     tensorboard: bool = setting(free=True)
     keep_checkpoints: int = setting(above=0, free=True)
@@ -140,7 +171,7 @@ class RunSettings:
         for field in dataclasses.fields(cls):
             hint = get_type_hints(cls)[field.name]
             null = {NoneType} if NoneType in get_args(hint) else set()
-            kind = Kind.of_annotation(hint, field.metadata.get("limits"))
+            kind = Kind.of_annotation(hint, field.metadata.get("limits", Limits()))
             kinds[field.name] = kind or Kind(frozenset({dict, *null}))
         return kinds
 
@@ -157,13 +188,14 @@ class SpeechSettings(RunSettings):
     num_spks: int = setting(above=0)
     dynamic_mixing: bool = setting()
     base_folder_dm: str | None = setting(free=True)
-    noise_snr_db: list[float] = setting()
+    loss_upper_lim: float = setting(above=-LARGEST_SI_SNR)
+    noise_snr_db: list[float] = setting(at_least=-100, at_most=100)
     room_pool: str | None = setting()
     targets: str = setting()
     examples_per_epoch: int | None = setting(above=0)
-    segment_seconds: float | None = setting(above=0)
-    speed_changes: list[int] | None = setting()
-    eval_chunk_seconds: float | None = setting(above=0, free=True)
+    segment_seconds: float | None = setting(at_least=0.01, at_most=3600)
+    speed_changes: list[int] | None = setting(at_least=1, at_most=1000)
+    eval_chunk_seconds: float | None = setting(at_least=0.1, at_most=1e6, free=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,12 +204,13 @@ class MusicSettings(RunSettings):
 
     sources: list[str] = setting()
     test_folder: str | None = setting(free=True)
-    segment_seconds: float = setting(above=0)
-    stride_seconds: float = setting(above=0)
+    loss_upper_lim: float = setting(above=0)
+    segment_seconds: float = setting(at_least=0.01, at_most=3600)
+    stride_seconds: float = setting(at_least=0.01, at_most=3600)
     independent: bool = setting()
     examples_per_epoch: int | None = setting(above=0)
     augmentation: Augmentation | None = built()
-    weights: list[float] = setting()
+    weights: list[float] = setting(at_least=0)
     lr_scheduler: Phases = built()
     relative_to_level: bool = setting()
     monitor: str = setting()
@@ -190,12 +223,12 @@ class MusicSettings(RunSettings):
 class LoraSettings(RunSettings):
     """What the adapters of any recipe read."""
 
-    lora_rank: int = setting()
-    lora_alpha: float | None = setting()
-    lora_dropout: float = setting()
+    lora_rank: int = setting(at_least=1)
+    lora_alpha: float | None = setting(above=0)
+    lora_dropout: float = setting(at_least=0, below=1)
     lora_mode: str = setting()
     lora_min_rank: int = setting(at_least=0)
-    lora_max_rank: int | None = setting()
+    lora_max_rank: int | None = setting(at_least=1)
     lora_gradient_steps: int = setting(at_least=1)
     layer_ranks: dict[str, int] | None = setting()
     train_fully: list[str] = setting()

@@ -11,6 +11,7 @@ from speechbrain.utils.run_opts import HELP_TEXTS
 from recipes.config.kinds import written
 from recipes.config.load import Layers, given_options
 from recipes.config.nodes import setting_kind, tag_of
+from recipes.config.schema import LIMITS
 
 USAGE = """\
 usage: python train.py FILE.yaml [--key=value ...]
@@ -59,10 +60,10 @@ def usage(arguments: Sequence[str], folder: Path = Path("hparams")) -> str:
             if "Not run by itself" not in path.read_text(encoding="utf-8")
         ]
     parts += ["", "SpeechBrain's options:"]
-    parts += [
-        _line(f"--{name}", re.split(r"\. ?(?=[A-Z]|$)", HELP_TEXTS[name])[0])
-        for name in USUAL
-    ]
+    for name in USUAL:
+        text = re.split(r"\. ?(?=[A-Z]|$)", HELP_TEXTS[name])[0]
+        limits = f" [{LIMITS[name]}]" if name in LIMITS else ""
+        parts.append(_line(f"--{name}", text + limits))
     others = sorted(HELP_TEXTS.keys() - set(USUAL))
     text = "and " + ", ".join(f"--{name}" for name in others)
     parts += textwrap.wrap(text, 86, initial_indent="  ", subsequent_indent="  ")
@@ -84,7 +85,7 @@ def _keys(layers: Layers) -> list[str]:
         if not isinstance(node, Mapping):
             kind = setting_kind(tree, key)
             # The default shows a type; alternatives and ranges must be said.
-            says_more = kind and (len(kind.types) > 1 or str(kind.limits or ""))
+            says_more = kind and (len(kind.types) > 1 or str(kind.limits))
             remarks = [said.get(key, ""), f"[{kind}]" if says_more else ""]
             plain.append(_line(f"--{key}={_default(node)}", " ".join(remarks).strip()))
             continue
