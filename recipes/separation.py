@@ -185,9 +185,8 @@ class Separation(TrainingStep):
                 should_step = self.completes_a_step()
                 with self.memory:
                     self.fit_batch(batch)
-                bar.set_postfix(
-                    loss=f"{self.stats.loss:.2f}", kept=f"{self.stats.kept_share:.2f}"
-                )
+                shown = known(loss=self.stats.loss, kept=self.stats.kept_share)
+                bar.set_postfix({name: f"{value:.2f}" for name, value in shown.items()})
                 self._log_batch(len(batch.ids))
                 if self.profiler is not None:
                     self.profiler.step()

@@ -241,7 +241,7 @@ class NonFiniteWatch:
         self.bad_epochs = self.bad_epochs + 1 if fault else 0
         if fault is None:
             return
-        message = f"epoch {epoch}: {fault} ({self.bad_epochs} epochs in a row)"
+        message = f"epoch {epoch}: {fault} ({self.bad_epochs} in a row)"
         logger.warning(message)
         if self.bad_epochs >= self.patience:
             raise NothingLearned(
@@ -264,8 +264,7 @@ def idle_fault(stats: TrainStats, left_out: Mapping[str, str]) -> str | None:
     counts = {text: getattr(stats, reason) for reason, text in texts.items()}
     parts = [f"{text} ({count})" for text, count in counts.items() if count]
     return (
-        f"nothing was trained on; of {stats.seen} examples were left out: "
-        f"{', '.join(parts)}"
+        f"nothing was trained on; left out of {stats.seen} examples: {', '.join(parts)}"
     )
 
 

@@ -235,10 +235,10 @@ class LoraSettings(RunSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpeechLoraSettings(LoraSettings, SpeechSettings):
+class SpeechLoraSettings(SpeechSettings, LoraSettings):
     """What the adapters of a speech separator read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MusicLoraSettings(LoraSettings, MusicSettings):
+class MusicLoraSettings(MusicSettings, LoraSettings):
     """What the adapters of a music separator read."""

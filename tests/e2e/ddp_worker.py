@@ -87,21 +87,28 @@ def under_threshold(brain, batch: Batch, step: int) -> None:
     brain.modules.separator.module.perfect = batch.src if perfect else None
 
 
+def over_limit(brain, batch: Batch, step: int) -> None:
+    """The estimates of rank 1 are silent, which costs 100 dB."""
+    brain.modules.separator.module.mute = distributed.rank() == 1 and step == 1
+
+
 class FaultySeparator(ToySeparator):
     """A toy that can be told to give NaN, or the targets, on one rank."""
 
-    poison = False
+    poison = mute = False
     perfect = None
 
     def forward(self, mixture_BT):
         est_BST = super().forward(mixture_BT)
         if self.perfect is not None:
             est_BST = self.perfect + 0 * est_BST
+        est_BST = 0 * est_BST if self.mute else est_BST
         return est_BST * float("nan") if self.poison else est_BST
 
 
 def make_brain(folder: Path, batch_size: int, run_opts: RunOptions, **options):
     overrides = {"data_folder": "none", "output_folder": str(folder), **options}
+    overrides["loss_upper_lim"] = 90
     hparams, _ = load_hparams(ROOT / "tests" / "toy.yaml", overrides)
     hparams["batch_size"] = batch_size
     torch.manual_seed(0)
@@ -133,12 +140,16 @@ def train(brain, fault, rank: int, world_size: int) -> dict:
         "loss": brain.stats.loss,
         "nonfinite": brain.stats.nonfinite,
         "silent": (brain.stats.silent, brain.stats.silent_ids),
+        "over_limit": (brain.stats.over_limit, brain.stats.over_limit_ids),
+        "dropped": (brain.stats.dropped, brain.stats.dropped_ids),
+        "moving": brain.stats.steps_moving,
         "optimizer_steps": brain.optimizer_step,
         "skipped": brain.stats.steps_skipped,
     }
 
 
 FAULTS = [nothing, nan_item, inf_batch, easy_on_one, nan_inside, under_threshold]
+FAULTS.append(over_limit)
 
 
 def main(out: Path) -> None:

@@ -219,12 +219,15 @@ def test_silent_targets_are_named_once_where_they_are_scored(make_brain, caplog,
 
 def test_easy_examples_are_left_out_of_gradient_and_mean(make_brain):
     # With a high enough threshold every example is "too easy".
-    brain = make_brain(batch_size=2, threshold=1000)
+    brain = make_brain(batch_size=2, threshold=99)
     before = weights(brain)
     assert torch.equal(run(brain, make_batch(2)), before)
     assert brain.stats.kept == 0
     assert brain.stats.loss != brain.stats.loss, "no kept example, no mean"
     assert brain.watch.count == 0, "easy is not broken"
+    assert (brain.stats.dropped, brain.stats.over_limit) == (2, 0)
+    assert brain.stats.dropped_ids == ["example00", "example01"]
+    assert brain.stats.steps_moving == 0
 
 
 def test_a_skipped_batch_does_not_move_the_running_loss(make_brain):
@@ -238,9 +241,11 @@ def test_a_skipped_batch_does_not_move_the_running_loss(make_brain):
 
 
 def test_loss_upper_lim_drops_examples(make_brain):
-    brain = make_brain(loss_upper_lim=-1000)
+    brain = make_brain(loss_upper_lim=-99)
     before = weights(brain)
     assert torch.equal(run(brain, make_batch(1)), before)
+    assert (brain.stats.dropped, brain.stats.over_limit) == (0, 1)
+    assert brain.stats.over_limit_ids == ["example00"]
 
 
 def test_bad_steps_in_a_row_stop_the_run_and_name_the_examples(make_brain):

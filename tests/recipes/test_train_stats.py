@@ -8,9 +8,9 @@ import torch
 
 from modules.data.batch import Batch
 from modules.losses.choice import Terms, choose
-from modules.losses.selection import KeepAll, LossTruncation
-from modules.runtime.errors import NonFiniteTraining
-from recipes.train_stats import Accumulation, NonFiniteWatch, TrainStats
+from modules.losses.selection import KeepAll, PooledTruncation
+from modules.runtime.errors import NonFiniteTraining, NothingLearned
+from recipes.train_stats import Accumulation, NonFiniteWatch, TrainStats, idle_fault
 
 IDS = ["a", "b", "c", "d"]
 LOSS_BK = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, float("nan")], [4.0, 40.0]])
@@ -32,7 +32,7 @@ def add(select, over_kept: bool = True, weights=(1.0, 3.0)):
 
 
 def test_an_epoch_counts_terms_and_sums_their_losses():
-    stats, _ = add(LossTruncation(0.5))
+    stats, _ = add(PooledTruncation(0.5))
     assert (stats.seen, stats.nonfinite, stats.silent) == (4, 1, 2)
     assert stats.offered_K == [3, 3] and stats.kept_K == [2, 2] and stats.kept == 4
     assert stats.loss_offered_K == [7.0, 70.0] and stats.loss_kept_K == [3.0, 30.0]
@@ -44,14 +44,14 @@ def test_an_epoch_counts_terms_and_sums_their_losses():
 
 
 def test_a_step_averages_over_the_terms_it_kept_or_over_all_it_could():
-    rule = LossTruncation(0.5)
+    rule = PooledTruncation(0.5)
     assert add(rule, over_kept=True)[1].weight == 2 * 1 + 2 * 3
     assert add(rule, over_kept=False)[1].weight == 3 * 1 + 3 * 3
     accumulated = add(rule, weights=(0.0, 0.5))[1]
     assert (accumulated.weight, accumulated.kept) == (1.0, 4)
-    assert (accumulated.nonfinite, accumulated.silent) == (1, 2)
+    assert accumulated.nonfinite == 1
     assert accumulated.ids == IDS and accumulated.suspects == ["c"]
-    assert accumulated.silent_ids == ["a"]
+    assert accumulated.left_out == {"silent": ["a"], "dropped": ["d"]}
     assert add(KeepAll())[1].kept == 6
 
 
@@ -68,8 +68,14 @@ NONE_KEPT = Accumulation(0.0, kept=0, ids=["easy"])
         (NONE_KEPT, True, False, 1, None),  # neither bad nor good: the count stays
         (SOME_BAD, True, False, 0, "left out, not finite or .*: bad$"),
         (ALL_BAD, True, False, 2, r"\(2 in a row\); examples: bad$"),
-        (ALL_GOOD, False, False, 2, r"\(2 in a row\); examples: one, two$"),
-        (SOME_BAD, False, False, 2, r"\(2 in a row\); examples: bad$"),
+        (
+            ALL_GOOD,
+            False,
+            False,
+            2,
+            r"gradient .*\(2 in a row\), though audio .*: one, two$",
+        ),
+        (SOME_BAD, False, False, 2, r"gradient .*\(2 in a row\); .*: bad$"),
         # A scaler that lowers its scale overflows on purpose.
         (ALL_GOOD, False, True, 1, None),
         (ALL_BAD, False, True, 2, r"\(2 in a row\); examples: bad$"),
@@ -98,3 +104,44 @@ def test_the_watch_ends_the_run_when_its_patience_is_over():
     watch.look(ALL_BAD, True, False, "epoch 1, step 3")
     with pytest.raises(NonFiniteTraining, match="step 4: .*nonfinite_patience=2"):
         watch.look(ALL_BAD, True, False, "epoch 1, step 4")
+
+
+def test_a_gradient_that_is_not_finite_is_not_blamed_on_the_files():
+    watch = NonFiniteWatch(patience=1)
+    with pytest.raises(NonFiniteTraining) as error:
+        watch.look(ALL_GOOD, False, False, "epoch 1, step 4")
+    assert "files" not in str(error.value) and "lower lr" in str(error.value)
+
+
+LEFT_OUT = {"silent": "silent", "over_limit": "over the limit", "dropped": "too easy"}
+
+
+def test_an_epoch_that_moves_nothing_says_why():
+    assert idle_fault(TrainStats(), LEFT_OUT) is None, "no step was left to take"
+    assert idle_fault(TrainStats(seen=2, steps_moving=1), LEFT_OUT) is None
+    stats = TrainStats(seen=5, kept_K=[0], over_limit=3, dropped=2)
+    assert idle_fault(stats, LEFT_OUT) == (
+        "nothing was trained on; left out of 5 examples: over the limit (3), "
+        "too easy (2)"
+    )
+    still = TrainStats(seen=5, kept_K=[5])
+    assert "every gradient was exactly zero" in idle_fault(still, LEFT_OUT)
+
+
+def test_an_epoch_that_kept_nothing_has_no_loss():
+    stats = TrainStats(seen=5, kept_K=[0], offered_K=[0], loss_offered_K=[0.0],
+                       loss_kept_K=[0.0], over_limit=5)  # fmt: skip
+    totals = stats.totals(["x"])
+    assert "loss" not in totals and "x_loss_kept" not in totals
+    assert totals["over_limit"] == 5 and totals["kept_share"] == 0
+
+
+def test_bad_epochs_end_a_run_in_a_row_or_when_there_were_no_others():
+    watch = NonFiniteWatch(patience=2)
+    watch.end_epoch(1, "idle", is_last=False)
+    watch.end_epoch(2, None, is_last=False)
+    watch.end_epoch(3, "idle", is_last=True)  # another epoch has learned
+    with pytest.raises(NothingLearned, match="idle .2 in a row.*nonfinite_patience=2"):
+        watch.end_epoch(4, "idle", is_last=False)
+    with pytest.raises(NothingLearned, match="The run has learned nothing"):
+        NonFiniteWatch(patience=3).end_epoch(1, "idle", is_last=True)
