@@ -5,7 +5,7 @@ Legend: C channel, T sample, L window, K tap, P phase of a filter.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torchaudio
@@ -41,6 +41,37 @@ def resample(wave_T: Tensor, from_rate: int, to_rate: int) -> Tensor:
     parts = window_LK.split(max(1, LARGEST_PART // len(filters_KP)), dim=-2)
     out_LP = torch.cat([(part_LK @ filters_KP)[..., :columns] for part_LK in parts], -2)
     return out_LP.flatten(-2)[..., : -(-phases * wave_T.shape[-1] // step)]
+
+
+def resample_blocks(
+    blocks: Iterable[Tensor], from_rate: int, to_rate: int
+) -> Iterator[Tensor]:
+    """Yield what `resample` returns for the blocks [..., T] behind each other.
+
+    Only a block and the reach of the filters are held; the blocks that come out have
+    other lengths than those that go in. The values differ by rounding alone.
+    """
+    if from_rate == to_rate:
+        yield from blocks
+        return
+    divisor = math.gcd(from_rate, to_rate)
+    step, phases = from_rate // divisor, to_rate // divisor
+    held_T: Tensor | None = None  # `margin` samples of the past, then what came since
+    for block_T in blocks:
+        if held_T is None:
+            *_, width = _sinc_filters(step, phases, block_T.dtype, block_T.device)
+            steps = -(-width // step) + 1  # those before and after that filters reach
+            margin, lead = steps * step, steps * phases
+            held_T = block_T.new_zeros((*block_T.shape[:-1], margin))
+        held_T = torch.cat([held_T, block_T], dim=-1)
+        ready = (held_T.shape[-1] - 2 * margin) // step
+        if ready > 0:
+            known_T = held_T[..., : 2 * margin + ready * step]
+            out_T = resample(known_T, from_rate, to_rate)
+            yield out_T[..., lead : lead + ready * phases]
+            held_T = held_T[..., ready * step :]
+    if held_T is not None:
+        yield resample(held_T, from_rate, to_rate)[..., lead:]
 
 
 @functools.lru_cache(maxsize=64)

@@ -13,12 +13,15 @@ well, and only the level tells them apart.
 Shapes: B batch, S source, T sample, C sample of a chunk.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from modules.losses.si_snr import best_permutation, reorder
+
+# Returns the samples from a first one up to another, in the last dimension.
+Read = Callable[[int, int], Tensor]
 
 
 def separate_in_chunks(
@@ -41,35 +44,68 @@ def separate_in_chunks(
     """
     if mix_BT.ndim != 2:
         raise ValueError(f"the mixture must be [B, T], got {tuple(mix_BT.shape)}")
+    samples = mix_BT.shape[-1]
+
+    def read(start: int, stop: int) -> Tensor:
+        return mix_BT[:, start:stop]
+
+    sizes = samples, chunk, overlap, batch_size
+    return joined(stream_chunks(separator, read, *sizes), samples)
+
+
+def joined(pieces: Iterable[Tensor], samples: int) -> Tensor:
+    """Return pieces of a stream as one tensor, with `samples` in its last dimension."""
+    whole: Tensor | None = None
+    done = 0
+    for piece in pieces:
+        if whole is None:
+            whole = piece.new_empty((*piece.shape[:-1], samples))
+        whole[..., done : done + piece.shape[-1]] = piece
+        done += piece.shape[-1]
+    assert whole is not None  # every stream has a piece
+    return whole
+
+
+def stream_chunks(
+    separator: Callable[[Tensor], Tensor],
+    read: Read,
+    samples: int,
+    chunk: int,
+    overlap: int,
+    batch_size: int = 1,
+) -> Iterator[Tensor]:
+    """Yield what `separate_in_chunks` returns, piece by piece.
+
+    `read(start, stop)` returns these samples of the mixtures, `[B, T]`; its starts
+    never go back. No more than the chunks of one call are held.
+    """
     if not 0 < overlap < chunk:
         raise ValueError(f"need 0 < overlap < chunk, got {overlap=} and {chunk=}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    samples = mix_BT.shape[-1]
     if samples <= chunk:
-        return _checked(separator, mix_BT)
-
+        yield _checked(separator, read(0, samples))
+        return
     last = samples - chunk
     starts = [*range(0, last, chunk - overlap), last]
-    est_BST: Tensor | None = None
-    done = 0
-    for start, new_BSC in _separated(separator, mix_BT, chunk, starts, batch_size):
-        if est_BST is None:
-            est_BST = new_BSC.new_empty((*new_BSC.shape[:2], samples))
-        else:
-            previous_BSC, shared = est_BST[..., start:done], done - start
-            new_BSC = _in_order_of(previous_BSC, new_BSC)
+    held_BSC: Tensor | None = None
+    first = 0  # sample where the held chunk begins
+    for start, new_BSC in _separated(separator, read, chunk, starts, batch_size):
+        if held_BSC is not None:
+            yield held_BSC[..., : start - first]
+            previous_BSC = held_BSC[..., start - first :]
+            shared = previous_BSC.shape[-1]
+            new_BSC = in_order_of(previous_BSC, new_BSC)
             faded_BSC = _cross_fade(previous_BSC, new_BSC[..., :shared])
             new_BSC = torch.cat([faded_BSC, new_BSC[..., shared:]], dim=-1)
-        done = start + chunk
-        est_BST[..., start:done] = new_BSC
-    assert est_BST is not None  # there are at least two chunks
-    return est_BST
+        held_BSC, first = new_BSC, start
+    assert held_BSC is not None  # there are at least two chunks
+    yield held_BSC
 
 
 def _separated(
     separator: Callable[[Tensor], Tensor],
-    mix_BT: Tensor,
+    read: Read,
     chunk: int,
     starts: list[int],
     batch_size: int,
@@ -77,9 +113,9 @@ def _separated(
     """Yield (start, estimates of the chunk), `batch_size` chunks per call."""
     for first in range(0, len(starts), batch_size):
         group = starts[first : first + batch_size]
-        mix_BC = torch.cat([mix_BT[:, start : start + chunk] for start in group])
+        mix_BC = torch.cat([read(start, start + chunk) for start in group])
         est_BSC = _checked(separator, mix_BC)
-        yield from zip(group, est_BSC.split(mix_BT.shape[0]), strict=True)
+        yield from zip(group, est_BSC.chunk(len(group)), strict=True)
 
 
 def _checked(separator: Callable[[Tensor], Tensor], mix_BT: Tensor) -> Tensor:
@@ -94,7 +130,7 @@ def _checked(separator: Callable[[Tensor], Tensor], mix_BT: Tensor) -> Tensor:
     return est_BST
 
 
-def _in_order_of(previous_BSC: Tensor, new_BSC: Tensor) -> Tensor:
+def in_order_of(previous_BSC: Tensor, new_BSC: Tensor) -> Tensor:
     """Reorder the new sources to agree with the previous ones where both exist."""
     shared_BSC = new_BSC[..., : previous_BSC.shape[-1]]
     # cost[b, i, j]: new source i continuing stream j

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modules.inference.chunks import Read, joined
 from modules.runtime.randomness import numpy_rng
 
 MAX_SHIFT_SECONDS = 0.5
@@ -193,6 +194,35 @@ def _separate(
     model: Any, song_BCT: Tensor, first: int, samples: int, cut: _Cut
 ) -> Tensor:
     """Separate `samples` samples of a song from `first` on, segment by segment."""
+    bounds = -first, song_BCT.shape[-1] - first
+
+    def read(start: int, stop: int) -> Tensor:
+        return song_BCT[..., first + start : first + stop]
+
+    return joined(_stream(model, read, bounds, samples, cut), samples)
+
+
+@torch.no_grad()
+def stream_song(
+    model: Any, read: Read, samples: int, overlap: float = 0.25, batch_size: int = 1
+) -> Iterator[Tensor]:
+    """Yield what `apply_model` returns for one model without shifts, piece by piece.
+
+    `read(start, stop)` returns these samples of the songs, `[B, C, T]`; its starts
+    never go back. No more than the segments of one call are held. The mode of the
+    model is left as it is.
+    """
+    cut = _Cut(overlap, 1.0, None, batch_size)
+    yield from _stream(model, read, (0, samples), samples, cut)
+
+
+def _stream(
+    model: Any, read: Read, bounds: tuple[int, int], samples: int, cut: _Cut
+) -> Iterator[Tensor]:
+    """Yield the estimates of samples 0 to `samples`, as soon as they are complete.
+
+    `bounds` are the first and the last sample that can be read, plus one.
+    """
     seconds = model.segment if cut.segment_seconds is None else cut.segment_seconds
     length = int(model.sample_rate * seconds)
     stride = int((1 - cut.overlap) * length)
@@ -200,48 +230,54 @@ def _separate(
         raise ValueError(
             f"segments of {length} samples leave no step at overlap={cut.overlap}"
         )
-    weight_M = _triangle(length, song_BCT.device) ** cut.transition_power
-    estimate_BSCT: Tensor | None = None
-    total_T = torch.zeros(samples, device=song_BCT.device)
+    sum_BSCM: Tensor | None = None  # of the samples from the next segment's first on
     starts = range(0, samples, stride)
-    pieces = [(first + start, min(length, samples - start)) for start in starts]
-    separated = _segments(model, song_BCT, pieces, length, cut.batch_size)
-    for start, new_BSCM in zip(starts, separated, strict=True):
-        if estimate_BSCT is None:
-            estimate_BSCT = new_BSCM.new_zeros((*new_BSCM.shape[:-1], samples))
-        here = slice(start, start + new_BSCM.shape[-1])
-        weight = weight_M[: new_BSCM.shape[-1]]
-        estimate_BSCT[..., here] += weight * new_BSCM
-        total_T[here] += weight
-    assert estimate_BSCT is not None  # there is at least one sample
-    return estimate_BSCT.div_(total_T)
+    pieces = [(start, min(length, samples - start)) for start in starts]
+    for new_BSCM in _segments(model, read, bounds, pieces, length, cut.batch_size):
+        covered = new_BSCM.shape[-1]
+        if sum_BSCM is None:
+            weight_M = _triangle(length, new_BSCM.device) ** cut.transition_power
+            total_M = weight_M.new_zeros(0)
+            sum_BSCM = new_BSCM.new_zeros((*new_BSCM.shape[:-1], 0))
+        missing = (0, covered - len(total_M))
+        sum_BSCM, total_M = F.pad(sum_BSCM, missing), F.pad(total_M, missing)
+        sum_BSCM += weight_M[:covered] * new_BSCM
+        total_M += weight_M[:covered]
+        # No later segment reaches back before its own start.
+        yield sum_BSCM[..., :stride] / total_M[:stride]
+        sum_BSCM, total_M = sum_BSCM[..., stride:], total_M[stride:]
 
 
 def _segments(
     model: nn.Module,
-    song_BCT: Tensor,
+    read: Read,
+    bounds: tuple[int, int],
     pieces: list[tuple[int, int]],
     length: int,
     batch_size: int,
 ) -> Iterator[Tensor]:
     """Yield the estimates of the pieces (first sample, samples), as long as these."""
-    device = next((p.device for p in model.parameters()), song_BCT.device)
+    device = next((p.device for p in model.parameters()), None)
     for index in range(0, len(pieces), batch_size):
         group = pieces[index : index + batch_size]
-        segments = [_with_context(song_BCT, *piece, length) for piece in group]
-        estimate_BSCM = model(torch.cat(segments).to(device)).to(song_BCT.device)
-        parts = estimate_BSCM.split(song_BCT.shape[0])
+        segments_BCM = torch.cat(
+            [_with_context(read, bounds, *piece, length) for piece in group]
+        )
+        estimate_BSCM = model(segments_BCM.to(device)).to(segments_BCM.device)
+        parts = estimate_BSCM.chunk(len(group))
         for (_, samples), part_BSCM in zip(group, parts, strict=True):
             before = (length - samples) // 2
             yield part_BSCM[..., before : before + samples]
 
 
-def _with_context(song_BCT: Tensor, first: int, samples: int, length: int) -> Tensor:
-    """Return a piece amid `length` samples of the song, with zeros beyond its ends."""
+def _with_context(
+    read: Read, bounds: tuple[int, int], first: int, samples: int, length: int
+) -> Tensor:
+    """A piece in the middle of `length` samples of the song, zeros beyond its ends."""
     start = first - (length - samples) // 2
-    stop = start + length
-    left, right = max(0, -start), max(0, stop - song_BCT.shape[-1])
-    return F.pad(song_BCT[..., max(0, start) : stop], (left, right))
+    inside = slice(max(bounds[0], start), min(bounds[1], start + length))
+    song_BCM = read(inside.start, inside.stop)
+    return F.pad(song_BCM, (inside.start - start, start + length - inside.stop))
 
 
 def _triangle(length: int, device: torch.device) -> Tensor:

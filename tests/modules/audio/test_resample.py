@@ -8,7 +8,12 @@ import pytest
 import torch
 import torchaudio
 
-from modules.audio.resample import change_speed, frames_before_speed, resample
+from modules.audio.resample import (
+    change_speed,
+    frames_before_speed,
+    resample,
+    resample_blocks,
+)
 from tests import ROOT
 
 RATE = 8000
@@ -72,7 +77,12 @@ def test_resample_is_torchaudios(from_rate, to_rate, frames):
 
 THREADS_SCRIPT = """
 import torch
-from modules.audio.resample import resample
+from modules.audio.resample import (
+    change_speed,
+    frames_before_speed,
+    resample,
+    resample_blocks,
+)
 from tests import ROOT
 
 for rates in ((105, 100), (95, 100), (140, 100), (2, 1), (21, 10), (44100, 16000)):
@@ -98,3 +108,15 @@ def test_long_audio_is_resampled_in_parts(monkeypatch):
     monkeypatch.setattr("modules.audio.resample.LARGEST_PART", 5000)
     parts_CT = resample(wave_CT, 105, 100)
     assert torch.allclose(parts_CT, whole_CT, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rates", [(8000, 16000), (44100, 8000), (11025, 44100)])
+@pytest.mark.parametrize("samples", [1, 999, 5003])
+@pytest.mark.parametrize("block", [1, 700, 10_000])
+def test_blocks_behind_each_other_are_resampled_as_one(rates, samples, block):
+    wave_CT = torch.randn(2, samples)
+    if block == 1:
+        wave_CT = wave_CT[:, :300]
+    blocks = resample_blocks(wave_CT.split(block, dim=-1), *rates)
+    whole = resample(wave_CT, *rates)
+    torch.testing.assert_close(torch.cat(list(blocks), -1), whole, atol=2e-6, rtol=0)
