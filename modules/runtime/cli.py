@@ -166,10 +166,10 @@ def plain_type(hint: Any) -> tuple[type, tuple, bool]:
 
 
 def _list_of(kind: type) -> Callable[[str], list]:
-    """Return a reader of values that commas separate."""
+    """Return a reader of values that commas separate; a file's name may hold some."""
 
     def read(text: str) -> list:
-        return [kind(part) for part in text.split(",")]
+        return [kind(part) for part in ([text] if kind is Path else text.split(","))]
 
     read.__name__ = kind.__name__  # for argparse's messages
     return read

@@ -188,6 +188,28 @@ def _fraction(*arguments: Any) -> Fraction:
     return Fraction(numerator, denominator)
 
 
+def network_of(package: Package) -> HTDemucs:
+    """Return the network that a package describes, with its initial weights.
+
+    Raise a ValueError for another class or arguments that make no HTDemucs; those that
+    are not ours are left to `adapt_package`.
+    """
+    if package.klass != "demucs.htdemucs.HTDemucs":
+        raise ValueError(f"holds a {package.klass}, not a demucs.htdemucs.HTDemucs")
+    given = {**DEMUCS_DEFAULTS, **package.kwargs}
+    sources = package.args[0] if package.args else given.get("sources")
+    if not isinstance(sources, list):
+        raise ValueError("does not name its sources")
+    renamed = {"samplerate": "sample_rate", "segment": "segment_seconds"}
+    arguments = {renamed.get(name, name): given[name] for name in DEMUCS_DEFAULTS}
+    if arguments.pop("channels_time") is not None:
+        raise ValueError("has channels_time, which is not supported")
+    try:
+        return HTDemucs([str(name) for name in sources], **arguments)
+    except TypeError as error:
+        raise ValueError(f"has arguments of another type ({error})") from error
+
+
 def adapt_package(model: nn.Module, package: Package) -> State:
     """Return the weights of a package of this network, in the order of its sources.
 

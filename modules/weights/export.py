@@ -103,7 +103,7 @@ def load_exported(folder: str | Path) -> nn.Module:
     """
     path = Path(folder) / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_config(folder)
         weights, kind = config.get("weights", "float"), network_class(config["model"])
         if config["format"] != FORMAT or kind is None or weights not in LOADERS:
             given = config["format"], config["model"], weights
@@ -118,6 +118,11 @@ def load_exported(folder: str | Path) -> nn.Module:
     if config.get("adapters"):
         load_lora_weights(model, Path(folder) / ADAPTERS)
     return model
+
+
+def read_config(folder: str | Path) -> dict:
+    """Return the configuration in a folder of `export`, as it is."""
+    return json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
 
 
 def _card(model: nn.Module, config: Mapping, run: Path, lora: str) -> str:

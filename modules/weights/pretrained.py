@@ -51,18 +51,28 @@ def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
     >>> load_pretrained(nn.Linear(2, 3), folder)[0].name
     'model.safetensors'
     """
+    weights, files = read_weights(folder)
+    load_weights(model, weights, folder)
+    logger.info("Weights loaded from %s", ", ".join(map(str, files)))
+    return files
+
+
+def read_weights(folder: str | Path) -> Found:
+    """Return the weights in a folder or a file, and the files that were read."""
     folder = Path(folder).expanduser()
     if not folder.exists():
         raise PretrainedError(
             f"pretrained: no folder {folder}; give a local one (nothing is "
             f"downloaded) that holds {LAYOUTS}"
         )
-    weights, files = _read_file(folder) if folder.is_file() else _read_folder(folder)
-    with _errors_name(folder):
+    return _read_file(folder) if folder.is_file() else _read_folder(folder)
+
+
+def load_weights(model: nn.Module, weights: Weights, where: str | Path) -> None:
+    """Load what `read_weights` read at `where`, as `load_pretrained` does."""
+    with _errors_name(where):
         state = _adapted(model, weights)
-    load_state(model, state, folder)
-    logger.info("Weights loaded from %s", ", ".join(map(str, files)))
-    return files
+    load_state(model, state, where)
 
 
 def load_state(model: nn.Module, state: State, where: str | Path) -> None:
@@ -92,7 +102,7 @@ def load_state(model: nn.Module, state: State, where: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def _errors_name(path: Path) -> Iterator[None]:
+def _errors_name(path: str | Path) -> Iterator[None]:
     """Turn errors that go on from the name of a file into PretrainedErrors."""
     try:
         yield

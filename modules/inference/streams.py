@@ -1,0 +1,132 @@
+"""Separate a stream of audio by a network for speech or for music.
+
+A network for music has a ``segment`` and is run as `songs.apply_model` runs it, with
+the song brought to zero mean and unit deviation; any other takes `[B, T]` and is run as
+`chunks.separate_in_chunks` does, each channel for itself.
+
+Shapes: B batch, S source, C audio channel, T or t sample.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modules.inference.chunks import in_order_of, stream_chunks
+from modules.inference.songs import stream_song
+
+# Gives the blocks [C, t] of a mixture, from the beginning at every call.
+Blocks = Callable[[], Iterable[Tensor]]
+
+
+class Window:
+    """Reads samples `[start, stop)` of a stream whose blocks [..., t] come in order.
+
+    Starts never go back: what lies before the last one is forgotten.
+    """
+
+    def __init__(self, blocks: Iterable[Tensor]) -> None:
+        self.blocks, self.first = iter(blocks), 0
+        self.held_t: Tensor | None = None
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        if self.held_t is None:
+            self.held_t = next(self.blocks)
+        while self.first + self.held_t.shape[-1] < stop:
+            passed = min(max(0, start - self.first), self.held_t.shape[-1])
+            self.first += passed
+            parts = self.held_t[..., passed:], next(self.blocks)
+            self.held_t = torch.cat(parts, dim=-1)
+        return self.held_t[..., start - self.first : stop - self.first]
+
+
+def channels_of(network: nn.Module, channels: int) -> int:
+    """Return how many channels the network takes of a mixture with as many channels."""
+    if not hasattr(network, "segment"):
+        return channels  # each for itself
+    own = getattr(network, "audio_channels", channels)
+    return channels if own == 1 else own
+
+
+def separate_blocks(
+    network: Any,
+    blocks: Blocks,
+    samples: int,
+    chunk: int,
+    overlap: float,
+    batch_size: int,
+) -> Iterator[Tensor]:
+    """Yield the estimates [S, C, t] of a mixture, piece by piece.
+
+    Arguments
+    ---------
+    network : nn.Module
+        In evaluation mode.
+    blocks : Blocks
+        The mixture at the network's rate, with channels as `channels_of` says; it is
+        read twice for music, first for its level.
+    samples : int
+        Samples of the mixture.
+    chunk : int
+        Samples per chunk of speech; music has segments of its network's own length.
+    overlap : float
+        Share of a chunk that the next one repeats, 0 < overlap < 1.
+    batch_size : int
+        Chunks per call of the network.
+    """
+    if not hasattr(network, "segment"):
+        shared = max(1, round(chunk * overlap))
+        together = _Together(network)
+        read = Window(together.counted(blocks()))
+        for est_CSt in stream_chunks(
+            together, read, samples, chunk, shared, batch_size
+        ):
+            yield est_CSt.transpose(0, 1)
+        return
+
+    def batch() -> Iterator[Tensor]:
+        single = getattr(network, "audio_channels", 2) == 1
+        return (x[:, None] if single else x[None] for x in blocks())
+
+    mean_B11, std_B11 = _moments(batch())
+    read = Window((x_BCt - mean_B11) / std_B11 for x_BCt in batch())
+    for est_BSCt in stream_song(network, read, samples, overlap, batch_size):
+        est_BSCt = est_BSCt * std_B11[:, None] + mean_B11[:, None]
+        # One example of several channels, or several of one channel.
+        yield est_BSCt[0] if len(est_BSCt) == 1 else est_BSCt[:, :, 0].transpose(0, 1)
+
+
+class _Together:
+    """A separator of `[B, T]` that keeps the channels of a mixture in one order."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.channels = network, 1
+
+    def counted(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        for block_Ct in blocks:
+            self.channels = len(block_Ct)
+            yield block_Ct
+
+    def __call__(self, mix_BT: Tensor) -> Tensor:
+        device = next((p.device for p in self.network.parameters()), mix_BT.device)
+        est_BST = self.network(mix_BT.to(device)).to(mix_BT.device)
+        if self.channels == 1:
+            return est_BST
+        est_XCST = est_BST.unflatten(0, (-1, self.channels))
+        first_BST = est_XCST[:, :1].expand_as(est_XCST).flatten(0, 1)
+        return in_order_of(first_BST, est_BST)
+
+
+def _moments(blocks_BCt: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the mono downmix, [B, 1, 1], as `apply_model` has them."""
+    count, sum_B11, squares_B11 = 0, torch.zeros(1), torch.zeros(1)
+    for block_BCt in blocks_BCt:
+        mono_B1t = block_BCt.mean(dim=1, keepdim=True).double()
+        count += mono_B1t.shape[-1]
+        sum_B11 = sum_B11 + mono_B1t.sum(dim=-1, keepdim=True)
+        squares_B11 = squares_B11 + mono_B1t.square().sum(dim=-1, keepdim=True)
+    mean_B11 = sum_B11 / count
+    spread_B11 = (squares_B11 - count * mean_B11.square()).clamp(min=0)
+    std_B11 = 1e-8 + (spread_B11 / max(1, count - 1)).sqrt()
+    return mean_B11.float(), std_B11.float()

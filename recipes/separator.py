@@ -1,0 +1,314 @@
+"""Separate arrays and files by a trained model.
+
+    separator = Separator.load("results/mossformer2/1234", device="cuda")
+    talkers = separator.separate(wave_CT, sample_rate=44100)  # {"s1": wave_CT, ...}
+    separator.separate_file("meeting.flac", "separated", format="flac")
+
+Audio of any length takes the same memory: it is read, separated and written piece by
+piece. Shapes: S source, C channel, T or t sample.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from modules.audio.io import Header, check_samples, open_audio, safe_name
+from modules.audio.resample import resample_blocks
+from modules.audio.sets import Clip, Format, Subtype, subtype_of, write_set
+from modules.inference.streams import Blocks, Window, channels_of, separate_blocks
+from modules.runtime.devices import check_device
+from modules.runtime.errors import AudioError, DataError, HparamsError
+from modules.weights.separators import load_separator
+
+READ_FRAMES = 2**16
+
+MOST_FRAMES = 2**40  # a file of unknown length says more
+
+REST = "rest"
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How a model is run.
+
+    Arguments
+    ---------
+    device : str
+        cpu, cuda or cuda:NUMBER; the GPU if there is one.
+    precision : str
+        bf16 is faster on GPUs.
+    chunk_seconds : float
+        Speech that is longer is separated in chunks; music has its model's segments.
+    overlap : float
+        Share of a chunk or segment that the next one repeats.
+    segments_per_call : int
+        Chunks or segments in a call of the network: memory and speed grow with it.
+    """
+
+    device: str | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    chunk_seconds: float = 16.0
+    overlap: float = 0.25
+    segments_per_call: int = 4
+
+    def __post_init__(self) -> None:
+        if self.device is not None:
+            check_device(self.device)
+        for name, valid in (
+            ("chunk_seconds", self.chunk_seconds >= 0.1),
+            ("overlap", 0 < self.overlap < 1),
+            ("segments_per_call", self.segments_per_call >= 1),
+        ):
+            if not valid:
+                raise HparamsError(f"--{name}={getattr(self, name)}: out of range")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is returned or written of a mixture, and how.
+
+    Arguments
+    ---------
+    stems : Sequence[str] | None
+        Stems that are wanted, separated by commas; all without it.
+    rest : bool
+        Give also the mixture minus these stems, as "rest".
+    channels : str
+        Models of one channel separate each channel, or the mean of all.
+    name : str
+        Places of the files in the output folder, without suffix.
+    format : str
+        Format of the files.
+    subtype : str
+        float (default of wav), pcm16 or pcm24 (default of flac).
+    clip : str
+        In pcm16 and pcm24, what exceeds full scale: scale lowers all stems of a file
+        by one factor, clamp clips, error refuses the file.
+    """
+
+    stems: Sequence[str] | None = None
+    rest: bool = False
+    channels: Literal["each", "mean"] = "each"
+    name: str = "{name}/{stem}"
+    format: Format = "wav"
+    subtype: Subtype | None = None
+    clip: Clip = "scale"
+
+    def __post_init__(self) -> None:
+        subtype_of(self.format, self.subtype)
+        if "{stem}" not in self.name or "{name}" not in self.name:
+            raise HparamsError(f"--name={self.name}: must hold {{name}} and {{stem}}")
+
+    def names(self, sources: Sequence[str]) -> list[str]:
+        """Return the stems that are wanted of a model's sources, and the rest."""
+        if unknown := sorted(set(self.stems or ()) - set(sources)):
+            raise HparamsError(
+                f"--stems: the model has no {', '.join(unknown)}; it has "
+                + ", ".join(sources)
+            )
+        chosen = [stem for stem in sources if not self.stems or stem in self.stems]
+        return [*chosen, REST] if self.rest else chosen
+
+    def paths(
+        self, out: str | Path, name: str, sources: Sequence[str]
+    ) -> dict[str, Path]:
+        """Return the file of each stem.
+
+        Example
+        -------
+        >>> Output(name="{name}_{stem}").paths("out", "live/song", ["bass"])["bass"]
+        PosixPath('out/live/song_bass.wav')
+        """
+        pattern = f"{self.name}.{self.format}".replace("{name}", name)
+        return {
+            stem: Path(out, pattern.replace("{stem}", safe_name(stem)))
+            for stem in self.names(sources)
+        }
+
+
+class Separator:
+    """A model ready to separate audio of any rate, length and number of channels.
+
+    The network maps `[B, T] -> [B, S, T]`, or for music `[B, C, T] -> [B, S, C, T]`;
+    `sources` names its estimates in their order.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sample_rate: int,
+        sources: Sequence[str],
+        computing: Computing | None = None,
+    ) -> None:
+        self.computing = computing = computing or Computing()
+        device = computing.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = network.eval().to(device)
+        if computing.precision == "bf16":
+            _compute_in_bf16(self.network, torch.device(device).type)
+        self.sample_rate, self.sources = sample_rate, list(sources)
+
+    @classmethod
+    def load(
+        cls, model: str | Path, sample_rate: int | None = None, **computing: Any
+    ) -> "Separator":
+        """Load a model by `load_separator`, to be run as `Computing` says."""
+        return cls(*load_separator(model, sample_rate), Computing(**computing))
+
+    def separate(
+        self, wave_CT: Tensor, sample_rate: int, **output: Any
+    ) -> dict[str, Tensor]:
+        """Separate an array.
+
+        Arguments
+        ---------
+        wave_CT : Tensor
+            Full scale at 1.
+        sample_rate : int
+            Its rate in Hz.
+        output
+            `stems`, `rest` and `channels` of `Output`.
+
+        Returns
+        -------
+        dict[str, Tensor]
+            Estimates [C, T] by name, at the rate and length of the mixture. A model for
+            stereo gives two channels for one.
+
+        Raises
+        ------
+        DataError, HparamsError
+            The array does not suit the model; an option is wrong.
+        """
+        options = Output(**output)
+        names = options.names(self.sources)
+        wave_CT = torch.as_tensor(wave_CT, dtype=torch.float32, device="cpu")
+        if wave_CT.dim() != 2 or not wave_CT.numel():
+            raise DataError(f"audio must be [C, T >= 1], got {list(wave_CT.shape)}")
+        parts = list(
+            self._stream(
+                lambda: wave_CT.split(READ_FRAMES, dim=-1),
+                *("audio", Header(sample_rate, *wave_CT.shape), names),
+                options.channels == "mean",
+            )
+        )
+        return {name: torch.cat([p[name] for p in parts], dim=-1) for name in names}
+
+    def separate_file(
+        self, path: str | Path, out: str | Path, **output: Any
+    ) -> dict[str, Path]:
+        """Separate a file into `out`, in constant memory; return the stems' files.
+
+        The options are those of `Output`. Errors are DataErrors, and leave no file.
+        """
+        options = Output(**output)
+        paths = options.paths(out, Path(path).stem, self.sources)
+        self.write_stems(path, paths, options)
+        return paths
+
+    def write_stems(
+        self,
+        path: str | Path,
+        paths: dict[str, Path],
+        output: Output,
+        progress: Callable[[float], object] = lambda seconds: None,
+    ) -> float:
+        """Write the stems of a file to these paths.
+
+        `progress` gets the seconds of audio of each piece that is done. The result is
+        by how many dB all were lowered, see `write_set`.
+        """
+        header = read_whole_header(path)
+
+        def arrays() -> Iterator[dict]:
+            mean = output.channels == "mean"
+            for part in self._stream(
+                lambda: _read_blocks(path, header), path, header, list(paths), mean
+            ):
+                for name, wave_Ct in part.items():
+                    if not wave_Ct.isfinite().all():
+                        raise DataError(f"{path}: the model gave NaN or Inf for {name}")
+                yield {name: wave_Ct.numpy() for name, wave_Ct in part.items()}
+                progress(wave_Ct.shape[-1] / header.sample_rate)
+
+        style = output.format, output.subtype, output.clip
+        return write_set(paths, arrays(), header.sample_rate, *style, header.frames)
+
+    @torch.no_grad()
+    def _stream(
+        self,
+        blocks: Blocks,
+        source: str | Path,
+        header: Header,
+        names: Sequence[str],
+        mean: bool,
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield estimates [C, t] by name, at the mixture's rate."""
+        rate, found, frames = header
+        taken = channels_of(self.network, 1 if mean else found)
+        if not mean and found not in (1, taken):
+            raise DataError(
+                f"{source}: has {found} channels, the model takes {taken}; use "
+                "--channels=mean"
+            )
+
+        def mixture() -> Iterator[Tensor]:
+            for block_Ct in blocks():
+                block_Ct = block_Ct.mean(dim=0, keepdim=True) if mean else block_Ct
+                yield block_Ct.expand(taken, -1)
+
+        pieces = separate_blocks(
+            self.network,
+            lambda: resample_blocks(mixture(), rate, self.sample_rate),
+            -(-frames * self.sample_rate // rate),
+            round(self.computing.chunk_seconds * self.sample_rate),
+            self.computing.overlap,
+            self.computing.segments_per_call,
+        )
+        read, done = Window(mixture()), 0
+        index = [self.sources.index(name) for name in names if name != REST]
+        chosen = (est_SCt[index] for est_SCt in pieces)
+        for est_SCt in resample_blocks(chosen, self.sample_rate, rate):
+            est_SCt = est_SCt[..., : frames - done]  # resampling may add a sample
+            if not est_SCt.shape[-1]:
+                continue
+            block = dict(zip(names, est_SCt, strict=False))
+            stop = done + est_SCt.shape[-1]
+            if REST in names:
+                block[REST] = read(done, stop) - est_SCt.sum(dim=0)
+            done = stop
+            yield block
+
+
+def _compute_in_bf16(network: nn.Module, device: str) -> None:
+    """Run the network's forward pass under autocast, with results in float32."""
+    forward = torch.autocast(device, torch.bfloat16)(network.forward)
+    network.forward = lambda x: forward(x).float()
+
+
+def read_whole_header(path: str | Path) -> Header:
+    """Return a file's header, or raise an AudioError if samples are missing."""
+    with open_audio(path) as file:
+        if file.cut_short:
+            raise AudioError(f"{path}: is cut short: {file.cut_short}")
+        if not 0 < file.header.frames < MOST_FRAMES:
+            fault = "says no length" if file.header.frames else "holds no samples"
+            raise AudioError(f"{path}: {fault}")
+        return file.header
+
+
+def _read_blocks(path: str | Path, header: Header) -> Iterator[Tensor]:
+    with open_audio(path) as file:
+        for start in range(0, header.frames, READ_FRAMES):
+            expected = min(READ_FRAMES, header.frames - start)
+            wave_tC = file.read(start, expected)
+            if len(wave_tC) < expected:
+                raise AudioError(
+                    f"{path}: holds {start + len(wave_tC)} of {header.frames} samples; "
+                    "the file is truncated or has changed"
+                )
+            check_samples(path, wave_tC)
+            yield torch.from_numpy(wave_tC.T)
