@@ -8,6 +8,7 @@ Shapes: B batch, S source, C audio channel, T or t sample.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,32 +58,19 @@ def separate_blocks(
     overlap: float,
     batch_size: int,
 ) -> Iterator[Tensor]:
-    """Yield the estimates [S, C, t] of a mixture, piece by piece.
+    """Yield the estimates [S, C, t] of a mixture of `samples`, piece by piece.
 
-    Arguments
-    ---------
-    network : nn.Module
-        In evaluation mode.
-    blocks : Blocks
-        The mixture at the network's rate, with channels as `channels_of` says; it is
-        read twice for music, first for its level.
-    samples : int
-        Samples of the mixture.
-    chunk : int
-        Samples per chunk of speech; music has segments of its network's own length.
-    overlap : float
-        Share of a chunk that the next one repeats, 0 < overlap < 1.
-    batch_size : int
-        Chunks per call of the network.
+    `network` is in evaluation mode; the blocks have its rate, and channels as
+    `channels_of` says. They are read twice for music, first for the song's level.
+    Speech is cut into chunks of `chunk` samples, music into its network's segments; the
+    next one repeats the share `overlap`, and `batch_size` of them make a call.
     """
     if not hasattr(network, "segment"):
         shared = max(1, round(chunk * overlap))
-        together = _Together(network)
-        read = Window(together.counted(blocks()))
-        for est_CSt in stream_chunks(
-            together, read, samples, chunk, shared, batch_size
-        ):
-            yield est_CSt.transpose(0, 1)
+        together = partial(_in_one_order, network, len(next(iter(blocks()))))
+        read = Window(blocks())
+        pieces = stream_chunks(together, read, samples, chunk, shared, batch_size)
+        yield from (est_CSt.transpose(0, 1) for est_CSt in pieces)
         return
 
     def batch() -> Iterator[Tensor]:
@@ -97,25 +85,13 @@ def separate_blocks(
         yield est_BSCt[0] if len(est_BSCt) == 1 else est_BSCt[:, :, 0].transpose(0, 1)
 
 
-class _Together:
-    """A separator of `[B, T]` that keeps the channels of a mixture in one order."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network, self.channels = network, 1
-
-    def counted(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-        for block_Ct in blocks:
-            self.channels = len(block_Ct)
-            yield block_Ct
-
-    def __call__(self, mix_BT: Tensor) -> Tensor:
-        device = next((p.device for p in self.network.parameters()), mix_BT.device)
-        est_BST = self.network(mix_BT.to(device)).to(mix_BT.device)
-        if self.channels == 1:
-            return est_BST
-        est_XCST = est_BST.unflatten(0, (-1, self.channels))
-        first_BST = est_XCST[:, :1].expand_as(est_XCST).flatten(0, 1)
-        return in_order_of(first_BST, est_BST)
+def _in_one_order(network: nn.Module, channels: int, mix_BT: Tensor) -> Tensor:
+    """Separate mixtures; each `channels` of them get the order of their first."""
+    device = next((p.device for p in network.parameters()), mix_BT.device)
+    est_BST = network(mix_BT.to(device)).to(mix_BT.device)
+    est_XCST = est_BST.unflatten(0, (-1, channels))
+    first_BST = est_XCST[:, :1].expand_as(est_XCST).flatten(0, 1)
+    return in_order_of(first_BST, est_BST) if channels > 1 else est_BST
 
 
 def _moments(blocks_BCt: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

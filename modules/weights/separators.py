@@ -46,24 +46,19 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
     ------
     ExportError, LoraError, PretrainedError
         The place holds none of these, or cannot be read; the message says why.
-
-    Example
-    -------
-    >>> load_separator("absent")
-    Traceback (most recent call last):
-    ...
-    modules.runtime.errors.PretrainedError: model: absent does not exist
     """
     place = Path(place).expanduser()
     rate: int | None
-    sources: list[str] | None = None
+    sources = None
     if not place.exists():
         raise PretrainedError(f"model: {place} does not exist")
-    if (place / CONFIG).is_file():
+    # SpeechBrain's folders have files of the same names as ours.
+    foreign = any(list(place.glob(f"{part}.*")) for part in PARTS)
+    if (place / CONFIG).is_file() and not foreign:
         network, rate = load_exported(place), read_config(place).get("sample_rate")
-    elif (place / SETTINGS).is_file() and not _is_speechbrain(place):
+    elif (place / SETTINGS).is_file() and not foreign:
         run = read_run(place)
-        network, rate, sources = load_tested(run), run.sample_rate, run.sources
+        network, rate, sources = load_tested(run), run.sample_rate, run.value("sources")
     else:
         network, rate = _published(place)
     rate = getattr(network, "sample_rate", rate) or sample_rate
@@ -77,10 +72,6 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
             count = network(torch.zeros(1, rate // 10)).shape[1]
         sources = [f"s{number}" for number in range(1, count + 1)]
     return Loaded(network, rate, list(sources))
-
-
-def _is_speechbrain(folder: Path) -> bool:
-    return any(list(folder.glob(f"{part}.*")) for part in PARTS)
 
 
 def _published(place: Path) -> tuple[nn.Module, int | None]:

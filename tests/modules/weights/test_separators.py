@@ -55,6 +55,7 @@ def test_a_sepformer_of_speechbrain(tmp_path):
     with pytest.raises(UserError, match="no sample rate; give --sample_rate"):
         load_separator(tmp_path)
     (tmp_path / "hyperparams.yaml").write_text(PUBLISHED)
+    (tmp_path / "config.json").write_text('{"speechbrain_interface": "Sepformer"}')
     network, rate, sources = load_separator(tmp_path)
     assert (rate, sources) == (16000, ["s1", "s2", "s3"])
     mix_BT = torch.randn(1, 900)
