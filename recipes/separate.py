@@ -65,7 +65,12 @@ def separate(
             todo.append((path, paths, header.frames / header.sample_rate))
         except (UserError, OSError) as error:
             note(path, error)
-    with tqdm(total=sum(x[2] for x in todo), unit="s", disable=None) as bar:
+    # The sum of the pieces may exceed that of the files by rounding.
+    total = sum(seconds for *_, seconds in todo) + 1e-3
+    shown = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s "
+    shown += "[{elapsed}<{remaining}, {rate_noinv_fmt}]"
+    style: dict[str, Any] = {"unit": "s", "bar_format": shown, "dynamic_ncols": True}
+    with tqdm(total=total, disable=None, **style) as bar:
         for path, paths, seconds in todo:
             bar.set_description(path.name)
             start = time.monotonic()
@@ -76,7 +81,7 @@ def separate(
                 continue
             wall = time.monotonic() - start
             if lowered:
-                logger.info(f"{path}: all stems lowered by {lowered:.1f} dB")
+                logger.info(f"{path}: all stems lowered by {lowered:.2f} dB")
             summary["separated"].append(
                 {
                     "input": str(path),
