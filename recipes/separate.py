@@ -67,7 +67,7 @@ def separate(
             note(path, error)
     # The sum of the pieces may exceed that of the files by rounding.
     total = sum(seconds for *_, seconds in todo) + 1e-3
-    shown = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s "
+    shown = "{desc}{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s "
     shown += "[{elapsed}<{remaining}, {rate_noinv_fmt}]"
     style: dict[str, Any] = {"unit": "s", "bar_format": shown, "dynamic_ncols": True}
     with tqdm(total=total, disable=None, **style) as bar:
