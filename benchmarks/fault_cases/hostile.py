@@ -27,7 +27,7 @@ from modules.weights.pretrained import load_pretrained
 from tests.toy import ToySeparator
 
 OVERRIDE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-CODE_PATHS = ("train.py", "export.py", "modules", "recipes", "data_prep")
+CODE_PATHS = ("train.py", "separate.py", "export.py", "modules", "recipes", "data_prep")
 # What unpacks or unpickles, and what of it is allowed.
 UNSAFE = re.compile(
     r'\bpickle\.load|\bjoblib|\.extractall\((?![^)]*filter="data")|unpack_archive|'
