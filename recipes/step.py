@@ -30,7 +30,7 @@ from torch import Tensor
 from modules.audio.faults import LARGEST_PEAK
 from modules.data.batch import Batch
 from modules.data.loader import EpochSampler
-from modules.losses.choice import Choice, choose, masked_sum
+from modules.losses.choice import Choice, choose, masked_sum, to_device
 from modules.runtime import distributed
 from modules.runtime.errors import HparamsError
 from modules.runtime.randomness import seed_step
@@ -148,7 +148,7 @@ class TrainingStep(sb.Brain):
                 loss_limit=self.config.loss_upper_lim,
                 flags=(self.wants_to_stop(), self.clock.minutes_passed()),
             )
-            weights_K = terms.loss_BK.new_tensor(self.term_weights)
+            weights_K = to_device(self.term_weights, terms.loss_BK)
             loss = masked_sum(terms.loss_BK, choice.keep_BK, weights_K)
             if not loss.requires_grad:
                 raise HparamsError(

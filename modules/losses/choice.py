@@ -8,7 +8,7 @@ N examples of the global batch, rank by rank.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -105,7 +105,7 @@ def choose(
             "nonfinite": nonfinite_B[:, None],
             "over_limit": over_limit_BK.any(1)[:, None],
             "counts": counts_B[:, None],
-            "flags": loss_BK.new_tensor(flags).expand(len(loss_BK), -1),
+            "flags": to_device(flags, loss_BK).expand(len(loss_BK), -1),
         },
         batch_size,
     )
@@ -148,6 +148,17 @@ def choose(
         kept_loss_K=found["kept_loss"],
         flags=list(map(bool, found["flags"])),
     )
+
+
+def to_device(values: Sequence[float], like: Tensor) -> Tensor:
+    """Return `values` as a vector of the type of `like`, beside it.
+
+    Each is written by a kernel: to copy them would wait for the device.
+    """
+    vector = like.new_empty(len(values))
+    for index, value in enumerate(values):
+        vector[index] = value
+    return vector
 
 
 def _to_host(values: dict[str, Tensor]) -> dict[str, list[float]]:
