@@ -8,16 +8,20 @@ fault raises a `ValueError`, whose message goes on from the name of the file.
 
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import Tensor, nn
 
 from modules.models import htdemucs
 from modules.models.htdemucs import HTDemucs
+from modules.runtime.errors import PretrainedError
 
 # Names in the pickles of demucs: networks, lengths, and numbers of a training log.
 STAND_INS = (
@@ -120,6 +124,54 @@ class Package:
     args: list
     kwargs: dict
     state: State
+
+
+@dataclass(frozen=True)
+class Bag:
+    """The packages of models that estimate together, and how much each one counts.
+
+    `weights_MS` has a row for each model, with a number for each source in the models'
+    order; None counts them alike. The published bags weigh by one-hot rows.
+    """
+
+    files: list[Path]
+    weights_MS: list[list[float]] | None = None
+    segment_seconds: float | None = None
+
+
+def read_bag(path: str | Path) -> Bag:
+    """Read demucs' YAML of a bag, as `htdemucs_ft.yaml`; its models lie beside it.
+
+    Raise a `PretrainedError` if it is no such file or lacks a model.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        names, weights_MS = content["models"], content.get("weights")
+        # A published file must not choose other files of this computer.
+        if not names or not all(re.fullmatch(r"\w+", name) for name in names):
+            raise ValueError(f"models: {names}")
+        if weights_MS is not None:
+            weights_MS = [[float(value) for value in row] for row in weights_MS]
+            ours = all(0 <= v < math.inf for row in weights_MS for v in row)
+            ours = ours and all(map(any, zip(*weights_MS, strict=True)))
+            if len(weights_MS) != len(names) or not ours:
+                raise ValueError(f"weights: {weights_MS}")
+        seconds = content.get("segment") and float(content["segment"])
+    except (OSError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise PretrainedError(f"{path}: no bag of demucs' models ({reason})") from error
+    except yaml.YAMLError as error:
+        raise PretrainedError(f"{path}: is not valid YAML") from error
+    return Bag([_model_beside(path, name) for name in names], weights_MS, seconds)
+
+
+def _model_beside(path: Path, name: str) -> Path:
+    """Return the package of a signature: SIGNATURE[-CHECKSUM].th or .safetensors."""
+    for file in sorted(path.parent.glob(f"{name}*")):
+        if re.fullmatch(rf"{name}(-\w+)?\.(th|safetensors)", file.name):
+            return file
+    raise PretrainedError(f"{path}: lacks its model {name}.th beside it")
 
 
 def stand_ins() -> list[tuple[type, str]]:

@@ -7,12 +7,14 @@ from fractions import Fraction
 import pytest
 import torch
 
+from modules.runtime.errors import PretrainedError
 from modules.weights.demucs import (
     DEMUCS_DEFAULTS,
     DEMUCS_FIXED,
     DEMUCS_IGNORED,
     Package,
     adapt_package,
+    read_bag,
 )
 from tests.modules.models.test_htdemucs import (
     CONFIG,
@@ -107,3 +109,34 @@ def test_another_class_is_refused():
         adapt(model, model.state_dict(), klass="demucs.hdemucs.HDemucs")
     with pytest.raises(ValueError, match="positional"):
         adapt(model, model.state_dict(), args=(SOURCES,))
+
+
+def test_a_bag_names_the_files_of_its_models_and_their_weights(tmp_path):
+    for name in ("aa-11.th", "bb-22.safetensors", "aaa.th", "bb.txt"):
+        (tmp_path / name).touch()
+    path = tmp_path / "bag.yaml"
+    path.write_text("models: ['aa', 'bb']\nweights: [[1., 0.], [0., 1.]]\nsegment: 7")
+    bag = read_bag(path)
+    assert [file.name for file in bag.files] == ["aa-11.th", "bb-22.safetensors"]
+    assert bag.weights_MS == [[1, 0], [0, 1]] and bag.segment_seconds == 7
+    path.write_text("models: [aaa]")
+    assert read_bag(path).weights_MS is None
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("models: [cc]", "lacks its model cc.th"),
+        ("models: [../aa]", "no bag .*models"),
+        ("models: [aa]\nweights: [[1, 0]]", "no bag .*weights"),  # bass by none
+        ("models: [aa]\nweights: [[1], [1]]", "no bag .*weights"),
+        ("models: [aa]\nweights: [[.nan]]", "no bag .*weights"),
+        ("lr: 1", "no bag .*models"),
+        ("[", "not valid YAML"),
+    ],
+)
+def test_another_yaml_is_no_bag(tmp_path, text, message):
+    (tmp_path / "aa.th").touch()
+    (tmp_path / "bag.yaml").write_text(text)
+    with pytest.raises(PretrainedError, match=message):
+        read_bag(tmp_path / "bag.yaml")
