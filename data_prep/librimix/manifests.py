@@ -1,9 +1,10 @@
 """Manifests of Libri2Mix and Libri3Mix (Cosentino et al., arXiv 2005.11262)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.folders import write_manifests
-from data_prep.common.layout import Layout, find_parts
+from data_prep.common.layout import SPLITS, Layout, find_parts
 
 LIBRIMIX = Layout(
     {"train-100": "train", "train-360": "train", "dev": "valid", "test": "test"},
@@ -22,6 +23,8 @@ def prepare(
     mode: str = "min",
     task: str = "mix_clean",
     train_set: str | None = None,
+    test_folder: str | Path | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
     """Write train, valid and test manifests; leave them alone if nothing changed.
 
@@ -44,9 +47,14 @@ def prepare(
         Which mixture is the input: mix_clean, mix_both or mix_single.
     train_set : str | None
         "train-100" or "train-360"; None takes the only one.
+    test_folder, splits
+        As in `data_prep.wsj0mix.prepare`.
     """
     LIBRIMIX.check_task(task, num_spks)
-    splits = find_parts(
-        *(LAYOUT, data_folder, num_spks, sample_rate, mode, task), train_set=train_set
+    parts = find_parts(
+        *(LAYOUT, data_folder, num_spks, sample_rate, mode, task),
+        train_set=train_set,
+        test_folder=test_folder,
+        splits=splits,
     )
-    return write_manifests(splits, save_folder, sample_rate, "librimix")
+    return write_manifests(parts, save_folder, sample_rate, "librimix")

@@ -1,8 +1,10 @@
 """Manifests of the mixtures that `data_prep.talkers` makes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.folders import write_manifests
+from data_prep.common.jobs import SETTINGS
 from data_prep.common.layout import SPLITS, Layout, find_parts
 from modules.runtime.errors import DataError
 
@@ -20,6 +22,8 @@ def prepare(
     num_spks: int = 2,
     sample_rate: int = 8000,
     mode: str = "min",
+    test_folder: str | Path | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
     """Write train, valid and test manifests; leave them alone if nothing changed.
 
@@ -28,13 +32,21 @@ def prepare(
     """
     if mode != "min":
         raise DataError(f"mode is {mode!r}, but these mixtures are of mode 'min'")
-    folder = Path(data_folder).absolute()
-    if folder.is_dir() and not (folder / SPEAKERS).is_file():
+    only_test = list(splits) == ["test"]
+    folder = Path((only_test and test_folder) or data_folder).absolute()
+    # A test set may have been copied without the rest of its folder.
+    copied = only_test and not (folder / SETTINGS).is_file()
+    whole = copied or (folder / SPEAKERS).is_file()
+    if folder.is_dir() and not whole:
         raise DataError(
             f"{folder}: was not made by data_prep.talkers, or not to the end; the same "
             "command continues"
         )
-    noisy = (folder / "train" / NOISY_MIXTURE).is_dir()
+    noisy = any((folder / split / NOISY_MIXTURE).is_dir() for split in splits)
     mixture = NOISY_MIXTURE if noisy else MIXTURE
-    parts = find_parts(LAYOUT, folder, num_spks, sample_rate, mode, mixture)
+    parts = find_parts(
+        *(LAYOUT, folder, num_spks, sample_rate, mode, mixture),
+        test_folder=test_folder,
+        splits=splits,
+    )
     return write_manifests(parts, save_folder, sample_rate, "talkers")

@@ -1,9 +1,10 @@
 """Manifests of WHAM!."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.folders import write_manifests
-from data_prep.common.layout import Layout, find_parts
+from data_prep.common.layout import SPLITS, Layout, find_parts
 from data_prep.common.versions import WSJ0_SPLITS
 
 MIXTURES = {
@@ -22,6 +23,8 @@ def prepare(
     sample_rate: int = 8000,
     mode: str = "min",
     task: str = "mix_both",
+    test_folder: str | Path | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
     """Write train, valid and test manifests; leave them alone if nothing changed.
 
@@ -40,7 +43,13 @@ def prepare(
     task : str
         "mix_both": two speakers in noise; "mix_single": the first in noise;
         "mix_clean": two without noise, the manifest's column `noise` is then empty.
+    test_folder, splits
+        As in `data_prep.wsj0mix.prepare`.
     """
     WHAM.check_task(task, num_spks)
-    splits = find_parts(LAYOUT, data_folder, num_spks, sample_rate, mode, task)
-    return write_manifests(splits, save_folder, sample_rate, "wham")
+    parts = find_parts(
+        *(LAYOUT, data_folder, num_spks, sample_rate, mode, task),
+        test_folder=test_folder,
+        splits=splits,
+    )
+    return write_manifests(parts, save_folder, sample_rate, "wham")

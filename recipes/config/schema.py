@@ -186,6 +186,7 @@ class SpeechSettings(RunSettings):
     """What the speech recipes read."""
 
     num_spks: int = setting(above=0)
+    test_folder: str | None = setting(free=True)
     dynamic_mixing: bool = setting()
     base_folder_dm: str | None = setting(free=True)
     loss_upper_lim: float = setting(above=-LARGEST_SI_SNR)

@@ -1,6 +1,7 @@
 """From a folder of single people to training: disjoint sets, mixed as in training."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -142,6 +143,18 @@ def test_mixtures_are_those_of_dynamic_mixing(made, monkeypatch, people, tmp_pat
             assert (written_T - source_T).abs().max() <= 0.5 / 2**15
     assert len(seen) == sum(SETS.values())
     assert contents(out) == contents(made)
+
+
+def test_a_test_set_may_be_copied_alone(noisy, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(noisy / "test", copy / "test")
+    for folder, other in ((copy, None), (tmp_path / "none", copy)):
+        manifests = prepare(folder, tmp_path, test_folder=other, splits=["test"])
+        assert list(manifests) == ["test"]
+        assert len(read_manifest(manifests["test"], 2, 8000)) == SETS["test"]
+    shutil.copy(noisy / "generated.json", copy)  # begun here, and not finished
+    with pytest.raises(DataError, match="not to the end"):
+        prepare(copy, tmp_path, splits=["test"])
 
 
 def test_workers_do_not_change_the_waves(people, made, tmp_path, small_blocks):
