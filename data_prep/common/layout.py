@@ -25,6 +25,10 @@ NOISE = "noise"
 RATES = (8000, 16000)
 MODES = ("min", "max")
 
+# A data set's folder, another whose test set is taken instead, and the splits wanted:
+# the folders of others need not exist.
+Where = tuple[str | Path, str | Path | None, Sequence[str]]
+
 # How many names of what a folder holds a message lists.
 NAMED = 8
 
@@ -150,11 +154,6 @@ class _Place(NamedTuple):
     splits: dict[str, Parts]
 
     @property
-    def first(self) -> Parts:
-        """The parts of the first split, which is that of training if it is wanted."""
-        return next(iter(self.splits.values()))
-
-    @property
     def missing(self) -> list[Path]:
         """Folders that do not exist."""
         folders = [path for parts in self.splits.values() for path in parts.folders]
@@ -163,44 +162,38 @@ class _Place(NamedTuple):
     def describe(self) -> str:
         """Return the folders in the notation of the shell."""
         names = ",".join(parts.mixture.parent.name for parts in self.splits.values())
-        folders = ",".join(path.name for path in self.first.folders)
+        first = next(iter(self.splits.values()))
+        folders = ",".join(path.name for path in first.folders)
         version = f"{self.version}/" if self.version else ""
         return f"{version}{{{names}}}/{{{folders}}}"
 
 
 def find_parts(
     layouts: Sequence[Layout],
-    data_folder: str | Path,
+    where: str | Path | Where,
     num_spks: int,
     sample_rate: int,
     mode: str,
     mixture: str | None = None,
     targets: str | None = None,
     train_set: str | None = None,
-    test_folder: str | Path | None = None,
-    splits: Sequence[str] = SPLITS,
 ) -> dict[str, Parts]:
     """Find which layout a folder has by looking; return the folders of its splits.
 
-    `data_folder` is the data set's folder or its parent. `mixture` chooses among the
-    folders of mixtures, `train_set` among those to train on; None where there is one.
-    `targets` is the folder of mixtures whose sources are wanted instead, those of
-    `mixture` being its images. The test set is that of `test_folder` if there is one.
-    Folders of splits that are not among `splits` need not exist. A DataError says that
-    none or more than one layout fits, or that the mixtures have more than `num_spks`
-    sources.
+    The data folder is the data set's or its parent. `mixture` chooses among the folders
+    of mixtures, `train_set` among those to train on; None where there is one. `targets`
+    is the folder of mixtures whose sources are wanted instead, those of `mixture` being
+    its images. A DataError says that none or more than one layout fits, or that the
+    mixtures have more than `num_spks` sources.
     """
+    if isinstance(where, (str, Path)):
+        where = (where, None, SPLITS)
+    data_folder, test_folder, splits = where
+    chosen = (num_spks, sample_rate, mode, mixture, targets, train_set)
     if test_folder is not None and "test" in splits:
-        found: dict[str, Parts] = {}
-        others = [split for split in splits if split != "test"]
-        for folder, wanted in ((data_folder, others), (test_folder, ["test"])):
-            if wanted:
-                found |= find_parts(
-                    *(layouts, folder, num_spks, sample_rate, mode, mixture, targets),
-                    train_set=train_set,
-                    splits=wanted,
-                )
-        return found
+        others = (data_folder, None, [split for split in splits if split != "test"])
+        found = find_parts(layouts, others, *chosen) if others[2] else {}
+        return found | find_parts(layouts, (test_folder, None, ["test"]), *chosen)
     if not splits or set(splits) - set(SPLITS):
         raise DataError(f"splits: {list(splits)}, expected some of {SPLITS}")
     if mode not in MODES:
@@ -227,8 +220,8 @@ def find_parts(
         raise DataError(_nothing_found(data_folder, places))
     if len(complete) > 1:
         raise DataError(_several_found(data_folder, complete))
-    layout, _, _, found = complete[0]
-    for parts in found.values():
+    layout, _, _, parts_of = complete[0]
+    for parts in parts_of.values():
         place, name = parts.mixture.parent, parts.mixture.name
         one_more = layout.parts(place, name, [num_spks + 1]).sources[-1]
         if one_more not in parts.folders and one_more.is_dir():
@@ -236,14 +229,14 @@ def find_parts(
                 f"{one_more} exists, so the mixtures have more than {num_spks} "
                 f"sources; set --num_spks={num_spks + 1}"
             )
-    return found
+    return parts_of
 
 
 def _several_found(data_folder: Path, complete: Sequence[_Place]) -> str:
     """Name the places that fit, and say how to choose one."""
-    trains = [place.first.mixture.parent.name for place in complete]
     first = complete[0]
     if all(p.layout is first.layout and p.root == first.root for p in complete):
+        trains = [place.splits["train"].mixture.parent.name for place in complete]
         return (
             f"{data_folder}: has the training sets {' and '.join(trains)}; choose by "
             f"--train_set={trains[0]}"

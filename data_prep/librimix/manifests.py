@@ -28,7 +28,7 @@ def prepare(
 ) -> dict[str, str]:
     """Write train, valid and test manifests; leave them alone if nothing changed.
 
-    Result and errors are those of `data_prep.wsj0mix.prepare`.
+    Result, errors and the last arguments are those of `data_prep.wsj0mix.prepare`.
 
     Arguments
     ---------
@@ -47,14 +47,9 @@ def prepare(
         Which mixture is the input: mix_clean, mix_both or mix_single.
     train_set : str | None
         "train-100" or "train-360"; None takes the only one.
-    test_folder, splits
-        As in `data_prep.wsj0mix.prepare`.
     """
     LIBRIMIX.check_task(task, num_spks)
-    parts = find_parts(
-        *(LAYOUT, data_folder, num_spks, sample_rate, mode, task),
-        train_set=train_set,
-        test_folder=test_folder,
-        splits=splits,
-    )
+    where = (data_folder, test_folder, splits)
+    choice = (num_spks, sample_rate, mode, task, None, train_set)
+    parts = find_parts(LAYOUT, where, *choice)
     return write_manifests(parts, save_folder, sample_rate, "librimix")

@@ -9,8 +9,10 @@ from data_prep.common.layout import SPLITS, Layout, find_parts
 from modules.runtime.errors import DataError
 
 MIXTURE, NOISY_MIXTURE = "mix_clean", "mix_both"
-MIXTURES = {MIXTURE: ("s#",), NOISY_MIXTURE: ("s#", "noise")}
-LAYOUT = (Layout({split: split for split in SPLITS}, MIXTURES, versioned=False),)
+LAYOUT = tuple(
+    Layout(dict(zip(SPLITS, SPLITS, strict=True)), {mixture: parts}, versioned=False)
+    for mixture, parts in ((MIXTURE, ("s#",)), (NOISY_MIXTURE, ("s#", "noise")))
+)
 
 # Table of the people in each set; written last, so that its folder is complete.
 SPEAKERS = "speakers.csv"
@@ -32,21 +34,9 @@ def prepare(
     """
     if mode != "min":
         raise DataError(f"mode is {mode!r}, but these mixtures are of mode 'min'")
-    only_test = list(splits) == ["test"]
-    folder = Path((only_test and test_folder) or data_folder).absolute()
-    # A test set may have been copied without the rest of its folder.
-    copied = only_test and not (folder / SETTINGS).is_file()
-    whole = copied or (folder / SPEAKERS).is_file()
-    if folder.is_dir() and not whole:
-        raise DataError(
-            f"{folder}: was not made by data_prep.talkers, or not to the end; the same "
-            "command continues"
-        )
-    noisy = any((folder / split / NOISY_MIXTURE).is_dir() for split in splits)
-    mixture = NOISY_MIXTURE if noisy else MIXTURE
-    parts = find_parts(
-        *(LAYOUT, folder, num_spks, sample_rate, mode, mixture),
-        test_folder=test_folder,
-        splits=splits,
-    )
+    for folder in map(Path, (data_folder, test_folder or data_folder)):
+        if (folder / SETTINGS).is_file() and not (folder / SPEAKERS).is_file():
+            raise DataError(f"{folder}: is not finished; the same command continues it")
+    where = (data_folder, test_folder, splits)
+    parts = find_parts(LAYOUT, where, num_spks, sample_rate, mode)
     return write_manifests(parts, save_folder, sample_rate, "talkers")

@@ -28,7 +28,7 @@ def prepare(
 ) -> dict[str, str]:
     """Write train, valid and test manifests; leave them alone if nothing changed.
 
-    Result and errors are those of `data_prep.wsj0mix.prepare`.
+    Result, errors and the last arguments are those of `data_prep.wsj0mix.prepare`.
 
     Arguments
     ---------
@@ -43,13 +43,8 @@ def prepare(
     task : str
         "mix_both": two speakers in noise; "mix_single": the first in noise;
         "mix_clean": two without noise, the manifest's column `noise` is then empty.
-    test_folder, splits
-        As in `data_prep.wsj0mix.prepare`.
     """
     WHAM.check_task(task, num_spks)
-    parts = find_parts(
-        *(LAYOUT, data_folder, num_spks, sample_rate, mode, task),
-        test_folder=test_folder,
-        splits=splits,
-    )
+    where = (data_folder, test_folder, splits)
+    parts = find_parts(LAYOUT, where, num_spks, sample_rate, mode, task)
     return write_manifests(parts, save_folder, sample_rate, "wham")

@@ -52,9 +52,6 @@ def prepare(
     if (mixture, targets) == ("anechoic", "reverb"):
         raise DataError("targets is 'reverb', but nobody can hear that in 'anechoic'")
     heard, wanted = f"{task}_{mixture}", f"{task}_{targets}"
-    parts = find_parts(
-        *(LAYOUT, data_folder, num_spks, sample_rate, mode, heard, wanted),
-        test_folder=test_folder,
-        splits=splits,
-    )
+    where = (data_folder, test_folder, splits)
+    parts = find_parts(LAYOUT, where, num_spks, sample_rate, mode, heard, wanted)
     return write_manifests(parts, save_folder, sample_rate, "whamr")

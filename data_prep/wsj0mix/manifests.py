@@ -57,9 +57,6 @@ def prepare(
         No layout fits, or a file is missing, unreadable, at another rate, or of
         another length than its mixture; the message names it.
     """
-    parts = find_parts(
-        *(LAYOUT, data_folder, num_spks, sample_rate, mode),
-        test_folder=test_folder,
-        splits=splits,
-    )
+    where = (data_folder, test_folder, splits)
+    parts = find_parts(LAYOUT, where, num_spks, sample_rate, mode)
     return write_manifests(parts, save_folder, sample_rate, "wsj0mix")

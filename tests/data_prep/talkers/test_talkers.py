@@ -153,7 +153,7 @@ def test_a_test_set_may_be_copied_alone(noisy, tmp_path):
         assert list(manifests) == ["test"]
         assert len(read_manifest(manifests["test"], 2, 8000)) == SETS["test"]
     shutil.copy(noisy / "generated.json", copy)  # begun here, and not finished
-    with pytest.raises(DataError, match="not to the end"):
+    with pytest.raises(DataError, match="is not finished"):
         prepare(copy, tmp_path, splits=["test"])
 
 
@@ -178,7 +178,7 @@ def test_restart_and_other_settings(people, noise, noisy, tmp_path, monkeypatch)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(talkers, "write_wave", stop)
         generate(people, out, noise, **settings)
-    with pytest.raises(DataError, match="not to the end; the same command continues"):
+    with pytest.raises(DataError, match="is not finished; the same command continues"):
         prepare(out, tmp_path / "manifests")
     generate(people, out, noise, **settings)
     assert contents(out) == contents(noisy)
