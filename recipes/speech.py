@@ -158,8 +158,11 @@ class SpeechSeparation(Separation):
     def _utterances(self, rows: list[Row]) -> UtterancePool:
         """List single talkers: those of a folder, or the set's own sources."""
         index = f"{self.config.save_folder}/utterances.csv"
+        pattern = self.config.speaker_pattern
         if folder := self.config.base_folder_dm:
-            pool = distributed.run_on_main(UtterancePool.scan, folder, index)
+            pool = distributed.run_on_main(UtterancePool.scan, folder, index, pattern)
+        elif pattern:
+            raise HparamsError("speaker_pattern needs --base_folder_dm: whose files?")
         else:
             pool = distributed.run_on_main(UtterancePool.from_manifest, rows, index)
         logger.info(f"Dynamic mixing from {pool}")

@@ -25,6 +25,10 @@ NOISE = "noise"
 RATES = (8000, 16000)
 MODES = ("min", "max")
 
+# A data set's folder, another whose test set is taken instead, and the splits wanted:
+# the folders of others need not exist.
+Where = tuple[str | Path, str | Path | None, Sequence[str]]
+
 # How many names of what a folder holds a message lists.
 NAMED = 8
 
@@ -102,16 +106,19 @@ class Layout:
         wanted = self.parts(place, targets, talkers).sources
         return Parts(place / mixture, wanted, noise, images=sources)
 
-    def choices(self, train_set: str | None) -> Iterator[tuple[str, ...]]:
-        """Return the folders that train, valid and test can be made of."""
-        train, valid, test = (
-            [folder for folder, its_split in self.splits.items() if its_split == split]
-            for split in SPLITS
-        )
-        if train_set not in (None, *train):
-            expected = " or ".join(train)
+    def choices(
+        self, splits: Sequence[str], train_set: str | None
+    ) -> Iterator[tuple[str, ...]]:
+        """Return the folders that the splits can be made of."""
+        folders: dict[str, list[str]] = {split: [] for split in SPLITS}
+        for folder, split in self.splits.items():
+            folders[split].append(folder)
+        if train_set not in (None, *folders["train"]):
+            expected = " or ".join(folders["train"])
             raise DataError(f"train_set is {train_set!r}, expected {expected}")
-        return itertools.product([train_set] if train_set else train, valid, test)
+        if train_set:
+            folders["train"] = [train_set]
+        return itertools.product(*(folders[split] for split in splits))
 
     def roots(self, folder: Path, counts: Iterable[int]) -> list[Path]:
         """Return a folder, and those in it that are named by a number of talkers."""
@@ -155,14 +162,15 @@ class _Place(NamedTuple):
     def describe(self) -> str:
         """Return the folders in the notation of the shell."""
         names = ",".join(parts.mixture.parent.name for parts in self.splits.values())
-        folders = ",".join(path.name for path in self.splits["train"].folders)
+        first = next(iter(self.splits.values()))
+        folders = ",".join(path.name for path in first.folders)
         version = f"{self.version}/" if self.version else ""
         return f"{version}{{{names}}}/{{{folders}}}"
 
 
 def find_parts(
     layouts: Sequence[Layout],
-    data_folder: str | Path,
+    where: str | Path | Where,
     num_spks: int,
     sample_rate: int,
     mode: str,
@@ -172,17 +180,27 @@ def find_parts(
 ) -> dict[str, Parts]:
     """Find which layout a folder has by looking; return the folders of its splits.
 
-    `data_folder` is the data set's folder or its parent. `mixture` chooses among the
-    folders of mixtures, `train_set` among those to train on; None where there is one.
-    `targets` is the folder of mixtures whose sources are wanted instead, those of
-    `mixture` being its images. A DataError says that none or more than one layout fits,
-    or that the mixtures have more than `num_spks` sources.
+    The data folder is the data set's or its parent. `mixture` chooses among the folders
+    of mixtures, `train_set` among those to train on; None where there is one. `targets`
+    is the folder of mixtures whose sources are wanted instead, those of `mixture` being
+    its images. A DataError says that none or more than one layout fits, or that the
+    mixtures have more than `num_spks` sources.
     """
+    if isinstance(where, (str, Path)):
+        where = (where, None, SPLITS)
+    data_folder, test_folder, splits = where
+    chosen = (num_spks, sample_rate, mode, mixture, targets, train_set)
+    if test_folder is not None and "test" in splits:
+        others = (data_folder, None, [split for split in splits if split != "test"])
+        found = find_parts(layouts, others, *chosen) if others[2] else {}
+        return found | find_parts(layouts, (test_folder, None, ["test"]), *chosen)
+    if not splits or set(splits) - set(SPLITS):
+        raise DataError(f"splits: {list(splits)}, expected some of {SPLITS}")
     if mode not in MODES:
         raise DataError(f"mode is {mode!r}, expected 'min' or 'max'")
     data_folder = Path(data_folder).absolute()
     if not data_folder.is_dir():
-        raise DataError(f"data_folder {data_folder} does not exist or is no folder")
+        raise DataError(f"{data_folder} does not exist or is no folder")
     places: list[_Place] = []
     talkers = range(1, num_spks + 1)
     for layout in layouts:
@@ -191,19 +209,19 @@ def find_parts(
         counts = [num_spks] if counted else range(2, MOST_TALKERS + 1)
         version = folder_of(sample_rate, mode) if layout.versioned else ""
         for root in layout.roots(data_folder, counts):
-            for folders in layout.choices(train_set):
-                splits = {
+            for folders in layout.choices(splits, train_set):
+                parts_of = {
                     split: layout.parts(root / version / folder, name, talkers, targets)
-                    for split, folder in zip(SPLITS, folders, strict=True)
+                    for split, folder in zip(splits, folders, strict=True)
                 }
-                places.append(_Place(layout, root, version, splits))
+                places.append(_Place(layout, root, version, parts_of))
     complete = [place for place in places if not place.missing]
     if not complete:
         raise DataError(_nothing_found(data_folder, places))
     if len(complete) > 1:
         raise DataError(_several_found(data_folder, complete))
-    layout, _, _, splits = complete[0]
-    for parts in splits.values():
+    layout, _, _, parts_of = complete[0]
+    for parts in parts_of.values():
         place, name = parts.mixture.parent, parts.mixture.name
         one_more = layout.parts(place, name, [num_spks + 1]).sources[-1]
         if one_more not in parts.folders and one_more.is_dir():
@@ -211,14 +229,14 @@ def find_parts(
                 f"{one_more} exists, so the mixtures have more than {num_spks} "
                 f"sources; set --num_spks={num_spks + 1}"
             )
-    return splits
+    return parts_of
 
 
 def _several_found(data_folder: Path, complete: Sequence[_Place]) -> str:
     """Name the places that fit, and say how to choose one."""
-    trains = [place.splits["train"].mixture.parent.name for place in complete]
     first = complete[0]
     if all(p.layout is first.layout and p.root == first.root for p in complete):
+        trains = [place.splits["train"].mixture.parent.name for place in complete]
         return (
             f"{data_folder}: has the training sets {' and '.join(trains)}; choose by "
             f"--train_set={trains[0]}"

@@ -1,9 +1,10 @@
 """Manifests of Libri2Mix and Libri3Mix (Cosentino et al., arXiv 2005.11262)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.folders import write_manifests
-from data_prep.common.layout import Layout, find_parts
+from data_prep.common.layout import SPLITS, Layout, find_parts
 
 LIBRIMIX = Layout(
     {"train-100": "train", "train-360": "train", "dev": "valid", "test": "test"},
@@ -22,10 +23,12 @@ def prepare(
     mode: str = "min",
     task: str = "mix_clean",
     train_set: str | None = None,
+    test_folder: str | Path | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
     """Write train, valid and test manifests; leave them alone if nothing changed.
 
-    Result and errors are those of `data_prep.wsj0mix.prepare`.
+    Result, errors and the last arguments are those of `data_prep.wsj0mix.prepare`.
 
     Arguments
     ---------
@@ -46,7 +49,7 @@ def prepare(
         "train-100" or "train-360"; None takes the only one.
     """
     LIBRIMIX.check_task(task, num_spks)
-    splits = find_parts(
-        *(LAYOUT, data_folder, num_spks, sample_rate, mode, task), train_set=train_set
-    )
-    return write_manifests(splits, save_folder, sample_rate, "librimix")
+    where = (data_folder, test_folder, splits)
+    choice = (num_spks, sample_rate, mode, task, None, train_set)
+    parts = find_parts(LAYOUT, where, *choice)
+    return write_manifests(parts, save_folder, sample_rate, "librimix")

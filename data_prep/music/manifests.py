@@ -48,6 +48,7 @@ def prepare(
     test_folder: str | Path | None = None,
     train_stems: str | Path | None = None,
     sample_rate: int | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
     """Write train, valid and test manifests.
 
@@ -71,6 +72,9 @@ def prepare(
         in the manifest as part of the mixture, marked `unused`.
     sample_rate : int | None
         Rate in Hz that every file must have. None accepts any: reading resamples.
+    splits : Sequence[str]
+        The manifests that are wanted. For "test" alone no other tracks are looked for,
+        unless there are no test tracks.
 
     Returns
     -------
@@ -89,20 +93,25 @@ def prepare(
     sources = tuple(sources)
     _check_sources(sources)
     data_folder, save_folder = Path(data_folder).absolute(), Path(save_folder)
-    tracks = find_tracks(data_folder, sources, valid_tracks)
+    only_test, own_test = list(splits) == ["test"], data_folder / "test"
+    if only_test and test_folder is None and own_test.is_dir():
+        test_folder = own_test
+    tracks: dict[str, list[Track]] = {}
+    if not (only_test and test_folder):
+        tracks = find_tracks(data_folder, sources, valid_tracks)
     if test_folder is not None:
         tracks["test"] = _list_tracks(Path(test_folder).absolute(), sources)
     rows = {
         split: _make_rows(split_tracks, sample_rate)
         for split, split_tracks in tracks.items()
     }
-    if train_stems is not None:
+    if train_stems is not None and "train" in splits:
         rows["train"] = _restrict(rows, Path(train_stems), sources)
     if "test" not in rows and "valid" in rows:
         logger.info("%s: no test tracks, testing on the validation set", data_folder)
         rows["test"] = rows["valid"]
     paths: dict[str, str] = {}
-    for split in SPLITS:
+    for split in splits:
         path = save_folder / f"{split}.csv"
         if split not in rows:
             path.unlink(missing_ok=True)  # of tracks that are trained on now

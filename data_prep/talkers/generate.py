@@ -45,7 +45,7 @@ def generate(
     valid_mixtures: int = 200,
     test_mixtures: int = 300,
     seconds: float = 5.0,
-    speaker_rule: str = "auto",
+    speaker_pattern: str | None = None,
     seed: int = 0,
     workers: int | None = None,
 ) -> Path:
@@ -71,9 +71,10 @@ def generate(
         Number of mixtures in each set.
     seconds : float
         Length of a mixture; it is shorter where a recording is.
-    speaker_rule : str
-        The name of the person in a file: "folder" (the one it lies in), "wsj0",
-        "librispeech", or "auto", see `UtterancePool.scan`.
+    speaker_pattern : str | None
+        Who speaks in a file: "librispeech", "voxceleb", "wsj0", "folder" (the one it
+        lies in), or a regular expression whose group is the person, searched in the
+        path below `speakers`; found from the paths if not given.
     seed : int
         Decides everything that is drawn.
     workers : int | None
@@ -84,7 +85,7 @@ def generate(
         raise DataError("num_spks, sample_rate, seconds and mixtures must be above 0")
     speakers, out = Path(speakers).absolute(), Path(out).absolute()
     index = out.with_name(f"{out.name}.index.csv")
-    pool = UtterancePool.scan(speakers, index, speaker_rule)
+    pool = UtterancePool.scan(speakers, index, speaker_pattern)
     people = _divide(pool.speakers, num_spks, seed, f"{speakers}: speakers")
     pools = {split: _named(pool, names) for split, names in people.items()}
     noises = _divide_noises(noise, seed) if noise else {split: [] for split in SPLITS}

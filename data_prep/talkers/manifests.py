@@ -1,14 +1,18 @@
 """Manifests of the mixtures that `data_prep.talkers` makes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.folders import write_manifests
+from data_prep.common.jobs import SETTINGS
 from data_prep.common.layout import SPLITS, Layout, find_parts
 from modules.runtime.errors import DataError
 
 MIXTURE, NOISY_MIXTURE = "mix_clean", "mix_both"
-MIXTURES = {MIXTURE: ("s#",), NOISY_MIXTURE: ("s#", "noise")}
-LAYOUT = (Layout({split: split for split in SPLITS}, MIXTURES, versioned=False),)
+LAYOUT = tuple(
+    Layout(dict(zip(SPLITS, SPLITS, strict=True)), {mixture: parts}, versioned=False)
+    for mixture, parts in ((MIXTURE, ("s#",)), (NOISY_MIXTURE, ("s#", "noise")))
+)
 
 # Table of the people in each set; written last, so that its folder is complete.
 SPEAKERS = "speakers.csv"
@@ -20,6 +24,8 @@ def prepare(
     num_spks: int = 2,
     sample_rate: int = 8000,
     mode: str = "min",
+    test_folder: str | Path | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
     """Write train, valid and test manifests; leave them alone if nothing changed.
 
@@ -28,13 +34,9 @@ def prepare(
     """
     if mode != "min":
         raise DataError(f"mode is {mode!r}, but these mixtures are of mode 'min'")
-    folder = Path(data_folder).absolute()
-    if folder.is_dir() and not (folder / SPEAKERS).is_file():
-        raise DataError(
-            f"{folder}: was not made by data_prep.talkers, or not to the end; the same "
-            "command continues"
-        )
-    noisy = (folder / "train" / NOISY_MIXTURE).is_dir()
-    mixture = NOISY_MIXTURE if noisy else MIXTURE
-    parts = find_parts(LAYOUT, folder, num_spks, sample_rate, mode, mixture)
+    for folder in map(Path, (data_folder, test_folder or data_folder)):
+        if (folder / SETTINGS).is_file() and not (folder / SPEAKERS).is_file():
+            raise DataError(f"{folder}: is not finished; the same command continues it")
+    where = (data_folder, test_folder, splits)
+    parts = find_parts(LAYOUT, where, num_spks, sample_rate, mode)
     return write_manifests(parts, save_folder, sample_rate, "talkers")

@@ -1,9 +1,10 @@
 """Manifests of WHAM!."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.folders import write_manifests
-from data_prep.common.layout import Layout, find_parts
+from data_prep.common.layout import SPLITS, Layout, find_parts
 from data_prep.common.versions import WSJ0_SPLITS
 
 MIXTURES = {
@@ -22,10 +23,12 @@ def prepare(
     sample_rate: int = 8000,
     mode: str = "min",
     task: str = "mix_both",
+    test_folder: str | Path | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
     """Write train, valid and test manifests; leave them alone if nothing changed.
 
-    Result and errors are those of `data_prep.wsj0mix.prepare`.
+    Result, errors and the last arguments are those of `data_prep.wsj0mix.prepare`.
 
     Arguments
     ---------
@@ -42,5 +45,6 @@ def prepare(
         "mix_clean": two without noise, the manifest's column `noise` is then empty.
     """
     WHAM.check_task(task, num_spks)
-    splits = find_parts(LAYOUT, data_folder, num_spks, sample_rate, mode, task)
-    return write_manifests(splits, save_folder, sample_rate, "wham")
+    where = (data_folder, test_folder, splits)
+    parts = find_parts(LAYOUT, where, num_spks, sample_rate, mode, task)
+    return write_manifests(parts, save_folder, sample_rate, "wham")

@@ -1,10 +1,11 @@
 """Manifests of WHAMR!."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from data_prep.common.folders import write_manifests
-from data_prep.common.layout import NOISE, find_parts
+from data_prep.common.layout import NOISE, SPLITS, find_parts
 from data_prep.wham.manifests import WHAM
 from modules.runtime.errors import DataError
 
@@ -28,6 +29,8 @@ def prepare(
     task: str = "mix_both",
     mixture: str = "reverb",
     targets: str = "anechoic",
+    test_folder: str | Path | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
     """Write train, valid and test manifests; leave them alone if nothing changed.
 
@@ -49,5 +52,6 @@ def prepare(
     if (mixture, targets) == ("anechoic", "reverb"):
         raise DataError("targets is 'reverb', but nobody can hear that in 'anechoic'")
     heard, wanted = f"{task}_{mixture}", f"{task}_{targets}"
-    splits = find_parts(LAYOUT, data_folder, num_spks, sample_rate, mode, heard, wanted)
-    return write_manifests(splits, save_folder, sample_rate, "whamr")
+    where = (data_folder, test_folder, splits)
+    parts = find_parts(LAYOUT, where, num_spks, sample_rate, mode, heard, wanted)
+    return write_manifests(parts, save_folder, sample_rate, "whamr")

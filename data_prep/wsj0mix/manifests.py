@@ -1,5 +1,6 @@
 """Manifests of WSJ0-2mix and WSJ0-3mix, or of any folder laid out as they are."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.folders import write_manifests
@@ -22,6 +23,8 @@ def prepare(
     num_spks: int = 2,
     sample_rate: int = 8000,
     mode: str = "min",
+    test_folder: str | Path | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
     """Write train, valid and test manifests; leave them alone if nothing changed.
 
@@ -38,11 +41,15 @@ def prepare(
     mode : str
         "min" or "max": mixtures as long as the shortest or the longest utterance.
         Only the first layout has both.
+    test_folder : str | Path | None
+        Another data set of these layouts, whose test set is taken.
+    splits : Sequence[str]
+        The manifests that are wanted; the folders of others need not exist.
 
     Returns
     -------
     dict[str, str]
-        Paths of the manifests under the keys train, valid and test.
+        Paths of the manifests by split.
 
     Raises
     ------
@@ -50,5 +57,6 @@ def prepare(
         No layout fits, or a file is missing, unreadable, at another rate, or of
         another length than its mixture; the message names it.
     """
-    splits = find_parts(LAYOUT, data_folder, num_spks, sample_rate, mode)
-    return write_manifests(splits, save_folder, sample_rate, "wsj0mix")
+    where = (data_folder, test_folder, splits)
+    parts = find_parts(LAYOUT, where, num_spks, sample_rate, mode)
+    return write_manifests(parts, save_folder, sample_rate, "wsj0mix")

@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -27,8 +27,8 @@ from modules.runtime.errors import AudioError, DataError
 
 logger = logging.getLogger(__name__)
 
-# Number of files that a warning names; the index names all.
-NAMED = 10
+# Number of files that a warning names, and of speakers with a file of theirs.
+NAMED, EXAMPLES = 10, 3
 
 EVALUATION_FOLDERS = {
     *("si_dt_05", "si_et_05", "si_dt_20", "si_et_20"),
@@ -36,13 +36,14 @@ EVALUATION_FOLDERS = {
 }
 
 LIBRISPEECH_NAME = re.compile(r"(\d+)-\d+-\d+")
-WSJ0_NAME = re.compile(r"[0-9a-z]{8}", re.IGNORECASE)
 
-# How a path names its speaker, and how many folders that takes below the root.
-SPEAKER_RULES: dict[str, tuple[Callable[[Path], str], int]] = {
-    "folder": (lambda path: path.parent.name, 1),
-    "wsj0": (lambda path: path.name[:3], 0),
-    "librispeech": (lambda path: path.parent.parent.name, 2),
+# Who speaks in a file: the group of a pattern that is searched in its path below the
+# folder. The first rule that fits more than half of the files holds for all of them.
+SPEAKER_RULES = {
+    "librispeech": r"(?:^|/)(\d+)/(\d+)/\1[-_]\2[-_][\d_]+\.\w+$",  # LibriTTS, MLS
+    "voxceleb": r"(?:^|/)(id\d+)/[^/]+/\d+\.\w+$",
+    "wsj0": r"(?i)(?:^|/)(\w{3})/\1[a-z]\w{4}\.\w+$|^(\d\w\w)[a-z]\w{4}\.\w+$",
+    "folder": r"([^/]+)/[^/]+$",  # VCTK
 }
 
 
@@ -99,17 +100,17 @@ class UtterancePool:
         cls,
         folder: str | Path,
         index_file: str | Path | None = None,
-        speaker: str = "auto",
+        speaker_pattern: str | None = None,
         min_seconds: float = 0.5,
     ) -> "UtterancePool":
         """Return all WAV and FLAC files under a folder of training speakers, by path.
 
         `index_file` keeps lengths and levels between runs; None measures anew. Files
-        shorter than `min_seconds` are left out. `speaker` is what names the speaker of
-        a file: "folder" (the one it lies in), "wsj0" (the first three characters of its
-        name), "librispeech" (the folder above the one it lies in), or "auto": found
-        from the names, and logged. A DataError is raised where there is no folder or no
-        usable file, or where a file's place names no speaker.
+        shorter than `min_seconds` are left out, and those whose path names no speaker.
+        `speaker_pattern` is one of `SPEAKER_RULES` or a regular expression, searched in
+        the path below the folder: its group, or all that it matches, is the speaker.
+        None takes the rule that the paths show. A DataError is raised where there is no
+        folder or no usable file.
         """
         root = Path(folder).absolute()
         if not root.is_dir():
@@ -122,17 +123,22 @@ class UtterancePool:
         )
         if not paths:
             raise DataError(f"{root}: holds no {' or '.join(SUFFIXES)} file")
-        files = [Path(path) for path in paths]
-        inside = {part for file in files for part in file.relative_to(root).parts}
+        below = [path.removeprefix(str(root)).lstrip("/") for path in paths]
+        inside = {part for path in below for part in path.split("/")}
         if inside & EVALUATION_FOLDERS and inside - EVALUATION_FOLDERS:
             logger.warning(
                 "%s: trains on the evaluation speakers of %s as well; point to the "
                 "training folder alone",
                 *(root, ", ".join(sorted(inside & EVALUATION_FOLDERS))),
             )
-        speaker_of = _speaker_rule(root, files, speaker)
-        named = {str(file): (file.stem, speaker_of(file)) for file in files}
-        return cls._measure(named, index_file, min_seconds, str(root))
+        rule, speakers = _name_speakers(below, speaker_pattern)
+        rule, named, faults = f"the rule {rule!r}", {}, []
+        for path, speaker in zip(paths, speakers, strict=True):
+            if speaker:
+                named[path] = (Path(path).stem, speaker)
+            else:
+                faults.append(f"{printable(path)} (names no speaker by {rule})")
+        return cls._measure(named, faults, index_file, min_seconds, str(root), rule)
 
     @classmethod
     def from_manifest(
@@ -158,21 +164,36 @@ class UtterancePool:
         for name, (_, path) in sorted(longest.items()):
             librispeech = LIBRISPEECH_NAME.fullmatch(name)
             named[path] = (name, librispeech[1] if librispeech else name[:3])
-        return cls._measure(named, index_file, min_seconds, "the training sources")
+        origin, rule = "the training sources", "the names of the mixtures"
+        return cls._measure(named, [], index_file, min_seconds, origin, rule)
 
     @classmethod
     def _measure(
         cls,
         named: Mapping[str, tuple[str, str]],
+        faults: list[str],
         index_file: str | Path | None,
         min_seconds: float,
         origin: str,
+        rule: str,
     ) -> "UtterancePool":
-        """Measure what the index lacks, leave out what cannot be used."""
-        now = {path: fingerprint([path]) for path in named}
+        """Say who speaks; measure what the index lacks, leave out what is faulty."""
+        number = len(named) + len(faults)
+        first: dict[str, str] = {}
+        now: dict[str, str] = {}
+        for path, (_, speaker) in named.items():
+            first.setdefault(speaker, f"{speaker} ({printable(path)})")
+            try:
+                now[path] = fingerprint([path])
+            except DataError as error:  # a link to nowhere
+                reason = str(error).removeprefix(f"{path}: ")
+                faults.append(f"{printable(path)} ({reason})")
+        told = f"{len(first)} speakers by {rule}, such as "
+        logger.info("%s: %s%s", origin, told, ", ".join([*first.values()][:EXAMPLES]))
         measured = measure_once(index_file, INDEX_COLUMNS, now, _measure_file)
-        usable, faults = [], []
-        for path, (name, speaker) in named.items():
+        usable = []
+        for path in now:
+            name, speaker = named[path]
             rate, frames, level_db, fault = measured[path]
             if not fault and frames < min_seconds * rate:
                 fault = f"{frames / rate:.2f} s, shorter than {min_seconds} s"
@@ -185,7 +206,7 @@ class UtterancePool:
             more = f", and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
             logger.warning(
                 "%s: left out %d of %d files: %s%s",
-                *(origin, len(faults), len(named), ", ".join(faults[:NAMED]), more),
+                *(origin, len(faults), number, ", ".join(faults[:NAMED]), more),
             )
         if not usable:
             raise DataError(f"{origin}: no file can be used; the first is {faults[0]}")
@@ -205,37 +226,33 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
         yield place, names
 
 
-def _speaker_rule(root: Path, files: list[Path], speaker: str) -> Callable[[Path], str]:
-    """Return the function from a path to its speaker, by its name or by looking."""
-    if speaker not in ("auto", *SPEAKER_RULES):
-        known = ", ".join(SPEAKER_RULES)
-        raise DataError(f"speaker rule {speaker!r} is unknown; expected auto, {known}")
-    if speaker == "auto":
-        if all(map(_is_librispeech, files)):
-            speaker = "librispeech"
-        elif all(
-            WSJ0_NAME.fullmatch(file.stem)
-            and (file.parent == root or file.stem.startswith(file.parent.name[:3]))
-            for file in files
-        ):
-            speaker = "wsj0"
-        else:
-            speaker = "folder"
-        logger.info("%s: speakers are named by the rule %r", root, speaker)
-    rule, depth = SPEAKER_RULES[speaker]
-    for file in files:
-        if len(file.relative_to(root).parts) <= depth:
+def _name_speakers(
+    paths: Sequence[str], wanted: str | None
+) -> tuple[str, Sequence[str]]:
+    """Return the rule in use, and the speaker of each path; "" where it names none."""
+
+    def search(rule: str) -> list[str]:
+        try:
+            pattern = re.compile(SPEAKER_RULES.get(rule, rule))
+        except re.error as error:
             raise DataError(
-                f"{file}: lies too high under {root} for the speaker rule {speaker!r}; "
-                "put every speaker's files into a folder of their own"
-            )
-    return rule
+                f"speaker_pattern: {rule!r} is neither {', '.join(SPEAKER_RULES)} nor "
+                f"a regular expression ({error})"
+            ) from None
+        found = map(pattern.search, paths)
+        named = [next(filter(None, m.groups()), m[0]) if m else "" for m in found]
+        return [name.replace("/", "_") for name in named]
 
-
-def _is_librispeech(path: Path) -> bool:
-    """Whether a path ends in SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTTERANCE."""
-    name = LIBRISPEECH_NAME.fullmatch(path.stem)
-    return name is not None and path.parent.parent.name == name[1]
+    if wanted:
+        return wanted, search(wanted)
+    found = {rule: search(rule) for rule in SPEAKER_RULES}
+    for rule, speakers in found.items():
+        if rule != "folder" and 2 * sum(map(bool, speakers)) > len(paths):
+            return rule, speakers
+    # A file of one of the other corpora among these is left out, not taken for another
+    # speaker's.
+    options = [set(filter(None, names)) for names in zip(*found.values(), strict=True)]
+    return "folder", [names.pop() if len(names) == 1 else "" for names in options]
 
 
 def _utterances_of(row: Row) -> list[str]:

@@ -186,8 +186,10 @@ class SpeechSettings(RunSettings):
     """What the speech recipes read."""
 
     num_spks: int = setting(above=0)
+    test_folder: str | None = setting(free=True)
     dynamic_mixing: bool = setting()
     base_folder_dm: str | None = setting(free=True)
+    speaker_pattern: str | None = setting(free=True)
     loss_upper_lim: float = setting(above=-LARGEST_SI_SNR)
     noise_snr_db: list[float] = setting(at_least=-100, at_most=100)
     room_pool: str | None = setting()

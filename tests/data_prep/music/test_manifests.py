@@ -279,3 +279,16 @@ def test_a_manifest_of_stems_is_none_of_speech_and_the_reverse(flat, tmp_path):
     (tmp_path / "odd.csv").write_text(text)
     with pytest.raises(DataError, match="row 2: unused is '5', expected .* 1 to 4"):
         read_manifest(tmp_path / "odd.csv", stems=True)
+
+
+def test_a_test_set_needs_no_other_folder(tmp_path):
+    write_track(tmp_path / "hq" / "test" / "Song", mixture=True)
+    for more in ({}, {"test_folder": tmp_path / "hq" / "test"}):
+        root = tmp_path / ("none" if more else "hq")
+        manifests = prepare(root, tmp_path / "save", splits=["test"], **more)
+        assert list(manifests) == ["test"] and ids(manifests["test"]) == ["Song"]
+
+
+def test_a_test_without_test_tracks_is_of_the_validation_tracks(flat, tmp_path):
+    manifests = prepare(flat, tmp_path / "save", splits=["test"])
+    assert list(manifests) == ["test"] and ids(manifests["test"]) == ["00-uuid"]

@@ -1,6 +1,7 @@
 """From a folder of single people to training: disjoint sets, mixed as in training."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -144,6 +145,18 @@ def test_mixtures_are_those_of_dynamic_mixing(made, monkeypatch, people, tmp_pat
     assert contents(out) == contents(made)
 
 
+def test_a_test_set_may_be_copied_alone(noisy, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(noisy / "test", copy / "test")
+    for folder, other in ((copy, None), (tmp_path / "none", copy)):
+        manifests = prepare(folder, tmp_path, test_folder=other, splits=["test"])
+        assert list(manifests) == ["test"]
+        assert len(read_manifest(manifests["test"], 2, 8000)) == SETS["test"]
+    shutil.copy(noisy / "generated.json", copy)  # begun here, and not finished
+    with pytest.raises(DataError, match="is not finished"):
+        prepare(copy, tmp_path, splits=["test"])
+
+
 def test_workers_do_not_change_the_waves(people, made, tmp_path, small_blocks):
     out = generate(people, tmp_path / "two", **SMALL, workers=2)
     waves = {k: data for k, data in contents(made).items() if k.suffix == ".wav"}
@@ -165,7 +178,7 @@ def test_restart_and_other_settings(people, noise, noisy, tmp_path, monkeypatch)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(talkers, "write_wave", stop)
         generate(people, out, noise, **settings)
-    with pytest.raises(DataError, match="not to the end; the same command continues"):
+    with pytest.raises(DataError, match="is not finished; the same command continues"):
         prepare(out, tmp_path / "manifests")
     generate(people, out, noise, **settings)
     assert contents(out) == contents(noisy)

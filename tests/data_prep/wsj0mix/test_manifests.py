@@ -204,3 +204,33 @@ def test_command_line(tmp_path):
         [*command, f"--data_folder={tmp_path}/no"], capture_output=True, text=True
     )
     assert bad.returncode == 1 and bad.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_test_set_needs_no_other_folder(tmp_path, layout):
+    root = make(tmp_path / "set", layout)
+    prefix, splits, _, _ = LAYOUTS[layout]
+    for split in splits[:2]:
+        shutil.rmtree(root / prefix / split)
+    manifests = prepare(root, tmp_path / "out", splits=["test"])
+    assert list(manifests) == ["test"]
+    assert len(read_manifest(manifests["test"], 2, 8000)) == 3
+    with pytest.raises(DataError, match=f"{splits[0]}/.* does not exist"):
+        prepare(root, tmp_path / "out")
+    with pytest.raises(DataError, match=r"splits: \['tt'\], expected some of"):
+        prepare(root, tmp_path / "out", splits=["tt"])
+
+
+def test_the_test_set_of_another_folder(tmp_path):
+    mine, other = (make(tmp_path / name, "guide") for name in ("mine", "other"))
+    shutil.rmtree(other / "train")
+    manifests = prepare(mine, tmp_path / "out", test_folder=other)
+    assert list(manifests) == ["train", "valid", "test"]
+    for split, root in (("train", mine), ("valid", mine), ("test", other)):
+        assert str(root) in read_manifest(manifests[split])[0].mixture
+    shutil.rmtree(mine)  # what a run does not read is not asked for
+    alone = {"test_folder": other, "splits": ["test"]}
+    assert list(prepare(mine, tmp_path / "out", **alone)) == ["test"]
+    shutil.rmtree(other / "test" / "s2")
+    with pytest.raises(DataError, match="other/test/s2: does not exist"):
+        prepare(mine, tmp_path / "out", **alone)

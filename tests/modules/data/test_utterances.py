@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -46,39 +47,111 @@ def counts(pool):
     return dict(zip(pool.speakers, map(len, pool.by_speaker), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("names", "rule", "speakers"),
-    [
-        (["40n/40nc0101.wav", "01x/01xc0102.wav"], "wsj0", {"40n", "01x"}),
-        (["40nc0101.wav", "01xc0102.wav"], "wsj0", {"40n", "01x"}),
-        (
-            ["19/198/19-198-0001.flac", "26/495/26-495-0000.flac"],
-            "librispeech",
-            {"19", "26"},
-        ),
-        (["t/19/198/19-198-0001.flac", "t/19/7/19-7-0001.flac"], "librispeech", {"19"}),
-        (["ann/one.wav", "x/bob/two.WAV"], "folder", {"ann", "bob"}),
-        (["p225/p225_001.wav", "p226/p226_001.wav"], "folder", {"p225", "p226"}),
-    ],
-)
-def test_rule_is_found_by_looking_and_logged(tmp_path, caplog, names, rule, speakers):
+LIBRI = [f"{s}/{c}/{s}-{c}-000{k}" for s in (19, 26) for c in (7, 8) for k in (0, 1)]
+CORPORA = {
+    "LibriSpeech": ("librispeech", [f"{name}.flac" for name in LIBRI], {"19", "26"}),
+    "its parent": ("librispeech", [f"t/{name}.wav" for name in LIBRI], {"19", "26"}),
+    "LibriTTS": (
+        "librispeech",
+        [f"{s}/{c}/{s}_{c}_00000{c}_000000.wav" for s in (84, 174) for c in (1, 2)],
+        {"84", "174"},
+    ),
+    "MLS": (
+        "librispeech",
+        [f"audio/{s}/{c}/{s}_{c}_000000.flac" for s in (84, 174) for c in (1, 2)],
+        {"84", "174"},
+    ),
+    "VoxCeleb": (
+        "voxceleb",
+        [f"{s}/{v}/00001.wav" for s in ("id1", "id2") for v in ("abc", "xyz")],
+        {"id1", "id2"},
+    ),
+    "VCTK": (
+        "folder",
+        [f"wav48/{s}/{s}_001_mic{k}.flac" for s in ("p225", "s5") for k in (1, 2)],
+        {"p225", "s5"},
+    ),
+    "WSJ0": (
+        "wsj0",
+        ["si_tr_s/40n/40nc0101.wav", "si_tr_s/01x/01xo031a.wav"],
+        {"40n", "01x"},
+    ),
+    "WSJ0 in capitals": ("wsj0", ["SI_TR_S/40N/40NC0101.WAV"], {"40N"}),
+    "WSJ0 in one folder": ("wsj0", ["40nc0101.wav", "01xc0102.wav"], {"40n", "01x"}),
+    "a folder a speaker": ("folder", ["ann/one.wav", "x/bob/two.WAV"], {"ann", "bob"}),
+    "names of eight": ("folder", ["annie/annie001.wav", "annab/annab001.wav"], None),
+    "dates": ("folder", ["ann/2023-01-02.wav", "bob/2023-01-02.wav"], {"ann", "bob"}),
+}
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_who_speaks_is_found_by_looking_and_said(tmp_path, caplog, corpus):
+    rule, names, speakers = CORPORA[corpus]
     for name in names:
         write(tmp_path / name)
     with caplog.at_level(logging.INFO):
         pool = UtterancePool.scan(tmp_path)
+    speakers = speakers or {"annie", "annab"}
     assert set(pool.speakers) == speakers and len(pool) == len(names)
-    assert f"rule '{rule}'" in caplog.text
+    assert f"{len(speakers)} speakers by the rule '{rule}', such as" in caplog.text
+    assert all(f"{speaker} ({tmp_path}/" in caplog.text for speaker in speakers)
 
 
-def test_rule_can_be_given(tmp_path):
+def test_three_speakers_are_examples(tmp_path, caplog):
+    for name in "abcd":
+        write(tmp_path / name / "one.wav")
+    with caplog.at_level(logging.INFO):
+        UtterancePool.scan(tmp_path)
+    line = next(line for line in caplog.text.splitlines() if "4 speakers" in line)
+    assert line.count("one.wav") == 3
+
+
+@pytest.mark.parametrize(
+    ("stray", "names"),
+    [
+        ("notes/hello.wav", [f"{name}.wav" for name in LIBRI]),
+        ("19/7/hello.wav", [f"{name}.wav" for name in LIBRI]),
+        ("id1/hello.wav", CORPORA["VoxCeleb"][1]),
+        ("hello.wav", ["ann/one.wav", "bob/two.wav"]),
+        # Of another corpus: its folders are no speakers.
+        ("19/7/19-7-0000.wav", ["ann/one.wav", "bob/two.wav"]),
+    ],
+)
+def test_a_file_that_fits_no_rule_is_left_out_and_changes_none(
+    tmp_path, caplog, stray, names
+):
+    for name in names:
+        write(tmp_path / name)
+    before = UtterancePool.scan(tmp_path)
+    write(tmp_path / stray)
+    pool = UtterancePool.scan(tmp_path)
+    assert pool.by_speaker == before.by_speaker
+    assert f"left out 1 of {len(names) + 1} files" in caplog.text
+    assert f"{tmp_path}/{stray} (names no speaker by the rule" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "speakers"),
+    [
+        ("folder", {"x": 2, "y": 1}),
+        (r"/(\w{3})[^/]*$", {"01x": 1, "40n": 2}),
+        (r"[xy]/\d+", {"x_40": 1, "x_01": 1, "y_40": 1}),  # a name, and no path
+        (r"x/(?:(0\d)|(4\d))", {"01": 1, "40": 1}),
+    ],
+)
+def test_the_pattern_can_be_given(tmp_path, pattern, speakers):
     for name in ("x/40na.wav", "x/01xa.wav", "y/40nb.wav"):
         write(tmp_path / name)
-    assert counts(UtterancePool.scan(tmp_path, speaker="wsj0")) == {"01x": 1, "40n": 2}
-    assert counts(UtterancePool.scan(tmp_path, speaker="folder")) == {"x": 2, "y": 1}
-    with pytest.raises(DataError, match="'name' is unknown; expected auto, fol"):
-        UtterancePool.scan(tmp_path, speaker="name")
-    with pytest.raises(DataError, match="lies too high .* rule 'librispeech'"):
-        UtterancePool.scan(tmp_path, speaker="librispeech")
+    pool = UtterancePool.scan(tmp_path, speaker_pattern=pattern)
+    assert counts(pool) == speakers
+
+
+def test_a_pattern_that_will_not_do(tmp_path):
+    write(tmp_path / "x" / "40na.wav")
+    with pytest.raises(DataError, match=r"pattern: '\(' is neither librispeech"):
+        UtterancePool.scan(tmp_path, speaker_pattern="(")
+    with pytest.raises(DataError, match=r"the first is .*40na.wav \(names no speaker"):
+        UtterancePool.scan(tmp_path, speaker_pattern="voxceleb")
 
 
 def test_lengths_levels_and_rates_are_those_of_the_files(tree):
@@ -93,6 +166,9 @@ def test_lengths_levels_and_rates_are_those_of_the_files(tree):
             rms_db = 10 * np.log10(np.mean(wave**2))
             assert abs(talk.level_db - rms_db) < 0.05
     assert str(pool) == "7 utterances of 3 speakers (0.0 h)"
+
+
+CONTAINERS = ("CAF", "MP3", "WAVEX")
 
 
 def spoil(folder):
@@ -112,8 +188,15 @@ def spoil(folder):
     wave[77] = 200.0
     soundfile.write(folder / "loud.wav", wave, RATE, subtype="FLOAT")
     soundfile.write(folder / "constant.wav", np.full(RATE, 0.3), RATE)
-    cut = write(folder / "cut.wav", 4.0)
-    os.truncate(cut, cut.stat().st_size // 2)
+    for name in ("cut.wav", "cut.flac"):
+        cut = write(folder / name, 4.0)
+        os.truncate(cut, cut.stat().st_size // 2)
+    wave = np.random.default_rng(0).normal(0, 0.1, 4 * RATE)
+    for kind in CONTAINERS:
+        path = folder / f"{kind}.wav"
+        soundfile.write(path, wave, RATE, format=kind)
+        os.truncate(path, path.stat().st_size - 1000)
+    (folder / "nowhere.wav").symlink_to("nothing.wav")
     return {
         "short": "0.40 s, shorter than 0.5 s",
         "stereo": "2 channels, not mono",
@@ -122,6 +205,9 @@ def spoil(folder):
         "loud": "has a peak of 2e+02 times full scale",
         "constant": "silent: a constant (0.3",
         "cut": "truncated: holds ",
+        "cut.flac": "unreadable",
+        **dict.fromkeys(CONTAINERS, "truncated: "),
+        "nowhere": "cannot be read (No such file",
         "silent": "silent",
         "none": "empty",
         "nan": "holds NaN or Inf",
@@ -131,14 +217,14 @@ def spoil(folder):
 
 
 def test_unusable_files_are_left_out_counted_and_named(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(utterances, "NAMED", 20)
+    monkeypatch.setattr(utterances, "NAMED", 40)
     good = write(tmp_path / "bob" / "good.wav")
     faults = spoil(tmp_path / "bob")
     pool = UtterancePool.scan(tmp_path, tmp_path / "index.csv")
     assert [talk.path for talks in pool.by_speaker for talk in talks] == [str(good)]
     assert f"left out {len(faults)} of {len(faults) + 1} files" in caplog.text
     for name, fault in faults.items():
-        line = caplog.text.split(f"{name}.wav (")[1]
+        line = re.split(rf"/{name}(?:\.wav)? \(", caplog.text, maxsplit=1)[1]
         assert fault in line.split(")")[0]
     first = caplog.text
     caplog.clear()
