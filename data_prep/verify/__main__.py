@@ -7,22 +7,26 @@ r"""Read every sample of a data set and list all that is wrong with it.
 Training reads headers at the start and samples only when it needs them; a fault that
 only the samples show (NaN, silence, a mixture that is not its sources' sum) is found
 here beforehand. A line for each fault names the row, the file and the reason; the exit
-status is 1 when there is one. A folder's layout is found by looking into it, and every
-version in it (rate, mode, split) is read.
+status is 1 when there is one. What is right as a file and may be wrong as data is a
+note, which does not count: files that hold the same samples under two names, sources
+that equal each other. A folder's layout is found by looking into it, and every version
+in it (rate, mode, split) is read.
 """
 
+import functools
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+from data_prep.common.layout import NAMED
 from data_prep.verify.layouts import find_rows
-from data_prep.verify.rows import Fault, row_faults
+from data_prep.verify.rows import NOTE, Contents, Fault, row_faults
 from data_prep.verify.stems import USUAL, Requirements, StemsReport
 from modules.audio.io import read_header
 from modules.data.manifest import THREADS, Row, is_of_stems, list_manifest
@@ -52,15 +56,21 @@ def verify(
     requirements : Requirements
         Requirements of stems.
     """
-    return sum(
-        verify_folder(path, layout, workers, requirements)
-        if layout or Path(path).is_dir()
-        else verify_manifest(path, workers)
-        for path in paths
-    )
+    contents = Contents()
+    count = 0
+    for path in paths:
+        if layout or Path(path).is_dir():
+            count += verify_folder(path, layout, workers, requirements, contents)
+        else:
+            count += verify_manifest(path, workers, contents)
+    twins = list(contents.notes())
+    _print_faults(twins[:NAMED])
+    if len(twins) > NAMED:
+        print(f"note: and {len(twins) - NAMED} more files are there twice")
+    return count
 
 
-def verify_manifest(path: str, workers: int | None) -> int:
+def verify_manifest(path: str, workers: int | None, contents: Contents) -> int:
     """List the faults of a manifest and of its audio; return how many."""
     try:
         rows, faults = list_manifest(path, stems=is_of_stems(path))
@@ -69,19 +79,25 @@ def verify_manifest(path: str, workers: int | None) -> int:
     for fault in faults:
         print(fault)
     named = {f"{place} ({row.id})": row for place, row in rows.items()}
-    count = len(faults) + _print_faults(verify_rows(named, workers, Path(path).name))
+    check = functools.partial(row_faults, contents=contents)
+    found = verify_rows(named, workers, Path(path).name, check)
+    count = len(faults) + _print_faults(found)
     print(f"{path}: {len(rows)} rows, {count} faults")
     return count
 
 
 def verify_folder(
-    folder: str, layout: str | None, workers: int | None, requirements: Requirements
+    folder: str,
+    layout: str | None,
+    workers: int | None,
+    requirements: Requirements,
+    contents: Contents,
 ) -> int:
     """List the faults of a data set's folder; return how many."""
     layout, rows = find_rows(Path(folder).absolute(), layout, requirements.sources)
     report = StemsReport(requirements) if rows[0].channels != 1 else None
     named = {row.id: row for row in (rows if report else _with_rates(rows))}
-    check = report.check if report else row_faults
+    check = functools.partial(report.check if report else row_faults, contents=contents)
     found = verify_rows(named, workers, Path(folder).name, check)
     count = _print_faults(found, once=True)
     if report:
@@ -92,7 +108,7 @@ def verify_folder(
 
 
 def verify_rows(
-    rows: Mapping[str, Row], workers: int | None, desc: str, check: Check = row_faults
+    rows: Mapping[str, Row], workers: int | None, desc: str, check: Check
 ) -> Iterator[tuple[str, Fault]]:
     """Yield the faults of rows in order, each with the name of its row.
 
@@ -112,8 +128,8 @@ def verify_rows(
                 yield place, fault
 
 
-def _print_faults(found: Iterator[tuple[str, Fault]], once: bool = False) -> int:
-    """Print faults above the progress bar; return how many.
+def _print_faults(found: Iterable[tuple[str, Fault]], once: bool = False) -> int:
+    """Print faults above the progress bar; return how many, not counting notes.
 
     With `once`, the fault of a file in several mixtures is told of the first alone.
     """
@@ -121,8 +137,9 @@ def _print_faults(found: Iterator[tuple[str, Fault]], once: bool = False) -> int
     for place, fault in found:
         if not once or fault.text not in known:
             known.add(fault.text)
-            tqdm.write(f"{place}: {fault.text}", file=sys.stdout)
-            count += 1
+            note = "note: " * (fault.kind == NOTE)
+            tqdm.write(f"{note}{place}: {fault.text}", file=sys.stdout)
+            count += not note
     return count
 
 

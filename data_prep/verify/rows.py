@@ -6,8 +6,10 @@ strictly than in training, which copes with mono files and files cut short.
 Legend: T sample, C channel.
 """
 
+import hashlib
 import math
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,6 +32,10 @@ Files = Mapping[str, AudioFile]
 Waves = dict[str, np.ndarray]
 
 
+# The kind of what is right as a file and may be wrong as data: shown, not counted.
+NOTE = "note"
+
+
 class Fault(NamedTuple):
     """A fault of a file; `kind` sorts it, `text` is one line and names the file."""
 
@@ -37,11 +43,44 @@ class Fault(NamedTuple):
     text: str
 
 
-def row_faults(row: Row, observe: Callable[[Waves], None] | None = None) -> list[Fault]:
+class Contents:
+    """Which files hold the same samples under two names."""
+
+    def __init__(self) -> None:
+        self.paths: dict[bytes, dict[str, str]] = defaultdict(dict)
+
+    def add(self, digest: bytes, name: str, path: str) -> None:
+        """Take in a file's samples; `name` is that of its mixture, track or talker."""
+        self.paths[digest].setdefault(name, path)
+
+    def add_row(self, row: Row, digests: Mapping[str, bytes]) -> None:
+        """Take in the files of a row; the versions of a data set share its names."""
+        versioned = row.channels == 1 and not row.duration  # VERSION/SPLIT/PART/NAME
+        name = "/".join(row.id.split("/")[-3::2]) if versioned else row.id
+        for path, digest in digests.items():
+            self.add(digest, name, path)
+
+    def notes(self) -> Iterator[tuple[str, Fault]]:
+        """Yield the first name and a note for the samples that have several names."""
+        for paths in self.paths.values():
+            first, *others = sorted(paths)
+            others = [name for name in others if paths[name] != paths[first]]
+            if others:
+                more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+                text = f"{paths[first]} holds the samples of {paths[others[0]]}{more}"
+                yield first, Fault(NOTE, text)
+
+
+def row_faults(
+    row: Row,
+    observe: Callable[[Waves], None] | None = None,
+    contents: Contents | None = None,
+) -> list[Fault]:
     """Return all that is wrong with the files of a row.
 
     A row of `duration` 0 leaves the length open: the files must agree with the mixture.
-    `observe` is given every block of samples, {path: [T, C]}.
+    `observe` is given every block of samples, {path: [T, C]}, `contents` what every
+    file holds.
     """
     faults: list[Fault] = []
     with ExitStack() as stack:
@@ -57,7 +96,15 @@ def row_faults(row: Row, observe: Callable[[Waves], None] | None = None) -> list
         for path, file in files.items():
             for kind, text in _header_faults(row, file, expected, saying):
                 faults.append(Fault(kind, f"{path} {text}"))
-        faults += _sample_faults(row, files, bool(faults), observe)
+        found, digests = _sample_faults(row, files, bool(faults), observe)
+    sources = [(digests.get(path), path) for path in row.sources]
+    for number, (digest, path) in enumerate(sources):
+        twin = next((p for d, p in sources[:number] if d and d == digest), None)
+        if twin is not None:
+            found.append(Fault(NOTE, f"{path} holds the samples of {twin}"))
+    if contents is not None:
+        contents.add_row(row, digests)
+    faults += found
     return [Fault(kind, text.replace("\n", " ")) for kind, text in faults]
 
 
@@ -100,6 +147,7 @@ class _Heard:
     def __init__(self) -> None:
         self.low, self.high, self.clipped, self.frames = 0.0, 0.0, 0, 0
         self.offset_C: np.ndarray | None = None  # of a file that is constant so far
+        self.digest = hashlib.blake2b(digest_size=16)
 
     def add(self, wave_TC: np.ndarray) -> None:
         """Take in the next block."""
@@ -108,6 +156,7 @@ class _Heard:
         if not self.frames:
             self.offset_C = wave_TC[0].copy()
         self.frames += len(wave_TC)
+        self.digest.update(wave_TC.tobytes())
         low, high = float(wave_TC.min()), float(wave_TC.max())
         # NaN is the minimum of whatever holds it, and stays it.
         self.low = float(np.minimum(self.low, low))
@@ -143,8 +192,8 @@ class _Heard:
 
 def _sample_faults(
     row: Row, files: Files, is_faulty: bool, observe: Callable[[Waves], None] | None
-) -> list[Fault]:
-    """Return faults that only the samples show, read in blocks: tracks are long."""
+) -> tuple[list[Fault], dict[str, bytes]]:
+    """Return faults that only the samples show, and digests of what can be heard."""
     heard = {path: _Heard() for path in files}
     unreadable: dict[str, str] = {}
     distance = 0.0
@@ -180,7 +229,8 @@ def _sample_faults(
     text = sum_fault(row, distance, peak)
     if text and not (is_faulty or faults):
         faults.append(Fault("sum", f"{row.mixture} {text}"))
-    return faults
+    audible = {p: found for p, found in heard.items() if found.peak > SILENT_PEAK}
+    return faults, {path: found.digest.digest() for path, found in audible.items()}
 
 
 def count_clipped(wave_TC: np.ndarray) -> int:

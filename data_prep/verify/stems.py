@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from data_prep.verify.rows import Fault, Waves, row_faults
+from data_prep.verify.rows import Contents, Fault, Waves, row_faults
 from modules.audio.faults import SUM_TOLERANCE
 from modules.audio.levels import active_level_db
 from modules.data.manifest import Row
@@ -100,7 +100,7 @@ class StemsReport:
         self.figures: dict[str, Figures] = {}
         self.faults: dict[str, list[Fault]] = {}
 
-    def check(self, row: Row) -> list[Fault]:
+    def check(self, row: Row, contents: Contents | None = None) -> list[Fault]:
         """Return the faults of a track, by reading all of it; threads call this."""
         mono: list[np.ndarray] = [np.zeros(0)]
 
@@ -110,7 +110,7 @@ class StemsReport:
             shortest = min(map(len, chosen), default=0)
             mono.append(sum(wave[:shortest].mean(1) for wave in chosen))
 
-        faults = row_faults(row, observe)
+        faults = row_faults(row, observe, contents)
         headers = []
         for path in row.files:
             with suppress(soundfile.LibsndfileError, OSError):  # `row_faults` names it

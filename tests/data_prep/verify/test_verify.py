@@ -224,3 +224,42 @@ def test_workers_do_not_change_the_report(tmp_path, capsys):
         assert main([f"--workers={workers}", str(root)]) == 1
         reports.append(capsys.readouterr().out)
     assert reports[0] == reports[1] and reports[0].count("is missing") == 3
+
+
+def test_equal_samples_under_two_names_are_notes(manifest, capsys):
+    folder = manifest.parent
+    shutil.copy(folder / "one_s1.wav", folder / "two_s1.wav")
+    first, second = (soundfile.read(folder / f"two_{s}.wav")[0] for s in ("s1", "s2"))
+    noise = soundfile.read(folder / "two_n.wav")[0]
+    mix = first + second + noise
+    soundfile.write(folder / "two_mix.wav", mix, RATE, subtype="FLOAT")
+    assert main([str(manifest)]) == 0
+    last, note = capsys.readouterr().out.splitlines()
+    assert last == f"{manifest}: 2 rows, 0 faults"
+    assert note == (
+        f"note: one: {folder}/one_s1.wav holds the samples of {folder}/two_s1.wav"
+    )
+
+
+def test_sources_that_equal_each_other_are_a_note(manifest, capsys):
+    folder = manifest.parent
+    shutil.copy(folder / "one_s1.wav", folder / "one_s2.wav")
+    source, noise = (soundfile.read(folder / f"one_{p}.wav")[0] for p in ("s1", "n"))
+    soundfile.write(folder / "one_mix.wav", 2 * source + noise, RATE, subtype="FLOAT")
+    assert main([str(manifest)]) == 0
+    note, _ = capsys.readouterr().out.splitlines()
+    assert note.startswith("note: ") and "one_s2.wav holds the samples of" in note
+
+
+def test_versions_of_a_data_set_may_share_samples(tmp_path, capsys):
+    """The noise of one mixture is the same in all tasks; silence is no content."""
+    rng = np.random.default_rng(0)
+    for split in ("tr", "cv", "tt"):
+        wave = np.round(rng.normal(0, 3000, (2, 900))) / 2**15
+        for mode in ("min", "max"):
+            for part, x in (("mix", wave.sum(0)), ("s1", wave[0]), ("s2", wave[1])):
+                path = tmp_path / "wav8k" / mode / split / part / "x.wav"
+                path.parent.mkdir(parents=True)
+                soundfile.write(path, x, RATE)
+    assert main([str(tmp_path)]) == 0
+    assert "note" not in capsys.readouterr().out
