@@ -9,10 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from modules.audio.io import read_header
 from modules.runtime.errors import DataError, UserError
 from modules.runtime.files import one_line
 from modules.weights.separators import load_separator
-from recipes.separator import Computing, Output, Separator, read_whole_header
+from recipes.separator import Computing, Output, Separator
 
 # Files that are taken from a folder; a file that is named may have any suffix.
 SUFFIXES = {
@@ -61,7 +62,7 @@ def separate(
             summary["skipped"].append(str(path))
             continue
         try:
-            header = read_whole_header(path)
+            header = read_header(path)
             todo.append((path, paths, header.frames / header.sample_rate))
         except (UserError, OSError) as error:
             note(path, error)

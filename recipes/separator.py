@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from modules.audio.io import Header, check_samples, open_audio, safe_name
+from modules.audio.io import Header, check_samples, open_audio, read_header, safe_name
 from modules.audio.resample import resample_blocks
 from modules.audio.sets import Clip, Format, Subtype, subtype_of, write_set
 from modules.inference.streams import Blocks, Window, channels_of, separate_blocks
@@ -25,8 +25,6 @@ from modules.runtime.errors import AudioError, DataError, HparamsError
 from modules.weights.separators import load_separator
 
 READ_FRAMES = 2**16
-
-MOST_FRAMES = 2**40  # a file of unknown length says more
 
 REST = "rest"
 
@@ -221,7 +219,7 @@ class Separator:
         `progress` gets the seconds of audio of each piece that is done. The result is
         by how many dB all were lowered, see `write_set`.
         """
-        header = read_whole_header(path)
+        header = read_header(path)
 
         def arrays() -> Iterator[dict]:
             mean = output.channels == "mean"
@@ -287,17 +285,6 @@ def _compute_in_bf16(network: nn.Module, device: str) -> None:
     """Run the network's forward pass under autocast, with results in float32."""
     forward = torch.autocast(device, torch.bfloat16)(network.forward)
     network.forward = lambda x: forward(x).float()
-
-
-def read_whole_header(path: str | Path) -> Header:
-    """Return a file's header, or raise an AudioError if samples are missing."""
-    with open_audio(path) as file:
-        if file.cut_short:
-            raise AudioError(f"{path}: is cut short: {file.cut_short}")
-        if not 0 < file.header.frames < MOST_FRAMES:
-            fault = "says no length" if file.header.frames else "holds no samples"
-            raise AudioError(f"{path}: {fault}")
-        return file.header
 
 
 def _read_blocks(path: str | Path, header: Header) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from data_prep.common.layout import NAMED, SPLITS, Tracks, list_audio, list_names
-from modules.audio.io import Header, read_header
+from modules.audio.io import read_header
 from modules.data.manifest import THREADS, Row, write_manifest
 from modules.runtime.errors import DataError
 
@@ -262,7 +262,9 @@ def _make_rows(tracks: Sequence[Track], sample_rate: int | None) -> list[Row]:
 
 def _make_row(track: Track, sample_rate: int | None) -> tuple[Row, str]:
     """Return the row of a track, and a warning or ""."""
-    headers = {Path(path).name: _read_header(path) for path in track.files}
+    headers = {
+        Path(path).name: read_header(path, remember=True) for path in track.files
+    }
     folder, first = Path(track.files[0]).parent, next(iter(headers))
     rate, expected = sample_rate, f"{sample_rate} Hz; resample it"
     if rate is None:
@@ -290,14 +292,6 @@ def _make_row(track: Track, sample_rate: int | None) -> tuple[Row, str]:
     seconds = frames[shortest] / rate
     row = Row(track.name, seconds, rate, track.mixture, track.sources, channels=2)
     return row, f"{folder}: {'; '.join(faults)}" if faults else ""
-
-
-def _read_header(path: str) -> Header:
-    """Return the header of a file, which must be audio and not empty."""
-    header = read_header(path, remember=True)
-    if header.frames == 0:
-        raise DataError(f"{path} holds no samples")
-    return header
 
 
 def _restrict(

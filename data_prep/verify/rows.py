@@ -89,14 +89,14 @@ def row_faults(
             try:
                 files[path] = stack.enter_context(open_audio(path))
             except AudioError as error:
-                fault = Fault("unreadable", str(error))
-                missing = Fault("missing", f"{path} is missing")
-                faults.append(fault if os.path.exists(path) else missing)
+                kind = "unreadable" if os.path.exists(path) else "missing"
+                faults.append(Fault(kind, str(error)))
         expected, saying = _expected_frames(row, files)
         for path, file in files.items():
             for kind, text in _header_faults(row, file, expected, saying):
                 faults.append(Fault(kind, f"{path} {text}"))
-        found, digests = _sample_faults(row, files, bool(faults), observe)
+        is_faulty = any(fault.kind != NOTE for fault in faults)
+        found, digests = _sample_faults(row, files, is_faulty, observe)
     sources = [(digests.get(path), path) for path in row.sources]
     for number, (digest, path) in enumerate(sources):
         twin = next((p for d, p in sources[:number] if d and d == digest), None)
@@ -131,10 +131,10 @@ def _header_faults(
         found = "is mono" if channels == 1 else f"has {channels} channels"
         wanted = "mono" if row.channels == 1 else "stereo"
         yield "channels", f"{found}, expected {wanted}"
-    if file.cut_short:
-        yield "truncated", f"is truncated: {file.cut_short}"
-    elif frames == 0:
-        yield "empty", "is empty: it holds no samples"
+    if file.note:
+        yield NOTE, file.note
+    if file.fault:
+        yield "truncated" if frames else "empty", file.fault
     elif frames != expected:
         yield "length", f"has {frames} samples, {saying} {expected}"
     elif frames < row.frames:

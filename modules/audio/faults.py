@@ -21,20 +21,52 @@ SILENT_STEM_DB = -80.0
 # Float files may exceed full scale, but not by 40 dB.
 LARGEST_PEAK = 100.0
 
-# libsndfile's note of a WAV whose header promises more than the file holds.
-CUT_SHORT = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
+# Seconds by which a header may exceed what its file holds: some encoders round up.
+HEADER_SLACK = 0.01
 
 # A program that writes into a pipe promises this much or more: it cannot know.
 UNKNOWN_BYTES = 2**31 - 2**16
+UNKNOWN_FRAMES = 2**40
+
+# libsndfile's note of a header that promises more bytes than the file holds.
+CUT_SHORT = re.compile(
+    r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)",
+    re.MULTILINE,
+)
+
+# More than a header without samples takes.
+LARGEST_HEADER = 4096
 
 
-def cut_short(file: soundfile.SoundFile) -> str:
-    """Say how much of what a WAV's header promises is there; empty if all is."""
+def promised_frames(file: soundfile.SoundFile) -> int:
+    """Return how many samples the header of a file promises, 0 where it cannot know."""
     found = CUT_SHORT.search(file.extra_info)
     promised, held = map(int, found.groups()) if found else (0, 0)
-    if not held < promised < UNKNOWN_BYTES:
-        return ""
-    return f"holds {held} of {promised} bytes of samples"
+    if 0 < held < promised:
+        known = promised < UNKNOWN_BYTES
+        return round(file.frames * promised / held) if known else 0
+    return file.frames if file.frames < UNKNOWN_FRAMES else 0
+
+
+def length_fault(held: int, promised: int, rate: int, size: int) -> tuple[str, str]:
+    """Say what is wrong, or else to be noted, of a file's length.
+
+    Example
+    -------
+    >>> length_fault(held=90, promised=100, rate=8000, size=224)
+    ('', 'holds 90 of the 100 samples that its header claims')
+    >>> length_fault(held=900, promised=1000, rate=8000, size=2044)
+    ('is truncated: holds 900 of 1000 samples', '')
+    """
+    if not held:
+        if size > LARGEST_HEADER:
+            return f"has 0 samples by its header, but {size} bytes: repair it", ""
+        return "is empty: it holds no samples", ""
+    if promised - held > HEADER_SLACK * rate:
+        return f"is truncated: holds {held} of {promised} samples", ""
+    if promised > held:
+        return "", f"holds {held} of the {promised} samples that its header claims"
+    return "", ""
 
 
 def level_fault(low: float, high: float) -> str:

@@ -11,6 +11,7 @@ processes that make a data set need none.
 Legend: S source, C channel, T sample.
 """
 
+import functools
 import io
 import os
 import re
@@ -23,7 +24,7 @@ import numpy as np
 import soundfile
 from scipy.io import wavfile
 
-from modules.audio.faults import cut_short, level_fault
+from modules.audio.faults import length_fault, level_fault, promised_frames
 from modules.runtime.errors import AudioError, DataError
 from modules.runtime.files import write_whole
 
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 SUFFIXES = (".wav", ".flac")
 
 PLAIN_HEADER_BYTES = 512
+# Formats whose headers libsndfile believes, and how many samples are counted at a time.
+UNSURE = ("FLAC", "MP3")
+COUNTED_FRAMES = 2**12
+
 FORMAT_PCM = 1  # the code of integer samples in a WAV's format chunk
 
 
@@ -45,27 +50,47 @@ class Header(NamedTuple):
     frames: int
 
 
+class _Sound(soundfile.SoundFile):
+    """A file in which soundfile does not seek after each read.
+
+    It seeks to where the read ended, which libFLAC refuses at the end of a file whose
+    header does not know its length.
+    """
+
+    def seekable(self) -> bool:
+        """Return False, whatever the file."""
+        return False
+
+
 class AudioFile:
-    """An open file, with its `header`; `cut_short` says what it lacks, or is empty."""
+    """An open file: its `header`, and what is wrong with its length.
+
+    `header.frames` is what the file holds, whatever its header claims. `fault` says
+    that it is empty or truncated, `note` that it is a little shorter than claimed.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
         self._plain = open(path, "rb", buffering=0)  # noqa: SIM115, closed by close
-        self._sound: soundfile.SoundFile | None = None
-        self.cut_short = ""
+        self._sound: _Sound | None = None
+        self._position = 0
+        self.fault = self.note = ""
         try:
-            size = os.fstat(self._plain.fileno()).st_size
-            plain = parse_plain(self._plain.read(PLAIN_HEADER_BYTES), size)
+            status = os.fstat(self._plain.fileno())
+            plain = parse_plain(self._plain.read(PLAIN_HEADER_BYTES), status.st_size)
             if plain is not None:
                 self.header, self._offset = plain
                 return
-            self._sound = soundfile.SoundFile(os.fspath(path))
-            self.cut_short = cut_short(self._sound)
+            sound = self._sound = _Sound(os.fspath(path))
+            held = sound.frames
+            if sound.format in UNSURE:
+                held = _count_frames(os.fspath(path), _stamp(status))
+            self.header = Header(sound.samplerate, sound.channels, held)
+            promised, size = promised_frames(sound), status.st_size
+            self.fault, self.note = length_fault(held, promised, sound.samplerate, size)
         except BaseException:
             self.close()
             raise
-        sound = self._sound
-        self.header = Header(sound.samplerate, sound.channels, sound.frames)
 
     def __enter__(self) -> "AudioFile":
         return self
@@ -89,9 +114,11 @@ class AudioFile:
         try:
             if self._sound is None:
                 return self._read_plain(start, frames, dtype)
-            if self._sound.tell() != start:
+            left = max(self.header.frames - start, 0)
+            count = left if frames is None else min(frames, left)
+            if count and self._position != start:
                 self._sound.seek(start)
-            count = -1 if frames is None else frames
+            self._position = start + count
             return self._sound.read(count, dtype=dtype, always_2d=True)
         except (OSError, RuntimeError) as error:
             raise _unreadable(self.path, error) from error
@@ -119,20 +146,23 @@ def open_audio(path: str | Path) -> AudioFile:
 
 
 def read_header(path: str | Path, remember: bool = False) -> Header:
-    """Return rate, channels and length of a file; raise as `open_audio` does.
+    """Return rate, channels and length of a file.
 
-    With `remember` the next call opens the file again only if it has changed: preparing
-    a data set reads every header, and training checks the same files right after.
+    An AudioError says that it cannot be read, is empty or truncated. With `remember`
+    the next call opens the file again only if it has changed: preparing a data set
+    reads every header, and training checks the same files right after.
     """
     try:
         status = os.stat(path)
     except OSError as error:
         raise _unreadable(path, error) from error
-    stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    stamp = _stamp(status)
     known, header = _REMEMBERED.pop(str(path), (None, None))
     if header is None or known != stamp:
         with open_audio(path) as file:
             header = file.header
+            if file.fault:
+                raise AudioError(f"{path} {file.fault}")
     if remember:
         _REMEMBERED[str(path)] = (stamp, header)
     return header
@@ -142,10 +172,41 @@ def read_header(path: str | Path, remember: bool = False) -> Header:
 _REMEMBERED: dict[str, tuple[tuple[int, ...], Header]] = {}
 
 
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    """Return the marks of a changed file."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=2**16)
+def _count_frames(path: str, stamp: tuple[int, ...]) -> int:
+    """Return how many samples a file holds, by reading it all if its header is wrong.
+
+    That is done once for each `stamp` of the file.
+    """
+    with _Sound(path) as file:
+        if promised := promised_frames(file):
+            try:
+                file.seek(promised - 1)
+                if len(file.read(1)):
+                    return promised
+            except soundfile.LibsndfileError:  # it ends before
+                pass
+    count = 0
+    with _Sound(path) as file:
+        try:
+            while found := len(file.read(COUNTED_FRAMES, dtype="float32")):
+                count += found
+        except soundfile.LibsndfileError:  # it breaks off
+            pass
+    return count
+
+
 def _unreadable(path: str | Path, error: Exception) -> AudioError:
     """Return an error of one line, in which the path stands once."""
     if isinstance(error, FileNotFoundError):
-        return AudioError(f"{path}: does not exist")
+        is_link = os.path.islink(path)
+        link = f"is a link to {os.readlink(path)}, which " if is_link else ""
+        return AudioError(f"{path}: {link}does not exist")
     reason: str | None = str(error)
     if isinstance(error, OSError):
         reason = error.strerror

@@ -307,7 +307,7 @@ def _measure_file(path: str) -> _Measured:
         path.encode()
         with open_audio(path) as file:
             rate, _, promised = file.header
-            cut = file.cut_short
+            fault = file.fault
             wave_TC = file.read()
     except UnicodeEncodeError:
         return faulty("its name is not UTF-8")
@@ -316,12 +316,10 @@ def _measure_file(path: str) -> _Measured:
     frames, channels = wave_TC.shape
     if channels != 1:
         return faulty(f"{channels} channels, not mono", rate, frames)
-    if frames == 0:
-        return faulty("empty", rate)
     if frames < promised:
-        cut = f"holds {frames} of {promised} samples"
-    if cut:
-        return faulty(f"truncated: {cut}", rate, frames)
+        fault = f"is truncated: holds {frames} of {promised} samples"
+    if fault:
+        return faulty(fault, rate, frames)
     wave_T = wave_TC[:, 0]
     if fault := sample_fault(wave_T):
         return faulty(fault, rate, frames)

@@ -190,7 +190,7 @@ def test_folders_keep_their_tree_and_one_bad_file_stops_no_other(
     failed = {entry["input"]: entry["error"] for entry in summary["failed"]}
     names = ["cut.wav", "empty.wav", "text.wav"]
     assert set(failed) == {*(str(songs / n) for n in names), str(tmp_path / "gone.wav")}
-    assert "cut short: holds" in failed[str(songs / "cut.wav")]
+    assert "is truncated: holds" in failed[str(songs / "cut.wav")]
     assert failed[str(tmp_path / "gone.wav")].endswith("gone.wav: does not exist")
     assert len(summary["separated"]) == 5 and not summary["skipped"]
     entries = summary["separated"]

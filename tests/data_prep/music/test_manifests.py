@@ -245,7 +245,7 @@ def change(wave):
         (change(lambda w: np.clip(50 * w, -1, 1)), ["bass.wav is clipped: "]),
         (cut_short, ["bass.wav is truncated: holds "]),
         (lambda path: path.write_bytes(b""), ["bass.wav: cannot be read as audio"]),
-        (os.remove, ["bass.wav is missing"]),
+        (os.remove, ["bass.wav: does not exist"]),
         (change(lambda w: w * 0.9), ["mixture.wav is not the sum of its stems"]),
         (
             change(lambda w: np.zeros((100, 1))),

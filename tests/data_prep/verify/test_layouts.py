@@ -86,7 +86,7 @@ def test_a_wrong_noise_is_found_and_a_missing_source_named_once(tmp_path, capsys
     source.unlink()
     assert main([str(root)]) == 1
     *lines, last = capsys.readouterr().out.splitlines()
-    assert last.endswith(" 1 faults") and f"{source} is missing" in lines[0]
+    assert last.endswith(" 1 faults") and f"{source}: does not exist" in lines[0]
     make(tmp_path / "two", name)
     noise = tmp_path / "two" / "wav8k" / "min" / SETS[name][0][0] / "noise" / "a_b.wav"
     wrong = 0.1 * np.sin(np.arange(400))
@@ -194,4 +194,4 @@ def test_mixtures_without_any_source_are_faulty_rows(tmp_path, capsys):
             shutil.rmtree(root / "wav8k" / "min" / split / part)
     assert main([str(root)]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert sum("s1/a_b.wav is missing" in line for line in lines) == 3
+    assert sum("s1/a_b.wav: does not exist" in line for line in lines) == 3

@@ -59,7 +59,7 @@ def rewrite(change, rate=RATE, subtype="PCM_16"):
 @pytest.mark.parametrize(
     ("spoil", "requirement", "message"),
     [
-        (lambda path: path.unlink(), "whole files", "bass.wav is missing"),
+        (lambda path: path.unlink(), "whole files", "bass.wav: does not exist"),
         (rewrite(lambda w: w[:-1]), "aligned stems", "bass.wav has 7999 samples"),
         (rewrite(lambda w: w[:, 0]), "aligned stems", "bass.wav is mono"),
         (rewrite(lambda w: np.roll(w, 1, 0)), "mixture is the sum", "is not the sum"),

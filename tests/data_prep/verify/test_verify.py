@@ -45,7 +45,7 @@ def put(value):
 
 
 FAULTS = [
-    (os.unlink, "s1.wav is missing"),
+    (os.unlink, "s1.wav: does not exist"),
     (lambda path: path.write_bytes(b""), "s1.wav: cannot be read as audio"),
     (lambda path: path.write_text("<html>"), "s1.wav: cannot be read as audio"),
     (lambda path: os.truncate(path, 2000), "s1.wav is truncated: holds "),
@@ -203,8 +203,8 @@ def test_a_missing_mixture_or_folder_is_that_of_its_files(tmp_path, capsys):
     assert main([str(root)]) == 1
     *lines, last = capsys.readouterr().out.splitlines()
     assert last.endswith("4 mixtures, 3 faults")
-    assert f"{mixture} is missing" in lines[0]
-    assert all("/tt/s2/" in line and "is missing" in line for line in lines[1:])
+    assert f"{mixture}: does not exist" in lines[0]
+    assert all("/tt/s2/" in line and "does not exist" in line for line in lines[1:])
 
 
 def test_a_folder_of_nothing_known(tmp_path, capsys):
@@ -223,7 +223,7 @@ def test_workers_do_not_change_the_report(tmp_path, capsys):
     for workers in (1, 4):
         assert main([f"--workers={workers}", str(root)]) == 1
         reports.append(capsys.readouterr().out)
-    assert reports[0] == reports[1] and reports[0].count("is missing") == 3
+    assert reports[0] == reports[1] and reports[0].count("does not exist") == 3
 
 
 def test_equal_samples_under_two_names_are_notes(manifest, capsys):

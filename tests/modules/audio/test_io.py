@@ -1,5 +1,6 @@
 """Audio files come back as written, and a bad one is one line that names it."""
 
+import re
 import struct
 import subprocess
 import sys
@@ -118,7 +119,7 @@ def test_parts_equal_those_of_soundfile(tmp_path, channels, form, subtype, direc
     parts = ((0, 1000), (0, 1), (1, 9), (3, 500), (999, 1), (990, 50), (0, None))
     with open_audio(path) as file:
         assert file.header == read_header(path) == (8000, channels, 1000)
-        assert not file.cut_short
+        assert not file.fault and not file.note
         for dtype in ("float32", "float64"):
             expected, _ = soundfile.read(path, dtype=dtype, always_2d=True)
             for start, frames in parts:
@@ -177,13 +178,83 @@ def test_missing_file_and_positions_outside(tmp_path):
         assert len(file.read(101, 5)) == len(file.read(-1, 5)) == 0
 
 
-def test_a_file_cut_short_says_how_much_is_missing(tmp_path):
+@pytest.mark.parametrize("form", ["WAV", "RF64", "W64", "AIFF", "AU", "FLAC", "MP3"])
+def test_a_truncated_file_says_how_much_is_missing(tmp_path, form):
     path = tmp_path / "a.wav"
-    soundfile.write(path, np.full(100, 0.25), RATE)
-    path.write_bytes(path.read_bytes()[:-10])
+    wave = np.random.default_rng(0).normal(0, 0.1, 20000)
+    soundfile.write(path, wave, RATE, format=form)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
     with open_audio(path) as file:
-        assert file.cut_short == "holds 190 of 200 bytes of samples"
-        assert file.header.frames == len(file.read()) == 95
+        found = re.fullmatch(r"is truncated: holds (\d+) of (\d+) samples", file.fault)
+        assert found and file.header.frames == int(found[1]) < 12000
+        assert int(found[2]) == pytest.approx(20000, rel=0.01)
+        # What is said to be there can be read.
+        read = file.read(0, file.header.frames)
+        assert len(read) == file.header.frames
+    with pytest.raises(AudioError, match="a.wav is truncated: holds"):
+        read_header(path)
+
+
+@pytest.mark.parametrize(("missing", "is_fault"), [(70, False), (90, True)])
+def test_a_header_may_claim_ten_milliseconds_too_much(tmp_path, missing, is_fault):
+    path = tmp_path / "a.wav"
+    for form in ("WAV", "FLAC"):
+        soundfile.write(path, np.full(8000 - missing, 0.25), RATE, format=form)
+        raw = bytearray(path.read_bytes())
+        if form == "FLAC":
+            raw[22:26] = struct.pack(">I", 8000)
+        else:
+            struct.pack_into("<I", raw, raw.index(b"data") + 4, 16000)
+        path.write_bytes(raw)
+        with open_audio(path) as file:
+            assert file.header.frames == len(file.read()) == 8000 - missing
+            assert bool(file.fault) == is_fault
+            assert is_fault or file.note == (
+                "holds 7930 of the 8000 samples that its header claims"
+            )
+
+
+def without_length(path) -> None:
+    """Make a FLAC file what an encoder leaves that writes into a pipe."""
+    raw = path.read_bytes()
+    path.write_bytes(raw[:21] + bytes([raw[21] & 0xF0]) + bytes(4) + raw[26:])
+
+
+def test_a_flac_file_of_unknown_length_is_read_and_counted_once(tmp_path, monkeypatch):
+    path = tmp_path / "a.flac"
+    wave = np.random.default_rng(0).integers(-9000, 9000, (50000, 2)).astype(np.int16)
+    soundfile.write(path, wave, RATE)
+    without_length(path)
+    assert soundfile.info(path).frames > 2**40
+    assert read_header(path) == (RATE, 2, 50000)
+    # The second opening does not read the file again.
+    monkeypatch.setattr("modules.audio.io.COUNTED_FRAMES", None)
+    with open_audio(path) as file:
+        assert not file.fault and not file.note
+        for start, frames in ((0, None), (49990, 20), (100, 5), (50000, 1), (60000, 1)):
+            stop = None if frames is None else start + frames
+            expected = wave[start:stop] / 2**15
+            assert np.array_equal(file.read(start, frames), expected)
+
+
+def test_a_header_of_no_samples_with_samples_behind_it_says_that(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.full(8000, 0.25), RATE)
+    raw = bytearray(path.read_bytes())
+    struct.pack_into("<I", raw, raw.index(b"data") + 4, 0)
+    path.write_bytes(raw)
+    message = "a.wav has 0 samples by its header, but 16044 bytes: repair it"
+    with pytest.raises(AudioError, match=message):
+        read_header(path)
+
+
+def test_a_link_to_nowhere_says_where(tmp_path):
+    (tmp_path / "a.wav").symlink_to(tmp_path / "gone.wav")
+    message = "a.wav: is a link to .*/gone.wav, which does not exist"
+    for read in (open_audio, read_header):
+        with pytest.raises(AudioError, match=message):
+            read(tmp_path / "a.wav")
 
 
 def test_files_are_opened_and_written_without_torch(tmp_path):
