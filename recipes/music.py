@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from modules.data.batch import Batch
 from modules.data.manifest import read_manifest
 from modules.data.stems import StemDataset
-from modules.data.track_levels import measure_levels
+from modules.data.track_levels import loud_enough, measure_levels
 from modules.inference.songs import apply_model
 from modules.losses.choice import Choice, Terms
 from modules.losses.selection import KeepAll, dropped_of
@@ -44,10 +44,10 @@ class MusicSeparation(Separation):
     settings_class: type[MusicSettings] = MusicSettings
     config: MusicSettings
     example_metric = "nsdr"
-    # An instrument may rest. And training segments are relative to their track's level,
-    # so that `StemDataset` looks at the files'.
-    silence_is_common = True
-    largest_peak = math.inf
+    silence_is_common = True  # an instrument may rest
+    # Training segments are relative to their track's level: of stems that cancel in the
+    # mixture, as of silence with one loud hit, little is left to be relative to.
+    largest_peak = 1000.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -238,6 +238,7 @@ class MusicSeparation(Separation):
         }
         index = f"{config.save_folder}/levels.csv"
         levels = distributed.run_on_main(measure_levels, rows["train"], index)
+        rows["train"] = loud_enough(rows["train"], levels)
         train_set = StemDataset(
             rows["train"],
             sample_rate=config.sample_rate,

@@ -14,7 +14,7 @@ Shapes: B batch, S source, C audio channel, T sample, M sample of a segment, N m
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from modules.inference.chunks import Read, joined
 from modules.runtime.randomness import numpy_rng
+from modules.runtime.tensors import song_level
 
 MAX_SHIFT_SECONDS = 0.5
 
@@ -108,8 +109,8 @@ def apply_model(
     gives them in samples: `shifts` numbers for each model of a bag, one model after the
     other.
 
-    `normalize` standardises each song by mean and deviation of its mono downmix first
-    and undoes it in the end, as demucs' command line does.
+    `normalize` brings each song to the level of `song_level` first and undoes it in the
+    end, as demucs' command line does.
     """
     bag: Any = model if isinstance(model, Bag) else Bag([model])
     max_shift = int(MAX_SHIFT_SECONDS * bag.sample_rate)
@@ -136,11 +137,8 @@ def apply_model(
         raise ValueError(f"offsets must be {draws} numbers in 0..{max_shift}")
 
     if normalize:
-        mono_B1T = mixture_BCT.mean(dim=1, keepdim=True)
-        mean_B11 = mono_B1T.mean(dim=-1, keepdim=True)
-        correction = int(mono_B1T.shape[-1] > 1)
-        std_B11 = 1e-8 + mono_B1T.std(dim=-1, correction=correction, keepdim=True)
-        mixture_BCT = (mixture_BCT - mean_B11) / std_B11
+        mean_B11, level_B11 = measure_songs([mixture_BCT])
+        mixture_BCT = (mixture_BCT - mean_B11) / level_B11
 
     weight_NS = torch.tensor(bag.weights, device=mixture_BCT.device)
     share_NS = weight_NS / weight_NS.sum(dim=0)
@@ -160,8 +158,24 @@ def apply_model(
         Tensor.add_, map(separated, range(len(bag.models)))
     )
     if normalize:
-        estimate_BSCT.mul_(std_B11[:, None]).add_(mean_B11[:, None])
+        estimate_BSCT.mul_(level_B11[:, None]).add_(mean_B11[:, None])
     return estimate_BSCT
+
+
+def measure_songs(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the mean and the `song_level` of songs in blocks [B, C, t]: [B, 1, 1]."""
+    count, sum_B11 = 0, torch.zeros(1)
+    mono_B11, power_B11 = torch.zeros(2, 1)
+    for block_BCt in blocks:
+        block_BCt = block_BCt.double()
+        mono_B1t = block_BCt.mean(dim=1, keepdim=True)
+        count += mono_B1t.shape[-1]
+        sum_B11 = sum_B11 + mono_B1t.sum(dim=-1, keepdim=True)
+        mono_B11 = mono_B11 + mono_B1t.square().sum(dim=-1, keepdim=True)
+        power_B11 = power_B11 + block_BCt.square().mean(1, True).sum(-1, True)
+    mean_B11 = sum_B11 / count
+    level_B11 = 1e-8 + song_level(count, mean_B11, mono_B11, power_B11)
+    return mean_B11.float(), level_B11.float()
 
 
 class _Cut(NamedTuple):

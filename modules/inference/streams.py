@@ -1,7 +1,7 @@
 """Separate a stream of audio by a network for speech or for music.
 
 A network for music has a ``segment`` and is run as `songs.apply_model` runs it, with
-the song brought to zero mean and unit deviation; any other takes `[B, T]` and is run as
+the song brought to one level; any other takes `[B, T]` and is run as
 `chunks.separate_in_chunks` does, each channel for itself.
 
 Shapes: B batch, S source, C audio channel, T or t sample.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.inference.chunks import in_order_of, stream_chunks
-from modules.inference.songs import stream_song
+from modules.inference.songs import measure_songs, stream_song
 
 # Gives the blocks [C, t] of a mixture, from the beginning at every call.
 Blocks = Callable[[], Iterable[Tensor]]
@@ -77,10 +77,10 @@ def separate_blocks(
         single = getattr(network, "audio_channels", 2) == 1
         return (x[:, None] if single else x[None] for x in blocks())
 
-    mean_B11, std_B11 = _moments(batch())
-    read = Window((x_BCt - mean_B11) / std_B11 for x_BCt in batch())
+    mean_B11, level_B11 = measure_songs(batch())
+    read = Window((x_BCt - mean_B11) / level_B11 for x_BCt in batch())
     for est_BSCt in stream_song(network, read, samples, overlap, batch_size):
-        est_BSCt = est_BSCt * std_B11[:, None] + mean_B11[:, None]
+        est_BSCt = est_BSCt * level_B11[:, None] + mean_B11[:, None]
         # One example of several channels, or several of one channel.
         yield est_BSCt[0] if len(est_BSCt) == 1 else est_BSCt[:, :, 0].transpose(0, 1)
 
@@ -92,17 +92,3 @@ def _in_one_order(network: nn.Module, channels: int, mix_BT: Tensor) -> Tensor:
     est_XCST = est_BST.unflatten(0, (-1, channels))
     first_BST = est_XCST[:, :1].expand_as(est_XCST).flatten(0, 1)
     return in_order_of(first_BST, est_BST) if channels > 1 else est_BST
-
-
-def _moments(blocks_BCt: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the mono downmix, [B, 1, 1], as `apply_model` has them."""
-    count, sum_B11, squares_B11 = 0, torch.zeros(1), torch.zeros(1)
-    for block_BCt in blocks_BCt:
-        mono_B1t = block_BCt.mean(dim=1, keepdim=True).double()
-        count += mono_B1t.shape[-1]
-        sum_B11 = sum_B11 + mono_B1t.sum(dim=-1, keepdim=True)
-        squares_B11 = squares_B11 + mono_B1t.square().sum(dim=-1, keepdim=True)
-    mean_B11 = sum_B11 / count
-    spread_B11 = (squares_B11 - count * mean_B11.square()).clamp(min=0)
-    std_B11 = 1e-8 + (spread_B11 / max(1, count - 1)).sqrt()
-    return mean_B11.float(), std_B11.float()

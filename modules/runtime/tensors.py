@@ -83,3 +83,18 @@ def is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     return all(bool(value.isfinite()) for value in torch.aminmax(tensor))
+
+
+def song_level(count: int, mean_X: Tensor, mono_X: Tensor, power_X: Tensor) -> Tensor:
+    """Return the levels by which songs of `count` samples are normalised.
+
+    A level is the deviation of the mean of all channels, as in demucs, but at least
+    half of all channels' root mean square: channels that cancel would leave nothing to
+    divide by. The two are equal where channels correlate by -0.5.
+
+    `mono_X` is the sum of the squares of the channels' mean, `power_X` the sum over
+    samples of the mean over channels of the squares; `mean_X` is what to subtract.
+    """
+    mean_power_X = count * mean_X.square()
+    variance_X = (mono_X - mean_power_X).maximum((power_X - mean_power_X) / 4)
+    return (variance_X.clamp(min=0) / max(count - 1, 1)).sqrt()

@@ -19,7 +19,8 @@ from modules.data.batch import ExampleKey, collate_crops, collate_whole
 from modules.data.loader import EpochSampler, make_loader
 from modules.data.manifest import Row, read_manifest
 from modules.data.stems import StemDataset
-from modules.data.track_levels import Level, measure_levels
+from modules.data.track_levels import Level, loud_enough, measure_levels
+from modules.inference.songs import measure_songs
 from modules.runtime.errors import AudioError, DataError
 from tests import SHARED
 
@@ -286,6 +287,42 @@ def test_levels_are_those_of_the_mixture_measured_once(ramps, tmp_path, caplog):
     assert measure_levels(ramps, index)["t0"] == levels["t0"]
     with pytest.raises(DataError, match="track 't1' has no level"):
         StemDataset(ramps, RATE, levels={"t0": levels["t0"]})
+
+
+@pytest.mark.parametrize("correlation", [1.0, 0.0, -0.4, -0.9, -1.0])
+def test_channels_that_cancel_have_a_level(tmp_path, correlation):
+    """The deviation of the channels' mean, as in demucs, but half of all power."""
+    left, other = 0.1 * np.random.default_rng(0).standard_normal((2, 20 * RATE))
+    right = correlation * left + (1 - correlation**2) ** 0.5 * other
+    wave = np.stack([left, right], 1)
+    row = make_row(tmp_path, "x", [wave])
+    level = measure_levels([row], tmp_path / "levels.csv")["x"]
+    mono, whole = wave.mean(1).std(ddof=1), wave.std()
+    expected = mono if correlation > -0.5 else whole / 2
+    assert level.std == pytest.approx(expected, rel=1e-4)
+    peak = float(StemDataset([row], RATE, 1.0, levels={"x": level})[0].src.abs().max())
+    assert 2 < peak < 12
+    # Separation uses the same level.
+    song = torch.from_numpy(wave.T).float()[None]
+    assert float(measure_songs(song.split(RATE, -1))[1]) == pytest.approx(level.std)
+
+
+def test_tracks_too_quiet_to_be_normalised_are_left_out_and_named(tmp_path, caplog):
+    loud = 0.1 * np.random.default_rng(0).standard_normal((2000, 2))
+    rows = [
+        make_row(tmp_path, "loud", [loud, loud]),
+        make_row(tmp_path, "cancel", [loud, -loud]),
+        with_mixture(make_row(tmp_path, "quiet", [loud]), 2e-5 * loud),
+    ]
+    levels = measure_levels(rows, tmp_path / "levels.csv")
+    assert loud_enough(rows, levels) == rows[:1]
+    assert "2 tracks are left out of training" in caplog.text
+    assert (
+        f"{rows[2].mixture} cannot be normalised: its mixture is at -1" in caplog.text
+    )
+    assert f"{Path(rows[1].sources[0]).parent} cannot be normalised" in caplog.text
+    with pytest.raises(DataError, match="cannot be normalised"):
+        loud_enough(rows[1:], levels)
 
 
 def test_a_mixture_file_counts_for_the_level_and_for_whole_tracks(tmp_path):
