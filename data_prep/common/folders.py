@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from data_prep.common.layout import Parts, list_audio
-from modules.audio.io import SUFFIXES, read_header
+from data_prep.common.layout import Parts, list_audio, match
+from modules.audio.io import SUFFIXES, missing, read_header
 from modules.data.manifest import THREADS, Row, check_audio, write_manifest
 from modules.runtime.errors import DataError
 from modules.runtime.files import write_text
@@ -89,14 +89,15 @@ def _make_rows(parts: Parts, listing: Listing, sample_rate: int) -> list[Row]:
     mixtures = listing[parts.mixture]
     if not mixtures:
         raise DataError(f"{parts.mixture}: holds no {' or '.join(SUFFIXES)} file")
+    found = {folder: match(mixtures, listing[folder]) for folder in parts.folders}
     for folder in parts.folders[1:]:
-        entries = listing[folder]
-        absent = sorted(mixtures.keys() - entries.keys())
+        absent = sorted(mixtures.keys() - found[folder].keys())
         if absent:
-            example = folder / mixtures[absent[0]].name
+            example = missing(folder / mixtures[absent[0]].name)
             more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
-            raise DataError(f"{example} does not exist, but its mixture does{more}")
-        spare = sorted(entries.keys() - mixtures.keys())
+            raise DataError(f"{example}, but its mixture does{more}")
+        taken = {entry.name for entry in found[folder].values()}
+        spare = [e.name for e in listing[folder].values() if e.name not in taken]
         if spare:
             logger.warning(
                 "%s: %d files have no mixture and are left out, such as %s",
@@ -112,9 +113,9 @@ def _make_rows(parts: Parts, listing: Listing, sample_rate: int) -> list[Row]:
                 duration=count / sample_rate,
                 sample_rate=sample_rate,
                 mixture=mixtures[stem].path,
-                sources=tuple(listing[folder][stem].path for folder in parts.sources),
-                noise=listing[parts.noise][stem].path if parts.noise else "",
-                images=tuple(listing[folder][stem].path for folder in parts.images),
+                sources=tuple(found[folder][stem].path for folder in parts.sources),
+                noise=found[parts.noise][stem].path if parts.noise else "",
+                images=tuple(found[folder][stem].path for folder in parts.images),
             )
             for stem, count in zip(stems, frames, strict=True)
         ]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from modules.audio.io import SUFFIXES
 from modules.runtime.errors import DataError
+from modules.runtime.files import folded, found_path
 
 SPLITS = ("train", "valid", "test")
 
@@ -99,12 +100,13 @@ class Layout:
         `targets` is the mixture whose sources are wanted, if they are others.
         """
         summands = self.summands(mixture, talkers)
-        sources = tuple(place / part for part in summands if part != NOISE)
-        noise = place / NOISE if NOISE in summands else None
+        found = {part: found_path(place / part) for part in (mixture, *summands)}
+        sources = tuple(found[part] for part in summands if part != NOISE)
+        noise = found.get(NOISE)
         if targets in (None, mixture):
-            return Parts(place / mixture, sources, noise)
+            return Parts(found[mixture], sources, noise)
         wanted = self.parts(place, targets, talkers).sources
-        return Parts(place / mixture, wanted, noise, images=sources)
+        return Parts(found[mixture], wanted, noise, images=sources)
 
     def choices(
         self, splits: Sequence[str], train_set: str | None
@@ -232,6 +234,22 @@ def find_parts(
     return parts_of
 
 
+def missing_split(layout: Layout, place: Path, splits: Sequence[str]) -> str:
+    """Say which of some splits a version of a data set lacks, or return ""."""
+    folders: dict[str, list[Path]] = {split: [] for split in splits}
+    for name, split in layout.splits.items():
+        if split in folders:
+            folders[split].append(found_path(place / name))
+    for paths in folders.values():
+        if not any(map(Path.is_dir, paths)):
+            return _missing(paths[0])
+    return ""
+
+
+def _missing(folder: Path) -> str:
+    return f"{folder}: does not exist, but other folders of its layout do"
+
+
 def _several_found(data_folder: Path, complete: Sequence[_Place]) -> str:
     """Name the places that fit, and say how to choose one."""
     first = complete[0]
@@ -249,8 +267,7 @@ def _nothing_found(data_folder: Path, places: Sequence[_Place]) -> str:
     """Say which folder is missing, or what was looked for and what is there instead."""
     best = min(places, key=lambda place: len(place.missing))
     if len(best.missing) < sum(len(parts.folders) for parts in best.splits.values()):
-        missing = best.missing[0]
-        return f"{missing}: does not exist, but other folders of its layout do"
+        return _missing(best.missing[0])
     inner = {f"{p.root.name}/": None for p in places if p.root != data_folder}
     also = f" and in {' and '.join(inner)}" if inner else ""
     looked_for = ", ".join({place.describe(): None for place in places})
@@ -266,10 +283,11 @@ def list_names(folder: Path) -> str:
     return ", ".join(sorted(os.listdir(folder))[:NAMED]) or "nothing"
 
 
-def list_audio(folder: Path) -> dict[str, os.DirEntry]:
+def list_audio(folder: Path, faults: list[str] | None = None) -> dict[str, os.DirEntry]:
     """Return a folder's audio files by their stem, sorted, without hidden files.
 
-    Two files that differ only in their suffix are a DataError.
+    Two files that differ only in their suffix are a DataError, or are added to
+    `faults`, and the first is taken.
     """
     with os.scandir(folder) as scanned:
         entries = sorted(scanned, key=lambda entry: entry.name)
@@ -279,6 +297,30 @@ def list_audio(folder: Path) -> dict[str, os.DirEntry]:
         if suffix.lower() not in SUFFIXES or stem.startswith("."):
             continue
         if stem in found:
-            raise DataError(f"{entry.path}: there is {found[stem].name} as well")
+            fault = f"{entry.path}: there is {found[stem].name} as well"
+            if faults is None:
+                raise DataError(fault)
+            faults.append(fault)
+            continue
         found[stem] = entry
+    return found
+
+
+def match(
+    names: Iterable[str], entries: Mapping[str, os.DirEntry]
+) -> dict[str, os.DirEntry]:
+    """Return the entry of each name that has one.
+
+    An entry of another name is taken where it alone differs from the name in nothing
+    but case or Unicode form.
+    """
+    names = list(names)
+    alike: dict[str, list[os.DirEntry]] = {}
+    for stem in entries.keys() - set(names):
+        alike.setdefault(folded(stem), []).append(entries[stem])
+    found = {}
+    for name in names:
+        others = alike.get(folded(name), [])
+        if name in entries or len(others) == 1:
+            found[name] = entries.get(name) or others[0]
     return found

@@ -1,19 +1,25 @@
 """Manifests of music in stems, a folder for each track."""
 
+import functools
 import json
 import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Literal
 
-from data_prep.common.layout import NAMED, SPLITS, Tracks, list_audio, list_names
+from data_prep.common.layout import NAMED, SPLITS, Tracks, list_names
+from data_prep.common.tracks import Track, list_tracks, split_folders
 from modules.audio.io import read_header
 from modules.data.manifest import THREADS, Row, write_manifest
-from modules.runtime.errors import DataError
+from modules.runtime.errors import AudioError, DataError
 
 logger = logging.getLogger(__name__)
+
+Unequal = Literal["pad", "cut", "refuse"]
 
 SOURCES = ("drums", "bass", "other", "vocals")
 MIXTURE = "mixture"
@@ -49,6 +55,7 @@ def prepare(
     train_stems: str | Path | None = None,
     sample_rate: int | None = None,
     splits: Sequence[str] = SPLITS,
+    unequal: Unequal = "pad",
 ) -> dict[str, str]:
     """Write train, valid and test manifests.
 
@@ -75,6 +82,9 @@ def prepare(
     splits : Sequence[str]
         The manifests that are wanted. For "test" alone no other tracks are looked for,
         unless there are no test tracks.
+    unequal : str
+        What is done where the files of a track end at different times: silence is
+        appended (pad), all are cut to the shortest (cut), or it is an error (refuse).
 
     Returns
     -------
@@ -85,10 +95,11 @@ def prepare(
     Raises
     ------
     DataError
-        There is no track, a track lacks a stem, or a file is unreadable, empty, not of
-        the track's rate or of more than two channels; the message names it. Mono files
-        and unequal lengths only cause a warning: a mono file is played on both
-        channels, and a track ends with its shortest stem.
+        There is no track, a track lacks a stem, or a file is not of the track's rate or
+        of more than two channels; the message names it. So is a file that is
+        unreadable, empty or truncated, but a track to train on is left out with a
+        warning: only a score must be that of the whole set. A mono file is played on
+        both channels, with a warning.
     """
     sources = tuple(sources)
     _check_sources(sources)
@@ -102,7 +113,7 @@ def prepare(
     if test_folder is not None:
         tracks["test"] = _list_tracks(Path(test_folder).absolute(), sources)
     rows = {
-        split: _make_rows(split_tracks, sample_rate)
+        split: _make_rows(split_tracks, sample_rate, unequal, split == "train")
         for split, split_tracks in tracks.items()
     }
     if train_stems is not None and "train" in splits:
@@ -121,20 +132,6 @@ def prepare(
     return paths
 
 
-@dataclass(frozen=True)
-class Track:
-    """A song: its name and files; `mixture` is empty if the song has none."""
-
-    name: str
-    sources: tuple[str, ...]
-    mixture: str = ""
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The sources, and the mixture if there is one."""
-        return (*self.sources, *([self.mixture] if self.mixture else []))
-
-
 def find_tracks(
     data_folder: Path,
     sources: Sequence[str],
@@ -143,12 +140,11 @@ def find_tracks(
     """Return the tracks of each set by name, as `prepare` finds them."""
     if not data_folder.is_dir():
         raise DataError(f"data_folder {data_folder} does not exist or is no folder")
-    has_splits = (data_folder / "train").is_dir()
-    train_folder = data_folder / "train" if has_splits else data_folder
-    tracks = {"train": _list_tracks(train_folder, sources)}
-    for split in ("valid", "test"):
-        if has_splits and (data_folder / split).is_dir():
-            tracks[split] = _list_tracks(data_folder / split, sources)
+    folders = split_folders(data_folder, SPLITS)
+    if "train" not in folders:
+        folders = {"train": data_folder}
+    train_folder = folders["train"]
+    tracks = {name: _list_tracks(place, sources) for name, place in folders.items()}
     if "valid" in tracks:
         if valid_tracks is not None:
             raise DataError(
@@ -179,37 +175,29 @@ def _check_sources(sources: tuple[str, ...]) -> None:
 
 
 def _list_tracks(folder: Path, sources: Sequence[str]) -> list[Track]:
-    """Return the tracks in a folder by name; skip folders without any of the stems."""
+    """Return the tracks in a folder by name; name what is left out."""
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist or is no folder")
-    tracks, others = [], []
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith(".") or not entry.is_dir():
-            continue
-        files = {stem: file.path for stem, file in list_audio(entry).items()}
-        present = [name for name in sources if name in files]
-        if not present:
-            others.append(entry.name)
-            continue
-        absent = [name for name in sources if name not in files]
-        if absent:
-            raise DataError(
-                f"{entry}/{absent[0]}.wav does not exist, but {files[present[0]]} "
-                "does; add it (silence will do) or set --sources"
-            )
-        paths = tuple(files[name] for name in sources)
-        tracks.append(Track(entry.name, paths, files.get(MIXTURE, "")))
+    tracks, faults, notes = list_tracks(folder, sources, MIXTURE)
+    _warn(notes)
+    if faults:
+        more = f" (and {len(faults) - 1} more such faults)" if len(faults) > 1 else ""
+        raise DataError(faults[0] + more)
     if not tracks:
         raise DataError(
             f"{folder}: no tracks found; looked for <track>/{{{','.join(sources)}}}.wav"
             f"; it holds {list_names(folder)}"
         )
-    if others:
-        logger.warning(
-            "%s: %d folders hold none of the stems and are left out, such as %s",
-            *(folder, len(others), others[0]),
-        )
     return tracks
+
+
+def _warn(texts: Sequence[str]) -> None:
+    """Log the first of some warnings."""
+    for text in texts[:NAMED]:
+        logger.warning("%s", text)
+    if len(texts) > NAMED:
+        more = len(texts) - NAMED
+        logger.warning("and %d more like these: data_prep.verify lists all", more)
 
 
 def _choose_valid(
@@ -245,53 +233,66 @@ def _choose_valid(
     return held_out
 
 
-def _make_rows(tracks: Sequence[Track], sample_rate: int | None) -> list[Row]:
-    """Return a row for each track, with every header checked."""
+def _make_rows(
+    tracks: Sequence[Track], sample_rate: int | None, unequal: Unequal, may_skip: bool
+) -> list[Row]:
+    """Return a row for each track, with every header checked.
+
+    With `may_skip` a track with an unreadable or truncated file is left out and named.
+    """
+    make = functools.partial(_make_row, sample_rate=sample_rate, unequal=unequal)
     with ThreadPoolExecutor(THREADS) as threads:
-        made = list(threads.map(lambda track: _make_row(track, sample_rate), tracks))
+        made = list(threads.map(functools.partial(make, may_skip=may_skip), tracks))
     warnings = [warning for _, warning in made if warning]
-    for warning in warnings[:NAMED]:
-        logger.warning("%s", warning)
-    if len(warnings) > NAMED:
-        logger.warning(
-            "and %d more tracks with such faults: data_prep.verify lists all",
-            len(warnings) - NAMED,
-        )
-    return [row for row, _ in made]
+    _warn(warnings)
+    rows = [row for row, _ in made if row is not None]
+    if not rows:
+        raise DataError(f"no track can be used: {warnings[0]}")
+    return rows
 
 
-def _make_row(track: Track, sample_rate: int | None) -> tuple[Row, str]:
+def _make_row(
+    track: Track, sample_rate: int | None, unequal: Unequal, may_skip: bool
+) -> tuple[Row | None, str]:
     """Return the row of a track, and a warning or ""."""
-    headers = {
-        Path(path).name: read_header(path, remember=True) for path in track.files
-    }
-    folder, first = Path(track.files[0]).parent, next(iter(headers))
+    try:
+        headers = {path: read_header(path, remember=True) for path in track.files}
+    except AudioError as error:
+        if not all(map(os.path.lexists, track.files)):
+            raise DataError(
+                f"{error}; add it (silence will do) or set --sources"
+            ) from None
+        if may_skip:
+            return None, f"{error}; its track is left out of training"
+        raise
+    first = next(iter(headers))
     rate, expected = sample_rate, f"{sample_rate} Hz; resample it"
     if rate is None:
         rate = headers[first].sample_rate
-        expected = f"{rate} Hz as {first}; resample one of them"
-    for name, (own_rate, channels, _) in headers.items():
-        path = folder / name
+        expected = f"{rate} Hz as {Path(first).name}; resample one of them"
+    for path, (own_rate, channels, _) in headers.items():
         if own_rate != rate:
             raise DataError(f"{path} is at {own_rate} Hz, expected {expected}")
         if channels > 2:
             raise DataError(
                 f"{path} has {channels} channels, expected stereo; mix it down"
             )
-    frames = {name: header.frames for name, header in headers.items()}
+    frames = {path: header.frames for path, header in headers.items()}
     shortest, longest = (pick(frames, key=frames.__getitem__) for pick in (min, max))
     faults = []
-    if frames[shortest] != frames[longest]:
-        faults.append(
-            f"{shortest} has {frames[shortest]} samples, {longest} {frames[longest]}: "
-            "cut to the shortest"
-        )
-    mono = [name for name, header in headers.items() if header.channels == 1]
+    if less := frames[longest] - frames[shortest]:
+        text = f"{shortest} ends {less / rate:.3f} s before {Path(longest).name}"
+        if unequal == "refuse":
+            raise DataError(f"{text}; set --unequal=pad or --unequal=cut")
+        done = "silence is appended" if unequal == "pad" else "all are cut to it"
+        faults.append(f"{text}: {done}")
+    mono = [Path(p).name for p, header in headers.items() if header.channels == 1]
     if mono:
-        faults.append(f"{', '.join(mono)} mono, played on both channels")
-    seconds = frames[shortest] / rate
+        names = ", ".join(mono)
+        faults.append(f"{track.folder}: {names} mono, played on both channels")
+    seconds = frames[longest if unequal == "pad" else shortest] / rate
     row = Row(track.name, seconds, rate, track.mixture, track.sources, channels=2)
-    return row, f"{folder}: {'; '.join(faults)}" if faults else ""
+    return row, "; ".join(faults)
 
 
 def _restrict(

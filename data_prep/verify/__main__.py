@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.common.layout import NAMED
+from data_prep.common.layout import NAMED, SPLITS
 from data_prep.verify.layouts import find_rows
 from data_prep.verify.rows import NOTE, Contents, Fault, row_faults
 from data_prep.verify.stems import USUAL, Requirements, StemsReport
@@ -41,6 +41,7 @@ def verify(
     layout: str | None = None,
     workers: int | None = None,
     requirements: Requirements = USUAL,
+    splits: Sequence[str] = SPLITS,
 ) -> int:
     """List the faults of data sets; return how many.
 
@@ -55,12 +56,15 @@ def verify(
         Threads that read; None: as many as suit the files.
     requirements : Requirements
         Requirements of stems.
+    splits : Sequence[str]
+        The sets that a folder must have, as training needs them.
     """
     contents = Contents()
     count = 0
     for path in paths:
         if layout or Path(path).is_dir():
-            count += verify_folder(path, layout, workers, requirements, contents)
+            asked = layout, workers, requirements, splits
+            count += verify_folder(path, *asked, contents)
         else:
             count += verify_manifest(path, workers, contents)
     twins = list(contents.notes())
@@ -91,15 +95,18 @@ def verify_folder(
     layout: str | None,
     workers: int | None,
     requirements: Requirements,
+    splits: Sequence[str],
     contents: Contents,
 ) -> int:
     """List the faults of a data set's folder; return how many."""
-    layout, rows = find_rows(Path(folder).absolute(), layout, requirements.sources)
+    place = Path(folder).absolute()
+    layout, rows, notes = find_rows(place, layout, requirements.sources, splits)
     report = StemsReport(requirements) if rows[0].channels != 1 else None
     named = {row.id: row for row in (rows if report else _with_rates(rows))}
     check = functools.partial(report.check if report else row_faults, contents=contents)
     found = verify_rows(named, workers, Path(folder).name, check)
-    count = _print_faults(found, once=True)
+    count = _print_faults([("folder", note) for note in notes])
+    count += _print_faults(found, once=True)
     if report:
         count += report.print_table(rows)
     unit = "tracks" if report else "mixtures"

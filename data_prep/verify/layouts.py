@@ -16,14 +16,20 @@ from data_prep.common.layout import (
     MODES,
     MOST_TALKERS,
     RATES,
+    SPLITS,
     Layout,
     Tracks,
     folder_of,
     list_audio,
     list_names,
+    match,
+    missing_split,
 )
+from data_prep.common.tracks import list_tracks, split_folders
+from data_prep.verify.rows import NOTE, Fault
 from modules.data.manifest import Row
 from modules.runtime.errors import DataError
+from modules.runtime.files import found_path
 
 STEMS = "stems"
 Layouts = tuple[Layout | Tracks, ...]
@@ -56,28 +62,35 @@ def layouts_in(name: str) -> Layouts:
 
 
 def find_rows(
-    folder: Path, layout: str | None = None, sources: Sequence[str] = ()
-) -> tuple[str, list[Row]]:
-    """Return the name of a folder's layout, and a row for each mixture or track.
+    folder: Path,
+    layout: str | None = None,
+    sources: Sequence[str] = (),
+    splits: Sequence[str] = SPLITS,
+) -> tuple[str, list[Row], list[Fault]]:
+    """Return the name of a folder's layout, a row for each mixture or track, and notes.
 
     `layout` is a data set of `data_prep`, "stems", or any module that has `LAYOUT`,
-    `sources` the names of stems; both are found by looking if not given. A DataError
-    says that nothing is found in the folder, or that several layouts fit.
+    `sources` the names of stems; both are found by looking if not given. The faults and
+    notes are those of the folder: of `splits` that are missing, of what is left out. A
+    DataError says that nothing is found, or that several layouts fit.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: does not exist or is no folder")
     known = find_layouts()
     if layout is not None:
         known = {layout: known[layout] if layout in known else _import(layout, known)}
-    found: dict[str, list[Row]] = {}
+    found: dict[str, tuple[list[Row], list[Fault]]] = {}
     for name, layouts in known.items():
         if found and name == STEMS:
             break
-        rows = [row for one in layouts for row in _rows(folder, one, sources)]
+        notes: list[Fault] = []
+        asked = sources, splits, notes
+        rows = [row for one in layouts for row in _rows(folder, one, *asked)]
         if rows:
-            found[name] = rows
+            found[name] = rows, notes
     if len(found) == 1:
-        return next(iter(found.items()))
+        ((name, (rows, notes)),) = found.items()
+        return name, rows, notes
     if found:
         raise DataError(f"{folder}: may be {' or '.join(found)}; set --layout")
     raise DataError(
@@ -99,26 +112,34 @@ def _import(name: str, known: dict[str, Layouts]) -> Layouts:
 
 
 def _rows(
-    folder: Path, layout: Layout | Tracks, sources: Sequence[str]
+    folder: Path,
+    layout: Layout | Tracks,
+    sources: Sequence[str],
+    splits: Sequence[str],
+    notes: list[Fault],
 ) -> Iterator[Row]:
     """Yield the rows of everything in a folder that has a layout."""
     if isinstance(layout, Tracks):
-        yield from _rows_of_tracks(folder, layout, sources)
+        yield from _rows_of_tracks(folder, layout, sources, notes)
         return
     versions = [(folder_of(rate, mode), rate) for rate in RATES for mode in MODES]
     for root in layout.roots(folder, range(1, MOST_TALKERS + 1)):
         for version, rate in versions if layout.versioned else [("", 0)]:
-            yield from _rows_of_version(folder, root / version, layout, rate)
+            place = found_path(root / version)
+            rows = list(_rows_of_version(folder, place, layout, rate, notes))
+            missing = missing_split(layout, place, splits) if rows else ""
+            notes += [Fault("missing", missing)] if missing else []
+            yield from rows
 
 
 def _rows_of_version(
-    folder: Path, version: Path, layout: Layout, rate: int
+    folder: Path, version: Path, layout: Layout, rate: int, notes: list[Fault]
 ) -> Iterator[Row]:
     """Yield the rows of all splits; a part that one of them has is expected of all."""
-    splits = [version / split for split in layout.splits if (version / split).is_dir()]
+    splits = split_folders(version, tuple(layout.splits)).values()
 
     def exists(part: str) -> bool:
-        return any((split / part).is_dir() for split in splits)
+        return any(found_path(split / part).is_dir() for split in splits)
 
     for mixture in filter(exists, layout.mixtures):
         fixed = set(layout.mixtures[mixture])
@@ -129,16 +150,23 @@ def _rows_of_version(
         ]
         for split in splits:
             parts = layout.parts(split, mixture, talkers or [1])
+            twins: list[str] = []
             listing = {
-                place: list_audio(place) if place.is_dir() else {}
+                place: list_audio(place, twins) if place.is_dir() else {}
                 for place in parts.folders
             }
+            notes += [Fault("missing", text) for text in twins]
+            names = listing[parts.mixture]
+            found = {place: match(names, files) for place, files in listing.items()}
+            for place, files in listing.items():  # and those without a mixture
+                taken = {entry.name for entry in found[place].values()}
+                found[place] |= {n: e for n, e in files.items() if e.name not in taken}
 
-            def path_of(place: Path, name: str, listing: dict = listing) -> str:
-                entry = listing[place].get(name)
+            def path_of(place: Path, name: str, found: dict = found) -> str:
+                entry = found[place].get(name)
                 return entry.path if entry else str(place / f"{name}.wav")
 
-            for name in sorted(set().union(*listing.values())):
+            for name in sorted(set().union(*found.values())):
                 yield Row(
                     id=str((parts.mixture / name).relative_to(folder)),
                     duration=0.0,
@@ -150,30 +178,24 @@ def _rows_of_version(
 
 
 def _rows_of_tracks(
-    folder: Path, layout: Tracks, sources: Sequence[str]
+    folder: Path, layout: Tracks, sources: Sequence[str], notes: list[Fault]
 ) -> Iterator[Row]:
     """Yield a row for each track, whatever of it is missing.
 
     Without names of sources they are the stems that most of the tracks have.
     """
-    splits = [folder / split for split in layout.splits if (folder / split).is_dir()]
-    files = {
-        track: list_audio(track)
-        for split in splits or [folder]
-        for track in sorted(split.iterdir())
-        if track.is_dir() and not track.name.startswith(".")
-    }
-    files = {track: listed for track, listed in files.items() if listed}
-    counts = Counter(name for listed in files.values() for name in listed)
-    counts.pop(layout.mixture, None)
-    sources = sources or sorted(n for n in counts if 2 * counts[n] > len(files))
-    for track, listed in files.items() if sources else ():
-        paths = {name: entry.path for name, entry in listed.items()}
-        yield Row(
-            id=str(track.relative_to(folder)),
-            duration=0.0,
-            sample_rate=0,
-            mixture=paths.get(layout.mixture, ""),
-            sources=tuple(paths.get(n, str(track / f"{n}.wav")) for n in sources),
-            channels=2,
-        )
+    places = list(split_folders(folder, layout.splits).values()) or [folder]
+    if not sources:
+        tracks = [track for place in places for track in place.iterdir()]
+        listed = [list_audio(track, []) for track in tracks if track.is_dir()]
+        counts = Counter(name for files in listed for name in files)
+        counts.pop(layout.mixture, None)
+        most = sum(1 for files in listed if files) / 2
+        sources = sorted(name for name in counts if counts[name] > most)
+    for place in places if sources else ():
+        listed_tracks, faults, texts = list_tracks(place, sources, layout.mixture)
+        notes += [Fault("missing", text) for text in faults]
+        notes += [Fault(NOTE, text) for text in texts]
+        for track in listed_tracks:
+            name = str(track.folder.relative_to(folder))
+            yield Row(name, 0.0, 0, track.mixture, track.sources, channels=2)

@@ -12,10 +12,12 @@ Legend: S source, C channel, T sample.
 """
 
 import functools
+import hashlib
 import io
 import os
 import re
 import struct
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,13 +28,15 @@ from scipy.io import wavfile
 
 from modules.audio.faults import length_fault, level_fault, promised_frames
 from modules.runtime.errors import AudioError, DataError
-from modules.runtime.files import write_whole
+from modules.runtime.files import folded, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # Files that are listed in a folder of audio.
 SUFFIXES = (".wav", ".flac")
+
+NAME_BYTES = 200  # of a name made from an id; file systems take 255
 
 PLAIN_HEADER_BYTES = 512
 # Formats whose headers libsndfile believes, and how many samples are counted at a time.
@@ -204,15 +208,26 @@ def _count_frames(path: str, stamp: tuple[int, ...]) -> int:
 def _unreadable(path: str | Path, error: Exception) -> AudioError:
     """Return an error of one line, in which the path stands once."""
     if isinstance(error, FileNotFoundError):
-        is_link = os.path.islink(path)
-        link = f"is a link to {os.readlink(path)}, which " if is_link else ""
-        return AudioError(f"{path}: {link}does not exist")
+        return AudioError(missing(path))
     reason: str | None = str(error)
     if isinstance(error, OSError):
         reason = error.strerror
     elif isinstance(error, soundfile.LibsndfileError):
         reason = error.error_string
     return AudioError(f"{path}: cannot be read as audio ({reason})")
+
+
+def missing(path: str | Path) -> str:
+    """Say that a file does not exist, and what there is instead."""
+    path = Path(path)
+    if path.is_symlink():
+        return f"{path}: is a link to {os.readlink(path)}, which does not exist"
+    names = sorted(os.listdir(path.parent)) if path.parent.is_dir() else []
+    alike = [name for name in names if folded(name).startswith(folded(f"{path.stem}."))]
+    there = f"; there is {', '.join(alike)}" if alike else ""
+    if not str(path).isascii() and re.search("[\udc80-\udcff]", str(path)):
+        there += "; its name is not UTF-8, as a table must be that names other files"
+    return f"{path}: does not exist{there}"
 
 
 def parse_plain(head: bytes, file_bytes: int) -> tuple[Header, int] | None:
@@ -259,9 +274,10 @@ def read_stereo(
 ) -> "Tensor":
     """Read a stereo file as `read_audio` reads a mono one: float32, shape [2, T].
 
-    A mono file gives two equal channels; more than two are an AudioError.
+    A mono file gives two equal channels; more than two are an AudioError. Silence
+    follows where a file ends early.
     """
-    wave_CT = _read(path, start, frames, sample_rate, channels=(1, 2))
+    wave_CT = _read(path, start, frames, sample_rate, channels=(1, 2), pad=True)
     return wave_CT if len(wave_CT) == 2 else wave_CT.repeat(2, 1)
 
 
@@ -271,12 +287,13 @@ def _read(
     frames: int | None,
     sample_rate: int | None,
     channels: tuple[int, ...],
+    pad: bool = False,
 ) -> "Tensor":
     """Read [C, T] from a file that must have one of the given numbers of channels."""
     import torch
 
     with open_audio(path) as file:
-        found = file.header
+        found, fault = file.header, file.fault
         if found.channels not in channels:
             expected = "mono" if channels == (1,) else "stereo or mono"
             raise AudioError(
@@ -289,6 +306,9 @@ def _read(
             )
         wanted = found.frames - start if frames is None else frames
         wave_TC = file.read(start, wanted)
+    held = min(max(found.frames - start, 0), wanted)
+    if pad and not fault and len(wave_TC) == held:
+        wave_TC = np.pad(wave_TC, ((0, max(wanted, 0) - held), (0, 0)))
     if len(wave_TC) != wanted or wanted <= 0:
         raise AudioError(
             f"{path}: holds {len(wave_TC)} of the {wanted} samples expected from "
@@ -343,8 +363,19 @@ def write_audio(path: str | Path, wave: "Tensor", sample_rate: int) -> None:
 
 
 def safe_name(id_: str) -> str:
-    """Return an example's id as a file name: no separators, no leading dot."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "_", id_).lstrip(".") or "_"
+    """Return an example's id as a name of a file or tag: no separators, no leading dot.
+
+    Where that changes the id, a digest of it follows: two ids never share a name.
+
+    Example
+    -------
+    >>> safe_name("Zoë_1.5"), safe_name("live/Zoë 1")
+    ('Zoë_1.5', 'live_Zoë_1-8835f734')
+    """
+    name = unicodedata.normalize("NFC", re.sub(r"[^\w.+-]+", "_", id_)).lstrip(".")
+    name = name.encode()[:NAME_BYTES].decode(errors="ignore")
+    digest = hashlib.sha256(id_.encode(errors="surrogateescape")).hexdigest()[:8]
+    return name if name and name == id_ else f"{name}-{digest}"
 
 
 def named_waves(

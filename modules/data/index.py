@@ -50,8 +50,7 @@ def measure_once(
             for key, values in zip(stale, threads.map(measure, stale), strict=True):
                 known[key] = (fingerprints[key], *values)
     if index is not None and (stale or known.keys() != fingerprints.keys()):
-        # A name that is not UTF-8 cannot be written; it is measured at every start.
-        rows = [(key, *known[key]) for key in fingerprints if key == printable(key)]
+        rows = [(key, *known[key]) for key in fingerprints]
         write_table(index, list(columns), rows)
     return {key: known[key][1:] for key in fingerprints}
 

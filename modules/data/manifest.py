@@ -11,7 +11,8 @@ noise. Without them the sources are their own images.
 Stems of music get two more columns at the end. `channels` is 2: the files are stereo,
 and an empty `mixture` stands for the sum of the sources. `unused` holds the numbers of
 the sources that belong to the mixture but are not to be trained on, such as "2 4".
-Collections of music are not uniform, so a file may be mono or longer than the row says.
+Collections of music are not uniform: a file may be mono, longer than the row says, or
+end earlier, in silence.
 """
 
 import math
@@ -73,8 +74,8 @@ class Row:
 def write_manifest(path: str | Path, rows: Sequence[Row]) -> Path:
     """Write rows, sorted by id, in one atomic step, and return the path.
 
-    A DataError says that there are no rows, that two have one id or another number of
-    sources or images, or that a file name is not UTF-8.
+    A DataError says that there are no rows, or that two have one id or another number
+    of sources or images.
     """
     if not rows:
         raise DataError(f"{path}: no rows to write: the data set is empty")
@@ -103,13 +104,7 @@ def write_manifest(path: str | Path, rows: Sequence[Row]) -> Path:
         last = [row.channels, " ".join(map(str, row.unused))] if stems else []
         return [*first, *row.sources, *row.images, *last]
 
-    try:
-        return write_table(path, header, map(cells_of, rows))
-    except UnicodeEncodeError as error:
-        bad = ascii(error.object[max(error.start - 60, 0) : error.end + 20])
-        raise DataError(
-            f"{path}: a file name is not valid UTF-8, rename it: ...{bad}"
-        ) from None
+    return write_table(path, header, map(cells_of, rows))
 
 
 def read_manifest(
@@ -302,7 +297,7 @@ def check_audio(
 ) -> None:
     """Open the header of every file: it must exist and be as its row says.
 
-    Stems may be mono, or longer than the row says: reading copes with both. The error
+    Stems may be mono, or end at other times: reading copes with both. The error
     names the first faulty row, by its place or else its id. With `remember` the next
     check of the same files does not open them again.
     """
@@ -318,9 +313,10 @@ def check_audio(
 
 def header_fault(row: Row, remember: bool = False) -> str:
     """Describe the first fault in the headers of a row's files; "" if there is none."""
+    found: dict[str, int] = {}
     for path in row.files:
         try:
-            rate, channels, frames = read_header(path, remember)
+            rate, channels, found[path] = read_header(path, remember)
         except AudioError as error:
             return str(error)
         if channels > row.channels:
@@ -328,9 +324,11 @@ def header_fault(row: Row, remember: bool = False) -> str:
             return f"{path} has {channels} channels, expected {expected}"
         if rate != row.sample_rate:
             return f"{path} is at {rate} Hz, the row says {row.sample_rate} Hz"
-        if frames != row.frames and not (row.channels == 2 and frames > row.frames):
-            return (
-                f"{path} has {frames} samples, duration {row.duration} s at "
-                f"{rate} Hz means {row.frames}; truncated, or not from this mixture"
-            )
-    return ""
+    wrong = [path for path, frames in found.items() if frames != row.frames]
+    # Stems may end early or late, but not all of them early.
+    if not wrong or (row.channels == 2 and max(found.values()) >= row.frames):
+        return ""
+    return (
+        f"{wrong[0]} has {found[wrong[0]]} samples, duration {row.duration} s at "
+        f"{rate} Hz means {row.frames}; truncated, or not from this mixture"
+    )

@@ -77,18 +77,21 @@ def measure(row: Row) -> Level:
             mono_T, mix_TC = np.zeros(frames), np.zeros((frames, 2))
             for path, file in zip(paths, files, strict=True):
                 part_TC = file.read(start, frames, "float64")
-                if len(part_TC) != frames:
+                held = min(max(file.header.frames - start, 0), frames)
+                if file.fault or len(part_TC) != held:
                     raise DataError(
-                        f"{path}: ends before sample {start + frames}; truncated or "
-                        "changed, run the data preparation again"
+                        f"{path}: is truncated or has changed; run the data "
+                        "preparation again"
                     )
+                if not held:  # it ended earlier, in silence
+                    continue
                 if fault := sample_fault(part_TC):
                     raise DataError(
                         f"{path}: {fault}; repair or remove the track "
                         "(python -m data_prep.verify lists all such files)"
                     )
-                mono_T += part_TC.mean(1)
-                mix_TC += part_TC
+                mono_T[:held] += part_TC.mean(1)
+                mix_TC[:held] += part_TC
             total += math.fsum(mono_T)
             mono += math.fsum(mono_T**2)
             power += float(np.square(mix_TC).mean(1).sum())

@@ -304,13 +304,10 @@ def _measure_file(path: str) -> _Measured:
         return _Measured(rate, frames, -math.inf, fault)
 
     try:
-        path.encode()
         with open_audio(path) as file:
             rate, _, promised = file.header
             fault = file.fault
             wave_TC = file.read()
-    except UnicodeEncodeError:
-        return faulty("its name is not UTF-8")
     except AudioError as error:
         return faulty(f"unreadable: {error.__cause__}".replace("\n", " "))
     frames, channels = wave_TC.shape

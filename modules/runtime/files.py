@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,21 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return str(error)
+
+
+def folded(name: str) -> str:
+    """Return what names have in common that differ in case or in Unicode form alone."""
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def found_path(path: Path) -> Path:
+    """Return a path as it is spelt on the disk, if one and only one spelling is."""
+    if path.exists() or path == path.parent:
+        return path
+    parent = found_path(path.parent)
+    names = os.listdir(parent) if parent.is_dir() else []
+    alike = [name for name in names if folded(name) == folded(path.name)]
+    return parent / (alike[0] if len(alike) == 1 else path.name)
 
 
 def list_files(folder: Path, pattern: str) -> list[Path]:
@@ -43,9 +59,12 @@ def write_whole(path: str | Path, sync: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str, sync: bool = True) -> Path:
-    """Write a text file whole or not at all, see `write_whole`."""
+    """Write a text file whole or not at all, see `write_whole`.
+
+    The bytes of names of files that are not UTF-8 are written as they are.
+    """
     with write_whole(path, sync) as partial:
-        partial.write_text(text, encoding="utf-8", newline="")
+        partial.write_bytes(text.encode(errors="surrogateescape"))
     return Path(path)
 
 

@@ -14,8 +14,9 @@ def read_cells(
 ) -> Iterator[list[str]]:
     """Yield the cells of each row of a UTF-8 CSV, the header first, blank lines as [].
 
-    A byte-order mark and any line ends are accepted. A DataError says that the file is
-    missing (by `if_missing`), unreadable, not UTF-8 or not valid CSV.
+    A byte-order mark, any line ends and the bytes of names that are not UTF-8 are
+    accepted. A DataError says that the file is missing (by `if_missing`), unreadable or
+    not valid CSV.
     """
     try:
         raw = Path(path).read_bytes()
@@ -23,14 +24,7 @@ def read_cells(
         raise DataError(f"{path}: {if_missing}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, row {number}: byte 0x{raw[error.start]:02x} is not UTF-8; "
-            "save the file as UTF-8"
-        ) from None
+    text = raw.decode("utf-8-sig", errors="surrogateescape")
     if "\0" in text:
         number = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(f"{path}, row {number}: holds a zero byte; the file is damaged")

@@ -13,6 +13,8 @@ from data_prep.music.__main__ import main
 from data_prep.music.manifests import MUSDB_VALID_TRACKS, SOURCES, prepare
 from data_prep.verify.__main__ import main as check
 from modules.data.manifest import read_manifest
+from modules.data.stems import StemDataset
+from modules.data.track_levels import measure_levels
 from modules.runtime.errors import DataError
 
 RATE = 8000
@@ -162,9 +164,7 @@ def three_channels(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (os.remove, "05-uuid/bass.wav does not exist, but .*05-uuid/drums.wav does"),
-        (lambda path: path.write_text("<html>"), "bass.wav: cannot be read as audio"),
-        (lambda path: soundfile.write(path, np.zeros((0, 2)), RATE), "no samples"),
+        (os.remove, "05-uuid/bass.wav: does not exist; add it"),
         (resample_file, "bass.wav is at 16000 Hz, expected 8000 Hz as drums.wav"),
         (three_channels, "bass.wav has 3 channels, expected stereo"),
         (lambda path: os.link(path, path.with_suffix(".flac")), "there is bass.flac"),
@@ -207,10 +207,104 @@ def test_unequal_lengths_and_mono_are_warned_of_and_survived(flat, tmp_path, cap
     with caplog.at_level(logging.WARNING):
         manifests = prepare(flat, tmp_path / "save")
     (warning,) = caplog.messages
-    assert "05-uuid: bass.wav has 3000 samples, drums.wav 4000: cut" in warning
+    assert f"{path} ends 0.125 s before drums.wav: silence is appended" in warning
     assert "bass.wav mono, played on both channels" in warning
     rows = {row.id: row for row in read_manifest(manifests["train"], stems=True)}
+    assert rows["05-uuid"].frames == 4000
+    whole = StemDataset([rows["05-uuid"]], RATE)[0].src
+    assert whole.shape == (4, 2, 4000) and not whole[1, :, 3000:].any()
+    assert float(whole[1, 0, 2999]) == pytest.approx(wave[2999, 0], abs=1e-4)
+    levels = measure_levels(list(rows.values()), tmp_path / "levels.csv")
+    cut = StemDataset([rows["05-uuid"]], RATE, 0.4, levels=levels)
+    assert all(example.src.isfinite().all() for example in map(cut.__getitem__, [0]))
+
+
+def test_unequal_lengths_may_be_cut_or_refused(flat, tmp_path, caplog):
+    path = flat / "05-uuid" / "bass.wav"
+    soundfile.write(path, soundfile.read(path)[0][:3000], RATE)
+    manifests = prepare(flat, tmp_path / "save", unequal="cut")
+    assert f"{path} ends 0.125 s before drums.wav: all are cut to it" in caplog.text
+    rows = {row.id: row for row in read_manifest(manifests["train"], stems=True)}
     assert rows["05-uuid"].frames == 3000
+    with pytest.raises(DataError, match="bass.wav ends 0.125 s .* set --unequal=pad"):
+        prepare(flat, tmp_path / "save", unequal="refuse")
+
+
+def link_to_nowhere(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("gone.wav")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_text("<html>"), "bass.wav: cannot be read as audio"),
+        (lambda path: os.truncate(path, 4000), "bass.wav is truncated: holds"),
+        (lambda path: soundfile.write(path, np.zeros((0, 2)), RATE), "bass.wav is emp"),
+        (link_to_nowhere, "bass.wav: is a link to gone.wav, which does not exist"),
+    ],
+)
+def test_a_broken_track_is_left_out_of_training_but_not_of_a_score(
+    flat, tmp_path, caplog, capsys, spoil, message
+):
+    spoil(flat / "05-uuid" / "bass.wav")
+    manifests = prepare(flat, tmp_path / "save", valid_tracks=["00-uuid"])
+    assert f"{flat}/05-uuid/{message}" in caplog.text
+    assert "its track is left out of training" in caplog.text
+    rows = read_manifest(manifests["train"], stems=True)
+    assert "05-uuid" not in {row.id for row in rows}
+    with pytest.raises(DataError, match=message):
+        prepare(flat, tmp_path / "other", valid_tracks=["05-uuid"])
+    # Verify says the same.
+    check([str(flat), "--layout=stems"])
+    assert f"05-uuid: {flat}/05-uuid/{message}" in capsys.readouterr().out
+
+
+def test_names_that_differ_in_case_or_form_are_matched_and_said(
+    flat, tmp_path, caplog, capsys
+):
+    (flat / "05-uuid" / "bass.wav").rename(flat / "05-uuid" / "Bass.WAV")
+    with caplog.at_level(logging.WARNING):
+        manifests = prepare(flat, tmp_path / "save")
+    note = f"{flat}/05-uuid/Bass.WAV: is taken for bass"
+    assert caplog.messages == [note]
+    rows = {row.id: row for row in read_manifest(manifests["train"], stems=True)}
+    assert rows["05-uuid"].sources[1] == f"{flat}/05-uuid/Bass.WAV"
+    (flat / "album" / "song").mkdir(parents=True)
+    (flat / "a.stem.mp4").touch()
+    caplog.clear()
+    prepare(flat, tmp_path / "save")
+    notes = [
+        note,
+        f"{flat}/a.stem.mp4: is left out, it is no folder of stems",
+        f"{flat}/album: is left out, it has no stem; it holds song",
+    ]
+    assert caplog.messages == notes
+    check([str(flat), "--layout=stems"])
+    out = capsys.readouterr().out
+    assert all(f"note: folder: {text}" in out for text in notes)
+
+
+def test_what_is_found_instead_of_a_stem_is_said(flat, tmp_path, capsys):
+    path = flat / "05-uuid" / "bass.wav"
+    path.rename(path.with_name("Bass.mp3"))
+    message = f"{path}: does not exist; there is Bass.mp3"
+    with pytest.raises(DataError) as error:
+        prepare(flat, tmp_path / "save")
+    assert str(error.value).startswith(f"{message}; add it (silence will do)")
+    check([str(flat), "--layout=stems"])
+    assert f"05-uuid: {message}\n" in capsys.readouterr().out
+
+
+def test_two_codings_of_a_stem_are_refused_and_verified_in_the_same_words(
+    flat, tmp_path, capsys
+):
+    path = flat / "05-uuid" / "bass.wav"
+    os.link(path, path.with_suffix(".flac"))
+    with pytest.raises(DataError) as error:
+        prepare(flat, tmp_path / "save")
+    assert check([str(flat), "--layout=stems"]) == 1
+    assert f"folder: {error.value}\n" in capsys.readouterr().out
 
 
 def test_a_file_in_the_place_of_the_manifests_is_one_line(

@@ -100,7 +100,8 @@ def test_a_wrong_noise_is_found_and_a_missing_source_named_once(tmp_path, capsys
 
 def test_parents_named_as_the_originals_are_looked_into(tmp_path):
     make(tmp_path / "Libri2Mix", "librimix")
-    name, rows = find_rows(tmp_path)
+    name, rows, notes = find_rows(tmp_path)
+    assert not notes
     assert name == "librimix" and rows[0].id.startswith("Libri2Mix/wav8k/min/train-100")
 
 

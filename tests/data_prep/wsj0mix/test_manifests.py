@@ -117,7 +117,7 @@ def replace_with(frames=FRAMES["mid"], rate=8000, channels=1):
 @pytest.mark.parametrize(
     ("part", "damage", "message"),
     [
-        ("s2", os.unlink, "s2/mid.wav does not exist, but its mixture does"),
+        ("s2", os.unlink, "s2/mid.wav: does not exist, but its mixture does"),
         ("s1", to_nowhere, "s1/mid.wav: is a link to"),
         ("s1", replace_with(frames=599), "s1/mid.wav has 599 samples"),
         ("s1", replace_with(frames=601), "s1/mid.wav has 601 samples"),
