@@ -85,7 +85,7 @@ class AudioFile:
             if plain is not None:
                 self.header, self._offset = plain
                 return
-            sound = self._sound = _Sound(os.fspath(path))
+            sound = self._sound = _Sound(os.fsencode(path))
             held = sound.frames
             if sound.format in UNSURE:
                 held = _count_frames(os.fspath(path), _stamp(status))
@@ -95,6 +95,11 @@ class AudioFile:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def subtype(self) -> str:
+        """How samples are coded, in libsndfile's words."""
+        return self._sound.subtype if self._sound is not None else "PCM_16"
 
     def __enter__(self) -> "AudioFile":
         return self
@@ -187,7 +192,7 @@ def _count_frames(path: str, stamp: tuple[int, ...]) -> int:
 
     That is done once for each `stamp` of the file.
     """
-    with _Sound(path) as file:
+    with _Sound(os.fsencode(path)) as file:
         if promised := promised_frames(file):
             try:
                 file.seek(promised - 1)
@@ -196,7 +201,7 @@ def _count_frames(path: str, stamp: tuple[int, ...]) -> int:
             except soundfile.LibsndfileError:  # it ends before
                 pass
     count = 0
-    with _Sound(path) as file:
+    with _Sound(os.fsencode(path)) as file:
         try:
             while found := len(file.read(COUNTED_FRAMES, dtype="float32")):
                 count += found

@@ -4,6 +4,7 @@ Legend: C channel, t sample of a block.
 """
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -83,7 +84,7 @@ def write_set(
                 )
             loud = max(1.0, peak) if clip == "scale" else 1.0
             for name, path in floats.items():
-                with soundfile.SoundFile(path) as file:
+                with soundfile.SoundFile(os.fsencode(path)) as file:
                     parts = file.blocks(WRITE_FRAMES, dtype="float32", always_2d=True)
                     scaled = ({name: part.T / np.float32(loud)} for part in parts)
                     _write(partial, scaled, sample_rate, format, kind, frames)
@@ -112,7 +113,13 @@ def _write(
                         format == "wav" and 4 * frames * len(wave_Ct) > LARGEST_WAV
                     )
                     files[name] = soundfile.SoundFile(
-                        *(paths[name], "w", sample_rate, len(wave_Ct), subtype),
+                        *(
+                            os.fsencode(paths[name]),
+                            "w",
+                            sample_rate,
+                            len(wave_Ct),
+                            subtype,
+                        ),
                         format="rf64" if is_long and format == "wav" else format,
                     )
                     stack.enter_context(files[name])

@@ -39,7 +39,7 @@ def test_a_good_set_meets_every_requirement(folder, capsys):
     assert main([*LAX, str(folder)]) == 0
     out = capsys.readouterr().out
     found = table(out)
-    assert len(found) == 12 and set(found.values()) == {"none"}
+    assert len(found) == 13 and set(found.values()) == {"none"}
     assert "bass, kick" in out and "4 at 8000 Hz" in out and "4 at 16 bits" in out
     assert out.endswith(f"{folder} (stems): 4 tracks, 0 faults\n")
 
@@ -111,3 +111,73 @@ def test_a_flat_set_without_mixtures(folder, capsys):
     assert main([*LAX, str(folder / "train")]) == 0
     out = capsys.readouterr().out
     assert "0 mixtures, 2 tracks without" in out and "size of valid" not in out
+
+
+def stems_of_noise(seconds=12, rate=8000):
+    """Two stems of noise."""
+    rng = np.random.default_rng(5)
+    return 0.1 * rng.standard_normal((2, seconds * rate, 2))
+
+
+def write_track(folder, stems: dict, rate=8000):
+    folder.mkdir(parents=True)
+    for name, wave in stems.items():
+        soundfile.write(folder / f"{name}.wav", wave, rate, subtype="FLOAT")
+
+
+def notes_of(folder, capsys) -> list[str]:
+    """What verify notes of a folder of tracks, without the place."""
+    main([*LAX, "--min_train=1", str(folder)])
+    lines = capsys.readouterr().out.splitlines()
+    return [line.split(": ", 2)[2] for line in lines if line.startswith("note: ")]
+
+
+@pytest.mark.parametrize("milliseconds", [-40, 0, 5, 200])
+def test_a_stem_delayed_against_the_mixture_is_noted(tmp_path, capsys, milliseconds):
+    bass, other = stems_of_noise()
+    moved = np.roll(bass, 8 * milliseconds, axis=0)
+    stems = {"mixture": bass + other, "bass": moved, "other": other}
+    write_track(tmp_path / "set" / "x", stems)
+    path = tmp_path / "set" / "x" / "bass.wav"
+    how = f"{abs(milliseconds)} ms {'late' if milliseconds > 0 else 'early'}"
+    wanted = [f"{path} seems {how} against mixture.wav"] if milliseconds else []
+    assert notes_of(tmp_path / "set", capsys) == wanted
+
+
+@pytest.mark.parametrize("milliseconds", [0, 30])
+def test_hats_that_come_after_the_kick_are_noted(tmp_path, capsys, milliseconds):
+    """Without a mixture there are only the beats to go by."""
+    noise_kick, noise_hat = stems_of_noise()
+    beats = np.zeros(len(noise_kick))
+    rng = np.random.default_rng(0)
+    for beat in range(1, 22):
+        start = 4000 * beat + int(rng.integers(-24, 24))  # a human plays
+        beats[start : start + 400] = np.linspace(1, 0, 400)
+    hats = np.roll(beats[:, None] * noise_hat, 8 * milliseconds, axis=0)
+    stems = {"kick": beats[:, None] * noise_kick, "hihat": hats}
+    write_track(tmp_path / "set" / "x", stems)
+    found = notes_of(tmp_path / "set", capsys)
+    if not milliseconds:
+        assert not found
+        return
+    (note,) = found
+    late = re.search(r"hihat.wav seems (\d+) ms late against the beats of kick", note)
+    assert late and abs(int(late[1]) - milliseconds) <= 6
+
+
+@pytest.mark.parametrize("bleed", [0.0, 0.3])
+def test_bleed_between_stems_is_noted(tmp_path, capsys, bleed):
+    bass, other = stems_of_noise()
+    write_track(tmp_path / "set" / "x", {"bass": bass + bleed * other, "other": other})
+    found = notes_of(tmp_path / "set", capsys)
+    assert found == [
+        f"{tmp_path}/set/x/bass.wav and other.wav correlate by 0.29: bleed?"
+    ] * bool(bleed)
+
+
+def test_a_track_that_cannot_be_normalised_is_a_fault(tmp_path, capsys):
+    bass, _ = stems_of_noise()
+    write_track(tmp_path / "set" / "x", {"bass": bass, "other": -bass})
+    main([*LAX, "--min_train=1", str(tmp_path / "set")])
+    out = capsys.readouterr().out
+    assert f"{tmp_path}/set/x cannot be normalised: its mixture is at -1" in out

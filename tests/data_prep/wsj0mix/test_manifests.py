@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
 import soundfile
 
+from data_prep.verify.__main__ import main as verify
 from data_prep.wsj0mix.manifests import prepare
 from modules.data.manifest import read_manifest
 from modules.runtime.errors import DataError
@@ -234,3 +236,33 @@ def test_the_test_set_of_another_folder(tmp_path):
     shutil.rmtree(other / "test" / "s2")
     with pytest.raises(DataError, match="other/test/s2: does not exist"):
         prepare(mine, tmp_path / "out", **alone)
+
+
+def test_folders_and_files_are_found_whatever_their_case_and_form(tmp_path, capsys):
+    """And verify looks as the preparation does: it accepts what that accepts."""
+    root = make(tmp_path / "set", "guide")
+    (root / "train").rename(root / "Train")
+    (root / "val" / "s1").rename(root / "val" / "S1")
+    for part, form in (("mix", "NFC"), ("S1", "NFD"), ("s2", "NFC")):
+        name = unicodedata.normalize(form, "Zoë.wav")
+        (root / "val" / part / "mid.wav").rename(root / "val" / part / name)
+    manifests = prepare(root, tmp_path / "out")
+    rows = {row.id: row for row in read_manifest(manifests["valid"], 2, 8000)}
+    name = unicodedata.normalize("NFD", "Zoë.wav")
+    assert rows["Zoë"].sources[0] == str(root / "val" / "S1" / name)
+    assert verify([str(root)]) == 0
+    assert capsys.readouterr().out.endswith("9 mixtures, 0 faults\n")
+
+
+def test_a_split_that_is_missing_is_so_for_both(tmp_path, capsys):
+    root = make(tmp_path / "set", "guide")
+    shutil.rmtree(root / "test")
+    with pytest.raises(DataError) as error:
+        prepare(root, tmp_path / "out")
+    assert verify([str(root)]) == 1
+    place = str(root / "test")
+    assert str(error.value).startswith(place) and f"{place}: does not" in (
+        capsys.readouterr().out
+    )
+    prepare(root, tmp_path / "out", splits=["train", "valid"])
+    assert verify([str(root), "--splits=train,valid"]) == 0

@@ -4,6 +4,7 @@ import re
 import struct
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from modules.audio.io import (
     safe_name,
     write_audio,
 )
+from modules.audio.sets import write_set
 from modules.runtime.errors import AudioError
 from tests import ROOT
 
@@ -265,3 +267,26 @@ def test_files_are_opened_and_written_without_torch(tmp_path):
     )
     command = [sys.executable, "-c", code, str(tmp_path / "a.wav")]
     subprocess.run(command, cwd=ROOT, check=True)
+
+
+def test_two_ids_never_share_a_name():
+    ids = ["Ä", "Ö", "a b", "a_b", "a/b", "caf\udce9", "caf_", "Z" * 300, "Z" * 301]
+    ids += [unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD")]
+    names = [safe_name(id_) for id_ in ids]
+    assert len(set(names)) == len(ids)
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == (
+        len(ids)
+    ), "nor on a disk that folds case and form"
+    for name in names:
+        assert "/" not in name and 0 < len(name.encode()) < 230
+    assert safe_name("Zoë") == "Zoë"
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC"])
+def test_a_name_of_any_bytes_can_be_read_and_written(tmp_path, form):
+    path = tmp_path / f"caf\udce9.{form.lower()}"
+    wave = np.round(np.random.default_rng(0).normal(0, 3000, (1, 500))) / 2**15
+    write_set({"a": path}, [{"a": wave}], RATE, format=form.lower(), subtype="pcm16")
+    assert read_header(path) == (RATE, 1, 500)
+    with open_audio(path) as file:
+        np.testing.assert_allclose(file.read()[:, 0], wave[0], atol=1e-4)
