@@ -66,6 +66,15 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def check_missing(missing: Sequence[str], total: int, hint: str) -> None:
+    """List the files that are missing, all of them, and raise if there are any."""
+    for line in missing:
+        print(f"missing: {line}")
+    if missing:
+        count = f"one of {len(missing)} missing files of {total}"
+        raise DataError(f"{missing[0]}: does not exist, {count}; {hint}")
+
+
 def make_all(
     make: Callable[[Job], None],
     jobs: Sequence[Job],

@@ -30,6 +30,12 @@ def corpus_folder(folder: str | Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() else folder
 
 
+def find_speech(folder: Path, path: str) -> Path:
+    """Return the file of an utterance, which the metadata names as FLAC."""
+    file, wav = folder / path, (folder / path).with_suffix(".wav")
+    return wav if wav.is_file() and not file.is_file() else file
+
+
 def find_noise(folder: Path, path: str) -> tuple[Path, tuple[int, int]]:
     """Return the file of a noise, and the factors its length is to be changed by."""
     file = folder / path
@@ -94,7 +100,7 @@ def read_parts(
     Each is multiplied by its gain.
     """
     parts = [*mixture.sources]
-    waves = [read_part(librispeech / part.path) for part in parts]
+    waves = [read_part(find_speech(librispeech, part.path)) for part in parts]
     if wham_noise is not None and mixture.noise is not None:
         parts.append(mixture.noise)
         longest = max(map(len, waves))

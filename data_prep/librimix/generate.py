@@ -33,10 +33,16 @@ from typing import NamedTuple
 import numpy as np
 from scipy.signal import resample_poly
 
-from data_prep.common.jobs import claim_folder, make_all
+from data_prep.common.jobs import check_missing, claim_folder, make_all
 from data_prep.common.layout import folder_of
 from data_prep.common.versions import check_choices, check_versions
-from data_prep.librimix.audio import RATE, corpus_folder, find_noise, read_parts
+from data_prep.librimix.audio import (
+    RATE,
+    corpus_folder,
+    find_noise,
+    find_speech,
+    read_parts,
+)
 from data_prep.librimix.manifests import LIBRIMIX
 from data_prep.librimix.metadata import Mixture, find_metadata, read_metadata
 from modules.audio.io import write_wave
@@ -191,11 +197,11 @@ def generate(
 
 
 def _check_sources(plan: Plan, jobs: Sequence[Job]) -> None:
-    """Raise for a missing file at the start, not hours later."""
+    """List missing files at the start, not hours later."""
     paths: dict[Path, str] = {}
     for job in jobs:
         for part in job.mixture.sources:
-            paths[plan.librispeech / part.path] = "--librispeech"
+            paths[find_speech(plan.librispeech, part.path)] = "--librispeech"
         if plan.wham_noise:
             if job.mixture.noise is None:
                 raise DataError(
@@ -205,12 +211,9 @@ def _check_sources(plan: Plan, jobs: Sequence[Job]) -> None:
             path, _ = find_noise(plan.wham_noise, job.mixture.noise.path)
             paths[path] = "--wham_noise"
     missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise DataError(
-            f"{missing[0]} does not exist ({len(missing)} of {len(paths)} files that "
-            f"the metadata names do not); correct {paths[missing[0]]}, or leave sets "
-            "out by --sets"
-        )
+    options = " and ".join(sorted({paths[path] for path in missing}))
+    hint = f"correct {options}, or leave sets out by --sets"
+    check_missing([str(path) for path in missing], len(paths), hint)
 
 
 def _make(plan: Plan, job: Job) -> None:

@@ -22,14 +22,16 @@ Legend: S source, T sample.
 
 import functools
 import math
+import os
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from scipy.signal import resample_poly
 
-from data_prep.common.jobs import claim_folder, digest_of, make_all
+from data_prep.common.jobs import check_missing, claim_folder, digest_of, make_all
 from data_prep.common.versions import (
     SETS,
     check_choices,
@@ -40,10 +42,11 @@ from data_prep.common.versions import (
 from modules.audio.io import open_audio, write_wave
 from modules.audio.levels import MIXTURE_PEAK, p56_power
 from modules.runtime.errors import DataError
-from modules.runtime.files import list_files
+from modules.runtime.files import list_files, walk_files
 
-# WSJ0's discs hold .wv1 (SPHERE); lists always say .wav.
-SUFFIXES = (".wav", ".wv1", ".wv2", ".sph", ".flac")
+# Lists say .wav; WSJ0's discs hold .wv1 (SPHERE), and .wv2 of another microphone.
+SUFFIXES = (".wav", ".wv1", ".sph", ".flac")
+OTHER_MICROPHONE = ".wv2"
 
 LEVEL_RATE = 8000
 
@@ -58,6 +61,7 @@ class Mixture:
     split: str
     utterances: tuple[str, ...]
     levels_db: tuple[float, ...]
+    files: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def name(self) -> str:
@@ -74,7 +78,6 @@ class Mixture:
 class Recipe:
     """Paths and settings of all mixtures of a data set, sent to every worker."""
 
-    wsj0: Path
     out: Path
     versions: list[tuple[int, str]]
     powers: dict[str, float] | None
@@ -104,7 +107,8 @@ def generate(
     Arguments
     ---------
     wsj0 : str | Path
-        The folder that holds `wsj0/`, or that folder itself.
+        The folder that holds `wsj0/`, or discs (`11-1.1/wsj0`), or `wsj0` itself.
+        Names may be in capitals.
     lists : str | Path
         Holds `mix_{num_spks}_spk_{tr,cv,tt}.txt`.
     out : str | Path
@@ -137,10 +141,11 @@ def generate(
     }
     if powers is not None:
         settings["levels"] = digest_of("\n".join(map(repr, sorted(powers.items()))))
-    recipe = Recipe(_find_wsj0(Path(wsj0)), root, versions, powers)
+    jobs = _find_utterances(Path(wsj0), listed)
+    recipe = Recipe(root, versions, powers)
     claim_folder(root, settings)
     make = functools.partial(make_mixture, recipe)
-    make_all(make, listed, recipe.outputs, workers, f"WSJ0-{num_spks}mix")
+    make_all(make, jobs, recipe.outputs, workers, f"WSJ0-{num_spks}mix")
     return root
 
 
@@ -203,22 +208,46 @@ def _read_lines(path: Path) -> list[tuple[int, str]]:
     return [(k, line) for k, line in enumerate(lines, start=1) if line.strip()]
 
 
-def _find_wsj0(folder: Path) -> Path:
-    """Return the folder that a list's paths, which begin with `wsj0/`, start from."""
+def _find_utterances(folder: Path, mixtures: Sequence[Mixture]) -> list[Mixture]:
+    """Return the mixtures with the files of their utterances, whatever their case."""
     folder = folder.absolute()  # the name of "." is empty
-    if (folder / "wsj0").is_dir():
-        return folder
-    if folder.name == "wsj0" and folder.is_dir():
-        return folder.parent
-    raise DataError(f"{folder}: holds no folder wsj0; give the folder that does")
+    roots = [folder] if folder.name.lower() == "wsj0" else []
+    for depth in ("*", "*/*"):  # the second: of discs
+        roots = roots or [p for p in folder.glob(depth) if p.name.lower() == "wsj0"]
+    by_stem: dict[str, dict[str, str]] = defaultdict(dict)
+    for root in sorted(roots):
+        for place, names in walk_files(root):
+            for name in sorted(names):
+                stem, suffix = os.path.splitext(name.lower())
+                key = "/".join([*place.lower().split("/")[-2:], stem])
+                by_stem[key].setdefault(suffix, os.path.join(place, name))
+    if not by_stem:
+        raise DataError(f"{folder}: holds no folder wsj0; give the folder that does")
+    files, missing = {}, []
+    for path in dict.fromkeys(path for one in mixtures for path in one.utterances):
+        stem, suffix = os.path.splitext("/".join(path.lower().split("/")[-3:]))
+        found = by_stem[stem]
+        fitting = [found[one] for one in (suffix, *SUFFIXES) if one in found]
+        files[path] = fitting[0] if fitting else ""
+        if not fitting:
+            other = found.get(OTHER_MICROPHONE)
+            also = f" ({other} is of the other microphone)" if other else ""
+            missing.append(path + also)
+    hint = f"looked in {folder} for {', '.join(SUFFIXES)}; copy them from the discs"
+    check_missing(missing, len(files), hint)
+    return [
+        replace(mixture, files=tuple(files[path] for path in mixture.utterances))
+        for mixture in mixtures
+    ]
 
 
 def make_mixture(recipe: Recipe, mixture: Mixture) -> None:
     """Write all versions of one mixture."""
     rates = {rate for rate, _ in recipe.versions}
     waves: dict[int, list[np.ndarray]] = {rate: [] for rate in rates}
-    for path, level_db in zip(mixture.utterances, mixture.levels_db, strict=True):
-        wave_T, rate = _read_utterance(recipe.wsj0 / path)
+    named = zip(mixture.utterances, mixture.levels_db, mixture.files, strict=True)
+    for path, level_db, file in named:
+        wave_T, rate = _read_utterance(Path(file))
         if recipe.powers is None:
             power = p56_power(resample_poly(wave_T, LEVEL_RATE, rate), LEVEL_RATE)
         elif (stem := Path(path).stem) in recipe.powers:
@@ -254,18 +283,14 @@ def mix(waves: Sequence[np.ndarray], mode: str) -> np.ndarray:
     return np.round(all_ST, out=all_ST).astype(np.int16)
 
 
-def _read_utterance(listed: Path) -> tuple[np.ndarray, int]:
-    """Read samples [T] in float64 and rate of an utterance, whatever its suffix."""
-    candidates = [listed, *(listed.with_suffix(suffix) for suffix in SUFFIXES)]
-    path = next((path for path in candidates if path.is_file()), None)
-    if path is None:
-        raise DataError(f"{listed}: does not exist (nor as {', '.join(SUFFIXES[1:])})")
+def _read_utterance(path: Path) -> tuple[np.ndarray, int]:
+    """Read samples [T] in float64 and rate of an utterance."""
     with open(path, "rb") as file:
         header = file.read(1024)
     if header.startswith(b"NIST_1A") and b"shorten" in header:
         raise DataError(
             f"{path}: is SPHERE compressed by shorten, which no maintained library "
-            f"reads; convert: sph2pipe -f wav {path} {listed.with_suffix('.wav')}"
+            f"reads; convert: sph2pipe -f wav {path} {path.with_suffix('.wav')}"
         )
     with open_audio(path) as audio:
         rate, wave_TC = audio.header.sample_rate, audio.read(dtype="float64")

@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from modules.audio.levels import active_level_db
 from modules.data.index import fingerprint, measure_once, printable
 from modules.data.manifest import Row
 from modules.runtime.errors import AudioError, DataError
+from modules.runtime.files import walk_files
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class UtterancePool:
             raise DataError(f"{root}: no such folder of utterances")
         paths = sorted(
             os.path.join(place, name)
-            for place, names in _walk(root)
+            for place, names in walk_files(root)
             for name in names
             if name.lower().endswith(SUFFIXES) and not name.startswith(".")
         )
@@ -211,19 +212,6 @@ class UtterancePool:
         if not usable:
             raise DataError(f"{origin}: no file can be used; the first is {faults[0]}")
         return cls(usable)
-
-
-def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield the folders under a root and their files; follow each link only once."""
-    seen = set()
-    for place, folders, names in os.walk(root, followlinks=True):
-        folders.sort()
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        yield place, names
 
 
 def _name_speakers(

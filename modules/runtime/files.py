@@ -35,6 +35,19 @@ def list_files(folder: Path, pattern: str) -> list[Path]:
     return sorted(p for p in folder.glob(pattern) if not p.name.startswith("."))
 
 
+def walk_files(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the folders under a root and their files; follow each link only once."""
+    seen = set()
+    for place, folders, names in os.walk(root, followlinks=True):
+        folders.sort()
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield place, names
+
+
 @contextlib.contextmanager
 def write_whole(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path; what the block writes there becomes the file at `path`.

@@ -182,7 +182,7 @@ def test_sphere_is_read_and_shorten_explained(wsj0):
 @pytest.mark.parametrize(
     ("workers", "spoil", "message"),
     [
-        (2, os.unlink, "20ga010m.wav: does not exist .nor as .wv1"),
+        (2, os.unlink, "20ga010m.wav: does not exist, one of 1 .* of 4; looked in"),
         (1, lambda path: path.write_text("<html>"), "20ga010m.wav: cannot be read"),
         (1, lambda p: soundfile.write(p, np.zeros(900), RATE), "is empty, silent or"),
         (1, lambda p: soundfile.write(p, np.ones((9, 2)), RATE), "has 2 channels"),
@@ -253,3 +253,34 @@ def test_wsj0_may_be_the_folder_one_stands_in(wsj0, monkeypatch, place):
     monkeypatch.chdir(wsj0 / place)
     lists = wsj0 / "lists"
     assert tree(generate(".", lists, wsj0 / "here", workers=1)) == tree(run(wsj0))
+
+
+def test_all_that_is_missing_is_listed_and_nothing_is_made(wsj0, capsys):
+    gone = [next(wsj0.rglob(f"{name}.wav")) for name in ("20ga010m", "445c020q")]
+    gone[0].rename(gone[0].with_suffix(".wv2"))
+    gone[1].unlink()
+    with pytest.raises(DataError, match="one of 2 missing files of 4; .* the discs"):
+        run(wsj0)
+    assert capsys.readouterr().out.splitlines() == [
+        f"missing: wsj0/si_tr_s/20g/20ga010m.wav ({gone[0].with_suffix('.wv2')} is of "
+        "the other microphone)",
+        "missing: wsj0/si_tr_s/445/445c020q.wav",
+    ]
+    assert not (wsj0 / "out").exists()
+
+
+@pytest.mark.parametrize("capitals", [False, True])
+def test_discs_as_they_come(wsj0, capitals):
+    """The first microphone of `11-1.1/wsj0/si_tr_s/01t/01ta0101.wv1`, in any case."""
+    expected = tree(run(wsj0))
+    for number, name in enumerate(UTTERANCES):
+        path = wsj0 / "wsj0" / "si_tr_s" / name[:3] / f"{name}.wav"
+        place = f"11-{number % 2 + 1}.1/wsj0/si_tr_s/{name[:3]}/{name}."
+        for suffix, gain in (("wv1", 1), ("wv2", 0.5)):
+            wave, _ = soundfile.read(path)
+            below = place + suffix
+            disc = wsj0 / "csr" / (below.upper() if capitals else below)
+            disc.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(disc, gain * wave, RATE, "PCM_16", format="NIST")
+    made = generate(wsj0 / "csr", wsj0 / "lists", wsj0 / "discs", workers=1)
+    assert tree(made) == expected
