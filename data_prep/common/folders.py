@@ -5,12 +5,12 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from data_prep.common.layout import Parts, list_audio, match
-from modules.audio.io import SUFFIXES, missing, read_header
-from modules.data.manifest import THREADS, Row, check_audio, write_manifest
+from modules.audio.io import SUFFIXES, read_header
+from modules.data.manifest import Row, check_audio, write_manifest
 from modules.runtime.errors import DataError
 from modules.runtime.files import write_text
 
@@ -84,51 +84,49 @@ def _is_current(state_file: Path, files: str, manifests: Sequence[Path]) -> bool
         return False
 
 
+def list_rows(
+    parts: Parts, listing: Listing, sample_rate: int
+) -> tuple[list[Row], list[str]]:
+    """Return a row for each mixture of a split, and what is left out beside them.
+
+    No file is opened: one that is missing is named as WAV, and `duration` is 0.
+    """
+    mixtures = listing[parts.mixture]
+    found = {folder: match(mixtures, listing[folder]) for folder in parts.folders}
+
+    def path_of(folder: Path, name: str) -> str:
+        entry = found[folder].get(name)
+        return entry.path if entry else str(folder / f"{name}.wav")
+
+    rows = [
+        Row(
+            id=name,
+            duration=0.0,
+            sample_rate=sample_rate,
+            mixture=path_of(parts.mixture, name),
+            sources=tuple(path_of(folder, name) for folder in parts.sources),
+            noise=path_of(parts.noise, name) if parts.noise else "",
+            images=tuple(path_of(folder, name) for folder in parts.images),
+        )
+        for name in sorted(mixtures)
+    ]
+    spare = [
+        f"{entry.path} is left out: no {parts.mixture.name} has its name"
+        for folder in parts.folders[1:]
+        for entry in listing[folder].values()
+        if entry not in found[folder].values()
+    ]
+    return rows, spare
+
+
 def _make_rows(parts: Parts, listing: Listing, sample_rate: int) -> list[Row]:
     """Return the rows of one split, with every header checked."""
-    mixtures = listing[parts.mixture]
-    if not mixtures:
+    rows, spare = list_rows(parts, listing, sample_rate)
+    if not rows:
         raise DataError(f"{parts.mixture}: holds no {' or '.join(SUFFIXES)} file")
-    found = {folder: match(mixtures, listing[folder]) for folder in parts.folders}
-    for folder in parts.folders[1:]:
-        absent = sorted(mixtures.keys() - found[folder].keys())
-        if absent:
-            example = missing(folder / mixtures[absent[0]].name)
-            more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
-            raise DataError(f"{example}, but its mixture does{more}")
-        taken = {entry.name for entry in found[folder].values()}
-        spare = [e.name for e in listing[folder].values() if e.name not in taken]
-        if spare:
-            logger.warning(
-                "%s: %d files have no mixture and are left out, such as %s",
-                *(folder, len(spare), spare[0]),
-            )
-    stems = sorted(mixtures)
-    with ThreadPoolExecutor(THREADS) as threads:
-        paths = [mixtures[stem].path for stem in stems]
-        frames = threads.map(lambda path: _count_frames(path, sample_rate), paths)
-        rows = [
-            Row(
-                id=stem,
-                duration=count / sample_rate,
-                sample_rate=sample_rate,
-                mixture=mixtures[stem].path,
-                sources=tuple(found[folder][stem].path for folder in parts.sources),
-                noise=found[parts.noise][stem].path if parts.noise else "",
-                images=tuple(found[folder][stem].path for folder in parts.images),
-            )
-            for stem, count in zip(stems, frames, strict=True)
-        ]
-    check_audio(rows, [f"mixture {stem}" for stem in stems], remember=True)
-    return rows
-
-
-def _count_frames(path: str, sample_rate: int) -> int:
-    """Return the number of samples in a file; raise unless it is at the given rate."""
-    rate, _, frames = read_header(path, remember=True)
-    if rate != sample_rate:
-        raise DataError(
-            f"{path} is at {rate} Hz, expected {sample_rate} Hz; set "
-            f"--sample_rate={rate} or point data_folder at files of that rate"
-        )
-    return frames
+    for text in spare:
+        logger.warning("%s", text)
+    check_audio(rows, [f"mixture {row.id}" for row in rows], remember=True)
+    headers = (read_header(row.mixture, remember=True) for row in rows)
+    pairs = zip(rows, headers, strict=True)
+    return [replace(row, duration=head.frames / sample_rate) for row, head in pairs]

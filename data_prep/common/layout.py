@@ -242,12 +242,8 @@ def missing_split(layout: Layout, place: Path, splits: Sequence[str]) -> str:
             folders[split].append(found_path(place / name))
     for paths in folders.values():
         if not any(map(Path.is_dir, paths)):
-            return _missing(paths[0])
+            return missing_folder(paths[0])
     return ""
-
-
-def _missing(folder: Path) -> str:
-    return f"{folder}: does not exist, but other folders of its layout do"
 
 
 def _several_found(data_folder: Path, complete: Sequence[_Place]) -> str:
@@ -267,7 +263,7 @@ def _nothing_found(data_folder: Path, places: Sequence[_Place]) -> str:
     """Say which folder is missing, or what was looked for and what is there instead."""
     best = min(places, key=lambda place: len(place.missing))
     if len(best.missing) < sum(len(parts.folders) for parts in best.splits.values()):
-        return _missing(best.missing[0])
+        return missing_folder(best.missing[0])
     inner = {f"{p.root.name}/": None for p in places if p.root != data_folder}
     also = f" and in {' and '.join(inner)}" if inner else ""
     looked_for = ", ".join({place.describe(): None for place in places})
@@ -276,6 +272,12 @@ def _nothing_found(data_folder: Path, places: Sequence[_Place]) -> str:
         f"{data_folder}: no mixtures found; looked there{also} for {looked_for}; it "
         f"holds {list_names(data_folder)}{hint if best.layout.versioned else ''}"
     )
+
+
+def missing_folder(folder: Path) -> str:
+    """Say that a folder of a layout, or the whole split, is missing."""
+    folder = folder if folder.parent.is_dir() else folder.parent
+    return f"{folder}: does not exist, but other folders of its layout do"
 
 
 def list_names(folder: Path) -> str:

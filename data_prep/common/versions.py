@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data_prep.common.layout import MODES, RATES, folder_of
-from modules.audio.io import open_audio, read_header
+from modules.audio.io import open_whole, read_header
 from modules.runtime.errors import DataError
 from modules.runtime.files import list_files
 
@@ -106,7 +106,7 @@ def read_left(
 
     A DataError says that it is unreadable, too short, at another rate or not finite.
     """
-    with open_audio(path) as file:
+    with open_whole(path) as file:
         _check_rate(path, file.header.sample_rate, sample_rate)
         wave_T = file.read(start, frames, "float64")[:, 0]
     if len(wave_T) < (wanted := frames or 1):

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.signal
 
 from data_prep.librimix.metadata import Mixture
-from modules.audio.io import open_audio
+from modules.audio.io import open_whole
 from modules.runtime.errors import DataError
 
 RATE = 16000
@@ -47,7 +47,7 @@ def find_noise(folder: Path, path: str) -> tuple[Path, tuple[int, int]]:
 
 def read_part(path: Path, frames: int | None = None) -> np.ndarray:
     """Return the first channel of a 16 kHz file as float32 [T], or its start."""
-    with open_audio(path) as file:
+    with open_whole(path) as file:
         rate, wave_TC = file.header.sample_rate, file.read(0, frames)
     if rate != RATE:
         raise DataError(f"{path} is at {rate} Hz, expected {RATE} Hz")

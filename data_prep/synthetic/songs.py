@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.common.layout import SPLITS
 from data_prep.music.manifests import MIXTURE, SOURCES
 from data_prep.music.manifests import prepare as prepare_stems
 from data_prep.synthetic import parts
@@ -146,7 +145,6 @@ def prepare(
     valid_tracks: Sequence[str] | int | None = None,
     test_folder: str | Path | None = None,
     train_stems: str | Path | None = None,
-    splits: Sequence[str] = SPLITS,
     **parameters: Any,
 ) -> dict[str, str]:
     """Make the songs in `data_folder` if they are missing, and their manifests.
@@ -163,7 +161,6 @@ def prepare(
         valid_tracks=valid_tracks,
         test_folder=test_folder or songs / "clean" / "test",
         train_stems=train_stems,
-        splits=splits,
     )
 
 

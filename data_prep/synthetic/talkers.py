@@ -14,14 +14,12 @@ training works and nothing about real speech.
 
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.common.layout import SPLITS
 from data_prep.common.versions import SETS
 from data_prep.synthetic import parts
 from data_prep.synthetic.voices import Voice, make_voices, speak
@@ -136,7 +134,6 @@ def prepare(
     sample_rate: int = 8000,
     mode: str = "min",
     test_folder: str | Path | None = None,
-    splits: Sequence[str] = SPLITS,
     **parameters: Any,
 ) -> dict[str, str]:
     """Make the corpus in `data_folder` if it is missing, and its manifests.
@@ -148,9 +145,8 @@ def prepare(
         raise DataError(f"mode is {mode!r}, but synthetic mixtures are of mode 'min'")
     settings = Parameters(sample_rate=sample_rate, num_spks=num_spks, **parameters)
     corpus = generate(data_folder, settings)
-    return wsj0mix.prepare(
-        *(corpus, save_folder, num_spks, sample_rate, mode, test_folder, splits)
-    )
+    chosen = (num_spks, sample_rate, mode, test_folder)
+    return wsj0mix.prepare(corpus, save_folder, *chosen)
 
 
 def _choose(

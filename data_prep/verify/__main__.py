@@ -83,6 +83,7 @@ def verify_manifest(path: str, workers: int | None, contents: Contents) -> int:
     for fault in faults:
         print(fault)
     named = {f"{place} ({row.id})": row for place, row in rows.items()}
+    contents.splits[Path(path).stem] += rows.values()
     check = functools.partial(row_faults, contents=contents)
     found = verify_rows(named, workers, Path(path).name, check)
     count = len(faults) + _print_faults(found)
@@ -100,12 +101,15 @@ def verify_folder(
 ) -> int:
     """List the faults of a data set's folder; return how many."""
     place = Path(folder).absolute()
-    layout, rows, notes = find_rows(place, layout, requirements.sources, splits)
+    layout, placed, notes = find_rows(place, layout, requirements.sources, splits)
+    for split, row in placed:
+        contents.splits[split].append(row)
+    rows = [row for _, row in placed]
     report = StemsReport(requirements) if rows[0].channels != 1 else None
     named = {row.id: row for row in (rows if report else _with_rates(rows))}
     check = functools.partial(report.check if report else row_faults, contents=contents)
     found = verify_rows(named, workers, Path(folder).name, check)
-    count = _print_faults([("folder", note) for note in notes])
+    count = _print_faults([("folder", note) for note in notes], once=True)
     count += _print_faults(found, once=True)
     if report:
         count += report.print_table(rows)

@@ -9,9 +9,11 @@ import importlib
 import pkgutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import data_prep
+from data_prep.common.folders import list_rows
 from data_prep.common.layout import (
     MODES,
     MOST_TALKERS,
@@ -22,7 +24,7 @@ from data_prep.common.layout import (
     folder_of,
     list_audio,
     list_names,
-    match,
+    missing_folder,
     missing_split,
 )
 from data_prep.common.tracks import list_tracks, split_folders
@@ -33,6 +35,7 @@ from modules.runtime.files import found_path
 
 STEMS = "stems"
 Layouts = tuple[Layout | Tracks, ...]
+Placed = tuple[str, Row]  # a mixture or track with its split, "" where it has none
 
 
 def find_layouts() -> dict[str, Layouts]:
@@ -66,7 +69,7 @@ def find_rows(
     layout: str | None = None,
     sources: Sequence[str] = (),
     splits: Sequence[str] = SPLITS,
-) -> tuple[str, list[Row], list[Fault]]:
+) -> tuple[str, list[Placed], list[Fault]]:
     """Return the name of a folder's layout, a row for each mixture or track, and notes.
 
     `layout` is a data set of `data_prep`, "stems", or any module that has `LAYOUT`,
@@ -79,18 +82,18 @@ def find_rows(
     known = find_layouts()
     if layout is not None:
         known = {layout: known[layout] if layout in known else _import(layout, known)}
-    found: dict[str, tuple[list[Row], list[Fault]]] = {}
+    found: dict[str, tuple[list[Placed], list[Fault]]] = {}
     for name, layouts in known.items():
         if found and name == STEMS:
             break
         notes: list[Fault] = []
         asked = sources, splits, notes
-        rows = [row for one in layouts for row in _rows(folder, one, *asked)]
-        if rows:
-            found[name] = rows, notes
+        placed = [pair for one in layouts for pair in _rows(folder, one, *asked)]
+        if placed:
+            found[name] = placed, notes
     if len(found) == 1:
-        ((name, (rows, notes)),) = found.items()
-        return name, rows, notes
+        ((name, (placed, notes)),) = found.items()
+        return name, placed, notes
     if found:
         raise DataError(f"{folder}: may be {' or '.join(found)}; set --layout")
     raise DataError(
@@ -117,7 +120,7 @@ def _rows(
     sources: Sequence[str],
     splits: Sequence[str],
     notes: list[Fault],
-) -> Iterator[Row]:
+) -> Iterator[Placed]:
     """Yield the rows of everything in a folder that has a layout."""
     if isinstance(layout, Tracks):
         yield from _rows_of_tracks(folder, layout, sources, notes)
@@ -134,12 +137,12 @@ def _rows(
 
 def _rows_of_version(
     folder: Path, version: Path, layout: Layout, rate: int, notes: list[Fault]
-) -> Iterator[Row]:
+) -> Iterator[Placed]:
     """Yield the rows of all splits; a part that one of them has is expected of all."""
-    splits = split_folders(version, tuple(layout.splits)).values()
+    there = split_folders(version, tuple(layout.splits))
 
     def exists(part: str) -> bool:
-        return any(found_path(split / part).is_dir() for split in splits)
+        return any(found_path(split / part).is_dir() for split in there.values())
 
     for mixture in filter(exists, layout.mixtures):
         fixed = set(layout.mixtures[mixture])
@@ -148,38 +151,26 @@ def _rows_of_version(
             for number in range(1, MOST_TALKERS + 1)
             if any(map(exists, {*layout.summands(mixture, [number])} - fixed))
         ]
-        for split in splits:
+        for name, split in there.items():
             parts = layout.parts(split, mixture, talkers or [1])
             twins: list[str] = []
             listing = {
                 place: list_audio(place, twins) if place.is_dir() else {}
                 for place in parts.folders
             }
+            absent = [path for path in parts.folders if not path.is_dir()]
+            twins += map(missing_folder, absent[:1])
+            rows, spare = list_rows(parts, listing, rate)
             notes += [Fault("missing", text) for text in twins]
-            names = listing[parts.mixture]
-            found = {place: match(names, files) for place, files in listing.items()}
-            for place, files in listing.items():  # and those without a mixture
-                taken = {entry.name for entry in found[place].values()}
-                found[place] |= {n: e for n, e in files.items() if e.name not in taken}
-
-            def path_of(place: Path, name: str, found: dict = found) -> str:
-                entry = found[place].get(name)
-                return entry.path if entry else str(place / f"{name}.wav")
-
-            for name in sorted(set().union(*found.values())):
-                yield Row(
-                    id=str((parts.mixture / name).relative_to(folder)),
-                    duration=0.0,
-                    sample_rate=rate,
-                    mixture=path_of(parts.mixture, name),
-                    sources=tuple(path_of(place, name) for place in parts.sources),
-                    noise=path_of(parts.noise, name) if parts.noise else "",
-                )
+            notes += [Fault(NOTE, text) for text in spare]
+            place = parts.mixture.relative_to(folder)
+            for row in rows:
+                yield layout.splits[name], replace(row, id=str(place / row.id))
 
 
 def _rows_of_tracks(
     folder: Path, layout: Tracks, sources: Sequence[str], notes: list[Fault]
-) -> Iterator[Row]:
+) -> Iterator[Placed]:
     """Yield a row for each track, whatever of it is missing.
 
     Without names of sources they are the stems that most of the tracks have.
@@ -198,4 +189,4 @@ def _rows_of_tracks(
         notes += [Fault(NOTE, text) for text in texts]
         for track in listed_tracks:
             name = str(track.folder.relative_to(folder))
-            yield Row(name, 0.0, 0, track.mixture, track.sources, channels=2)
+            yield "", Row(name, 0.0, 0, track.mixture, track.sources, channels=2)

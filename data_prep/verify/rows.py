@@ -12,16 +12,19 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from data_prep.common.layout import NAMED
 from modules.audio.faults import SILENT_PEAK, level_fault
 from modules.audio.io import AudioFile, open_audio
-from modules.data.manifest import Row
+from modules.data.manifest import MIXTURE_HAS, RATE_FAULT, ROW_SAYS, Row
 from modules.data.sums import distance_from_sum, sum_fault
-from modules.runtime.errors import AudioError
+from modules.data.utterances import spoken_in
+from modules.runtime.errors import AudioError, DataError
 
 # Equal samples in a row at full scale that make a clipped peak.
 CLIPPED_SAMPLES = 3
@@ -43,11 +46,22 @@ class Fault(NamedTuple):
     text: str
 
 
+def named_in(row: Row) -> dict[str, list[str]]:
+    """Return a mixture's name and who speaks in it, if the name tells."""
+    name = Path(row.id).name
+    try:
+        speakers = [speaker for _, speaker in spoken_in(replace(row, id=name))]
+    except DataError:
+        return {"mixtures": [], "talkers": []}
+    return {"mixtures": [name], "talkers": speakers}
+
+
 class Contents:
-    """Which files hold the same samples under two names."""
+    """What the files of all sets hold: the same samples twice, the test in training."""
 
     def __init__(self) -> None:
         self.paths: dict[bytes, dict[str, str]] = defaultdict(dict)
+        self.splits: dict[str, list[Row]] = defaultdict(list)
 
     def add(self, digest: bytes, name: str, path: str) -> None:
         """Take in a file's samples; `name` is that of its mixture, track or talker."""
@@ -61,7 +75,16 @@ class Contents:
             self.add(digest, name, path)
 
     def notes(self) -> Iterator[tuple[str, Fault]]:
-        """Yield the first name and a note for the samples that have several names."""
+        """Yield what is to be noted of several files, each with a name."""
+        for what in ("mixtures", "talkers"):
+            trained, tested = (
+                {name for row in self.splits[split] for name in named_in(row)[what]}
+                for split in ("train", "test")
+            )
+            if both := sorted(trained & tested):
+                names = ", ".join(both[:NAMED]) + ", ..." * (len(both) > NAMED)
+                text = f"{len(both)} {what} are in the training set: {names}"
+                yield "test", Fault(NOTE, text)
         for paths in self.paths.values():
             first, *others = sorted(paths)
             others = [name for name in others if paths[name] != paths[first]]
@@ -114,10 +137,11 @@ def _expected_frames(row: Row, files: Files) -> tuple[int, str]:
         longest = max((file.header.frames for file in files.values()), default=0)
         return longest, "others of the track up to"
     if row.frames:
-        return row.frames, "the row says"
+        return row.frames, ROW_SAYS
     first = row.mixture if row.mixture in files else next(iter(files), "")
     frames = files[first].header.frames if first else 0
-    return frames, f"{Path(first).parent.name} has"
+    named = f"{Path(first).parent.name} has"
+    return frames, MIXTURE_HAS if first == row.mixture else named
 
 
 def _header_faults(
@@ -126,7 +150,7 @@ def _header_faults(
     """Yield kind and text of the faults that a header shows."""
     rate, channels, frames = file.header
     if row.sample_rate and rate != row.sample_rate:
-        yield "rate", f"is at {rate} Hz, the row says {row.sample_rate} Hz"
+        yield "rate", RATE_FAULT.format(rate, row.sample_rate)
     if channels != row.channels:
         found = "is mono" if channels == 1 else f"has {channels} channels"
         wanted = "mono" if row.channels == 1 else "stereo"

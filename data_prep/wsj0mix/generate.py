@@ -39,7 +39,7 @@ from data_prep.common.versions import (
     files_of,
     folder_of,
 )
-from modules.audio.io import open_audio, write_wave
+from modules.audio.io import open_whole, write_wave
 from modules.audio.levels import MIXTURE_PEAK, p56_power
 from modules.runtime.errors import DataError
 from modules.runtime.files import list_files, walk_files
@@ -292,7 +292,7 @@ def _read_utterance(path: Path) -> tuple[np.ndarray, int]:
             f"{path}: is SPHERE compressed by shorten, which no maintained library "
             f"reads; convert: sph2pipe -f wav {path} {path.with_suffix('.wav')}"
         )
-    with open_audio(path) as audio:
+    with open_whole(path) as audio:
         rate, wave_TC = audio.header.sample_rate, audio.read(dtype="float64")
     if wave_TC.shape[1] != 1:
         raise DataError(f"{path}: has {wave_TC.shape[1]} channels, expected mono")

@@ -34,12 +34,19 @@ CUT_SHORT = re.compile(
     re.MULTILINE,
 )
 
+OGG_CUT_SHORT = "Last page lacks an end-of-stream bit"
+SPHERE_SAMPLES = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
+
 # More than a header without samples takes.
 LARGEST_HEADER = 4096
 
 
 def promised_frames(file: soundfile.SoundFile) -> int:
     """Return how many samples the header of a file promises, 0 where it cannot know."""
+    if file.format == "NIST":
+        with open(file.name, "rb") as sphere:
+            counted = SPHERE_SAMPLES.search(sphere.read(1024))
+        return int(counted[1]) if counted else file.frames
     found = CUT_SHORT.search(file.extra_info)
     promised, held = map(int, found.groups()) if found else (0, 0)
     if 0 < held < promised:

@@ -26,7 +26,12 @@ import numpy as np
 import soundfile
 from scipy.io import wavfile
 
-from modules.audio.faults import length_fault, level_fault, promised_frames
+from modules.audio.faults import (
+    OGG_CUT_SHORT,
+    length_fault,
+    level_fault,
+    promised_frames,
+)
 from modules.runtime.errors import AudioError, DataError
 from modules.runtime.files import folded, write_whole
 
@@ -92,6 +97,8 @@ class AudioFile:
             self.header = Header(sound.samplerate, sound.channels, held)
             promised, size = promised_frames(sound), status.st_size
             self.fault, self.note = length_fault(held, promised, sound.samplerate, size)
+            if OGG_CUT_SHORT in sound.extra_info:
+                self.fault = "is truncated: its last page is missing"
         except BaseException:
             self.close()
             raise
@@ -154,6 +161,15 @@ def open_audio(path: str | Path) -> AudioFile:
         raise _unreadable(path, error) from error
 
 
+def open_whole(path: str | Path) -> AudioFile:
+    """Open a file as `open_audio` does; an AudioError says that it is cut or empty."""
+    file = open_audio(path)
+    if file.fault:
+        file.close()
+        raise AudioError(f"{path} {file.fault}")
+    return file
+
+
 def read_header(path: str | Path, remember: bool = False) -> Header:
     """Return rate, channels and length of a file.
 
@@ -168,10 +184,8 @@ def read_header(path: str | Path, remember: bool = False) -> Header:
     stamp = _stamp(status)
     known, header = _REMEMBERED.pop(str(path), (None, None))
     if header is None or known != stamp:
-        with open_audio(path) as file:
+        with open_whole(path) as file:
             header = file.header
-            if file.fault:
-                raise AudioError(f"{path} {file.fault}")
     if remember:
         _REMEMBERED[str(path)] = (stamp, header)
     return header

@@ -33,6 +33,10 @@ from modules.runtime.tables import read_cells, write_table
 FIXED_COLUMNS = ("id", "duration", "sample_rate", "mixture", "noise")
 STEM_COLUMNS = ("channels", "unused")
 
+# Words of verify, too: what tells the length of a file, and that the rate is another.
+ROW_SAYS, MIXTURE_HAS = "the row says", "its mixture has"
+RATE_FAULT = "is at {} Hz, expected {} Hz; set --sample_rate, or resample it"
+
 NOT_PREPARED = "no such manifest; run the data preparation"
 
 # Opening a file waits for the disk, not for the processor: more threads than cores.
@@ -312,7 +316,11 @@ def check_audio(
 
 
 def header_fault(row: Row, remember: bool = False) -> str:
-    """Describe the first fault in the headers of a row's files; "" if there is none."""
+    """Describe the first fault in the headers of a row's files; "" if there is none.
+
+    A row of `duration` 0 leaves the length to its mixture.
+    """
+    length, saying = row.frames, ROW_SAYS
     found: dict[str, int] = {}
     for path in row.files:
         try:
@@ -323,12 +331,11 @@ def header_fault(row: Row, remember: bool = False) -> str:
             expected = "mono" if row.channels == 1 else "stereo"
             return f"{path} has {channels} channels, expected {expected}"
         if rate != row.sample_rate:
-            return f"{path} is at {rate} Hz, the row says {row.sample_rate} Hz"
-    wrong = [path for path, frames in found.items() if frames != row.frames]
+            return f"{path} {RATE_FAULT.format(rate, row.sample_rate)}"
+        if not length:
+            length, saying = found[path], MIXTURE_HAS
+    wrong = [path for path, frames in found.items() if frames != length]
     # Stems may end early or late, but not all of them early.
-    if not wrong or (row.channels == 2 and max(found.values()) >= row.frames):
+    if not wrong or (row.channels == 2 and max(found.values()) >= length):
         return ""
-    return (
-        f"{wrong[0]} has {found[wrong[0]]} samples, duration {row.duration} s at "
-        f"{rate} Hz means {row.frames}; truncated, or not from this mixture"
-    )
+    return f"{wrong[0]} has {found[wrong[0]]} samples, {saying} {length}"

@@ -156,15 +156,12 @@ class UtterancePool:
         named. Of the cuts of an utterance in several mixtures the longest is taken.
         Arguments and errors are as in `scan`.
         """
-        longest: dict[str, tuple[float, str]] = {}
+        longest: dict[tuple[str, str], tuple[float, str]] = {}
         for row in rows:
-            for name, path in zip(_utterances_of(row), row.sources, strict=True):
-                if row.duration > longest.get(name, (0.0, ""))[0]:
-                    longest[name] = (row.duration, path)
-        named = {}
-        for name, (_, path) in sorted(longest.items()):
-            librispeech = LIBRISPEECH_NAME.fullmatch(name)
-            named[path] = (name, librispeech[1] if librispeech else name[:3])
+            for spoken, path in zip(spoken_in(row), row.sources, strict=True):
+                if row.duration > longest.get(spoken, (0.0, ""))[0]:
+                    longest[spoken] = (row.duration, path)
+        named = {path: spoken for spoken, (_, path) in sorted(longest.items())}
         origin, rule = "the training sources", "the names of the mixtures"
         return cls._measure(named, [], index_file, min_seconds, origin, rule)
 
@@ -243,18 +240,19 @@ def _name_speakers(
     return "folder", [names.pop() if len(names) == 1 else "" for names in options]
 
 
-def _utterances_of(row: Row) -> list[str]:
-    """Return the utterances of a mixture's sources, as its id names them."""
+def spoken_in(row: Row) -> list[tuple[str, str]]:
+    """Return utterance and speaker of a mixture's sources, as its id names them."""
     parts = row.id.split("_")
     named = parts
     if not all(map(LIBRISPEECH_NAME.fullmatch, parts)):
         levels = "_".join(parts[1::2])
         is_wsj0 = len(parts) % 2 == 0 and re.fullmatch(r"[-+.e\d_]+", levels)
         named = parts[::2] if is_wsj0 else []
-    if len(named) == len(row.sources):
-        return named
     if named and row.noise and len(row.sources) == 1:  # mix_single
-        return named[:1]
+        named = named[:1]
+    if len(named) == len(row.sources):
+        found = zip(map(LIBRISPEECH_NAME.fullmatch, named), named, strict=True)
+        return [(name, match[1] if match else name[:3]) for match, name in found]
     raise DataError(
         f"mixture {row.id!r}: its name does not tell who speaks, as the names of "
         "WSJ0-mix and LibriMix do; for dynamic mixing set --base_folder_dm to a "

@@ -6,15 +6,11 @@ import pytest
 
 from data_prep import librimix, music, talkers, wham, whamr, wsj0mix
 from data_prep.common.layout import Layout, find_parts
-from data_prep.synthetic import songs
-from data_prep.synthetic import talkers as voices
 
 LAYOUT = Layout({"a": "train", "b": "train", "tt": "test"}, {"mix": ("s#",)}, "", False)
 
 
-@pytest.mark.parametrize(
-    "package", [librimix, music, talkers, wham, whamr, wsj0mix, songs, voices]
-)
+@pytest.mark.parametrize("package", [librimix, music, talkers, wham, whamr, wsj0mix])
 def test_every_set_can_be_prepared_for_a_test_alone(package):
     parameters = inspect.signature(package.prepare).parameters
     assert "test_folder" in parameters and "splits" in parameters

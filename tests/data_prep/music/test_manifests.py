@@ -333,7 +333,7 @@ def change(wave):
     [
         (change(lambda w: w[:-1]), ["bass.wav has 3999 samples, others of the track"]),
         (change(lambda w: w[:, :1]), ["bass.wav is mono, expected stereo"]),
-        (resample_file, ["bass.wav is at 16000 Hz, the row says 8000 Hz"]),
+        (resample_file, ["bass.wav is at 16000 Hz, expected 8000 Hz"]),
         (change(np.zeros_like), ["bass.wav is silent"]),
         (change(lambda w: w * np.nan), ["bass.wav holds NaN or Inf"]),
         (change(lambda w: np.clip(50 * w, -1, 1)), ["bass.wav is clipped: "]),

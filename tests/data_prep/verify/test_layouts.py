@@ -70,8 +70,7 @@ def test_a_set_is_recognised_and_each_mixture_is_the_sum_of_its_parts(
     versions = 1 if name in UNVERSIONED else 2
     count = versions * len(SETS[name][0]) * len(SETS[name][1])
     assert capsys.readouterr().out == f"{root} ({name}): {count} mixtures, 0 faults\n"
-    rows = find_rows(root)[1]
-    for row in rows:
+    for _, row in find_rows(root)[1]:
         mixture, *parts = (Path(path).parent.name for path in row.files)
         assert parts == SETS[name][1][mixture].split()
         if name not in UNVERSIONED:
@@ -100,9 +99,10 @@ def test_a_wrong_noise_is_found_and_a_missing_source_named_once(tmp_path, capsys
 
 def test_parents_named_as_the_originals_are_looked_into(tmp_path):
     make(tmp_path / "Libri2Mix", "librimix")
-    name, rows, notes = find_rows(tmp_path)
-    assert not notes
-    assert name == "librimix" and rows[0].id.startswith("Libri2Mix/wav8k/min/train-100")
+    name, placed, notes = find_rows(tmp_path)
+    assert name == "librimix" and not notes
+    split, row = placed[0]
+    assert split == "train" and row.id.startswith("Libri2Mix/wav8k/min/train-100")
 
 
 def test_two_layouts_in_one_folder_need_a_choice(tmp_path):

@@ -11,7 +11,9 @@ import pytest
 import soundfile
 
 from data_prep.verify.__main__ import main
+from data_prep.wsj0mix.manifests import prepare
 from modules.data.manifest import Row, read_manifest, write_manifest
+from modules.runtime.errors import DataError
 from tests.toy import make_corpus
 
 RATE = 8000
@@ -192,19 +194,71 @@ def test_each_fault_of_a_folder_is_listed(tmp_path, capsys, guide, spoil, messag
     if "samples" not in reason:  # this mixture is longer, and it says so
         assert reason in line
     else:
-        assert re.search(r"has (3999|4001) samples, mix has 4000$", line)
+        assert re.search(r"has (3999|4001) samples, its mixture has 4000$", line)
 
 
-def test_a_missing_mixture_or_folder_is_that_of_its_files(tmp_path, capsys):
-    root = make_corpus(tmp_path, (1, 1, 2))
-    shutil.rmtree(root / "wav8k" / "min" / "tt" / "s2")
-    (mixture,) = (root / "wav8k" / "min" / "tr" / "mix").iterdir()
-    mixture.unlink()
+def spare(root):
+    """Remove the mixture of a source."""
+    sorted(root.rglob("tr/mix/*.wav"))[0].unlink()
+
+
+FOLDERS = [
+    lambda root: shutil.rmtree(root / "wav8k/min/tt/s2"),
+    lambda root: shutil.rmtree(root / "wav8k/min/cv"),
+    lambda root: shutil.rmtree(root / "wav8k/min/tr/mix"),
+    lambda root: sorted(root.rglob("cv/s1/*.wav"))[0].unlink(),
+    lambda root: os.truncate(sorted(root.rglob("cv/mix/*.wav"))[0], 10),
+    lambda root: change(lambda wave: wave[:-1])(sorted(root.rglob("cv/s2/*.wav"))[0]),
+    lambda root: change(lambda wave: wave, 9000)(sorted(root.rglob("cv/s2/*.wav"))[0]),
+    lambda root: change(lambda w: np.stack([w, w], 1))(
+        sorted(root.rglob("cv/mix/*.wav"))[0]
+    ),
+    lambda root: sorted(root.rglob("cv/s1/*.wav"))[0].with_suffix(".flac").touch(),
+]
+
+
+@pytest.mark.parametrize("spoil", FOLDERS)
+def test_what_preparing_refuses_is_a_fault_in_the_same_words(tmp_path, capsys, spoil):
+    root = make_corpus(tmp_path, (2, 2, 2))
+    spoil(root)
+    with pytest.raises(DataError) as refused:
+        prepare(root, tmp_path / "save")
+    reason = re.sub(r"^mixture \S+: | \(and \d+ more rows .*", "", str(refused.value))
     assert main([str(root)]) == 1
-    *lines, last = capsys.readouterr().out.splitlines()
-    assert last.endswith("4 mixtures, 3 faults")
-    assert f"{mixture}: does not exist" in lines[0]
-    assert all("/tt/s2/" in line and "does not exist" in line for line in lines[1:])
+    output = capsys.readouterr()
+    assert reason in output.out + output.err
+
+
+def test_what_preparing_leaves_out_is_a_note_in_the_same_words(
+    tmp_path, capsys, caplog
+):
+    root = make_corpus(tmp_path, (3, 1, 1))
+    for _ in range(2):
+        spare(root)
+    assert len(read_manifest(prepare(root, tmp_path / "save")["train"])) == 1
+    left_out = [m for m in caplog.messages if "is left out: no mix has its name" in m]
+    assert len(left_out) == 4  # two sources of two mixtures
+    assert main([str(root)]) == 0
+    *notes, last = capsys.readouterr().out.splitlines()
+    assert last.endswith("3 mixtures, 0 faults")
+    assert notes == [f"note: folder: {text}" for text in left_out]
+
+
+def test_the_test_in_the_training_set_is_noted(tmp_path, capsys):
+    root = make_corpus(tmp_path, (2, 1, 1))
+    (name,) = (path.name for path in root.rglob("tt/mix/*.wav"))
+    for part in ("mix", "s1", "s2"):
+        tt = root / "wav8k" / "min" / "tt" / part / name
+        shutil.copy(tt, tt.parents[2] / "tr" / part / name)
+    assert main([str(root)]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "note" in line]
+    assert f"note: test: 1 mixtures are in the training set: {Path(name).stem}" in notes
+    speakers = ", ".join(sorted({part[:3] for part in Path(name).stem.split("_")[::2]}))
+    assert f"note: test: 2 talkers are in the training set: {speakers}" in notes
+    manifests = prepare(root, tmp_path / "save")
+    assert main([manifests["train"], manifests["test"]]) == 0
+    again = [line for line in capsys.readouterr().out.splitlines() if "note: " in line]
+    assert again[:2] == notes[:2]
 
 
 def test_a_folder_of_nothing_known(tmp_path, capsys):

@@ -186,6 +186,7 @@ def test_sphere_is_read_and_shorten_explained(wsj0):
         (1, lambda path: path.write_text("<html>"), "20ga010m.wav: cannot be read"),
         (1, lambda p: soundfile.write(p, np.zeros(900), RATE), "is empty, silent or"),
         (1, lambda p: soundfile.write(p, np.ones((9, 2)), RATE), "has 2 channels"),
+        (1, lambda path: os.truncate(path, 9000), "20ga010m.wav is truncated: holds"),
     ],
 )
 def test_a_bad_utterance_is_named_in_one_line(wsj0, workers, spoil, message):

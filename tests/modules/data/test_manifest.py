@@ -182,7 +182,7 @@ def _wave(frames=FRAMES, channels=1):
         (lambda p: soundfile.write(p, _wave(FRAMES - 1), RATE), "has 1233 samples"),
         (
             lambda p: soundfile.write(p, _wave(), 16000),
-            "at 16000 Hz, the row says 8000",
+            "at 16000 Hz, expected 8000",
         ),
         (lambda p: soundfile.write(p, _wave(channels=2), RATE), "has 2 channels"),
     ],

@@ -168,7 +168,7 @@ def test_lengths_levels_and_rates_are_those_of_the_files(tree):
     assert str(pool) == "7 utterances of 3 speakers (0.0 h)"
 
 
-CONTAINERS = ("CAF", "MP3", "WAVEX")
+CONTAINERS = ("AIFF", "AU", "CAF", "MP3", "NIST", "OGG", "RF64", "W64", "WAVEX")
 
 
 def spoil(folder):
@@ -205,8 +205,8 @@ def spoil(folder):
         "loud": "has a peak of 2e+02 times full scale",
         "constant": "silent: a constant (0.3",
         "cut": "truncated: holds ",
-        "cut.flac": "truncated: holds ",
-        **dict.fromkeys(CONTAINERS, "truncated: "),
+        "cut.flac": "is truncated: holds ",
+        **dict.fromkeys(CONTAINERS, "is truncated: "),
         "nowhere": "cannot be read (No such file",
         "silent": "silent",
         "none": "empty",
