@@ -6,9 +6,10 @@ separates and one that scores.
 Legend: B batch, S source, T sample; waves of music have a channel dimension before T.
 """
 
+import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import speechbrain as sb
@@ -20,6 +21,7 @@ from modules.audio.io import named_waves, safe_name, write_audio
 from modules.data.batch import Batch
 from modules.losses.si_snr import SILENCE
 from modules.metrics.scores import ResultTable
+from modules.monitor.listen.page import ListenPage, Track
 from modules.monitor.logs import RunLog
 from modules.runtime import distributed
 from modules.runtime.errors import HparamsError
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 Scores = dict[str, float | None]
 #: Called with id, mixture, estimates and targets of every example that was scored.
 OnExample = Callable[[str, Tensor, Tensor, Tensor], None]
+#: Maps estimates and targets to the estimates in their order, and a note for each.
+ToHear = Callable[[Tensor, Tensor], tuple[Tensor, Sequence[str]]]
 
 
 def silent_talkers(id_: str, target_ST: Tensor) -> list[str]:
@@ -144,10 +148,12 @@ class Evaluator:
 class AudioKeeper:
     """Keeps the first examples that the main process scores, at their true level.
 
+    A test writes files and the page `listen.html`; else TensorBoard gets the first two.
+
     Arguments
     ---------
     folder : Path | None
-        Where a test writes them; None puts the first two into TensorBoard.
+        Where a test writes; None for a validation.
     log : RunLog | None
         Writes TensorBoard.
     epoch : int
@@ -158,6 +164,8 @@ class AudioKeeper:
         How many examples to keep.
     names : tuple[Sequence[str], Sequence[str]]
         Of the estimates and of the targets; numbers where there are none.
+    to_hear : ToHear
+        Arranges the estimates for the page.
     """
 
     def __init__(
@@ -168,8 +176,11 @@ class AudioKeeper:
         sample_rate: int,
         limit: int,
         names: tuple[Sequence[str], Sequence[str]],
+        to_hear: ToHear,
     ) -> None:
         self.folder = folder
+        self.page = None if folder is None else ListenPage(folder)
+        self.to_hear = to_hear
         self.log = log
         self.epoch = epoch
         self.sample_rate = sample_rate
@@ -184,13 +195,49 @@ class AudioKeeper:
         title = safe_name(id_)
         for name, wave_T in named_waves(mix_T, est_ST, target_ST, *self.names):
             if self.folder is not None:
-                path = self.folder / title / f"{name}.wav"
+                path = self.folder / "audio" / title / f"{name}.wav"
                 write_audio(path, wave_T, self.sample_rate)
             elif self.log is not None:
                 mono_T = wave_T.reshape(-1, wave_T.shape[-1]).mean(0)
                 tag = f"{title}/{name}"
                 self.log.audio(tag, mono_T, self.sample_rate, self.epoch)
                 self.log.spectrogram(tag, mono_T, self.sample_rate, self.epoch)
+        if self.page is not None:
+            waves = (wave.cpu() for wave in (mix_T, est_ST, target_ST))
+            self.page.add(id_, self._tracks(*waves))
+
+    def _tracks(self, mix_T: Tensor, est_ST: Tensor, target_ST: Tensor) -> list[Track]:
+        """The mixture, then each estimate beside its target."""
+        est_ST, notes = self.to_hear(est_ST, target_ST)
+        waves = named_waves(mix_T, est_ST, target_ST, *self.names)
+        shown = itertools.chain([""], notes, itertools.repeat(""))
+        tracks = [
+            Track.of_wave(
+                name.replace("_", " ", 1), wave.numpy(), self.sample_rate, note
+            )
+            for (name, wave), note in zip(waves, shown, strict=False)
+        ]
+        first_target = 1 + len(est_ST)
+        pairs = itertools.zip_longest(tracks[1:first_target], tracks[first_target:])
+        return [tracks[0], *(track for pair in pairs for track in pair if track)]
+
+    def write_page(
+        self, rows: Sequence[Mapping], metric: str, metric_names: Mapping[str, str]
+    ) -> None:
+        """Write the page of a test with the scores of all its examples.
+
+        It is sorted by the improvement of `metric`, or by `metric` if it has none.
+        """
+        if self.page is None or self.folder is None:
+            return
+        improvement = f"{metric}_i"
+        has_improvement = any(improvement in row for row in rows)
+        self.page.write(
+            "/".join(self.folder.absolute().parts[-2:]),
+            rows,
+            improvement if has_improvement else metric,
+            metric_names,
+        )
 
 
 def load_best(

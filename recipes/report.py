@@ -212,6 +212,7 @@ def print_places(folder: Path, checkpoints: Path | None) -> None:
         "curves": folder / "curves.png",
         "suspicion": folder / "suspicion.csv",
         "checkpoints": checkpoints,
+        "listen": folder / "listen.html",
     }
     for what, where in places.items():
         if where is not None and where.exists():

@@ -309,6 +309,11 @@ class Separation(TrainingStep):
         """Name an example's targets that have no score."""
         return silent_talkers(id_, target_ST)
 
+    @staticmethod
+    def to_hear(est_ST: Tensor, target_ST: Tensor, /) -> tuple[Tensor, Sequence[str]]:
+        """Return an example's estimates as they are played, and a note for each."""
+        return est_ST, ()
+
     def separate(self, mix_BT: Tensor, /) -> Tensor:
         """Separate whole mixtures; a task's own. Use `self.network`, see there."""
         raise NotImplementedError
@@ -388,20 +393,21 @@ class Separation(TrainingStep):
         if stage == Stage.TRAIN:
             return
         number = self.config.n_audio_to_save
-        keeper = AudioKeeper(
-            self.output_folder / "audio" if stage == Stage.TEST else None,
+        self.keeper = AudioKeeper(
+            self.output_folder if stage == Stage.TEST else None,
             self.reporter.curves,
             self.epoch,
             self.config.sample_rate,
             sys.maxsize if number is None else number,
             (self.term_names, self.target_names),
+            self.to_hear,
         )
         self.evaluator = Evaluator(
             self._separate_in_precision,
             lambda est, target, mix: self.score(est, target, mix, stage),
             self.example_metric,
             self.silent_targets,
-            keeper.keep if sb.utils.distributed.if_main_process() else None,
+            self.keeper.keep if sb.utils.distributed.if_main_process() else None,
         )
 
     def _separate_in_precision(self, mix_BT: Tensor) -> Tensor:
@@ -428,6 +434,7 @@ class Separation(TrainingStep):
             table = self.evaluator.table
             table.write_csv(self.output_folder / "test_results.csv")
             table.write_json(self.output_folder / "test_results.json")
+            self.keeper.write_page(table.rows, self.example_metric, self.metric_names)
         loaded = self.config.epoch_counter.current
         self.reporter.test(loaded, self.scores, self.term_names)
 

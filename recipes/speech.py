@@ -7,8 +7,10 @@ Legend: B batch, S source, T sample.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from speechbrain import Stage
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -21,7 +23,7 @@ from modules.data.mixtures import ManifestDataset
 from modules.data.utterances import UtterancePool
 from modules.inference.chunks import separate_in_chunks
 from modules.losses.choice import Terms
-from modules.losses.si_snr import pit_neg_si_snr
+from modules.losses.si_snr import pit_neg_si_snr, reorder
 from modules.metrics.scores import score_example
 from modules.runtime import distributed
 from modules.runtime.errors import DataError, HparamsError, UserError
@@ -79,6 +81,25 @@ class SpeechSeparation(Separation):
         with_sdr = stage == Stage.TEST
         rate = self.config.sample_rate
         return {**score_example(est_ST, target_ST, mix_T, rate, with_sdr=with_sdr)}
+
+    @staticmethod
+    def to_hear(est_ST: Tensor, target_ST: Tensor, /) -> tuple[Tensor, Sequence[str]]:
+        """Put each estimate in the order of the targets and at the level of its target.
+
+        SI-SNR with PIT leaves both open.
+        """
+        order_BS = pit_neg_si_snr(est_ST[None], target_ST[None]).permutation_BS
+        est_ST = reorder(est_ST[None], order_BS)[0]
+        own_S, level_S = (
+            wave_ST.std(-1, correction=0) for wave_ST in (est_ST, target_ST)
+        )
+        level_S = torch.where(level_S > 0, level_S, level_S.mean())
+        gain_S = torch.where((own_S > 0) & (level_S > 0), level_S / own_S, 1)
+        notes = [
+            f"output {number + 1}, {20 * gain.log10():+.1f} dB"
+            for number, gain in zip(order_BS[0].tolist(), gain_S, strict=True)
+        ]
+        return est_ST * gain_S[:, None], notes
 
     def make_loaders(
         self, manifests: dict[str, str]

@@ -16,7 +16,7 @@ WINGS: dict[str, set[str]] = {
     "losses": set(),
     "metrics": {"losses"},
     "lora": set(),
-    "monitor": set(),
+    "monitor": {"audio"},
     "data": {"audio"},
     "inference": {"losses"},
     "weights": {"lora", "models"},

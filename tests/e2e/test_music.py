@@ -12,6 +12,7 @@ import torch
 import train
 from modules.runtime.errors import HparamsError
 from tests.e2e.test_ddp import torchrun
+from tests.modules.monitor.listen.examples import data_of
 from tests.toy import RATE, make_songs, same_weights, weights_of
 
 TOY = str(Path(__file__).parents[1] / "toy_music.yaml")
@@ -66,6 +67,10 @@ def test_a_run_goes_through_its_phases_and_leaves_what_a_user_expects(
         rows = list(csv.DictReader(file))
     assert {row["track"] for row in rows} == {"track1", "track2", "track3"}
     assert sum(int(row["dropped"]) for row in rows) > 0
+    (song,) = data_of(run / "listen.html")["examples"]
+    order = ("mixture", *("estimate low", "target low", "estimate high", "target high"))
+    assert [track["name"] for track in song["tracks"]] == [*order]
+    assert data_of(run / "listen.html")["sortBy"] == "nsdr"
     names = {path.name for path in (run / "audio" / "track0").iterdir()}
     assert names == {
         f"{name}.wav"

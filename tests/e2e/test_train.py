@@ -19,6 +19,7 @@ from modules.runtime.signals import StopRun
 from modules.weights.checkpointer import AtomicCheckpointer
 from recipes.separation import Separation
 from tests import ROOT
+from tests.modules.monitor.listen.examples import data_of
 from tests.toy import make_corpus, same_weights, weights_of
 
 
@@ -54,7 +55,15 @@ def test_a_run_leaves_what_a_user_expects(toy_arguments, tmp_path, capsys):
     difference = waves["mixture"] - waves["target_1"] - waves["target_2"]
     assert abs(difference).max() < 1e-6, "written at their true level"
 
+    heard, scored = data_of(run / "listen.html")["examples"]
+    order = ("mixture", "estimate 1", "target 1", "estimate 2", "target 2")
+    assert [track["name"] for track in heard["tracks"]] == [*order]
+    assert heard["scores"].keys() == {"si_snr", "si_snr_i", "sdr", "sdr_i"}
+    assert scored["scores"] and not scored["tracks"], "n_audio_to_save=1"
+    assert data_of(run / "listen.html")["sortBy"] == "si_snr_i"
+
     printed, bars = capsys.readouterr()
+    assert printed.splitlines()[-1] == f"listen       {run / 'listen.html'}"
     assert "improvement over the mixture" in printed
     for name in ("epoch 1:", "valid:", "test:"):
         assert f"{name} 100%" in bars

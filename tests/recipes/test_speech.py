@@ -21,6 +21,19 @@ RATE = 8000
 NAMES = ("19-1-0001_26-1-0001", "27-1-0001_32-1-0001")
 
 
+def test_estimates_are_heard_beside_their_targets_at_their_level():
+    t_T = torch.arange(RATE) / RATE
+    target_ST = torch.stack([torch.sin(hertz * t_T) for hertz in (900, 2000, 5000)])
+    est_ST = torch.stack([0.1 * target_ST[2], -10 * target_ST[0], target_ST[1]])
+    heard_ST, notes = SpeechSeparation.to_hear(est_ST, target_ST)
+    torch.testing.assert_close(heard_ST.abs(), target_ST.abs())
+    assert notes == ["output 2, -20.0 dB", "output 3, +0.0 dB", "output 1, +20.0 dB"]
+    target_ST[1] = 0
+    heard_ST, notes = SpeechSeparation.to_hear(est_ST, target_ST)
+    assert heard_ST.isfinite().all() and notes[0] == "output 2, -20.0 dB"
+    assert 0 < heard_ST[1].std() < 1, "not at a level of its own"
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     """Two mixtures of two talkers in noise, exact sums in float."""
