@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from modules.audio.io import read_header
+from modules.monitor.listen.page import ListenPage, Track
 from modules.runtime.errors import DataError, UserError
 from modules.runtime.files import one_line
 from modules.weights.separators import load_separator
@@ -33,6 +34,7 @@ def separate(
     computing: Computing,
     sample_rate: int | None = None,
     json: bool = False,
+    page: bool = False,
 ) -> int:
     """Separate files and folders; return 1 if an input failed, else 0.
 
@@ -48,6 +50,8 @@ def separate(
         Rate of a model that does not state its own, in Hz.
     json : bool
         End with a summary in JSON.
+    page : bool
+        Write OUT/listen.html, a page to hear mixtures and stems.
     """
     separator = Separator(*load_separator(model, sample_rate), computing)
     summary: dict[str, Any] = {"separated": [], "skipped": [], "failed": []}
@@ -57,7 +61,8 @@ def separate(
         logger.error(f"error: {one_line(error)}")
         summary["failed"].append({"input": str(path), "error": one_line(error)})
 
-    for path, paths in _jobs(inputs, out, output, separator.sources):
+    jobs = _jobs(inputs, out, output, separator.sources)
+    for path, paths in jobs:
         if all(place.is_file() for place in paths.values()):
             summary["skipped"].append(str(path))
             continue
@@ -93,6 +98,8 @@ def separate(
                     "lowered_db": lowered,
                 }
             )
+    if page:
+        logger.info(f"listen: {_write_page(jobs, out)}")
     done, skipped, failed = summary.values()
     audio, wall = (sum(x[key] for x in done) for key in ("seconds", "wall_seconds"))
     if json:
@@ -104,6 +111,16 @@ def separate(
             f"{factor}), {len(skipped)} were there, {len(failed)} failed"
         )
     return 1 if failed else 0
+
+
+def _write_page(jobs: Sequence[tuple[Path, dict[str, Path]]], out: Path) -> Path:
+    """Write the page of all files whose stems are there."""
+    page = ListenPage(out)
+    for path, paths in jobs:
+        if all(place.is_file() for place in paths.values()):
+            places = {"mixture": path, **paths}
+            page.add(str(path), [Track.of_file(*place) for place in places.items()])
+    return page.write(out.absolute().name)
 
 
 def _jobs(

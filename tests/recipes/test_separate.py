@@ -18,6 +18,7 @@ from modules.models.htdemucs import HTDemucs
 from modules.models.mossformer2 import MossFormer2
 from modules.runtime.errors import HparamsError, UserError
 from recipes.separator import Computing, Output, Separator
+from tests.modules.monitor.listen.examples import data_of, heard_of
 from tests.toy import ToySeparator
 
 RATE = 8000
@@ -386,3 +387,20 @@ def test_names_of_stems_are_no_paths():
     for name in ("{name}", "{stem}"):
         with pytest.raises(HparamsError):
             Output(name=name)
+
+
+def test_the_page_plays_each_mixture_and_its_stems(music, tmp_path):
+    for name, seconds in (("a", 1.0), ("b", 2.0)):
+        folder = tmp_path / "songs" / name
+        folder.mkdir(parents=True)
+        soundfile.write(folder / "song.wav", noise(seconds, 2, 11025), 11025)
+    given = [str(music), str(tmp_path / "songs"), f"--out={tmp_path / 'out'}", "--page"]
+    for _ in range(2):  # the second time all stems are there
+        assert entry.main([*given, "--device=cpu"]) == 0
+        page = tmp_path / "out" / "listen.html"
+        first, second = data_of(page)["examples"]
+        assert first["id"] == str(tmp_path / "songs" / "a" / "song.wav")
+        assert [track["name"] for track in first["tracks"]] == ["mixture", *STEMS]
+        assert [track["seconds"] for track in second["tracks"]] == 3 * [2.0]
+        written_TC, _ = soundfile.read(tmp_path / "out" / "b" / "song" / "drums.wav")
+        np.testing.assert_allclose(heard_of(page, 1, 1).T, written_TC, atol=1e-4)
