@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 # Files that are listed in a folder of audio.
 SUFFIXES = (".wav", ".flac")
 
-NAME_BYTES = 200  # of a name made from an id; file systems take 255
+UNSAFE = '/\\<>:"|?*'  # in a name made from an id
+NAME_BYTES = 200  # of it; file systems take 255
 
 PLAIN_HEADER_BYTES = 512
 # Formats whose headers libsndfile believes, and how many samples are counted at a time.
@@ -388,10 +389,11 @@ def safe_name(id_: str) -> str:
 
     Example
     -------
-    >>> safe_name("Zoë_1.5"), safe_name("live/Zoë 1")
-    ('Zoë_1.5', 'live_Zoë_1-8835f734')
+    >>> safe_name("Zoë - 1.5"), safe_name("live/Zoë 1")
+    ('Zoë - 1.5', 'live_Zoë 1-8835f734')
     """
-    name = unicodedata.normalize("NFC", re.sub(r"[^\w.+-]+", "_", id_)).lstrip(".")
+    kept = (c if c.isprintable() and c not in UNSAFE else "_" for c in id_)
+    name = unicodedata.normalize("NFC", "".join(kept)).strip(". ")
     name = name.encode()[:NAME_BYTES].decode(errors="ignore")
     digest = hashlib.sha256(id_.encode(errors="surrogateescape")).hexdigest()[:8]
     return name if name and name == id_ else f"{name}-{digest}"
