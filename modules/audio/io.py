@@ -242,12 +242,24 @@ def missing(path: str | Path) -> str:
     path = Path(path)
     if path.is_symlink():
         return f"{path}: is a link to {os.readlink(path)}, which does not exist"
-    names = sorted(os.listdir(path.parent)) if path.parent.is_dir() else []
-    alike = [name for name in names if folded(name).startswith(folded(f"{path.stem}."))]
+    alike: list[str] = []
+    if path.parent.is_dir():
+        named = _names_in(path.parent, path.parent.stat().st_mtime_ns)
+        alike = named.get(folded(path.stem), alike)
     there = f"; there is {', '.join(alike)}" if alike else ""
     if not str(path).isascii() and re.search("[\udc80-\udcff]", str(path)):
         there += "; its name is not UTF-8, as a table must be that names other files"
     return f"{path}: does not exist{there}"
+
+
+@functools.lru_cache(maxsize=16)
+def _names_in(folder: Path, changed: int) -> dict[str, list[str]]:
+    """Return the names in a folder by what stands before each of their dots."""
+    named: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(folder)):
+        for dot in re.finditer(r"\.", name):
+            named.setdefault(folded(name[: dot.start()]), []).append(name)
+    return named
 
 
 def parse_plain(head: bytes, file_bytes: int) -> tuple[Header, int] | None:
