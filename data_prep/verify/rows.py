@@ -70,9 +70,7 @@ class Contents:
     def add_row(self, row: Row, digests: Mapping[str, bytes]) -> None:
         """Take in the files of a row; versions and tasks of a data set share names."""
         for path, digest in digests.items():
-            split = Path(
-                path
-            ).parent.parent.name  # of SPLIT/PART/NAME, SPLIT/TRACK/STEM
+            split = Path(path).parent.parent.name  # SPLIT/PART/NAME, SPLIT/TRACK/STEM
             self.add(digest, f"{split}/{row.id.split('/')[-1]}", path)
 
     def notes(self) -> Iterator[tuple[str, Fault]]:
