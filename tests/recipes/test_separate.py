@@ -398,7 +398,8 @@ def test_bf16_is_close_and_float(speech):
 
 
 def test_names_of_stems_are_no_paths():
-    assert Output().paths("o", "n", ["../x"])["../x"].as_posix() == "o/n/_x.wav"
+    path = Output().paths("o", "n", ["../x"])["../x"]
+    assert path.parent.as_posix() == "o/n" and path.name.startswith("_x")
     for name in ("{name}", "{stem}"):
         with pytest.raises(HparamsError):
             Output(name=name)
