@@ -97,13 +97,11 @@ class Computing:
         self, sample_rate: int, tested: Mapping[str, Any], on_cpu: bool
     ) -> Passes:
         """Return what was given, else what the run `tested` with, else the defaults."""
-        known: dict[str, Any] = {}
-        for name, default in DEFAULTS.items():
-            options = getattr(self, name), tested.get(name), default
-            known[name] = next(value for value in options if value is not None)
-        chunk = round(known.pop("chunk_seconds") * sample_rate)
-        batch_size = self.segments_per_call or (1 if on_cpu else 4)
-        return Passes(chunk=chunk, batch_size=batch_size, **known)
+        ways = {**DEFAULTS, **{k: v for k, v in tested.items() if v is not None}}
+        given = {name: getattr(self, name) for name in DEFAULTS}
+        ways |= {name: value for name, value in given.items() if value is not None}
+        chunk = round(ways.pop("chunk_seconds") * sample_rate)
+        return Passes(chunk, self.segments_per_call or (1 if on_cpu else 4), **ways)
 
 
 @dataclass(frozen=True)

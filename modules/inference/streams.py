@@ -104,8 +104,8 @@ class Passes(NamedTuple):
     """How often and in which pieces a mixture is separated."""
 
     chunk: int
-    overlap: float = 0.25
     batch_size: int = 1
+    overlap: float = 0.25
     shifts: int = 0
     seed: int = 0
 
