@@ -17,12 +17,7 @@ from modules.audio.io import read_header
 from modules.monitor.listen.page import ListenPage, Track
 from modules.runtime.errors import DataError, UserError
 from modules.runtime.files import one_line
-from recipes.separator import (
-    Computing,
-    Output,
-    Separator,
-    load_model,
-)
+from recipes.separator import Computing, Output, Separator, load_model
 
 # Files that are taken from a folder; a file that is named may have any suffix.
 SUFFIXES = {
