@@ -15,7 +15,7 @@ from pathlib import Path
 import speechbrain as sb
 import torch
 from speechbrain.utils.checkpoints import Checkpoint
-from torch import Tensor, nn
+from torch import Tensor
 
 from modules.audio.io import named_waves, safe_name, write_audio
 from modules.data.batch import Batch
@@ -25,9 +25,7 @@ from modules.monitor.listen.page import ListenPage, Track
 from modules.monitor.logs import RunLog
 from modules.runtime import distributed
 from modules.runtime.errors import HparamsError
-from modules.weights.checkpoint_files import check_fit
-from modules.weights.checkpointer import AtomicCheckpointer, recency
-from modules.weights.ema import mean_state
+from modules.weights.checkpointer import AtomicCheckpointer
 from recipes.report import listed
 
 logger = logging.getLogger(__name__)
@@ -269,31 +267,3 @@ def load_best(
         )
     logger.info(f"Evaluating {pretrained if found is None else found.path}")
     return found
-
-
-def load_mean(
-    checkpointer: AtomicCheckpointer, separator: nn.Module, number: int
-) -> None:
-    """Load the mean weights of the newest `number` whole epochs.
-
-    Raises
-    ------
-    HparamsError
-        There are fewer checkpoints.
-    """
-    flag = sb.core.INTRA_EPOCH_CKPT_FLAG
-    found = checkpointer.find_checkpoints(
-        importance_key=recency,
-        ckpt_predicate=lambda ckpt: flag not in ckpt.meta,
-        max_num_checkpoints=number,
-    )
-    if len(found) < number:
-        raise HparamsError(
-            f"average_last={number} needs as many checkpoints of whole epochs "
-            f"(here: {len(found)}); set keep_checkpoints={number}"
-        )
-    paths: list[Path] = [ckpt.paramfiles["separator"] for ckpt in found]
-    state = mean_state(torch.load(p, "cpu", weights_only=True) for p in paths)
-    check_fit(separator, state)
-    separator.load_state_dict(state)
-    logger.info(f"Evaluating the mean of {', '.join(c.path.name for c in found)}")

@@ -31,6 +31,8 @@ from modules.monitor.memory import MemoryProfile
 from modules.runtime import distributed
 from modules.runtime.errors import HparamsError
 from modules.runtime.signals import StopRun
+from modules.weights.checkpoint_files import check_fit
+from modules.weights.runs import mean_of_newest
 from recipes.checkpoints import save_epoch, save_mid_epoch
 from recipes.config.settings import Settings, check_settings
 from recipes.evaluation import (
@@ -38,7 +40,6 @@ from recipes.evaluation import (
     Evaluator,
     Scores,
     load_best,
-    load_mean,
     silent_talkers,
 )
 from recipes.report import Reporter, listed, print_places, print_scores
@@ -358,7 +359,9 @@ class Separation(TrainingStep):
             number = min(number, self.debug_epochs)  # a trial has no more
         if self.ema is not None:
             raise HparamsError(f"average_last={number}: set ema_decay=0")
-        load_mean(self.checkpointer, self.network, number)
+        state = mean_of_newest(self.checkpointer, number)
+        check_fit(self.network, state)
+        self.network.load_state_dict(state)
 
     def _begin_average(self, found: Checkpoint | None) -> None:
         """Start from the plain weights where a checkpoint has no averaged ones."""

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -139,17 +139,19 @@ class Bag:
     segment_seconds: float | None = None
 
 
-def read_bag(path: str | Path) -> Bag:
+def read_bag(path: str | Path, find: Callable[[Path, str], Path] | None = None) -> Bag:
     """Read demucs' YAML of a bag, as `htdemucs_ft.yaml`; its models lie beside it.
 
-    Raise a `PretrainedError` if it is no such file or lacks a model.
+    `find(path, name)` finds what a name of a model means, if not that. Raise a
+    `PretrainedError` if it is no such file or lacks a model.
     """
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         names, weights_MS = content["models"], content.get("weights")
         # A published file must not choose other files of this computer.
-        if not names or not all(re.fullmatch(r"\w+", name) for name in names):
+        allowed = r"\w+" if find is None else ".+"
+        if not names or not all(re.fullmatch(allowed, name) for name in names):
             raise ValueError(f"models: {names}")
         if weights_MS is not None:
             weights_MS = [[float(value) for value in row] for row in weights_MS]
@@ -163,10 +165,11 @@ def read_bag(path: str | Path) -> Bag:
         raise PretrainedError(f"{path}: no bag of demucs' models ({reason})") from error
     except yaml.YAMLError as error:
         raise PretrainedError(f"{path}: is not valid YAML") from error
-    return Bag([_model_beside(path, name) for name in names], weights_MS, seconds)
+    find = find or model_beside
+    return Bag([find(path, name) for name in names], weights_MS, seconds)
 
 
-def _model_beside(path: Path, name: str) -> Path:
+def model_beside(path: Path, name: str) -> Path:
     """Return the package of a signature: SIGNATURE[-CHECKSUM].th or .safetensors."""
     for file in sorted(path.parent.glob(f"{name}*")):
         if re.fullmatch(rf"{name}(-\w+)?\.(th|safetensors)", file.name):

@@ -5,26 +5,33 @@ used only if it is a network that a file of `modules/models` defines.
 """
 
 import importlib
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
-from torch import nn
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
+from torch import Tensor, nn
 
 import modules.models
 from modules.lora.adapters import merge
 from modules.lora.files import load_lora_weights
-from modules.runtime.errors import ExportError
-from modules.weights.checkpointer import AtomicCheckpointer
-from modules.weights.pretrained import load_pretrained
+from modules.runtime.errors import ExportError, HparamsError
+from modules.weights.checkpoint_files import read_checkpoint
+from modules.weights.checkpointer import AtomicCheckpointer, recency
+from modules.weights.ema import mean_state
+from modules.weights.pretrained import load_pretrained, load_state
 from modules.weights.transfer_sources import load_for_sources
 
 SETTINGS, ADAPTERS = "hyperparams.yaml", "adapters.safetensors"
 
 LORA = ("merged", "separate", "none")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,13 +98,14 @@ def read_run(folder: str | Path) -> Run:
 def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
     """Return the network of a run in evaluation mode with the weights that it tested.
 
-    These are the best checkpoint's, or its averages if the run tested these. Adapters
+    These are the best checkpoint's, its averages, or the mean of the newest epochs
+    (`average_last`), as the run tested. Adapters
     are `merged` into the weights, kept `separate` beside them, or left out (`none`).
 
     Raises
     ------
-    ExportError
-        Not a run, no checkpoint, or adapters requested of a run without any.
+    ExportError, HparamsError
+        Not a run, too few checkpoints, or adapters requested of a run without any.
     LoraError, PretrainedError
         Weights cannot be read or do not belong together.
     """
@@ -108,7 +116,7 @@ def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
         raise ExportError(f"--lora={lora}: {run.folder} trained no adapters")
     model = run.make_network()
     if not run.has_adapters:
-        load_pretrained(model, _tested_checkpoint(run))
+        _load_tested(model, run)
         return model
     other_sources = run.value("load_pretrained")
     load = load_pretrained if other_sources is None else load_for_sources
@@ -138,19 +146,38 @@ def network_class(name: object) -> type[nn.Module] | None:
     return kind if is_network and kind.__module__ == match[1] else None
 
 
-def _tested_checkpoint(run: Run) -> Path:
-    """Return the best checkpoint by the run's monitor, or else the newest."""
-    if number := run.value("average_last"):
-        raise ExportError(
-            f"{run.folder}: tested the mean of {number} checkpoints, which is not "
-            "kept; test the best one first: --test_only --average_last=0"
+def mean_of_newest(checkpointer: AtomicCheckpointer, number: int) -> dict[str, Tensor]:
+    """Return the mean weights of the newest `number` whole epochs.
+
+    Raise an `HparamsError` if there are fewer, `DamagedCheckpoint` if one is damaged.
+    """
+    found = checkpointer.find_checkpoints(
+        importance_key=recency,
+        ckpt_predicate=lambda ckpt: INTRA_EPOCH_CKPT_FLAG not in ckpt.meta,
+        max_num_checkpoints=number,
+    )
+    if len(found) < number:
+        raise HparamsError(
+            f"average_last={number} needs as many checkpoints of whole epochs "
+            f"(here: {len(found)}); set keep_checkpoints={number}"
         )
+    whole = (read_checkpoint(ckpt.path, check_digests=True) for ckpt in found)
+    paths = [ckpt.paramfiles["separator"] for ckpt in whole]
+    logger.info(f"The mean of {', '.join(c.path.name for c in found)}")
+    return mean_state(torch.load(p, "cpu", weights_only=True) for p in paths)
+
+
+def _load_tested(model: nn.Module, run: Run) -> None:
+    """Load the mean that was tested, the best by the run's monitor, or the newest."""
     checkpointer = AtomicCheckpointer(run.folder / "save")
+    if number := run.value("average_last"):
+        load_state(model, mean_of_newest(checkpointer, number), run.folder)
+        return
     best = checkpointer.find_checkpoint(max_key=run.value("monitor") or "si_snr")
     found = best or checkpointer.find_checkpoint()
     if found is None:
         raise ExportError(f"{run.folder}/save: no checkpoint; train first")
-    return found.path
+    load_pretrained(model, found.path)
 
 
 def _plain(node: yaml.Node | None, where: str) -> Any:

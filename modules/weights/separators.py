@@ -5,8 +5,9 @@ networks are those of `modules/models`.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,20 +15,37 @@ from torch import nn
 from modules.models.mossformer2 import MossFormer2
 from modules.models.sepformer import SepFormer
 from modules.runtime.errors import ExportError, PretrainedError
-from modules.weights.demucs import Package, State, network_of
+from modules.weights.demucs import (
+    Package,
+    State,
+    model_beside,
+    network_of,
+    read_bag,
+)
 from modules.weights.export import CONFIG, load_exported, read_config
+from modules.weights.hub import PREFIX, fetch
 from modules.weights.pretrained import PARTS, load_weights, read_weights
 from modules.weights.runs import SETTINGS, load_tested, read_run
 
 CLEARERVOICE_RATE = 16000  # of MossFormer2_SS_16K, whose files do not state it
 
+# The three networks of MossFormer2's standalone release, and their rate.
+STANDALONE = {"wsj0mix-3spk": "mask", "librimix-2spk": "mask", "whamr-2spk": "map"}
+STANDALONE_RATE = 8000
+
+LISTS = (".yaml", ".yml", ".json")
+
 
 class Loaded(NamedTuple):
-    """A network in evaluation mode, its sampling rate in Hz and its sources' names."""
+    """A network in evaluation mode, its sampling rate in Hz and its sources' names.
+
+    `tested` says how a run tested it: `shifts`, `seed`, `overlap`, `chunk_seconds`.
+    """
 
     network: nn.Module
     sample_rate: int
     sources: list[str]
+    tested: Mapping[str, Any] = {}
 
 
 def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
@@ -38,7 +56,8 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
     place : str | Path
         A run's folder (the weights that it tested), a folder that `export.py` wrote, a
         package of demucs (`.th`, `.safetensors`, or a folder with one), SpeechBrain's
-        folder of a SepFormer, or ClearerVoice's of a MossFormer2.
+        folder of a SepFormer, or ClearerVoice's of a MossFormer2; a folder of any of
+        these at huggingface.co, `hf:ORGANISATION/NAME[@REVISION]`.
     sample_rate : int | None
         For models that do not state theirs, in Hz.
 
@@ -47,9 +66,9 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
     ExportError, LoraError, PretrainedError
         The place holds none of these, or cannot be read; the message says why.
     """
-    place = Path(place).expanduser()
+    place = _local(place)
     rate: int | None
-    sources = None
+    sources, tested = None, {}
     if not place.exists():
         raise PretrainedError(f"model: {place} does not exist")
     # SpeechBrain's folders have files of the same names as ours.
@@ -59,6 +78,8 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
     elif (place / SETTINGS).is_file() and not foreign:
         run = read_run(place)
         network, rate, sources = load_tested(run), run.sample_rate, run.value("sources")
+        tested = {name: run.value(name) for name in ("shifts", "seed", "overlap")}
+        tested["chunk_seconds"] = run.value("eval_chunk_seconds")
     else:
         network, rate = _published(place)
     rate = getattr(network, "sample_rate", rate) or sample_rate
@@ -71,7 +92,50 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
         with torch.no_grad():
             count = network(torch.zeros(1, rate // 10)).shape[1]
         sources = [f"s{number}" for number in range(1, count + 1)]
-    return Loaded(network, rate, list(sources))
+    return Loaded(network, rate, list(sources), tested)
+
+
+def load_separators(
+    place: str | Path, sample_rate: int | None = None
+) -> tuple[list[Loaded], list[list[float]] | None]:
+    """Load one model by `load_separator`, or all that a list of models names.
+
+    The second result has a row for each model with its weight for each source; None is
+    all alike.
+
+    Lists are demucs' bags (a file, or a folder with one and its packages), and YAML or
+    JSON of one's own with the same `models` and `weights`, whose models may be anything
+    that `load_separator` takes; they lie relative to the list.
+    """
+    given, place = place, _local(place)
+    bag = _bag_file(place)
+    if bag is None:
+        return [load_separator(place, sample_rate)], None
+
+    def find(path: Path, name: str) -> Path:
+        model = path.parent / Path(name).expanduser()
+        return model if model.exists() else model_beside(path, name)
+
+    # Only a list that was named may choose other files of this computer.
+    is_named = bag == Path(given).expanduser()
+    read = read_bag(bag, find if is_named else None)
+    if read.segment_seconds:
+        raise PretrainedError(f"{bag}: states a segment, which is not supported")
+    return [load_separator(file, sample_rate) for file in read.files], read.weights_MS
+
+
+def _local(place: str | Path) -> Path:
+    is_remote = str(place).startswith(PREFIX)
+    return fetch(str(place)) if is_remote else Path(place).expanduser()
+
+
+def _bag_file(place: Path) -> Path | None:
+    """Return the file that lists several models, if the place is or holds one."""
+    if place.is_file():
+        return place if place.suffix in LISTS else None
+    lists = re.compile(rb"^models\s*:", re.MULTILINE).search
+    found = [path for path in place.glob("*.yaml") if lists(path.read_bytes())]
+    return found[0] if len(found) == 1 else None
 
 
 def _published(place: Path) -> tuple[nn.Module, int | None]:
@@ -87,7 +151,10 @@ def _published(place: Path) -> tuple[nn.Module, int | None]:
             text = settings.read_text(encoding="utf-8") if settings.is_file() else ""
             network, rate = _sepformer(weights, text), _stated("sample_rate", text)
         elif any(key.removeprefix("module.").startswith("enc.") for key in weights):
-            network, rate = _mossformer2(weights), CLEARERVOICE_RATE
+            network, rate = _mossformer2(weights, "mask"), CLEARERVOICE_RATE
+        elif any(".intra_mdl.mdl.flashT." in key for key in weights):
+            network = _mossformer2(MossFormer2.adapt_keys(weights), _mask_mode(place))
+            rate = STANDALONE_RATE
         else:
             raise ValueError(
                 "does not say which network its weights belong to; export the run that "
@@ -126,8 +193,24 @@ def _sepformer(state: State, settings: str) -> SepFormer:
     )
 
 
-def _mossformer2(state: State) -> MossFormer2:
-    """The network of these shapes, with ClearerVoice's masks and norms."""
+def _mask_mode(place: Path) -> str:
+    """Return what the output of the standalone release's network is, by its name.
+
+    The files do not say it: the network for WHAMR! makes the talkers' features, all
+    others make masks.
+    """
+    for part in reversed(place.resolve().parts):
+        for name, mode in STANDALONE.items():
+            if name in part:
+                return mode
+    raise ValueError(
+        "does not say whether it makes masks or features; give the folder its "
+        f"published name, with one of {', '.join(STANDALONE)}"
+    )
+
+
+def _mossformer2(state: State, mask_mode: str) -> MossFormer2:
+    """The network of these shapes, with ClearerVoice's norms."""
     state = {key.removeprefix("module."): value for key, value in state.items()}
     filters, _, kernel = state["enc.conv1d.weight"].shape
     width = state["mask_net.conv1d_encoder.weight"].shape[0]
@@ -139,6 +222,7 @@ def _mossformer2(state: State) -> MossFormer2:
         kernel_size=kernel,
         num_sources=state["mask_net.conv1d_out.weight"].shape[0] // width,
         memory_channels=state[f"{stack}fsmn.0.norm1.weight"].shape[0],
+        mask_mode=mask_mode,
     )
 
 
