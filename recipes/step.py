@@ -35,7 +35,7 @@ from modules.data.batch import Batch
 from modules.data.loader import EpochSampler
 from modules.losses.choice import Choice, choose, masked_sum, to_device
 from modules.runtime import distributed
-from modules.runtime.batch_norm import RunningStatistics
+from modules.runtime.batch_norm import RunningStatistics, share_statistics
 from modules.runtime.errors import HparamsError
 from modules.runtime.randomness import seed_step
 from modules.runtime.signals import StopRequest
@@ -98,6 +98,7 @@ class TrainingStep(sb.Brain):
             config.lr, config.lr_scheduler, config.rate_factor
         )
         self.grad_norm = float("nan")
+        self.statistics = RunningStatistics(self.modules)
         self.stop_request = StopRequest()
         if not (self.ckpt_interval_minutes or self.ckpt_interval_steps):
             self.ckpt_interval_minutes = config.checkpoint_minutes
@@ -121,12 +122,18 @@ class TrainingStep(sb.Brain):
         self.learning_rate.current = self.optimizer.defaults["lr"]
         self.first_norm = self._weights_norm()
 
+    def _wrap_distributed(self) -> None:
+        """Wrap for many processes, whose BatchNorms share what they see."""
+        if self.distributed_launch and self.device_type == "cpu":
+            share_statistics(self.modules)
+        super()._wrap_distributed()
+        self.statistics = RunningStatistics(self.modules)
+
     def on_fit_start(self) -> None:
         """Refuse a separator that cannot be trained; then SpeechBrain's."""
         if not any(weight.requires_grad for weight in self.modules.parameters()):
             raise HparamsError("separator: all of its parameters are frozen")
         super().on_fit_start()
-        self.statistics = RunningStatistics(self.modules)
 
     def fit_batch(self, batch: Batch) -> Tensor:
         """Forward, choose, backward; step when enough batches are accumulated.

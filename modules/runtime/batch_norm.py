@@ -4,16 +4,17 @@ What BatchNorm learns in the forward pass, its running statistics, knows nothing
 the training step decides after it. `RunningStatistics` takes back what came from a
 batch with an example that was not finite, or from a step that was not taken.
 
-Ranks share the statistics of a batch, as torch's SyncBatchNorm does on a GPU, so that
-R ranks x B examples are one batch of R*B, and their running statistics stay equal.
+Ranks share the statistics of a batch, so that R ranks x B examples are one batch of R*B
+and what they learn stays equal. On a GPU torch's SyncBatchNorm does it, to which
+SpeechBrain turns every BatchNorm; on a CPU `SharedBatchNorm` does.
 """
 
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -26,7 +27,7 @@ class RunningStatistics:
     Arguments
     ---------
     network : nn.Module
-        Wrapped or not. Its SyncBatchNorms will work on a CPU as well.
+        Wrapped or not.
 
     Example
     -------
@@ -40,10 +41,7 @@ class RunningStatistics:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
-        for layer in layers:
-            if type(layer) is nn.SyncBatchNorm:
-                layer.__class__ = SharedBatchNorm
+        layers = [layer for layer in network.modules() if isinstance(layer, NORMS)]
         self._live = [tensor for layer in layers for tensor in layer.buffers()]
         self._batch: list[Tensor] = []
         self._step: list[Tensor] = []
@@ -70,41 +68,70 @@ class RunningStatistics:
             live.copy_(before)
 
 
-class SharedBatchNorm(nn.SyncBatchNorm):
-    """SyncBatchNorm that works on a CPU too."""
+class SharedBatchNorm(nn.Module):
+    """BatchNorm by the statistics of all ranks' examples, on any device.
+
+    Not made but put in the place of a layer's class, by `share_statistics`.
+    """
+
+    eps: float
+    momentum: float | None
+    weight: Tensor | None
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``[N, C, ...]`` by the statistics of all ranks' N."""
-        alone = not (dist.is_initialized() and dist.get_world_size() > 1)
-        if x.device.type != "cpu" or not self.training or alone:
-            return super().forward(x)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        rows_NC = wide.movedim(1, -1).reshape(-1, x.shape[1])
-        number = wide.new_tensor([float(len(rows_NC))])
-        total = all_reduce(torch.cat([number, rows_NC.sum(0)]))
-        number, mean_C = total[:1].detach(), total[1:] / total[:1].detach()
+        """Normalise ``[N, C, ...]`` over all but C."""
+        learnt = self.running_mean, self.running_var
+        if not self.training:
+            return F.batch_norm(x, *learnt, self.weight, self.bias, eps=self.eps)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(1, -1)
+        rows_NC = wide.reshape(-1, x.shape[1])
+        own = rows_NC.new_tensor([len(rows_NC)])
+        total: Any = _SumOfRanks.apply(torch.cat([own, rows_NC.sum(0)]))
+        number = total[:1].detach()
+        mean_C = total[1:] / number
         centred_NC = rows_NC - mean_C
-        var_C = all_reduce(centred_NC.square().sum(0)) / number
-        if self.track_running_stats:
-            self._learn(mean_C.detach(), var_C.detach() * number / (number - 1))
+        var_C = _SumOfRanks.apply(centred_NC.square().sum(0)) / number
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            share = self.momentum or 1 / float(self.num_batches_tracked)
+            unbiased_C = var_C * number / (number - 1)
+            for running, new in zip(learnt, (mean_C, unbiased_C), strict=True):
+                running.lerp_(new, share)
         y_NC = centred_NC * (var_C + self.eps).rsqrt()
         if self.weight is not None:
             y_NC = y_NC * self.weight + self.bias
-        y = y_NC.view_as(wide.movedim(1, -1)).movedim(-1, 1)
-        return y.to(x.dtype)
+        return y_NC.view_as(wide).movedim(-1, 1).to(x.dtype)
 
-    @torch.no_grad()
-    def _learn(self, mean_C: Tensor, var_C: Tensor) -> None:
-        count: Any = self.num_batches_tracked
-        count.add_(1)
-        share = 1 / float(count) if self.momentum is None else self.momentum
-        learnt: Any = self.running_mean, self.running_var
-        for running, new in zip(learnt, (mean_C, var_C), strict=True):
-            running.lerp_(new, share)
+
+class _SumOfRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _SumOfRanks.forward(ctx, grad)
+
+
+NORMS = (_BatchNorm, SharedBatchNorm)
+
+
+def share_statistics(network: nn.Module) -> None:
+    """Let BatchNorms see the examples of all ranks, where SyncBatchNorm cannot."""
+    for layer in network.modules():
+        if isinstance(layer, _BatchNorm) and layer.track_running_stats:
+            layer.__class__ = SharedBatchNorm  # type: ignore[assignment]
 
 
 def freeze_statistics(network: nn.Module) -> None:
     """Let BatchNorms use what they have learnt, until the next `train()`."""
     for layer in network.modules():
-        if isinstance(layer, _BatchNorm):
+        if isinstance(layer, NORMS):
             layer.eval()
