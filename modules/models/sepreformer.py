@@ -1,22 +1,20 @@
 """SepReformer, asymmetric encoder and decoder on waveforms (Shin et al., NeurIPS 2024).
 
-``mixture_BT -> encoder -> stages at falling rates -> split into sources -> stages at
-rising rates -> decoder -> estimate_BST`` (arXiv 2406.05983). Global blocks attend over
-the coarsest frames, local ones are convolutions, and in the second half the sources of
-an example attend to each other at every frame. There is no mask.
-
-Names of parameters and arithmetic are those of the published weights
-(dmlguq456/SepReformer). Here features stay last, relative positions are one product
-with the table of offsets, and heads that only training needs may be left out.
+Encoder, stages at falling rates, split into sources, stages at rising rates where the
+sources of an example attend to each other at every frame, decoder; no mask. Names of
+parameters and arithmetic are those of the published weights (dmlguq456/SepReformer).
+Here features stay last, relative positions are one product with the table of offsets,
+and heads that only training needs may be left out.
 
 Legend of the shape suffixes
     B batch, S source, X both in one, T sample, E feature of the encoder, D feature,
     L frame at the rate of a stage, N frame at the coarsest rate, H head, C feature of
-    a head, R offset between two frames.
+    a head, R offset between two frames. Layers map [X, L, D] to the same.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,16 +29,19 @@ KEYS: dict[str, object] = {"num_stages": "stages", "num_spks": "num_sources"}
 KEYS |= {WIDE: WIDE, "encoder_kernel_size": KERNEL, "encoder_stride": "stride"}
 KEYS |= {"channels": "channels", "in_channels": "channels", "out_channels": "channels"}
 KEYS |= {"num_heads": "heads", "num_mha_heads": "heads", "maxlen": "max_offset"}
-KEYS |= {"local_kernel_size": "local_kernel_size", "dropout_rate": "dropout"}
-KEYS |= {"samp_kernel_size": "down_kernel_size", "num_channels": WIDE}
+KEYS |= {"local_kernel_size": "local_taps", "dropout_rate": "dropout"}
+KEYS |= {"samp_kernel_size": "down_taps", "num_channels": WIDE}
 KEYS |= {"stride": "stride", "groups": 1, "bias": False, "embed_v": False}
 SECTIONS: dict[str, dict[str, object]] = {
     "module_audio_enc": {"in_channels": 1, "out_channels": WIDE, KERNEL: KERNEL},
     "module_feature_projector": {"in_channels": WIDE, KERNEL: 1},
-    "module_separator": {KERNEL: "local_kernel_size"},
+    "module_separator": {KERNEL: "local_taps"},
     "module_output_layer": {"in_channels": WIDE},
     "module_audio_dec": {"in_channels": WIDE, "out_channels": 1, KERNEL: KERNEL},
 }
+Sizes = tuple[
+    int, int, int, float, int
+]  # features, heads, local taps, dropout, sources
 
 
 class SepReformer(nn.Module):
@@ -48,8 +49,7 @@ class SepReformer(nn.Module):
 
     The defaults are the published size B (14.1 M parameters, 14.7 M with the heads for
     training); L has 256 channels and a dropout of 0.1. Norms run over the whole input,
-    so batch only equal lengths. In training, BatchNorm takes its statistics from the
-    batch; where this holds one frame, from what it has learnt.
+    so batch only equal lengths. Other values and shapes are a ValueError.
 
     Arguments
     ---------
@@ -59,24 +59,16 @@ class SepReformer(nn.Module):
         Filters of encoder and decoder, their samples, and those between two.
     channels, heads : int
         Features in the stages, and heads of the attention, which divide them.
-    max_offset : int
-        Coarse frames apart from which on all positions are the same.
-    local_kernel_size, down_kernel_size : int
+    max_offset, dropout : int, float
+        Coarse frames apart from which on all positions are the same; in every block.
+    local_taps, down_taps : int
         Taps of the convolutions in local blocks and between stages, odd.
-    dropout : float
-        Dropout in every block, in training only.
     split_per_level : bool
-        Split into sources by weights of its own at each rate, as the published weights
-        for WHAM! do; otherwise all share one module.
+        Split into sources by own weights at each rate, as published for WHAM!.
     auxiliary_heads : bool
         Have the heads for ``forward(..., auxiliary=True)``, which only training needs.
     activation_checkpointing : bool
         Keep only the input of each block and compute it again in the backward pass.
-
-    Raises
-    ------
-    ValueError
-        For an argument out of range, and for a mixture that is not ``[B, T]``.
 
     Example
     -------
@@ -95,8 +87,8 @@ class SepReformer(nn.Module):
         channels: int = 128,
         heads: int = 8,
         max_offset: int = 2000,
-        local_kernel_size: int = 65,
-        down_kernel_size: int = 5,
+        local_taps: int = 65,
+        down_taps: int = 5,
         dropout: float = 0.05,
         split_per_level: bool = False,
         auxiliary_heads: bool = False,
@@ -106,13 +98,13 @@ class SepReformer(nn.Module):
         counts = {"num_sources": num_sources, "stages": stages, "stride": stride}
         counts |= {WIDE: encoder_channels, KERNEL: kernel_size, "channels": channels}
         counts |= {"heads": heads, "max_offset": max_offset}
-        counts |= {"local_kernel_size": local_kernel_size}
-        counts |= {"down_kernel_size": down_kernel_size}
+        counts |= {"local_taps": local_taps, "down_taps": down_taps}
         for name, value in counts.items():
-            is_even = name.endswith("_kernel_size") and value % 2 == 0
+            is_even = name.endswith("_taps") and value % 2 == 0
             if not isinstance(value, int) or value < 1 or is_even:
-                kind = "even" if is_even else "no whole number above 0"
-                raise ValueError(f"SepReformer: {name}={value!r} is {kind}")
+                raise ValueError(
+                    f"SepReformer: {name}={value!r}: a whole number, taps odd"
+                )
         if channels % heads or stride > kernel_size or not 0.0 <= dropout < 1.0:
             raise ValueError(
                 f"SepReformer: {channels=} must be a multiple of {heads=}, {stride=} "
@@ -121,13 +113,12 @@ class SepReformer(nn.Module):
         self.num_sources, self.stages = num_sources, stages
         self.kernel_size, self.stride = kernel_size, stride
         self.auxiliary_heads = auxiliary_heads
-        sizes = channels, heads, local_kernel_size, dropout, num_sources
-        recompute, down = activation_checkpointing, down_kernel_size
+        sizes = channels, heads, local_taps, dropout, num_sources
+        recompute, down = activation_checkpointing, down_taps
 
-        def wave() -> nn.Module:
-            shape = encoder_channels, 1, kernel_size, stride
-            return nn.ConvTranspose1d(*shape, bias=False)
-
+        shape = encoder_channels, 1, kernel_size, stride
+        wave = partial(nn.ConvTranspose1d, *shape, bias=False)
+        last = partial(_out_layer, channels, encoder_channels)
         encoder = nn.Conv1d(1, encoder_channels, kernel_size, stride, bias=False)
         self.audio_encoder = nn.ModuleDict({"conv1d": encoder})
         norm = nn.GroupNorm(1, encoder_channels, eps=1e-8)
@@ -142,37 +133,25 @@ class SepReformer(nn.Module):
             net.spk_split_blocks = _repeat(stages + 1, lambda: Split(sizes))
         else:
             net.spk_split_block = Split(sizes)
-        both = 2 * channels
-        net.simple_fusion = _repeat(stages, lambda: nn.Conv1d(both, channels, 1))
+        net.simple_fusion = _repeat(
+            stages, partial(nn.Conv1d, 2 * channels, channels, 1)
+        )
         net.dec_stages = _repeat(stages, lambda: Stage(sizes, recompute, is_split=True))
         self.separator = net
-        self.out_layer = _out_layer(channels, encoder_channels)
-        self.audio_decoder = wave()
+        self.out_layer, self.audio_decoder = last(), wave()
         if auxiliary_heads:
-            ends = channels, encoder_channels
-            self.out_layer_bn = _repeat(stages, lambda: _out_layer(*ends))
+            self.out_layer_bn = _repeat(stages, last)
             self.decoder_bn = _repeat(stages, wave)
 
     def forward(self, mixture_BT: Tensor, auxiliary: bool = False) -> Any:
-        """Separate a batch of equally long mixtures.
+        """Return ``estimate_BST``, as long as the mixtures, of one length T >= 1.
 
-        Arguments
-        ---------
-        mixture_BT : Tensor
-            Waveforms, T >= 1.
-        auxiliary : bool
-            Return what the heads for training estimate as well.
-
-        Returns
-        -------
-        Tensor | tuple[Tensor, list[Tensor]]
-            ``estimate_BST``, as long as the mixture; and one such estimate from the
-            input of each stage of the decoder, the coarsest first.
+        With ``auxiliary`` return a tuple of it and of a list of such estimates, by the
+        heads for training from the input of each stage of the decoder, coarsest first.
         """
         if mixture_BT.dim() != 2 or mixture_BT.shape[-1] == 0:
             raise ValueError(
-                "SepReformer: the mixture must have shape [batch, samples >= 1], "
-                f"not {list(mixture_BT.shape)}"
+                f"SepReformer: shape {list(mixture_BT.shape)}, not [B, T > 0]"
             )
         if auxiliary and not self.auxiliary_heads:
             raise ValueError("SepReformer: auxiliary=True needs auxiliary_heads=True")
@@ -182,8 +161,7 @@ class SepReformer(nn.Module):
         normed_BLE = self.feature_projector["norm"](encoded_BEL).mT
         x_BLD = _pointwise(self.feature_projector["conv1d"], normed_BLE)
         frames = x_BLD.shape[1]
-        x_BLD = F.pad(x_BLD, (0, 0, 0, -frames % 2**self.stages))
-        inputs, x_XLD = self._stages(x_BLD)
+        inputs, x_XLD = self._stages(F.pad(x_BLD, (0, 0, 0, -frames % 2**self.stages)))
 
         def wave(x_XLD: Tensor, head: Any, e_XLE: Any = None) -> Tensor:
             features_XLE = head[0]["end_conv1x1"](x_XLD)
@@ -193,8 +171,7 @@ class SepReformer(nn.Module):
             wave_BST = wave_XT.unflatten(0, (-1, self.num_sources))
             return wave_BST.to(mixture_BT.dtype)
 
-        main = self.out_layer, self.audio_decoder
-        estimate_BST = wave(x_XLD[:, :frames], main)
+        estimate_BST = wave(x_XLD[:, :frames], (self.out_layer, self.audio_decoder))
         if not auxiliary:
             return estimate_BST
         e_XLE = encoded_BEL.mT.repeat_interleave(self.num_sources, dim=0)
@@ -235,16 +212,8 @@ class SepReformer(nn.Module):
 
         ``config`` is the reference's constructor tree, alone or as ``model`` below
         ``config`` in its YAML, or the tree's flat form. ``arguments`` of this class
-        come before it; ``split_per_level`` is in none of them. There are
-        ``auxiliary_heads``, as in the reference.
-
-        A ValueError is raised for an unknown key or value, and for parts that differ in
-        what is one argument here.
-
-        Example
-        -------
-        >>> SepReformer.from_config({"num_stages": 1, "num_spks": 3}).num_sources
-        3
+        come before it; ``split_per_level`` is in no configuration. There are auxiliary
+        heads, as there. What is unknown, and parts that differ, are a ValueError.
         """
         for section in ("config", "model"):
             config = config.get(section, config)
@@ -260,17 +229,10 @@ class SepReformer(nn.Module):
         return SepReformer(**{"auxiliary_heads": True, **known, **arguments})
 
     def adapt_keys(self, state: dict[str, Any]) -> dict[str, Tensor]:
-        """Take the weights out of a checkpoint of the reference.
-
-        A network without the auxiliary heads leaves theirs out.
-        """
+        """Return the weights in the reference's checkpoint, without unwanted heads."""
         state = state.get("model_state_dict", state)
         unused = () if self.auxiliary_heads else ("out_layer_bn.", "decoder_bn.")
         return {k: value for k, value in state.items() if not k.startswith(unused)}
-
-
-#: Features, heads, taps of a local block, dropout and sources.
-Sizes = tuple[int, int, int, float, int]
 
 
 class Stage(nn.Module):
@@ -293,7 +255,6 @@ class Stage(nn.Module):
             self.downconv: Any = nn.ModuleDict({"down_conv": conv, "BN": norm})
 
     def forward(self, x_XLD: Tensor, table_RC: Tensor) -> Tensor:
-        """Return ``[X, L, D]``."""
         for block in list(self.children())[: self.number]:
             if not (self.recompute and torch.is_grad_enabled()):
                 x_XLD = block(x_XLD, table_RC)
@@ -306,8 +267,7 @@ class Stage(nn.Module):
         return x_XLD
 
     def halve(self, x_BLD: Tensor) -> Tensor:
-        """Return ``[B, L / 2, D]``."""
-        x_BLD = _along_time(self.downconv["down_conv"], x_BLD)
+        x_BLD = self.downconv["down_conv"](x_BLD.mT).mT
         return F.gelu(_normalised(self.downconv["BN"], x_BLD))
 
 
@@ -319,7 +279,6 @@ class Block(nn.Module):
         self.block = nn.ModuleDict({**mixer, "gcfn": GCFN(sizes)})
 
     def forward(self, x_XLD: Tensor, table_RC: Tensor) -> Tensor:
-        """Return ``[X, L, D]``."""
         for layer in self.block.values():
             x_XLD = layer(x_XLD, table_RC)
         return x_XLD
@@ -335,7 +294,6 @@ class EGA(nn.Module):
         self.block = nn.ModuleDict({"self_attn": Attention(sizes), "linear": gate})
 
     def forward(self, x_XLD: Tensor, table_RC: Tensor) -> Tensor:
-        """Return ``[X, L, D]``."""
         step = x_XLD.shape[1] // (table_RC.shape[0] // 2)
         coarse_XND = x_XLD.unflatten(1, (-1, step)).mean(2)
         seen_XND = self.block["self_attn"](coarse_XND, table_RC)
@@ -352,7 +310,6 @@ class SourceAttention(nn.Module):
         self.sources = sizes[-1]
 
     def forward(self, x_XLD: Tensor, table_RC: Tensor) -> Tensor:
-        """Return ``[X, L, D]``; the sources of an example lie side by side."""
         seen_BSLD = self.self_attn.across(x_XLD.unflatten(0, (-1, self.sources)))
         return self.feed_forward(x_XLD + seen_BSLD.flatten(0, 1), table_RC)
 
@@ -370,7 +327,6 @@ class Attention(nn.Module):
         self.Layer_scale = _layer_scale(width)
 
     def forward(self, x_XND: Tensor, table_RC: Tensor) -> Tensor:
-        """Attend along N with relative positions; return ``[X, N, D]``."""
         frames = x_XND.shape[1]
         q, k, v = (part.transpose(1, 2) for part in self._project(x_XND))
         # Row i of [N, 2 N] has the offset i - j in column N - i + j: without the first
@@ -382,24 +338,18 @@ class Attention(nn.Module):
         return self._merge(seen_XHNC.transpose(1, 2))
 
     def across(self, x_BSLD: Tensor) -> Tensor:
-        """Attend along S without positions; return ``[B, S, L, D]``.
-
-        By hand: the kernels of attention are made for long sequences, not for very
-        many of two or three tokens.
-        """
+        """Attend along S, by hand: kernels are made for long sequences."""
         q, k, v = self._project(x_BSLD)
         score_BSSLH = (q.unsqueeze(2) * k.unsqueeze(1)).sum(-1) * q.shape[-1] ** -0.5
         weight_BSSLH = F.dropout(score_BSSLH.softmax(2), self.dropout, self.training)
         return self._merge((weight_BSSLH.unsqueeze(-1) * v.unsqueeze(1)).sum(2))
 
     def _project(self, x: Tensor) -> list[Tensor]:
-        """Return queries, keys and values ``[..., H, C]``."""
         x = self.layer_norm(x)
         layers = self.linear_q, self.linear_k, self.linear_v
         return [layer(x).unflatten(-1, (self.heads, -1)) for layer in layers]
 
     def _merge(self, x: Tensor) -> Tensor:
-        """Join the heads."""
         y = F.dropout(self.linear_out(x.flatten(-2)), self.dropout, self.training)
         return y * self.Layer_scale["layer_scale"]
 
@@ -418,8 +368,7 @@ class GCFN(nn.Module):
         self.Layer_scale = _layer_scale(width)
 
     def forward(self, x_XLD: Tensor, _: Tensor) -> Tensor:
-        """Return ``[X, L, D]``."""
-        y_XLD = _along_time(self.depthwise, self.net1(x_XLD))
+        y_XLD = self.depthwise(self.net1(x_XLD).mT).mT
         return x_XLD + self.net2(y_XLD) * self.Layer_scale["layer_scale"]
 
 
@@ -438,9 +387,8 @@ class CLA(nn.Module):
         self.Layer_scale = _layer_scale(width)
 
     def forward(self, x_XLD: Tensor, _: Tensor) -> Tensor:
-        """Return ``[X, L, D]``."""
         y_XLD = F.glu(self.linear1(self.layer_norm(x_XLD)))
-        y_XLD = self.linear2(_along_time(self.dw_conv_1d, y_XLD))
+        y_XLD = self.linear2(self.dw_conv_1d(y_XLD.mT).mT)
         y_XLD = self.linear3(_normalised(self.BN, y_XLD))
         return x_XLD + y_XLD * self.Layer_scale["layer_scale"]
 
@@ -457,7 +405,6 @@ class Split(nn.Module):
         self.norm = nn.GroupNorm(1, width, eps=1e-8)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """Return ``[B * S, L, D]``."""
         y_BLZ = self.linear[1](_pointwise(self.linear[0], x_BLD))
         y_BLSD = _pointwise(self.linear[2], y_BLZ).unflatten(-1, (self.sources, -1))
         return self.norm(y_BLSD.permute(0, 2, 3, 1).flatten(0, 1)).mT
@@ -476,11 +423,6 @@ def _layer_scale(width: int) -> nn.ParameterDict:
 
 def _repeat(number: int, make: Callable[[], nn.Module]) -> nn.ModuleList:
     return nn.ModuleList(make() for _ in range(number))
-
-
-def _along_time(conv: Any, x_XLD: Tensor) -> Tensor:
-    """Apply a convolution of ``[X, D, L]`` to features that stay last."""
-    return conv(x_XLD.mT).mT
 
 
 def _pointwise(conv: Any, x_XLD: Tensor) -> Tensor:

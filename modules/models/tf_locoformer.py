@@ -4,11 +4,10 @@
 A block is a transformer along frequency and one along time; their feed-forward layers
 are convolutions. The spectra of the sources come out as they are, there is no mask.
 
-The names of parameters and the arithmetic are those of the published weights
+Names of parameters and arithmetic are those of the published weights
 (merlresearch/tf-locoformer), also where they differ from the paper: residuals count
-whole, not half, and the second of two feed-forward layers is stored first. What
-differs is the layout: features stay last, and a convolution along one axis of the
-spectrogram is one of two dimensions, so that no block transposes its input.
+whole, and the second of two feed-forward layers is stored first. Here features stay
+last, and a convolution along an axis of the spectrogram is one of two dimensions.
 
 Legend of the shape suffixes
     B batch, S source, T sample, N frame, F frequency bin, D feature, X and L the axis
@@ -55,60 +54,46 @@ FIXED: dict[str, object] = {
     "normalize_variance_per_ch": False,
     "stft_consistency": False,
 }
-#: Those that change no result: how it is computed, and what training does.
+#: Those that change no result.
 PASSED_OVER = {"flash_attention", "use_builtin_complex", "default_fs", "loss_type"}
 PASSED_OVER |= {"mask_type", "extract_feats_in_collect_stats", "dynamic_mixing"}
-PASSED_OVER |= {"spec_factor", "spec_abs_exponent"}  # of a transform that is none
+PASSED_OVER |= {"spec_factor", "spec_abs_exponent"}
 
 
 class TFLocoformer(nn.Module):
     """TF-Locoformer: ``mixture_BT -> estimate_BST``.
 
-    The defaults are the published size M for WSJ0-2mix (15.0 M parameters). L has 9
-    layers (22.5 M). S for WHAMR! (5.1 M) has 4 layers, 96 channels, 128 channels of
-    the feed-forward layers, kernels of 8, and n_fft 256. Weights start as the authors'
-    do: Xavier for all but vectors, biases at zero, gains at one.
+    The defaults are size M for WSJ0-2mix (15.0 M parameters); L has 9 layers (22.5 M).
+    S for WHAMR! (5.1 M) has 4 layers of 96 channels, with ffn_channels of 128, kernels
+    of 8 and n_fft 256. Weights start as the authors' do: Xavier for all but vectors.
 
     The norm after the first convolution runs over the whole input: the estimate of a
     part is not the part of the estimate, and padding changes it, so batch only equal
-    lengths.
+    lengths. Other values and shapes are a ValueError.
 
     Arguments
     ---------
-    num_sources : int
-        Number of sources S in the estimate.
-    layers : int
-        Number of blocks.
-    channels : int
-        Features D, a multiple of ``norm_groups``.
-    attention_channels : int
-        Features of all heads together; each head has an even number.
-    heads : int
-        Number of heads.
+    num_sources, layers : int
+        Sources S in the estimate; blocks.
+    channels, norm_groups : int
+        Features D, and the groups of them that are normalised apart.
+    attention_channels, heads : int
+        Features of all heads together, and heads; each has an even number of features.
     ffn_channels : tuple[int, int]
         Features inside the feed-forward layers before and after attention.
     kernel_size, kernel_shift : int
         Bins or frames of a filter of the feed-forward layers, and their step.
-    norm_groups : int
-        Groups of features that are normalised apart.
     order : str
         "ft": frequency comes first in each block; "tf": time does.
     n_fft, hop : int
         Samples of a frame, even, and between two frames, at most half as many.
     normalize : bool
         Divide each mixture by its standard deviation, and multiply the estimates.
-    dropout : float
-        Dropout in every layer, in training only.
-    eps : float
-        Added to what the norms divide by.
+    dropout, eps : float
+        Dropout in every layer, in training only; what the norms add to a divisor.
     activation_checkpointing : bool
         Keep only the input of each half of a block and compute it again in the
         backward pass.
-
-    Raises
-    ------
-    ValueError
-        For an argument out of range, and for a mixture that is not ``[B, T]``.
 
     Example
     -------
@@ -201,18 +186,7 @@ class TFLocoformer(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, mixture_BT: Tensor) -> Tensor:
-        """Separate a batch of equally long mixtures.
-
-        Arguments
-        ---------
-        mixture_BT : Tensor
-            Waveforms, T >= 1.
-
-        Returns
-        -------
-        Tensor
-            ``estimate_BST``, as long as the mixture.
-        """
+        """Return ``estimate_BST``, as long as the mixtures, of one length T >= 1."""
         if mixture_BT.dim() != 2 or mixture_BT.shape[-1] == 0:
             raise ValueError(
                 "TFLocoformer: the mixture must have shape [batch, samples >= 1], "
@@ -273,19 +247,10 @@ class TFLocoformer(nn.Module):
     def from_config(config: Mapping[str, Any], **arguments: Any) -> "TFLocoformer":
         """Build the network that a configuration of the reference describes.
 
-        Arguments
-        ---------
-        config : Mapping[str, Any]
-            The separator's keys with `n_fft`, `hop_length` and `normalize_variance`;
-            or the whole of ESPnet's `config.yaml`, of which `separator_conf`,
-            `encoder_conf`, `decoder_conf` and `model_conf` are read.
-        arguments
-            Of this class, before those of the configuration.
-
-        Raises
-        ------
-        ValueError
-            For a key that is unknown, and for a value that is not known here.
+        ``config`` has the separator's keys with ``n_fft``, ``hop_length`` and
+        ``normalize_variance``; or it is all of ESPnet's ``config.yaml``, of which the
+        separator, encoder, decoder and model are read. ``arguments`` of this class come
+        before it. A ValueError is raised for what is unknown here.
 
         Example
         -------

@@ -261,8 +261,8 @@ def _read_file(path: Path) -> Found:
         return _tensors(_entry(_load(path), "model_state_dict"), path), [path]
     if path.suffix != ".th":
         raise PretrainedError(
-            f"pretrained: {path} is not a {', '.join(SINGLE)} file; give one, or a "
-            f"folder that holds {LAYOUTS}"
+            f"pretrained: {path} is not a .th, .pth or .safetensors file; give one, or "
+            f"a folder that holds {LAYOUTS}"
         )
     content = _load(path, demucs.stand_ins())
     if not (isinstance(content, dict) and "klass" in content):

@@ -171,10 +171,8 @@ def _sepreformer(state: State) -> SepReformer:
         channels=width,
         heads=width // of_a_head,
         max_offset=positions // 2,
-        local_kernel_size=state[f"{stage}l_block_1.block.cla.dw_conv_1d.weight"].shape[
-            -1
-        ],
-        down_kernel_size=state[f"{stage}downconv.down_conv.weight"].shape[-1],
+        local_taps=state[f"{stage}l_block_1.block.cla.dw_conv_1d.weight"].shape[-1],
+        down_taps=state[f"{stage}downconv.down_conv.weight"].shape[-1],
         split_per_level=len(splits) > 1,
     )
 
