@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-#: The reference's keys, of its tree and of the flat form, as arguments here; what is no
-#: name is the only value that is known. Those of SECTIONS come before KEYS.
+#: The reference's keys as arguments here, or their only value; SECTIONS before KEYS.
 WIDE, KERNEL = "encoder_channels", "kernel_size"
 KEYS: dict[str, object] = {"num_stages": "stages", "num_spks": "num_sources"}
 KEYS |= {WIDE: WIDE, "encoder_kernel_size": KERNEL, "encoder_stride": "stride"}
@@ -39,9 +38,7 @@ SECTIONS: dict[str, dict[str, object]] = {
     "module_output_layer": {"in_channels": WIDE},
     "module_audio_dec": {"in_channels": WIDE, "out_channels": 1, KERNEL: KERNEL},
 }
-Sizes = tuple[
-    int, int, int, float, int
-]  # features, heads, local taps, dropout, sources
+Sizes = tuple[int, int, int, float, int]  # features, heads, taps, dropout, sources
 
 
 class SepReformer(nn.Module):
@@ -63,10 +60,9 @@ class SepReformer(nn.Module):
         Coarse frames apart from which on all positions are the same; in every block.
     local_taps, down_taps : int
         Taps of the convolutions in local blocks and between stages, odd.
-    split_per_level : bool
-        Split into sources by own weights at each rate, as published for WHAM!.
-    auxiliary_heads : bool
-        Have the heads for ``forward(..., auxiliary=True)``, which only training needs.
+    split_per_level, auxiliary_heads : bool
+        Split into sources by own weights at each rate, as published for WHAM!; have
+        the heads for ``forward(..., auxiliary=True)``, which only training needs.
     activation_checkpointing : bool
         Keep only the input of each block and compute it again in the backward pass.
 
@@ -103,16 +99,15 @@ class SepReformer(nn.Module):
             is_even = name.endswith("_taps") and value % 2 == 0
             if not isinstance(value, int) or value < 1 or is_even:
                 raise ValueError(
-                    f"SepReformer: {name}={value!r}: a whole number, taps odd"
+                    f"SepReformer: {name}={value!r}: must be > 0, taps odd"
                 )
         if channels % heads or stride > kernel_size or not 0.0 <= dropout < 1.0:
             raise ValueError(
                 f"SepReformer: {channels=} must be a multiple of {heads=}, {stride=} "
                 f"at most {kernel_size=}, and {dropout=} in [0, 1)"
             )
-        self.num_sources, self.stages = num_sources, stages
-        self.kernel_size, self.stride = kernel_size, stride
-        self.auxiliary_heads = auxiliary_heads
+        self.num_sources, self.auxiliary_heads = num_sources, auxiliary_heads
+        self.kernel_size, self.stride, self.stages = kernel_size, stride, stages
         sizes = channels, heads, local_taps, dropout, num_sources
         recompute, down = activation_checkpointing, down_taps
 
@@ -136,7 +131,7 @@ class SepReformer(nn.Module):
         net.simple_fusion = _repeat(
             stages, partial(nn.Conv1d, 2 * channels, channels, 1)
         )
-        net.dec_stages = _repeat(stages, lambda: Stage(sizes, recompute, is_split=True))
+        net.dec_stages = _repeat(stages, lambda: Stage(sizes, recompute, split=True))
         self.separator = net
         self.out_layer, self.audio_decoder = last(), wave()
         if auxiliary_heads:
@@ -146,12 +141,12 @@ class SepReformer(nn.Module):
     def forward(self, mixture_BT: Tensor, auxiliary: bool = False) -> Any:
         """Return ``estimate_BST``, as long as the mixtures, of one length T >= 1.
 
-        With ``auxiliary`` return a tuple of it and of a list of such estimates, by the
-        heads for training from the input of each stage of the decoder, coarsest first.
+        With ``auxiliary`` return it and a list of such estimates, by the heads for
+        training from the input of each stage of the decoder, the coarsest first.
         """
         if mixture_BT.dim() != 2 or mixture_BT.shape[-1] == 0:
             raise ValueError(
-                f"SepReformer: shape {list(mixture_BT.shape)}, not [B, T > 0]"
+                f"SepReformer: shape {list(mixture_BT.shape)} is no [B, T]"
             )
         if auxiliary and not self.auxiliary_heads:
             raise ValueError("SepReformer: auxiliary=True needs auxiliary_heads=True")
@@ -163,23 +158,22 @@ class SepReformer(nn.Module):
         frames = x_BLD.shape[1]
         inputs, x_XLD = self._stages(F.pad(x_BLD, (0, 0, 0, -frames % 2**self.stages)))
 
-        def wave(x_XLD: Tensor, head: Any, e_XLE: Any = None) -> Tensor:
-            features_XLE = head[0]["end_conv1x1"](x_XLD)
-            if e_XLE is not None:
-                features_XLE = F.relu(features_XLE) * e_XLE
-            wave_XT = head[1](features_XLE.mT)[:, 0, : mixture_BT.shape[-1]]
+        def wave(features_XLE: Tensor, decoder: Any) -> Tensor:
+            wave_XT = decoder(features_XLE.mT)[:, 0, : mixture_BT.shape[-1]]
             wave_BST = wave_XT.unflatten(0, (-1, self.num_sources))
             return wave_BST.to(mixture_BT.dtype)
 
-        estimate_BST = wave(x_XLD[:, :frames], (self.out_layer, self.audio_decoder))
+        features_XLE = self.out_layer["end_conv1x1"](x_XLD[:, :frames])
+        estimate_BST = wave(features_XLE, self.audio_decoder)
         if not auxiliary:
             return estimate_BST
+        others = []
         e_XLE = encoded_BEL.mT.repeat_interleave(self.num_sources, dim=0)
-        heads = zip(self.out_layer_bn, self.decoder_bn, strict=True)
-        return estimate_BST, [
-            wave(F.interpolate(x_XLD.mT, frames).mT, head, e_XLE)
-            for x_XLD, head in zip(inputs, heads, strict=True)
-        ]
+        heads: Any = zip(inputs, self.out_layer_bn, self.decoder_bn, strict=True)
+        for x_XLD, last, decoder in heads:
+            mask_XLE = F.relu(last["end_conv1x1"](F.interpolate(x_XLD.mT, frames).mT))
+            others.append(wave(mask_XLE * e_XLE, decoder))
+        return estimate_BST, others
 
     def _stages(self, x_BLD: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the inputs of the decoder's stages and the output of the last."""
@@ -238,15 +232,13 @@ class SepReformer(nn.Module):
 class Stage(nn.Module):
     """Global and local blocks in turn; of sources, also attention between them."""
 
-    def __init__(
-        self, sizes: Sizes, recompute: bool, is_split: bool = False, down: int = 0
-    ) -> None:
+    def __init__(self, sizes: Sizes, redo: bool, split: bool = False, down: int = 0):
         super().__init__()
-        self.recompute, width = recompute, sizes[0]
-        for number in range(1, 4 if is_split else 3):
+        self.recompute, width = redo, sizes[0]
+        for number in range(1, 4 if split else 3):
             self.add_module(f"g_block_{number}", Block(sizes, ega=EGA(sizes)))
             self.add_module(f"l_block_{number}", Block(sizes, cla=CLA(sizes)))
-            if is_split:
+            if split:
                 self.add_module(f"spk_attn_{number}", SourceAttention(sizes))
         self.number = len(self._modules)
         if down:
@@ -411,13 +403,11 @@ class Split(nn.Module):
 
 
 def _out_layer(width: int, encoder_channels: int) -> nn.ModuleDict:
-    """Return what turns features of a source into the encoder's."""
     first, last = nn.Linear(width, 4 * width), nn.Linear(2 * width, encoder_channels)
     return nn.ModuleDict({"end_conv1x1": nn.Sequential(first, nn.GLU(), last)})
 
 
 def _layer_scale(width: int) -> nn.ParameterDict:
-    """Return a gain for each feature, small at the start."""
     return nn.ParameterDict({"layer_scale": torch.full((1, 1, width), 1e-5)})
 
 
@@ -453,7 +443,6 @@ def _on_copies(block: nn.Module) -> Iterator[None]:
 
 
 def _leaves(tree: Mapping[str, Any], section: str = "") -> Iterator[tuple]:
-    """Yield (top section, key, value) for all that is no mapping in a tree."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, section or key)
