@@ -166,7 +166,8 @@ def test_a_tf_locoformer_of_espnet(tmp_path):
         load_separator(path)
     settings.write_text(
         "separator: tflocoformer\nbatch_size: 4\n"
-        "separator_conf: {num_spk: 3, n_layers: 1, emb_dim: 8, ffn_hidden_dim: [4, 6]}\n"
+        "separator_conf: {num_spk: 3, n_layers: 1, emb_dim: 8,"
+        " ffn_hidden_dim: [4, 6]}\n"
         "encoder_conf: {n_fft: 64, hop_length: 16}\n"
         "model_conf: {normalize_variance: true}\n"
     )
