@@ -169,7 +169,7 @@ class Separation(TrainingStep):
     def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
         self.epoch = epoch
         self.on_stage_start(Stage.TRAIN, epoch)
-        self.modules.train()
+        self.set_training()
         self.zero_grad(set_to_none=True)
         self.train_sampler.set_position(epoch, first_step=self.step)
         self.clock.restart(self.step)
@@ -207,6 +207,10 @@ class Separation(TrainingStep):
         self.avg_train_loss = self.stats.loss
         self.steps_before, self.step = self.global_step, 0
         self.on_stage_end(Stage.TRAIN, self.avg_train_loss, epoch)
+
+    def set_training(self) -> None:
+        """Put the modules into training mode."""
+        self.modules.train()
 
     def _log_batch(self, examples: int) -> None:
         values = {

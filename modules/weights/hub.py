@@ -21,6 +21,7 @@ LAYOUTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("encoder.ckpt", "masknet.ckpt", "decoder.ckpt"), ("hyperparams.yaml",)),
     (("encoder.bin", "masknet.bin", "decoder.bin"), ("hyperparams.yaml",)),
     (("pytorch_model.bin",), ()),
+    (("*.pth",), ("config.yaml",)),
     (("*.th",), ("*.yaml",)),
     (("*.safetensors",), ("*.yaml",)),
 )

@@ -22,6 +22,7 @@ from modules.weights.demucs import Package, State
 
 PARTS = ("encoder", "masknet", "decoder")
 POINTER = "last_best_checkpoint"
+SINGLE = (".th", ".pth", ".safetensors")
 LISTED = 20  # names given in an error, of each kind
 
 Weights = State | Package
@@ -33,8 +34,8 @@ logger = logging.getLogger(__name__)
 def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
     """Load the weights in a folder or file into a model, and return the files read.
 
-    A folder is read in the first layout of `READERS` that it has, a file is ``.th`` or
-    ``.safetensors``. The model keeps its device and precision; its method
+    A folder is read in the first layout of `READERS` that it has, a file is ``.th``,
+    ``.pth`` or ``.safetensors``. The model keeps its device and precision; its method
     ``adapt_keys(state) -> state``, if it has one, renames the keys first.
 
     Raises
@@ -145,8 +146,8 @@ def _read_named(name: str, folder: Path) -> Found | None:
 
 
 def _read_single(folder: Path) -> Found | None:
-    """Read the only .th or .safetensors file."""
-    single = sorted([*folder.glob("*.th"), *folder.glob("*.safetensors")])
+    """Read the only file of a model."""
+    single = sorted(path for kind in SINGLE for path in folder.glob(f"*{kind}"))
     if len(single) > 1:
         raise PretrainedError(
             f"pretrained: {folder} holds several models; name one of the files: "
@@ -238,7 +239,7 @@ READERS: dict[str, Callable[[Path], Found | None]] = {
         _read_parts
     ),
     "pytorch_model.bin": partial(_read_named, "pytorch_model.bin"),
-    "one .th or .safetensors file (demucs)": _read_single,
+    "one .th, .pth or .safetensors file (demucs, ESPnet, SepReformer)": _read_single,
     "CKPT+*/separator.ckpt (a run folder of ours)": _read_run,
 }
 
@@ -256,12 +257,12 @@ def _read_file(path: Path) -> Found:
             return state, [path]
         with _errors_name(path):
             return demucs.package_of_metadata(metadata, state), [path]
-    if path.suffix == ".bin":
-        return _tensors(_load(path), path), [path]
+    if path.suffix in (".bin", ".pth"):
+        return _tensors(_entry(_load(path), "model_state_dict"), path), [path]
     if path.suffix != ".th":
         raise PretrainedError(
-            f"pretrained: {path} is not a .th or .safetensors file; give one, or a "
-            f"folder that holds {LAYOUTS}"
+            f"pretrained: {path} is not a .th, .pth or .safetensors file; give one, or "
+            f"a folder that holds {LAYOUTS}"
         )
     content = _load(path, demucs.stand_ins())
     if not (isinstance(content, dict) and "klass" in content):

@@ -90,7 +90,8 @@ def read_run(folder: str | Path) -> Run:
     # A node without arguments is a scalar.
     has_arguments = isinstance(separator, yaml.MappingNode)
     arguments = _plain(separator, f"{path}: separator") if has_arguments else {}
-    arguments.pop("activation_checkpointing", None)  # matters in training only
+    for name in ("activation_checkpointing", "auxiliary_heads"):  # matter in training
+        arguments.pop(name, None)
     sample_rate = _plain(settings.get("sample_rate"), f"{path}: sample_rate")
     return Run(path.parent, kind, arguments, sample_rate, settings)
 

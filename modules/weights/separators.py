@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from torch import nn
 
 from modules.models.mossformer2 import MossFormer2
 from modules.models.sepformer import SepFormer
+from modules.models.sepreformer import SepReformer
+from modules.models.tf_locoformer import TFLocoformer
 from modules.runtime.errors import ExportError, PretrainedError
 from modules.weights.demucs import (
     Package,
@@ -28,6 +31,8 @@ from modules.weights.pretrained import PARTS, load_weights, read_weights
 from modules.weights.runs import SETTINGS, load_tested, read_run
 
 CLEARERVOICE_RATE = 16000  # of MossFormer2_SS_16K, whose files do not state it
+SEPREFORMER_RATE = 8000  # of the authors' models, whose files do not state it
+ESPNET = "config.yaml"
 
 # The three networks of MossFormer2's standalone release, and their rate.
 STANDALONE = {"wsj0mix-3spk": "mask", "librimix-2spk": "mask", "whamr-2spk": "map"}
@@ -56,8 +61,9 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
     place : str | Path
         A run's folder (the weights that it tested), a folder that `export.py` wrote, a
         package of demucs (`.th`, `.safetensors`, or a folder with one), SpeechBrain's
-        folder of a SepFormer, or ClearerVoice's of a MossFormer2; a folder of any of
-        these at huggingface.co, `hf:ORGANISATION/NAME[@REVISION]`.
+        folder of a SepFormer, ClearerVoice's of a MossFormer2, ESPnet's of a
+        TF-Locoformer (a `.pth` with its `config.yaml`), a `.pth` of a SepReformer; a
+        folder of any of these at huggingface.co, `hf:ORGANISATION/NAME[@REVISION]`.
     sample_rate : int | None
         For models that do not state theirs, in Hz.
 
@@ -140,7 +146,7 @@ def _bag_file(place: Path) -> Path | None:
 
 def _published(place: Path) -> tuple[nn.Module, int | None]:
     """The network that published weights belong to, and its rate if it is known."""
-    weights, _ = read_weights(place)
+    weights, files = read_weights(place)
     rate: int | None = None
     network: nn.Module
     try:
@@ -155,6 +161,10 @@ def _published(place: Path) -> tuple[nn.Module, int | None]:
         elif any(".intra_mdl.mdl.flashT." in key for key in weights):
             network = _mossformer2(MossFormer2.adapt_keys(weights), _mask_mode(place))
             rate = STANDALONE_RATE
+        elif any(".pos_emb.pe_k.weight" in key for key in weights):
+            network, rate = _sepreformer(weights), SEPREFORMER_RATE
+        elif any(key.endswith(".attn.rope.freqs") for key in weights):
+            network = _tf_locoformer(files[0].parent / ESPNET)
         else:
             raise ValueError(
                 "does not say which network its weights belong to; export the run that "
@@ -224,6 +234,47 @@ def _mossformer2(state: State, mask_mode: str) -> MossFormer2:
         memory_channels=state[f"{stack}fsmn.0.norm1.weight"].shape[0],
         mask_mode=mask_mode,
     )
+
+
+def _sepreformer(state: State) -> SepReformer:
+    """The network of these shapes, with the authors' stride."""
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    filters, _, kernel = state["audio_encoder.conv1d.weight"].shape
+    width = state["feature_projector.conv1d.weight"].shape[0]
+    positions, of_a_head = state["separator.pos_emb.pe_k.weight"].shape
+    stage = "separator.enc_stages.0."
+    splits = [
+        key for key in state if re.search(r"spk_split_block.*linear\.2\.bias", key)
+    ]
+    return SepReformer(
+        num_sources=len(state[splits[0]]) // width,
+        stages=_count(r"separator\.enc_stages\.(\d+)\.", state),
+        encoder_channels=filters,
+        kernel_size=kernel,
+        stride=kernel // 4,
+        channels=width,
+        heads=width // of_a_head,
+        max_offset=positions // 2,
+        local_taps=state[f"{stage}l_block_1.block.cla.dw_conv_1d.weight"].shape[-1],
+        down_taps=state[f"{stage}downconv.down_conv.weight"].shape[-1],
+        split_per_level=len(splits) > 1,
+    )
+
+
+def _tf_locoformer(settings: Path) -> TFLocoformer:
+    """The network that ESPnet's configuration beside the weights describes."""
+    if not settings.is_file():
+        raise ValueError(
+            f"needs ESPnet's {settings.name} beside it, which says n_fft and more"
+        )
+    try:
+        config = yaml.safe_load(settings.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{settings.name} cannot be read: {reason}") from error
+    if not isinstance(config, dict) or "separator_conf" not in config:
+        raise ValueError(f"has a {settings.name} without separator_conf beside it")
+    return TFLocoformer.from_config(config)
 
 
 def _count(pattern: str, state: State) -> int:

@@ -23,6 +23,7 @@ from speechbrain.utils.train_logger import FileTrainLogger
 from torch import nn
 
 from modules.data.augmentation import Augmentation
+from modules.losses.auxiliary import AuxiliaryLoss
 from modules.losses.selection import Selector
 from modules.runtime.errors import HparamsError
 from modules.weights.checkpointer import AtomicCheckpointer
@@ -191,6 +192,8 @@ class SpeechSettings(RunSettings):
     base_folder_dm: str | None = setting(free=True)
     speaker_pattern: str | None = setting(free=True)
     loss_upper_lim: float = setting(above=-LARGEST_SI_SNR)
+    loss_floor: float | None = setting(at_least=-LARGEST_SI_SNR, below=LARGEST_SI_SNR)
+    auxiliary: AuxiliaryLoss | None = built(default=None)
     noise_snr_db: list[float] = setting(at_least=-100, at_most=100)
     room_pool: str | None = setting()
     targets: str = setting()

@@ -129,3 +129,11 @@ def test_adapters_are_not_asked_of_a_run_without(run):
             load_tested(run, lora)
     with pytest.raises(ExportError, match="use one of merged, separate, none"):
         load_tested(run, "both")
+
+
+def test_what_matters_in_training_alone_is_left_out(tmp_path):
+    text = (
+        "!new:modules.models.sepreformer.SepReformer {stages: 1, auxiliary_heads: True}"
+    )
+    (tmp_path / "hyperparams.yaml").write_text(f"separator: {text}\n")
+    assert read_run(tmp_path).arguments == {"stages": 1}

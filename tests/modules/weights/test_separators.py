@@ -5,6 +5,8 @@ import torch
 
 from modules.models.mossformer2 import MossFormer2
 from modules.models.sepformer import SepFormer
+from modules.models.sepreformer import SepReformer
+from modules.models.tf_locoformer import TFLocoformer
 from modules.runtime.errors import PretrainedError, UserError
 from modules.weights.checkpointer import AtomicCheckpointer
 from modules.weights.separators import load_separator, load_separators
@@ -178,3 +180,44 @@ def test_a_bag_of_demucs(tmp_path, demucs_classes, place):
     (tmp_path / "htdemucs_ft.yaml").write_text("models: ['d12395a8']\nsegment: 44")
     with pytest.raises(PretrainedError, match="states a segment"):
         load_separators(given)
+
+
+@pytest.mark.parametrize("per_level", [False, True])
+def test_a_checkpoint_of_sepreformer(tmp_path, per_level):
+    sizes = {"stages": 2, "encoder_channels": 8, "channels": 6, "heads": 3}
+    sizes |= {"max_offset": 9, "local_taps": 7, "down_taps": 3, "num_sources": 3}
+    options = {"split_per_level": per_level, "auxiliary_heads": True}
+    source = SepReformer(**sizes, **options).eval()
+    content = {"epoch": 3, "model_state_dict": source.state_dict(), "train_loss": 0.5}
+    torch.save(content, tmp_path / "epoch.0180.pth")
+    network, rate, sources = load_separator(tmp_path)
+    assert (rate, sources) == (8000, ["s1", "s2", "s3"])
+    mixture = torch.randn(1, 500)
+    assert torch.equal(network(mixture), source(mixture))
+    assert not network.auxiliary_heads
+
+
+def test_a_tf_locoformer_of_espnet(tmp_path):
+    source = TFLocoformer(
+        num_sources=3, layers=1, channels=8, ffn_channels=(4, 6), n_fft=64, hop=16
+    )
+    state = {f"separator.{key}": value for key, value in source.state_dict().items()}
+    path = tmp_path / "valid.loss.ave_5best.pth"
+    torch.save(state, path)
+    with pytest.raises(PretrainedError, match="needs ESPnet's config.yaml beside it"):
+        load_separator(path)
+    settings = tmp_path / "config.yaml"
+    settings.write_text("separator: !!python/object/apply:os.system [exit]")
+    with pytest.raises(PretrainedError, match="config.yaml cannot be read"):
+        load_separator(path)
+    settings.write_text(
+        "separator: tflocoformer\nbatch_size: 4\n"
+        "separator_conf: {num_spk: 3, n_layers: 1, emb_dim: 8,"
+        " ffn_hidden_dim: [4, 6]}\n"
+        "encoder_conf: {n_fft: 64, hop_length: 16}\n"
+        "model_conf: {normalize_variance: true}\n"
+    )
+    network, rate, sources = load_separator(tmp_path, 8000)
+    assert (rate, sources) == (8000, ["s1", "s2", "s3"])
+    mixture = torch.randn(1, 500)
+    assert torch.equal(network(mixture), source.eval()(mixture))
