@@ -18,9 +18,9 @@ import modules.models
 from modules.lora.adapters import merge
 from modules.lora.files import load_lora_weights
 from modules.runtime.errors import ExportError
-from modules.weights.checkpointer import AtomicCheckpointer
+from modules.weights.checkpointer import best_checkpoint
 from modules.weights.pretrained import load_pretrained
-from modules.weights.transfer_sources import load_for_sources
+from modules.weights.stated import plain
 
 SETTINGS, ADAPTERS = "hyperparams.yaml", "adapters.safetensors"
 
@@ -45,7 +45,7 @@ class Run:
 
     def value(self, name: str) -> Any:
         """Return a setting as plain data, for an object its arguments."""
-        return _plain(self.settings.get(name), f"{self.folder}: {name}")
+        return plain(self.settings.get(name), f"{self.folder}: {name}")
 
     def make_network(self) -> nn.Module:
         """Return the network with its initial weights, in evaluation mode."""
@@ -82,9 +82,9 @@ def read_run(folder: str | Path) -> Run:
         )
     # A node without arguments is a scalar.
     has_arguments = isinstance(separator, yaml.MappingNode)
-    arguments = _plain(separator, f"{path}: separator") if has_arguments else {}
+    arguments = plain(separator, f"{path}: separator") if has_arguments else {}
     arguments.pop("activation_checkpointing", None)  # matters in training only
-    sample_rate = _plain(settings.get("sample_rate"), f"{path}: sample_rate")
+    sample_rate = plain(settings.get("sample_rate"), f"{path}: sample_rate")
     return Run(path.parent, kind, arguments, sample_rate, settings)
 
 
@@ -110,9 +110,9 @@ def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
     if not run.has_adapters:
         load_pretrained(model, _tested_checkpoint(run))
         return model
-    other_sources = run.value("load_pretrained")
-    load = load_pretrained if other_sources is None else load_for_sources
-    load(model, run.value("pretrained"), **other_sources or {})
+    how = run.value("load_pretrained") or {}
+    how.pop("segment_seconds", None)  # of runs before 2026-11-26
+    load_pretrained(model, run.value("pretrained"), **how)
     if lora != "none":
         load_lora_weights(model, run.folder / ADAPTERS)
     return merge(model) if lora == "merged" else model
@@ -145,22 +145,7 @@ def _tested_checkpoint(run: Run) -> Path:
             f"{run.folder}: tested the mean of {number} checkpoints, which is not "
             "kept; test the best one first: --test_only --average_last=0"
         )
-    checkpointer = AtomicCheckpointer(run.folder / "save")
-    best = checkpointer.find_checkpoint(max_key=run.value("monitor") or "si_snr")
-    found = best or checkpointer.find_checkpoint()
+    found = best_checkpoint(run.folder / "save", run.value("monitor"))
     if found is None:
         raise ExportError(f"{run.folder}/save: no checkpoint; train first")
     return found.path
-
-
-def _plain(node: yaml.Node | None, where: str) -> Any:
-    """Return the plain data of a node, for `!new:` and `!name:` the arguments."""
-    loader = yaml.SafeLoader("")
-    try:
-        if node is None:
-            return None
-        if node.tag.startswith("!") and isinstance(node, yaml.MappingNode):
-            return loader.construct_mapping(node, deep=True)
-        return loader.construct_object(node, deep=True)
-    except (TypeError, ValueError, yaml.YAMLError) as error:
-        raise ExportError(f"{where}: holds more than plain values") from error

@@ -50,7 +50,6 @@ LIMITS = {
     "loss_memory": Limits(at_least=1),
     "phase": Limits(at_least=1),
     "valid_tracks": Limits(at_least=0),
-    "pretrained_seconds": Limits(above=0),
     "channels": Limits(at_least=1),
     "layers": Limits(at_least=1),
     "nfft": Limits(at_least=1),
@@ -99,11 +98,15 @@ class RunSettings:
     save_folder: str = setting(free=True)
     data_folder: str = setting(free=True)
     pretrained: str | None = setting(free=True)
+    pretrained_skip: list[str] = setting(free=True)
     allow_changes: bool = setting(free=True)
     checkpoint_minutes: float = setting(at_least=0, free=True)
     ddp_timeout: int = setting(at_least=1, at_most=10**8, free=True)
     check_sums: bool = setting(free=True)
     num_workers: int = setting(at_least=0, at_most=1024, free=True)
+    prefetch_factor: int = setting(at_least=1, at_most=1024, free=True)
+    pin_memory: bool | None = setting(free=True)
+    persistent_workers: bool = setting(free=True)
     sample_rate: int = setting(above=0, at_most=10**6)
 
     N_epochs: int = setting(above=0, free=True)
@@ -126,9 +129,7 @@ class RunSettings:
 
     recipe: type[sb.Brain] = built(free=True)
     prepare: Callable[..., dict[str, str]] = built(free=True)
-    load_pretrained: Callable[[nn.Module, str], Any] | None = built(
-        free=True, default=None
-    )
+    load_pretrained: Callable[[nn.Module, str], Any] = built(free=True)
     modules: dict[str, nn.Module] = built(free=True)
     separator: nn.Module = built()
     optimizer: Callable[..., torch.optim.Optimizer] = built()
@@ -205,6 +206,8 @@ class MusicSettings(RunSettings):
     """What the music recipes read."""
 
     sources: list[str] = setting()
+    pretrained_sources: list[str] | None = setting(free=True)
+    source_map: dict[str, str] | None = setting(free=True)
     test_folder: str | None = setting(free=True)
     loss_upper_lim: float = setting(above=0)
     segment_seconds: float = setting(at_least=0.01, at_most=3600)
@@ -212,7 +215,7 @@ class MusicSettings(RunSettings):
     independent: bool = setting()
     examples_per_epoch: int | None = setting(above=0)
     augmentation: Augmentation | None = built()
-    weights: list[float] = setting(at_least=0)
+    weights: list[float] | None = setting(at_least=0)
     lr_scheduler: Phases = built()
     relative_to_level: bool = setting()
     monitor: str = setting()

@@ -13,6 +13,7 @@ import ruamel.yaml
 from speechbrain.utils.checkpoints import Checkpoint
 
 from modules.runtime.errors import HparamsError
+from modules.weights.stated import matters
 from recipes.config.nodes import settings_class, tag_of
 
 logger = logging.getLogger(__name__)
@@ -115,9 +116,11 @@ def describe(changed: Mapping[str, tuple[object, object]]) -> str:
 
 
 def check_settings(
-    found: Checkpoint | None, now: Settings, allowed: bool
+    found: Checkpoint | None, now: Settings, allowed: bool, to_test: bool = False
 ) -> dict[str, tuple[object, object]]:
     """Return what differs from the settings of the checkpoint to resume, if any.
+
+    `to_test` compares only what the network makes of its weights.
 
     Raises
     ------
@@ -130,6 +133,8 @@ def check_settings(
         logger.warning(f"{found.path} holds no settings: they are not compared")
         return {}
     changed = changed_settings(found.meta["settings"], now)
+    if to_test:
+        changed = {key: pair for key, pair in changed.items() if _is_network(key)}
     if changed and not allowed:
         raise HparamsError(
             f"{found.path} was saved with other settings: {describe(changed)}. Give "
@@ -139,3 +144,8 @@ def check_settings(
     if changed:
         logger.warning(f"Going on with other settings: {describe(changed)}")
     return changed
+
+
+def _is_network(key: str) -> bool:
+    own = key in ("sample_rate", "sources") or key.split(".")[0] == "separator"
+    return own and matters(key)
