@@ -57,6 +57,24 @@ LIMITS = {
     "t_dropout": Limits(at_least=0, below=1),
 }
 
+#: Ranges of arguments of networks, optimizers, schedulers and data sets.
+ARGUMENTS = LIMITS | {
+    **dict.fromkeys(("t_layers", "bottom_channels"), Limits(at_least=0)),
+    **dict.fromkeys(("weight_decay", "lr_min", "final_value"), Limits(at_least=0)),
+    **dict.fromkeys(("patience", "momentum", "eps"), Limits(at_least=0)),
+    **dict.fromkeys(("kernel_size", "chunk_size"), Limits(at_least=2)),
+    **dict.fromkeys(("depth", "growth", "heads", "t_heads"), Limits(at_least=1)),
+    **dict.fromkeys(("encoder_channels", "memory_channels"), Limits(at_least=1)),
+    **dict.fromkeys(("ffn_channels", "audio_channels"), Limits(at_least=1)),
+    **dict.fromkeys(("intra_layers", "inter_layers"), Limits(at_least=1)),
+    **dict.fromkeys(("dual_layers", "dconv_comp", "dconv_depth"), Limits(at_least=1)),
+    **dict.fromkeys(("epochs", "epoch_count", "memory"), Limits(at_least=1)),
+    **dict.fromkeys(("lr", "initial_value"), Limits(above=0)),
+    **dict.fromkeys(("quantile", "factor"), Limits(above=0, at_most=1)),
+    "betas": Limits(at_least=0, below=1),
+    "noise_probability": Limits(at_least=0, at_most=1),
+}
+
 
 def setting(
     *,

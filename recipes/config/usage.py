@@ -9,8 +9,8 @@ from typing import Any
 from speechbrain.utils.run_opts import HELP_TEXTS
 
 from recipes.config.kinds import written
-from recipes.config.load import Layers, given_options
-from recipes.config.nodes import setting_kind, tag_of
+from recipes.config.load import OBJECTS, Layers, given_options
+from recipes.config.nodes import parameters, setting_kind, tag_of
 from recipes.config.schema import LIMITS
 
 USAGE = """\
@@ -82,18 +82,24 @@ def _keys(layers: Layers) -> list[str]:
     plain, objects = [], []
     tree = layers.overridden({})
     for key, node in tree.items():
-        if not isinstance(node, Mapping):
+        defaults = parameters(node)[0] if key in OBJECTS else {}
+        if not isinstance(node, Mapping) and not defaults:
             kind = setting_kind(tree, key)
             # The default shows a type; alternatives and ranges must be said.
             says_more = kind and (len(kind.types) > 1 or str(kind.limits))
             remarks = [said.get(key, ""), f"[{kind}]" if says_more else ""]
             plain.append(_line(f"--{key}={_default(node)}", " ".join(remarks).strip()))
             continue
-        own = {name: _default(value) for name, value in node.items()}
+        own = {n: _default(p.default) for n, p in defaults.items()}
+        given = node.items() if isinstance(node, Mapping) else ()
+        own |= {name: _default(value) for name, value in given}
         # An argument that is a reference, as {lr: <lr>}, is changed by that key.
-        text = ", ".join(f"{k}: {v}" for k, v in own.items() if not v.startswith("<"))
+        text = ", ".join(f"{k}: {v}" for k, v in own.items() if v[:1] != "<")
         if text and not key.startswith("_") and "{" not in text:
-            objects.append(f"  --{key}='{{{text}}}'")
+            option = f"--{key}='{{{text}}}'"
+            objects += textwrap.wrap(
+                option, WIDTH, initial_indent="  ", subsequent_indent="      "
+            )
     return [*plain, "", "objects, and their settings:", *objects]
 
 
@@ -103,7 +109,7 @@ def _default(node: Any) -> str:
     if isinstance(node, Mapping):
         inner = ", ".join(f"{key}: {_default(value)}" for key, value in node.items())
         return f"{tag} {{{inner}}}".strip()
-    if isinstance(node, list):
+    if isinstance(node, (list, tuple)):
         return f"[{', '.join(_default(item) for item in node)}]"
     if tag == "!PLACEHOLDER":
         return "... (required)"

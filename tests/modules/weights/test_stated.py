@@ -206,3 +206,44 @@ def test_adapters_of_another_tool_are_named(tmp_path):
             load_pretrained(music(), place)
     with pytest.raises(LoraError, match=what):
         load_lora_weights(music(), tmp_path / "adapter_model.safetensors")
+
+
+# ---------------------------------------------------------------------- demucs' bags
+
+
+def write_bag(folder: Path, rows: list | None, models: int = 2) -> Path:
+    """Packages of `OWN` in a bag, whose weights tell them apart."""
+    names = [f"aa{number}" for number in range(models)]
+    for number, name in enumerate(names):
+        torch.manual_seed(number)
+        given = {NAMES_THERE.get(k, k): v for k, v in SIZE.items()}
+        given |= {"sources": OWN, "dconv_mode": 3}
+        metadata = {"klass": "demucs.htdemucs.HTDemucs", "args": "[]"}
+        metadata["kwargs"] = json.dumps(given)
+        save_file(music().state_dict(), folder / f"{name}-1f.safetensors", metadata)
+    weights = "" if rows is None else f"weights: {rows}\n"
+    (folder / "bag.yaml").write_text(f"models: {names}\n{weights}")
+    return folder / "bag.yaml"
+
+
+NAMES_THERE = {"sample_rate": "samplerate", "segment_seconds": "segment"}
+
+
+def test_a_bag_gives_the_model_of_the_stem_to_train(tmp_path):
+    bag = write_bag(tmp_path, [[1, 1, 0, 0], [0, 0, 1, 1]])
+    for weights, file in (([0, 0, 0, 1], "aa1"), ([1, 2, 0, 0], "aa0")):
+        (read,) = load_pretrained(music(), bag, weights=weights)
+        assert read.name == f"{file}-1f.safetensors"
+    vocals = music(sources=["voice"])
+    (read,) = load_pretrained(vocals, bag, source_map={"voice": "vocals"})
+    assert read.name == "aa1-1f.safetensors"
+    for weights in (None, [1, 0, 0, 1]):
+        with pytest.raises(PretrainedError, match="a bag of 2 models .drums: aa0-1f"):
+            load_pretrained(music(), bag, weights=weights)
+    with pytest.raises(PretrainedError, match="several models.*bag.yaml"):
+        load_pretrained(music(), tmp_path)
+    write_bag(tmp_path, None)
+    with pytest.raises(PretrainedError, match="aa0-1f.safetensors, aa1-1f.safetensors"):
+        load_pretrained(music(), bag, weights=[0, 0, 0, 1])
+    (read,) = load_pretrained(music(), write_bag(tmp_path, None, models=1))
+    assert read.name == "aa0-1f.safetensors"

@@ -32,6 +32,12 @@ def test_defaults_are_those_of_the_file_itself():
     assert "[recipe]" not in text, "a mark of the value that is overridden"
 
 
+def test_every_argument_of_an_object_is_listed():
+    text = usage(["--help", str(ROOT / "hparams" / "htdemucs.yaml")])
+    assert "t_heads: 8" in text and "betas: [0.9, 0.999]" in text
+    assert "--augmentation='{shift_seconds: 1.0, " in text
+
+
 def test_the_block_of_a_data_set_is_shown():
     path = str(ROOT / "hparams" / "mossformer2.yaml")
     assert "--mixture=" not in usage([path, "--help"])
