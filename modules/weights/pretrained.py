@@ -107,6 +107,9 @@ def load_pretrained(
     given = stated.sources or sources
     if given and not (isinstance(model, HTDemucs) and not _has_outputs(model, state)):
         state = take_sources(model, state, given, source_map)
+        if (ours := list(getattr(model, "sources", given))) != list(given):
+            told = ", ".join(given), ", ".join(ours)
+            logger.info("%s: weights of %s, taken for %s", place, *told)
     load_state(model, state, place, left_out)
     silent = "" if stated.network else " (they do not say of which network)"
     logger.info("Weights loaded from %s%s", ", ".join(map(str, files)), silent)

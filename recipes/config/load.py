@@ -35,7 +35,7 @@ from speechbrain.utils.run_opts import RunOptions
 from modules.runtime.devices import check_device
 from modules.runtime.errors import HparamsError
 from recipes.config.kinds import Kind
-from recipes.config.names import VALUES, meant
+from recipes.config.names import NOTES, VALUES, meant
 from recipes.config.nodes import check_ranges, parameters, tag_of
 from recipes.config.overrides import override
 from recipes.config.schema import LIMITS
@@ -289,8 +289,8 @@ def given_options(tokens: Sequence[str]) -> dict[str, str]:
 def _unknown_option(token: str, tree: Mapping[str, Any], options: set[str]) -> str:
     """Return the message for an option that neither the file nor SpeechBrain has."""
     name = token[2:].partition("=")[0]
-    if name == "config":
-        return f"{token}: the YAML file comes first, without --config"
+    if name in NOTES:
+        return f"{token}: {NOTES[name]}"
     names = {*tree, *options}
     for key in OBJECTS & tree.keys():
         own = tree[key] if isinstance(tree[key], dict) else {}

@@ -36,6 +36,12 @@ KEYS: dict[str, tuple[str, ...]] = {
     "hop_length": ("separator.nfft=4*hop_length", "separator.kernel_size=2*hop_length"),
 }
 
+#: What to say of a key that has no counterpart.
+NOTES = {
+    "config": "the YAML file comes first, without --config",
+    "pretrained_seconds": "leave it out, the weights may be of any segment",
+}
+
 #: The value here by a key and a value of elsewhere.
 VALUES: dict[tuple[str, str], str] = {
     ("precision", "float16"): "--precision=fp16",

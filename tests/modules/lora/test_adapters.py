@@ -236,7 +236,6 @@ def test_a_pattern_that_leaves_the_twin_branch_out_says_so(caplog):
     found = matching(["encoder.0.*"], names, "layer_ranks")
     said = "layer_ranks: encoder.0.* leaves the twin branch out: tencoder.0.* would"
     assert said in caplog.text
-    )
     assert found and all(name.startswith("encoder.0.") for name in found)
     caplog.clear()
     matching(["encoder.0.*", "tencoder.0.*"], names, "layer_ranks")

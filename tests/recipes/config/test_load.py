@@ -532,7 +532,7 @@ def test_a_number_with_a_fraction_by_nature_takes_one(path):
     names = {
         *("lr", "clip_grad_norm", "ema_decay", "loss_upper_lim", "threshold"),
         *("segment_seconds", "stride_seconds", "segment_seconds", "eval_chunk_seconds"),
-        *("lora_alpha", "lora_dropout", "overlap", "pretrained_seconds"),
+        *("lora_alpha", "lora_dropout", "overlap"),
     }
     known = names & Layers(path, {}).whole.keys()
     tree = Layers(path, {}).overridden(dict.fromkeys(known, 0.5))
