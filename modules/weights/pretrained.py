@@ -96,8 +96,7 @@ def load_pretrained(
     found, files = read_weights(place)
     with _errors_name(place):
         stated = stated_of(found, files)
-    _check(model, stated, sample_rate, place, allow_changes)
-    with _errors_name(place):
+        _check(model, stated, sample_rate, place, allow_changes)
         state = _adapted(model, found)
     try:
         left_out = matching(skip, {**model.state_dict(), **state}, "pretrained_skip")
@@ -105,7 +104,8 @@ def load_pretrained(
         raise PretrainedError(str(error)) from error
     state = {key: value for key, value in state.items() if key not in left_out}
     given = stated.sources or sources
-    if given and not (isinstance(model, HTDemucs) and not _has_outputs(model, state)):
+    outputs = demucs.output_layers(model) if isinstance(model, HTDemucs) else state
+    if given and any(key in state for key in outputs):
         state = take_sources(model, state, given, source_map)
         if (ours := list(getattr(model, "sources", given))) != list(given):
             told = ", ".join(given), ", ".join(ours)
@@ -143,10 +143,6 @@ def _check(
         )
     if differ:
         logger.warning(f"{where}: was trained with {told}")
-
-
-def _has_outputs(model: HTDemucs, state: State) -> bool:
-    return any(key in state for key in demucs.output_layers(model))
 
 
 def _from_bag(path: Path, stems: Sequence[str]) -> Path:
@@ -234,6 +230,8 @@ def _errors_name(path: str | Path) -> Iterator[None]:
     """Turn errors that go on from the name of a file into PretrainedErrors."""
     try:
         yield
+    except PretrainedError:
+        raise
     except (ValueError, KeyError) as error:
         raise PretrainedError(f"pretrained: {path} {error}") from error
 

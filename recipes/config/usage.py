@@ -1,5 +1,6 @@
 """What `python train.py --help` prints: what to type, every key and its default."""
 
+import itertools
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,7 @@ def usage(arguments: Sequence[str], folder: Path = Path("hparams")) -> str:
         parts += [
             _line(f"{folder.name}/{path.name}", _summary(path))
             for path in sorted(folder.glob("*.yaml"))
-            if "Not run by itself" not in path.read_text(encoding="utf-8")
+            if b"Not run by itself" not in path.read_bytes()
         ]
     parts += ["", "SpeechBrain's options:"]
     for name in USUAL:
@@ -126,6 +127,7 @@ def _line(option: str, remark: str) -> str:
 
 def _summary(path: Path) -> str:
     """The beginning of the comment that opens a YAML file."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    text = " ".join(line.lstrip("# ") for line in lines[: lines.index("#")])
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    opening = itertools.takewhile(lambda line: line.startswith("# "), lines)
+    text = " ".join(line.lstrip("# ") for line in opening)
     return textwrap.shorten(text, 60, placeholder=" ...")

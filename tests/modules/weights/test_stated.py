@@ -160,7 +160,10 @@ def test_a_configuration_of_another_tool_says_nothing(tmp_path):
     export(music(), tmp_path, {}, format="theirs")
     load_pretrained(music(t_heads=8), tmp_path)
     export(music(), tmp_path, {}, arguments=[])
-    with pytest.raises(PretrainedError, match=r"config.json: not readable"):
+    with pytest.raises(PretrainedError, match=r"^pretrained: \S+config.json: not read"):
+        load_pretrained(music(), tmp_path)
+    export(music(), tmp_path, {**SIZE, "sources": OWN, "segment_seconds": "long"})
+    with pytest.raises(PretrainedError, match="segment.*long"):
         load_pretrained(music(), tmp_path)
 
 

@@ -64,3 +64,10 @@ def test_help_runs_nothing(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
     with pytest.raises(HparamsError, match="none.yaml: no such YAML file"):
         train.main(["none.yaml", "-h"])
+
+
+def test_the_list_of_recipes_takes_any_file(tmp_path):
+    (tmp_path / "mine.yaml").write_bytes("# kühl\nlr: 1".encode("latin-1"))
+    (tmp_path / "none.yaml").write_text("lr: 1")
+    text = usage(["--help"], tmp_path)
+    assert "/mine.yaml " in text and "/none.yaml" in text
