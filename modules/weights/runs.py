@@ -20,7 +20,7 @@ from modules.lora.files import load_lora_weights
 from modules.runtime.errors import ExportError
 from modules.weights.checkpointer import best_checkpoint
 from modules.weights.pretrained import load_pretrained
-from modules.weights.stated import plain
+from modules.weights.stated import nodes_of, plain
 
 SETTINGS, ADAPTERS = "hyperparams.yaml", "adapters.safetensors"
 
@@ -62,16 +62,7 @@ def read_run(folder: str | Path) -> Run:
     """
     path = Path(folder)
     path = path if path.is_file() else path / SETTINGS
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ExportError(
-            f"{path}: cannot be read ({' '.join(str(error).split())}); give the folder "
-            "of a run"
-        ) from error
-    if not isinstance(root, yaml.MappingNode):
-        raise ExportError(f"{path}: holds no settings of a run")
-    settings = {str(key.value): node for key, node in root.value}
+    settings = nodes_of(path)
     separator = settings.get("separator")
     tag = "missing" if separator is None else separator.tag
     kind = network_class(tag.removeprefix("!new:"))
@@ -93,13 +84,7 @@ def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
 
     These are the best checkpoint's, or its averages if the run tested these. Adapters
     are `merged` into the weights, kept `separate` beside them, or left out (`none`).
-
-    Raises
-    ------
-    ExportError
-        Not a run, no checkpoint, or adapters requested of a run without any.
-    LoraError, PretrainedError
-        Weights cannot be read or do not belong together.
+    Raise an `ExportError`, `LoraError` or `PretrainedError` if there are none that fit.
     """
     run = folder if isinstance(folder, Run) else read_run(folder)
     if lora not in LORA:

@@ -112,37 +112,34 @@ def _of_checkpoint(folder: Path) -> Stated:
     """Read the settings in a checkpoint, else those in the folder of its run."""
     try:
         settings = read_checkpoint(folder).meta.get("settings")
-    except DamagedCheckpoint as error:
+        return _of_settings(settings, folder.parents[1] / "hyperparams.yaml")
+    except (DamagedCheckpoint, yaml.YAMLError) as error:
         raise PretrainedError(f"pretrained: {folder}: {error}") from error
+
+
+def _of_settings(settings: object, beside: Path) -> Stated:
     if not isinstance(settings, Mapping):
-        return _of_yaml(folder.parents[1] / "hyperparams.yaml")
-    values = {
-        name.removeprefix("separator."): yaml.safe_load(value)
-        if isinstance(value, str) and value.startswith("[")
-        else value
-        for name, value in settings.items()
-    }
+        return _of_yaml(beside)
+    own = {}
+    for name, value in settings.items():
+        key, _, argument = name.partition(".")
+        if key == "separator" and argument:
+            is_list = isinstance(value, str) and value.startswith("[")
+            own[argument] = yaml.safe_load(value) if is_list else value
     network = str(settings.get("separator", "")).removeprefix("!new:")
-    own = {k: values[k] for k in values if f"separator.{k}" in settings}
     return Stated(network, own, settings.get("sample_rate"))
 
 
 def _of_yaml(path: Path) -> Stated:
     """Read the YAML of a run of ours, or of SpeechBrain's folder of a SepFormer."""
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError):
-        return Stated()
-    if not isinstance(root, yaml.MappingNode):
-        return Stated()
-    settings = {str(key.value): node for key, node in root.value}
-    try:
+        settings = nodes_of(path)
         rate = plain(settings.get("sample_rate"), f"{path}: sample_rate")
         separator = settings.get("separator")
         if isinstance(separator, yaml.MappingNode):
             given = plain(separator, f"{path}: separator")
             return Stated(separator.tag.removeprefix("!new:"), given, rate)
-    except ExportError:  # more than plain values: the shapes must tell
+    except ExportError:  # none, or more than plain values: the shapes must tell
         return Stated()
     text = path.read_text(encoding="utf-8")
     names = {"chunk_size": "K", "heads": "nhead"}
@@ -154,6 +151,20 @@ def number_in(text: str, name: str) -> int | None:
     """A whole number of a YAML text, read as text: published YAML names classes."""
     found = re.search(rf"^\s*{name}:\s*(\d+)\s*(?:#.*)?$", text, re.MULTILINE)
     return int(found[1]) if found else None
+
+
+def nodes_of(path: Path) -> dict[str, yaml.Node]:
+    """Return the nodes of a run's YAML by key, or raise an ExportError."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ExportError(
+            f"{path}: cannot be read ({' '.join(str(error).split())}); give the folder "
+            "of a run"
+        ) from error
+    if not isinstance(root, yaml.MappingNode):
+        raise ExportError(f"{path}: holds no settings of a run")
+    return {str(key.value): node for key, node in root.value}
 
 
 def plain(node: yaml.Node | None, where: str) -> Any:

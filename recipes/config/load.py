@@ -89,17 +89,7 @@ def load_hparams(
 ) -> tuple[dict[str, Any], str]:
     """Load a YAML file over those that it builds on, with new values.
 
-    Returns
-    -------
-    hparams : dict[str, Any]
-        The loaded objects.
-    resolved : str
-        The same as YAML text with every reference filled in.
-
-    Raises
-    ------
-    HparamsError
-        As `load`.
+    Return its objects, and the same as YAML text with every reference filled in.
     """
     return _build(Layers(param_file, overrides or {}), overrides or {})
 

@@ -62,8 +62,6 @@ LIKE = 0.7
 def meant(key: str, names: Collection[str]) -> str:
     """Return which of the names was meant, and what to give it; or an empty text.
 
-    Example
-    -------
     >>> meant("PATIENSE", ["lr_scheduler.factor", "lr_scheduler.patience"])
     'lr_scheduler.patience'
     >>> meant("mixed_precision", ["lr", "precision"])

@@ -19,26 +19,10 @@ from recipes.config.nodes import argument_kind, named, parameters, plain, settin
 
 
 def override(tree: dict, trees: Sequence[Mapping], key: str, value: Any) -> None:
-    """Give a key of a YAML tree a new value, in place.
+    """Give a key of a YAML tree a new value, in place; a mapping changes what it names.
 
-    Arguments
-    ---------
-    tree : dict
-        The whole tree of a run.
-    trees : Sequence[Mapping]
-        Those of its files, one by one.
-    key : str
-        A key of the top level.
-    value : Any
-        A mapping changes only the keys that it names.
+    `tree` is the whole one of a run, `trees` are those of its files.
 
-    Raises
-    ------
-    HparamsError
-        The key does not exist; the value is of another type or out of its range.
-
-    Example
-    -------
     >>> tree = {"seed": 1234, "loss": {"threshold": -30.0}}
     >>> override(tree, [tree], "loss", {"threshold": -20})
     >>> tree["loss"]

@@ -162,15 +162,7 @@ class RunSettings:
     def read(cls, hparams: Mapping[str, Any]) -> Self:
         """Return the settings among the values of a loaded YAML, each of them checked.
 
-        Arguments
-        ---------
-        hparams : Mapping[str, Any]
-            As `recipes.config.load.load_hparams` returns it; other keys are ignored.
-
-        Raises
-        ------
-        HparamsError
-            A key is missing; a value is of another type or out of its range.
+        Other keys are ignored. Raise an HparamsError if one is missing or wrong.
         """
         values = {}
         for field in dataclasses.fields(cls):

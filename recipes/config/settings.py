@@ -24,18 +24,8 @@ Settings = dict[str, object]
 def settings_of(resolved: str) -> Settings:
     """Return the settings of a resolved YAML that decide what is trained.
 
-    Arguments
-    ---------
-    resolved : str
-        YAML text with every reference filled in, as `load_hparams` returns it.
+    They are plain values by dotted key, the class of an object under its own key.
 
-    Returns
-    -------
-    Settings
-        Plain values by dotted key. The class of an object stands under its own key.
-
-    Example
-    -------
     >>> settings_of("N_epochs: 3\\noptimizer: !name:torch.optim.Adam\\n    lr: 0.1")
     {'optimizer': '!name:torch.optim.Adam', 'optimizer.lr': 0.1}
     """
@@ -84,8 +74,6 @@ def changed_settings(
 
     A setting that only one side has counts as "not set" on the other.
 
-    Example
-    -------
     >>> changed_settings({"lr": 0.1, "seed": 1}, {"lr": 0.2, "seed": 1})
     {'lr': (0.1, 0.2)}
     """
@@ -102,8 +90,6 @@ def changed_settings(
 def describe(changed: Mapping[str, tuple[object, object]]) -> str:
     """Return one line that says each change once, under the key that a user would set.
 
-    Example
-    -------
     >>> describe({"optimizer.lr": (0.1, 0.2), "lr": (0.1, 0.2)})
     'lr: 0.1 -> 0.2'
     """
@@ -121,14 +107,9 @@ def describe(changed: Mapping[str, tuple[object, object]]) -> str:
 def check_settings(
     found: Checkpoint | None, now: Settings, allowed: bool, to_test: bool = False
 ) -> dict[str, tuple[object, object]]:
-    """Return what differs from the settings of the checkpoint to resume, if any.
+    """Return what differs from the settings of a checkpoint; raise unless `allowed`.
 
     `to_test` compares only what the network makes of its weights.
-
-    Raises
-    ------
-    HparamsError
-        Settings have changed and the user has not accepted it; lists them all.
     """
     if found is None:
         return {}

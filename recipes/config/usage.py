@@ -36,18 +36,8 @@ WIDTH, COLUMN = 100, 34
 def usage(arguments: Sequence[str], folder: Path = Path("hparams")) -> str:
     """Return the text for a command line that asks for help.
 
-    Arguments
-    ---------
-    arguments : Sequence[str]
-        As typed. If it names a YAML file, the text lists the keys of this file with the
-        block of the data set that is named.
-    folder : Path
-        Recipes to list if it does not.
-
-    Raises
-    ------
-    HparamsError
-        The YAML file or the data set does not exist.
+    If it names a YAML file, the text lists the keys of this file with the block of the
+    data set that is named, or else the recipes in `folder`.
     """
     files = [argument for argument in arguments if not argument.startswith("-")]
     if files:
