@@ -20,7 +20,6 @@ from modules.runtime.errors import UserError
 from modules.runtime.files import write_text
 from modules.runtime.run_lock import RunLock
 from modules.runtime.signals import EXIT_REQUEUE, StopRequest, StopRun
-from modules.weights.pretrained import load_pretrained
 from recipes.config.load import load
 from recipes.config.settings import settings_of
 from recipes.config.usage import usage
@@ -67,8 +66,7 @@ def main(arguments: Sequence[str], on_metrics: OnMetrics | None = None) -> dict 
         sb.create_experiment_directory(run_folder)
         manifests = distributed.run_on_main(hparams["prepare"])
         if hparams["pretrained"]:
-            load_weights = hparams.get("load_pretrained", load_pretrained)
-            load_weights(hparams["separator"], hparams["pretrained"])
+            hparams["load_pretrained"](hparams["separator"], hparams["pretrained"])
 
         brain = hparams["recipe"](
             modules=hparams["modules"],

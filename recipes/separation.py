@@ -354,6 +354,11 @@ class Separation(TrainingStep):
 
     def _load_for_evaluation(self, max_key: str | None) -> None:
         """Load the weights that are tested."""
+        if (
+            self.test_only and self.settings
+        ):  # else `on_fit_start` has compared all settings
+            found = self.checkpointer.find_checkpoint()
+            check_settings(found, self.settings, self.config.allow_changes, True)
         number = self.config.average_last
         if not number:
             pretrained = self.config.pretrained
@@ -483,8 +488,16 @@ class Separation(TrainingStep):
                 seed=self.config.seed,
             )
             collate = collate_crops if training else collate_whole
-            workers, on_gpu = self.config.num_workers, self.device_type == "cuda"
-            return make_loader(dataset, sampler, collate, workers, pin_memory=on_gpu)
+            config, pinned = self.config, self.config.pin_memory
+            return make_loader(
+                dataset,
+                sampler,
+                collate,
+                config.num_workers,
+                pin_memory=self.device_type == "cuda" if pinned is None else pinned,
+                prefetch_factor=config.prefetch_factor,
+                persistent_workers=config.persistent_workers,
+            )
         except ValueError as error:
             raise HparamsError(str(error)) from error
 

@@ -14,9 +14,9 @@ weights are int8 (`modules/weights/quantization.py`), which are for inference.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -38,7 +38,7 @@ model = load_exported("{run}")  # this folder
 ```
 """
 
-LOADERS = {"float": load_pretrained, "int8": load_int8}
+LOADERS: dict[str, Callable[..., Any]] = {"float": load_pretrained, "int8": load_int8}
 
 
 def export(

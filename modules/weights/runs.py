@@ -22,10 +22,10 @@ from modules.lora.adapters import merge
 from modules.lora.files import load_lora_weights
 from modules.runtime.errors import ExportError, HparamsError
 from modules.weights.checkpoint_files import read_checkpoint
-from modules.weights.checkpointer import AtomicCheckpointer, recency
+from modules.weights.checkpointer import AtomicCheckpointer, best_checkpoint, recency
 from modules.weights.ema import mean_state
 from modules.weights.pretrained import load_pretrained, load_state
-from modules.weights.transfer_sources import load_for_sources
+from modules.weights.stated import nodes_of, plain
 
 SETTINGS, ADAPTERS = "hyperparams.yaml", "adapters.safetensors"
 
@@ -52,7 +52,7 @@ class Run:
 
     def value(self, name: str) -> Any:
         """Return a setting as plain data, for an object its arguments."""
-        return _plain(self.settings.get(name), f"{self.folder}: {name}")
+        return plain(self.settings.get(name), f"{self.folder}: {name}")
 
     def make_network(self) -> nn.Module:
         """Return the network with its initial weights, in evaluation mode."""
@@ -69,16 +69,7 @@ def read_run(folder: str | Path) -> Run:
     """
     path = Path(folder)
     path = path if path.is_file() else path / SETTINGS
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ExportError(
-            f"{path}: cannot be read ({' '.join(str(error).split())}); give the folder "
-            "of a run"
-        ) from error
-    if not isinstance(root, yaml.MappingNode):
-        raise ExportError(f"{path}: holds no settings of a run")
-    settings = {str(key.value): node for key, node in root.value}
+    settings = nodes_of(path)
     separator = settings.get("separator")
     tag = "missing" if separator is None else separator.tag
     kind = network_class(tag.removeprefix("!new:"))
@@ -89,10 +80,10 @@ def read_run(folder: str | Path) -> Run:
         )
     # A node without arguments is a scalar.
     has_arguments = isinstance(separator, yaml.MappingNode)
-    arguments = _plain(separator, f"{path}: separator") if has_arguments else {}
+    arguments = plain(separator, f"{path}: separator") if has_arguments else {}
     for name in ("activation_checkpointing", "auxiliary_heads"):  # matter in training
         arguments.pop(name, None)
-    sample_rate = _plain(settings.get("sample_rate"), f"{path}: sample_rate")
+    sample_rate = plain(settings.get("sample_rate"), f"{path}: sample_rate")
     return Run(path.parent, kind, arguments, sample_rate, settings)
 
 
@@ -102,13 +93,8 @@ def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
     These are the best checkpoint's, its averages, or the mean of the newest epochs
     (`average_last`), as the run tested. Adapters
     are `merged` into the weights, kept `separate` beside them, or left out (`none`).
-
-    Raises
-    ------
-    ExportError, HparamsError
-        Not a run, too few checkpoints, or adapters requested of a run without any.
-    LoraError, PretrainedError
-        Weights cannot be read or do not belong together.
+    Raise an `ExportError`, `LoraError` or `PretrainedError` if there are none that fit,
+    an `HparamsError` if there are too few.
     """
     run = folder if isinstance(folder, Run) else read_run(folder)
     if lora not in LORA:
@@ -119,9 +105,9 @@ def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
     if not run.has_adapters:
         _load_tested(model, run)
         return model
-    other_sources = run.value("load_pretrained")
-    load = load_pretrained if other_sources is None else load_for_sources
-    load(model, run.value("pretrained"), **other_sources or {})
+    how = run.value("load_pretrained") or {}
+    how.pop("segment_seconds", None)  # of runs before 2026-11-26
+    load_pretrained(model, run.value("pretrained"), **how)
     if lora != "none":
         load_lora_weights(model, run.folder / ADAPTERS)
     return merge(model) if lora == "merged" else model
@@ -170,25 +156,12 @@ def mean_of_newest(checkpointer: AtomicCheckpointer, number: int) -> dict[str, T
 
 def _load_tested(model: nn.Module, run: Run) -> None:
     """Load the mean that was tested, the best by the run's monitor, or the newest."""
-    checkpointer = AtomicCheckpointer(run.folder / "save")
+    folder = run.folder / "save"
     if number := run.value("average_last"):
-        load_state(model, mean_of_newest(checkpointer, number), run.folder)
+        mean = mean_of_newest(AtomicCheckpointer(folder), number)
+        load_state(model, mean, run.folder)
         return
-    best = checkpointer.find_checkpoint(max_key=run.value("monitor") or "si_snr")
-    found = best or checkpointer.find_checkpoint()
+    found = best_checkpoint(folder, run.value("monitor"))
     if found is None:
-        raise ExportError(f"{run.folder}/save: no checkpoint; train first")
+        raise ExportError(f"{folder}: no checkpoint; train first")
     load_pretrained(model, found.path)
-
-
-def _plain(node: yaml.Node | None, where: str) -> Any:
-    """Return the plain data of a node, for `!new:` and `!name:` the arguments."""
-    loader = yaml.SafeLoader("")
-    try:
-        if node is None:
-            return None
-        if node.tag.startswith("!") and isinstance(node, yaml.MappingNode):
-            return loader.construct_mapping(node, deep=True)
-        return loader.construct_object(node, deep=True)
-    except (TypeError, ValueError, yaml.YAMLError) as error:
-        raise ExportError(f"{where}: holds more than plain values") from error

@@ -29,8 +29,8 @@ from modules.weights.export import CONFIG, load_exported, read_config
 from modules.weights.hub import PREFIX, fetch
 from modules.weights.pretrained import PARTS, load_weights, read_weights
 from modules.weights.runs import SETTINGS, load_tested, read_run
+from modules.weights.stated import CLEARERVOICE_RATE, number_in
 
-CLEARERVOICE_RATE = 16000  # of MossFormer2_SS_16K, whose files do not state it
 SEPREFORMER_RATE = 8000  # of the authors' models, whose files do not state it
 ESPNET = "config.yaml"
 
@@ -155,7 +155,7 @@ def _published(place: Path) -> tuple[nn.Module, int | None]:
         elif any(".self_att.att.in_proj_weight" in key for key in weights):
             settings = place / SETTINGS
             text = settings.read_text(encoding="utf-8") if settings.is_file() else ""
-            network, rate = _sepformer(weights, text), _stated("sample_rate", text)
+            network, rate = _sepformer(weights, text), number_in(text, "sample_rate")
         elif any(key.removeprefix("module.").startswith("enc.") for key in weights):
             network, rate = _mossformer2(weights, "mask"), CLEARERVOICE_RATE
         elif any(".intra_mdl.mdl.flashT." in key for key in weights):
@@ -177,12 +177,6 @@ def _published(place: Path) -> tuple[nn.Module, int | None]:
     return network.eval(), rate
 
 
-def _stated(name: str, text: str) -> int | None:
-    """A whole number of a YAML text, read as text: published YAML names classes."""
-    found = re.search(rf"^\s*{name}:\s*(\d+)\s*(?:#.*)?$", text, re.MULTILINE)
-    return int(found[1]) if found else None
-
-
 def _sepformer(state: State, settings: str) -> SepFormer:
     """The network of these shapes; what leaves no trace in them is as published."""
     filters, _, kernel = state["encoder.conv1d.weight"].shape
@@ -195,10 +189,10 @@ def _sepformer(state: State, settings: str) -> SepFormer:
         kernel_size=kernel,
         channels=width,
         dual_layers=_count(r"masknet\.dual_mdl\.(\d+)\.", state),
-        chunk_size=_stated("K", settings) or 250,
+        chunk_size=number_in(settings, "K") or 250,
         intra_layers=_count(layers.format("intra"), state),
         inter_layers=_count(layers.format("inter"), state),
-        heads=_stated("nhead", settings) or 8,
+        heads=number_in(settings, "nhead") or 8,
         ffn_channels=state[ffn].shape[0],
     )
 

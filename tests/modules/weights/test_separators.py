@@ -109,7 +109,7 @@ def test_a_package_of_demucs(tmp_path, demucs_classes, form):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"t_emb": "cape"}, "t_emb: the package's cape"),
+        ({"t_emb": "cape"}, r"t_emb=cape \(supported is sin\)"),
         ({"channels_time": 4}, "has channels_time"),
         ({"channels": "many"}, "channels=.many.: must be an integer"),
         ({"segment": [1]}, "segment|fraction|seconds"),
