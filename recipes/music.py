@@ -171,11 +171,93 @@ class MusicSeparation(Separation):
         )
         if is_test:
             return scores
+        level = float(measure_songs([mix_CT[None]])[1])
+        error_S = (est_SCT - target_SCT).abs().mean((1, 2)) / level
+        weighs_S = loss_BS.new_tensor(self.stem_weights) > 0
+        sort_key_BS = None
+        if self.config.relative_to_level:
+            floor_B1 = 0.01 * batch.mix.abs().mean((1, 2))[:, None]
+            level_BS = target_BSCT.abs().mean((2, 3)).maximum(floor_B1)
+            # A silent mixture has only silent stems: any error is as good as another.
+            sort_key_BS = loss_BS.detach() / level_BS.clamp(min=1e-8)
+        # Quicker than the power: samples this close together have no more than that.
+        swing_BSC = target_BSCT.amax(3) - target_BSCT.amin(3)
+        silent_BS = swing_BSC.amax(2) <= 2 * math.sqrt(SILENCE)
+        numbers = self.suspicion.numbers
+        origin_BS = loss_BS.new_tensor(
+            [[numbers[track] for track in origins] for origins in batch.origins]
+        )
+        return Terms(
+            loss_BS, weighs_S.expand_as(loss_BS), sort_key_BS, silent_BS, origin_BS
+        )
+
+    def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
+        """Enter the phase of the recipe that the epoch belongs to."""
+        super().on_stage_start(stage, epoch)
+        if stage != Stage.TRAIN:
+            return
+        phase = self.config.lr_scheduler.at(self.epoch)
+        self._enter(phase)
+        if self.epoch == phase.first_epoch and self.step == 0:
+            # Each phase of CCOM's recipe is a run of its own: weights go on, Adam's
+            # moments begin anew.
+            self.optimizer.state.clear()
+            keeps_all = phase.quantile == 1 or isinstance(self.config.select, KeepAll)
+            kept = "all" if keeps_all else f"the lowest {phase.quantile:g} of"
+            logger.info(
+                f"Phase {phase.number}: epochs {phase.epochs}, lr {phase.lr:g}, "
+                f"keeping {kept} losses"
+            )
+
+    def _enter(self, phase: Phase) -> None:
+        accumulated = self.grad_accumulation_factor
+        self.config.select.enter_phase(phase.quantile, accumulated)
+
+    def on_choice(self, choice: Choice, batch: Batch) -> None:
+        """Count what was dropped, for the suspicion score."""
+        super().on_choice(choice, batch)
+        self.suspicion.add(choice.origin_NK, choice.usable_NK, choice.keep_NK)
+
+    # ------------------------------------------------------------------ evaluation
+
+    def _load_for_evaluation(self, max_key: str | None) -> None:
+        """Load the best weights, but the suspicion scores of the whole run."""
+        newest = self.checkpointer.find_checkpoint()
+        super()._load_for_evaluation(max_key)
+        if newest is not None:
+            path = newest.paramfiles["suspicion"]
+            self.suspicion.load_state_dict(torch.load(path, "cpu", weights_only=True))
+
+    def separate(self, mix_BCT: Tensor) -> Tensor:
+        """Separate whole songs [B, C, T] in overlapping segments."""
+        return apply_model(
+            self.network,
+            mix_BCT,
+            shifts=self.config.shifts,
+            overlap=self.config.overlap,
+            batch_size=self.config.segments_per_call,
+            normalize=True,
+            seed=self.config.seed,
+        )
+
+    def score(
+        self, est_SCT: Tensor, target_SCT: Tensor, mix_CT: Tensor, stage: Stage
+    ) -> Scores:
+        """Score a song per stem by the challenge's nSDR, at the test by SDR too.
+
+        In a validation also by the loss, relative to the mixture's level.
+        """
+        is_test, rate = stage == Stage.TEST, self.config.sample_rate
+        scores = score_song(
+            est_SCT, target_SCT, mix_CT, rate, self.stems, with_bsseval=is_test
+        )
+        if is_test:
+            return scores
         error_S = (est_SCT - target_SCT).abs().mean((1, 2)) / float(
             measure_songs([mix_CT[None]])[1]
         )
         weighs_S = torch.tensor(self.stem_weights) > 0
-        return {"loss": float(error_S[weighs_S].mean()), **scores}
+        return {**scores, "loss": float(error_S[weighs_S].mean())}
 
     def silent_targets(self, id_: str, target_SCT: Tensor) -> list[str]:
         """Name the silent stems of a song; a constant one can be scored."""

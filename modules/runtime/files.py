@@ -44,7 +44,8 @@ def set_aside(path: Path) -> None:
 
 def open_file(path: str | Path, buffering: int = -1) -> BinaryIO:
     """Open an ordinary file to read; a pipe, a socket or a device is never opened."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a folder says so itself
         raise OSError(errno.EINVAL, "not an ordinary file", os.fspath(path))
     return open(path, "rb", buffering=buffering)
 
