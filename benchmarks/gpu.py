@@ -10,7 +10,8 @@ memory is written as such. `--seconds` bounds the whole table: cells that it lea
 time for stay empty, and a line says how many.
 
 Networks, sizes and references are those of `benchmarks.models`, which also says how to
-install the references; without one the table has our columns alone.
+install the references; without one the table has our rows alone, as for the networks of
+`OURS`.
 """
 
 import argparse
@@ -24,13 +25,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.models import (
-    SAMPLES,
-    STEREO,
-    build_ours,
-    build_reference,
-    forward,
-)
+from benchmarks.models import SAMPLES, STEREO, build_ours, build_reference, forward
+from modules.models.sepreformer import SepReformer
+from modules.models.tf_locoformer import TFLocoformer
+
+# Networks without a reference that can be installed, at their published size, and the
+# samples of an example.
+OURS: dict[str, tuple[type[nn.Module], int]] = {
+    "tf_locoformer": (TFLocoformer, 4 * 8000),
+    "sepreformer": (SepReformer, 4 * 8000),
+}
 
 # name in the table, arguments of the network and of the step
 VARIANTS = {
@@ -42,20 +46,34 @@ VARIANTS = {
     "ours bf16, compiled": {"bf16": True, "compiled": True},
 }
 # Steps of one cell: at least the first, then until the seconds have passed.
-STEPS, SECONDS = 3, 1.5
+STEPS, SECONDS = 3, 0.8
 UNTIMED = 2
+
+
+def samples_of(model: str) -> int:
+    """Return the length of an example."""
+    return OURS[model][1] if model in OURS else SAMPLES[model][True][-1]
+
+
+def build(job: dict) -> nn.Module:
+    """Build the network of a job."""
+    is_reference = job["side"] == "reference"
+    if job["model"] not in OURS:
+        return build_reference(job) if is_reference else build_ours(job)
+    if is_reference:
+        raise SystemExit(f"benchmark: {job['model']} has no reference here")
+    checkpointing = job.get("checkpointing", False)
+    return OURS[job["model"]][0](activation_checkpointing=checkpointing)
 
 
 class Cell:
     """One variant of one model: built once, timed at several batch sizes."""
 
     def __init__(self, model: str, variant: dict) -> None:
-        train = SAMPLES[model][True]
-        self.job = {"model": model, "layers": None, "samples": train[-1]}
+        self.job = {"model": model, "layers": None, "samples": samples_of(model)}
         self.job |= {"side": "ours", "precision": "fp32", **variant}
-        build = build_reference if self.job["side"] == "reference" else build_ours
         torch.manual_seed(0)
-        self.network: nn.Module = build(self.job).cuda().train()
+        self.network = build(self.job).cuda().train()
         if variant.get("compiled"):
             self.network.compile()
         self.autocast = torch.autocast(
@@ -114,7 +132,7 @@ def measure(cell: Cell, batch: int) -> tuple[float, float] | None:
 def benchmark(model: str, arguments: argparse.Namespace, until: float) -> list[str]:
     """Measure one model until its time is over and return its lines of markdown."""
     lines = [
-        f"### {model}, {SAMPLES[model][True][-1]} samples, train step, "
+        f"### {model}, {samples_of(model)} samples, train step, "
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}",
         "",
         "| variant | batch | ms a step | examples a second | over the reference "
@@ -165,13 +183,14 @@ def benchmark(model: str, arguments: argparse.Namespace, until: float) -> list[s
 
 def main(argv: list[str] | None = None) -> None:
     """Print a table for each model."""
+    models = sorted({*SAMPLES, *OURS})
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--models", nargs="+", choices=sorted(SAMPLES), default=sorted(SAMPLES))
+    add("--models", nargs="+", choices=models, default=models)
     add("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     add("--batches", nargs="+", type=int, default=[1, 4, 16, 64])
     add("--repeats", type=int, default=2, help="turns of all variants")
