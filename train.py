@@ -9,8 +9,11 @@ The same command again resumes. `--test_only` scores the best checkpoint,
 """
 
 import errno
+import platform
+import shlex
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import speechbrain as sb
@@ -82,11 +85,22 @@ def main(arguments: Sequence[str], on_metrics: OnMetrics | None = None) -> dict 
         brain.reporter.on_metrics = on_metrics
         train_set, valid_set, test_set = brain.make_loaders(manifests)
         # Last, so that a command that is refused leaves an earlier run's file alone.
-        distributed.run_on_main(write_text, run_folder / "hyperparams.yaml", resolved)
+        text = notes_of(arguments) + resolved
+        distributed.run_on_main(write_text, run_folder / "hyperparams.yaml", text)
         brain.fit(hparams["epoch_counter"], train_set, valid_set)
         brain.evaluate(test_set, max_key=brain.monitor)
         brain.report()
         return brain.summary
+
+
+def notes_of(arguments: Sequence[str]) -> str:
+    """Return comments for the head of a run's YAML: how it was trained, with what."""
+    versions = [f"{name} {metadata.version(name)}" for name in ("torch", "speechbrain")]
+    command = shlex.join(a for a in arguments if a != "--test_only")
+    return (
+        f"# command: python train.py {command}\n"
+        f"# versions: python {platform.python_version()}, {', '.join(versions)}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from modules.monitor.logs import RunLog
 from modules.runtime import distributed
 from modules.runtime.errors import HparamsError
 from modules.weights.checkpoint_files import check_fit
-from modules.weights.checkpointer import AtomicCheckpointer, recency
-from modules.weights.ema import mean_state
+from modules.weights.checkpointer import AtomicCheckpointer
+from modules.weights.ema import mean_of_newest
 from recipes.report import listed
 
 logger = logging.getLogger(__name__)
@@ -281,19 +281,7 @@ def load_mean(
     HparamsError
         There are fewer checkpoints.
     """
-    flag = sb.core.INTRA_EPOCH_CKPT_FLAG
-    found = checkpointer.find_checkpoints(
-        importance_key=recency,
-        ckpt_predicate=lambda ckpt: flag not in ckpt.meta,
-        max_num_checkpoints=number,
-    )
-    if len(found) < number:
-        raise HparamsError(
-            f"average_last={number} needs as many checkpoints of whole epochs "
-            f"(here: {len(found)}); set keep_checkpoints={number}"
-        )
-    paths: list[Path] = [ckpt.paramfiles["separator"] for ckpt in found]
-    state = mean_state(torch.load(p, "cpu", weights_only=True) for p in paths)
+    state, found = mean_of_newest(checkpointer, number)
     check_fit(separator, state)
     separator.load_state_dict(state)
     logger.info(f"Evaluating the mean of {', '.join(c.path.name for c in found)}")

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from speechbrain.utils.checkpoints import METAFNAME, Checkpoint
 from torch import nn
 
 import modules.models
 from modules.lora.adapters import merge
 from modules.lora.files import load_lora_weights
 from modules.runtime.errors import ExportError
+from modules.weights.checkpoint_files import read_checkpoint
 from modules.weights.checkpointer import AtomicCheckpointer
-from modules.weights.pretrained import load_pretrained
+from modules.weights.ema import mean_of_newest
+from modules.weights.pretrained import load_pretrained, load_state, read_averages
 from modules.weights.transfer_sources import load_for_sources
 
 SETTINGS, ADAPTERS = "hyperparams.yaml", "adapters.safetensors"
@@ -29,13 +32,19 @@ LORA = ("merged", "separate", "none")
 
 @dataclass(frozen=True)
 class Run:
-    """A run's network (`kind` and its `arguments`) and the nodes of its YAML."""
+    """A run's network (`kind` and its `arguments`) and the nodes of its YAML.
+
+    `notes` are what `train.py` says at the head of the YAML; `checkpoint` is set if it
+    was this one that was asked for, and not the run.
+    """
 
     folder: Path
     kind: type[nn.Module]
     arguments: dict[str, Any]
     sample_rate: int | None
     settings: Mapping[str, yaml.Node]
+    notes: Mapping[str, str]
+    checkpoint: Path | None = None
 
     @property
     def has_adapters(self) -> bool:
@@ -47,6 +56,12 @@ class Run:
         """Return a setting as plain data, for an object its arguments."""
         return _plain(self.settings.get(name), f"{self.folder}: {name}")
 
+    def said(self, name: str) -> str:
+        """Return a setting as the YAML writes it; "" for none, and for objects."""
+        node = self.settings.get(name)
+        is_plain = isinstance(node, yaml.ScalarNode) and node.tag.startswith("tag:")
+        return node.value if is_plain and not node.tag.endswith(":null") else ""
+
     def make_network(self) -> nn.Module:
         """Return the network with its initial weights, in evaluation mode."""
         try:
@@ -56,14 +71,19 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read the settings in the folder of a run, or in its YAML.
+    """Read the settings in the folder of a run, in its YAML, or above a checkpoint.
 
     Raise an `ExportError` if they cannot be read or name no network of ours.
     """
-    path = Path(folder)
+    path, checkpoint = Path(folder), None
+    if (path / METAFNAME).is_file():
+        checkpoint = path
+        above = [p for p in path.resolve().parents if (p / SETTINGS).is_file()]
+        path = above[0] if above else path
     path = path if path.is_file() else path / SETTINGS
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, yaml.SafeLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ExportError(
             f"{path}: cannot be read ({' '.join(str(error).split())}); give the folder "
@@ -85,7 +105,8 @@ def read_run(folder: str | Path) -> Run:
     arguments = _plain(separator, f"{path}: separator") if has_arguments else {}
     arguments.pop("activation_checkpointing", None)  # matters in training only
     sample_rate = _plain(settings.get("sample_rate"), f"{path}: sample_rate")
-    return Run(path.parent, kind, arguments, sample_rate, settings)
+    notes = dict(re.findall(r"^# (\w+): (.*)$", text, re.MULTILINE))
+    return Run(path.parent, kind, arguments, sample_rate, settings, notes, checkpoint)
 
 
 def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
@@ -108,12 +129,21 @@ def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
         raise ExportError(f"--lora={lora}: {run.folder} trained no adapters")
     model = run.make_network()
     if not run.has_adapters:
-        load_pretrained(model, _tested_checkpoint(run))
+        checkpoint = run.checkpoint
+        if checkpoint is None and (number := run.value("average_last")):
+            mean, _ = mean_of_newest(_checkpointer(run), number)
+            load_state(model, mean, run.folder)
+        else:
+            load_pretrained(model, checkpoint or tested_checkpoint(run).path)
         return model
     other_sources = run.value("load_pretrained")
     load = load_pretrained if other_sources is None else load_for_sources
     load(model, run.value("pretrained"), **other_sources or {})
-    if lora != "none":
+    if lora != "none" and (one := run.checkpoint) is not None:
+        files = read_checkpoint(one, check_digests=True).paramfiles
+        load_lora_weights(model, files["adapters"])
+        model.load_state_dict(read_averages(one)[0], strict=False)
+    elif lora != "none":
         load_lora_weights(model, run.folder / ADAPTERS)
     return merge(model) if lora == "merged" else model
 
@@ -138,19 +168,20 @@ def network_class(name: object) -> type[nn.Module] | None:
     return kind if is_network and kind.__module__ == match[1] else None
 
 
-def _tested_checkpoint(run: Run) -> Path:
+def tested_checkpoint(run: Run) -> Checkpoint:
     """Return the best checkpoint by the run's monitor, or else the newest."""
-    if number := run.value("average_last"):
-        raise ExportError(
-            f"{run.folder}: tested the mean of {number} checkpoints, which is not "
-            "kept; test the best one first: --test_only --average_last=0"
-        )
-    checkpointer = AtomicCheckpointer(run.folder / "save")
+    checkpointer = _checkpointer(run)
     best = checkpointer.find_checkpoint(max_key=run.value("monitor") or "si_snr")
     found = best or checkpointer.find_checkpoint()
     if found is None:
         raise ExportError(f"{run.folder}/save: no checkpoint; train first")
-    return found.path
+    return found
+
+
+def _checkpointer(run: Run) -> AtomicCheckpointer:
+    """Return that of the run, whose folder may have been moved since."""
+    beside, stated = run.folder / "save", run.value("save_folder")
+    return AtomicCheckpointer(beside if beside.is_dir() or not stated else stated)
 
 
 def _plain(node: yaml.Node | None, where: str) -> Any:

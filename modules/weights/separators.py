@@ -15,7 +15,7 @@ from modules.models.mossformer2 import MossFormer2
 from modules.models.sepformer import SepFormer
 from modules.runtime.errors import ExportError, PretrainedError
 from modules.weights.demucs import Package, State, network_of
-from modules.weights.export import CONFIG, load_exported, read_config
+from modules.weights.export import CONFIG, WEIGHTS, load_exported, read_config
 from modules.weights.pretrained import PARTS, load_weights, read_weights
 from modules.weights.runs import SETTINGS, load_tested, read_run
 
@@ -53,7 +53,9 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
     if not place.exists():
         raise PretrainedError(f"model: {place} does not exist")
     # SpeechBrain's folders have files of the same names as ours.
-    foreign = any(list(place.glob(f"{part}.*")) for part in PARTS)
+    foreign = not (place / WEIGHTS).is_file() and any(
+        list(place.glob(f"{part}.*")) for part in PARTS
+    )
     if (place / CONFIG).is_file() and not foreign:
         network, rate = load_exported(place), read_config(place).get("sample_rate")
     elif (place / SETTINGS).is_file() and not foreign:

@@ -1,0 +1,229 @@
+"""The README of an exported folder: a model card as Hugging Face's hub reads it."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import EvalResult, ModelCardData
+from torch import nn
+
+from modules.weights.checkpoint_files import read_checkpoint
+from modules.weights.hub import loaded_by
+from modules.weights.runs import Run, tested_checkpoint
+
+TASK = "audio-to-audio"
+
+OURS = """import soundfile
+import torch
+
+from recipes.separator import Separator
+
+separator = Separator.load({folder!r})
+mixture, rate = soundfile.read("mixture.wav", dtype="float32", always_2d=True)
+estimates = separator.separate(torch.from_numpy(mixture.T), sample_rate=rate)
+for name, wave in estimates.items():
+    soundfile.write(f"{{name}}.wav", wave.T.numpy(), rate)
+"""
+
+SPEECHBRAIN = """import soundfile
+from speechbrain.inference.{module} import {name}
+
+model = {name}{call}({folder!r})
+estimates = model.separate_file("mixture.wav")[0].cpu()
+for number in range(estimates.shape[-1]):
+    wave = estimates[..., number].numpy().T
+    soundfile.write(f"source_{{number + 1}}.wav", wave, model.hparams.sample_rate)
+"""
+
+ONNX = """import onnxruntime
+import soundfile
+
+session = onnxruntime.InferenceSession({path!r})
+mixture, rate = soundfile.read("mixture.wav", dtype="float32"{options})
+estimates = session.run(None, {{"mixture": mixture{index}}})[0]
+print(estimates.shape)  # [1, sources, {shape}]
+"""
+
+
+class Files(NamedTuple):
+    """What the folder holds besides weights and configuration."""
+
+    hub: bool = False
+    onnx: str = ""  # how the file compares with torch
+
+
+def model_card(
+    run: Run,
+    model: nn.Module,
+    config: Mapping[str, Any],
+    folder: Path,
+    licence: str,
+    files: Files,
+) -> str:
+    """Return the text of the card."""
+    name = f"{type(model).__name__}: {run.folder.parent.name}/{run.folder.name}"
+    sources, rate = getattr(model, "sources", None), config["sample_rate"]
+    what = "speech" if sources is None else "music"
+    size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
+    parts = [
+        f"# {name}",
+        f"Separates {what} at {rate} Hz into {_into(run, sources)}; {size}. Trained "
+        "with sepbrain, recipes for source separation with SpeechBrain.",
+        *_notes(config),
+        "## Use it",
+        *_examples(model, folder, files),
+        "## How it was trained",
+        _table(("", ""), _training(run, config)),
+    ]
+    metrics = _scores(run, config)
+    if metrics:
+        rows = [
+            (key, f"{e['mean']:.2f}", _number(e["standard_error"]), str(e["count"]))
+            for key, e in metrics.items()
+        ]
+        head = ("score", "mean, dB", "standard error", "examples")
+        parts += [f"## Scores\n\nOn {_tested_on(run)}.", _table(head, rows)]
+    parts += ["## Limits", _limits(run, model, rate)]
+    results = [_result(run, key, entry) for key, entry in metrics.items()]
+    front = ModelCardData(
+        license=licence,
+        library_name="speechbrain" if files.hub else None,
+        pipeline_tag=TASK,
+        tags=["audio-source-separation", f"{what}-separation", type(model).__name__],
+        datasets=[_trained_on(run)[0]],
+        metrics=list(metrics) or None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    return f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _into(run: Run, sources: list[str] | None) -> str:
+    return f"{run.value('num_spks')} talkers" if sources is None else ", ".join(sources)
+
+
+def _notes(config: Mapping[str, Any]) -> list[str]:
+    """Say what is special of the weights."""
+    notes = []
+    if config["weights"] == "int8":
+        notes.append(
+            "Weights in int8 with a scale per output channel, read as floats. The "
+            "scores are those of the weights before rounding."
+        )
+    if config["adapters"]:
+        adapters = f"`{config['adapters']}`"
+        notes.append(f"Its adapters are in {adapters} and belong to these weights.")
+    elif config["lora"] == "none":
+        notes.append("The weights that adapters were trained on, without these.")
+    return notes
+
+
+def _examples(model: nn.Module, folder: Path, files: Files) -> list[str]:
+    code = [("In sepbrain's folder, at the rate of the file:", OURS)]
+    values = {"folder": folder.name, "path": f"{folder.name}/model.onnx"}
+    if files.hub:
+        values |= zip(("module", "name", "call"), loaded_by(model), strict=True)
+        custom = "" if values["call"] else " It runs `custom.py`: read it first."
+        code.append(
+            (f"With SpeechBrain alone, at the model's rate.{custom}", SPEECHBRAIN)
+        )
+    if files.onnx:
+        music = hasattr(model, "segment")
+        values["options"] = ", always_2d=True" if music else ""
+        values["index"] = ".T[None]" if music else "[None]"
+        values["shape"] = "channels, samples" if music else "samples"
+        code.append((f"With onnxruntime, at the model's rate. It {files.onnx}.", ONNX))
+    return [f"{text}\n\n```python\n{c.format(**values)}```" for text, c in code]
+
+
+def _training(run: Run, config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    # Where things lay on the computer of the one who trained is nobody's business.
+    command = re.sub(r"(?<==)[/~]\S*/(?=\S)", ".../", run.notes.get("command", ""))
+    names = ("base_folder_dm", "num_spks", "N_epochs", "segment_seconds", "batch_size")
+    given = {name: run.said(name) for name in (*names, "lr", "seed")}
+    rows = {
+        "command": f"`{command}`" if command else "",
+        "data": _trained_on(run)[1],
+        "weights": _weights(run, config),
+        "versions": run.notes.get("versions", ""),
+    }
+    given["base_folder_dm"] = Path(given["base_folder_dm"]).name
+    rows |= {"started from": Path(run.said("pretrained")).name, **given}
+    return [(name, text) for name, text in rows.items() if text]
+
+
+def _weights(run: Run, config: Mapping[str, Any]) -> str:
+    if (number := run.value("average_last")) and run.checkpoint is None:
+        return f"the mean of the last {number} epochs"
+    if config["lora"] != "merged" and not config["adapters"]:
+        return "of the pretrained model"
+    one = run.checkpoint
+    meta = (tested_checkpoint(run) if one is None else read_checkpoint(one)).meta
+    averaged = ", averaged over the steps (EMA)" if float(run.said("ema_decay") or 0) else ""
+    return f"epoch {meta['epoch']}{averaged}" if "epoch" in meta else "within an epoch"
+
+
+def _trained_on(run: Run) -> tuple[str, str]:
+    """Return the data set's short name, and what else is known of it."""
+    folder = Path(run.said("data_folder")).name or "unknown"
+    short = run.said("dataset") or folder
+    return short, short if short == folder else f"{short}, folder {folder}"
+
+
+def _tested_on(run: Run) -> str:
+    other = Path(run.said("test_folder")).name
+    return f"the test set of {other or _trained_on(run)[0]}"
+
+
+def _scores(run: Run, config: Mapping[str, Any]) -> dict[str, dict]:
+    """Return the test's metrics, if the test was of these weights."""
+    path = run.folder / "test_results.json"
+    tested = run.checkpoint is None or (
+        not run.value("average_last")
+        and tested_checkpoint(run).path.samefile(run.checkpoint)
+    )
+    if config["lora"] == "none" or not tested or not path.is_file():
+        return {}
+    metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+    return {k: entry for k, entry in metrics.items() if entry["mean"] is not None}
+
+
+def _result(run: Run, metric: str, entry: Mapping[str, Any]) -> EvalResult:
+    return EvalResult(
+        task_type=TASK,
+        task_name="Audio source separation",
+        dataset_type=_trained_on(run)[0],
+        dataset_name=_tested_on(run),
+        dataset_split="test",
+        metric_type=metric,
+        metric_value=round(entry["mean"], 4),
+        metric_args={k: entry[k] for k in ("standard_error", "count")},
+    )
+
+
+def _limits(run: Run, model: nn.Module, rate: int) -> str:
+    limits = [
+        f"It was trained at {rate} Hz: what lies above {rate // 2} Hz is lost.",
+        "Scores hold for the data that they were measured on. Other rooms, noises, "
+        "languages, instruments or levels were not measured.",
+    ]
+    if not hasattr(model, "sources"):
+        count = run.said("num_spks")
+        limits += [
+            f"It always gives {count} voices, in any order, also where more or fewer "
+            "people talk. It takes one channel.",
+        ]
+    if segment := run.said("segment_seconds"):
+        limits.append(f"It was trained on excerpts of {segment} s.")
+    return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
