@@ -161,7 +161,9 @@ def _weights(run: Run, config: Mapping[str, Any]) -> str:
         return "of the pretrained model"
     one = run.checkpoint
     meta = (tested_checkpoint(run) if one is None else read_checkpoint(one)).meta
-    averaged = ", averaged over the steps (EMA)" if float(run.said("ema_decay") or 0) else ""
+    averaged = (
+        ", averaged over the steps (EMA)" if float(run.said("ema_decay") or 0) else ""
+    )
     return f"epoch {meta['epoch']}{averaged}" if "epoch" in meta else "within an epoch"
 
 

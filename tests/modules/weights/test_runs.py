@@ -53,13 +53,6 @@ def test_the_best_checkpoint_by_the_monitor_was_tested(run):
     assert same_weights(load_tested(run).state_dict(), newest.state_dict())
 
 
-def test_a_mean_of_checkpoints_is_not_taken_for_one(run):
-    changed = SETTINGS.replace("average_last: 0", "average_last: 3")
-    (run / "hyperparams.yaml").write_text(changed)
-    with pytest.raises(ExportError, match="the mean of 3 checkpoints.*average_last=0"):
-        load_tested(run)
-
-
 @pytest.mark.parametrize(
     "name",
     [
