@@ -10,6 +10,7 @@ The same command again resumes. `--test_only` scores the best checkpoint,
 
 import errno
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from modules.weights.pretrained import load_pretrained
 from recipes.config.load import load
 from recipes.config.settings import settings_of
 from recipes.config.usage import usage
+from recipes.evaluation import make_manifests
 from recipes.report import OnMetrics
 
 #: What a full disk or a folder that cannot be written to raises.
@@ -68,7 +70,8 @@ def main(arguments: Sequence[str], on_metrics: OnMetrics | None = None) -> dict 
         apart = run_opts.debug and not run_opts.debug_persistently
         run_folder = output_folder / "debug" if apart else output_folder
         sb.create_experiment_directory(run_folder)
-        manifests = distributed.run_on_main(hparams["prepare"])
+        data = hparams["prepare"], run_opts.test_only, hparams["test_folder"]
+        manifests = distributed.run_on_main(make_manifests, *data)
         if hparams["pretrained"]:
             load_weights = hparams.get("load_pretrained", load_pretrained)
             load_weights(hparams["separator"], hparams["pretrained"])
@@ -85,20 +88,26 @@ def main(arguments: Sequence[str], on_metrics: OnMetrics | None = None) -> dict 
         brain.reporter.on_metrics = on_metrics
         train_set, valid_set, test_set = brain.make_loaders(manifests)
         # Last, so that a command that is refused leaves an earlier run's file alone.
-        text = notes_of(arguments) + resolved
-        distributed.run_on_main(write_text, run_folder / "hyperparams.yaml", text)
+        path = run_folder / "hyperparams.yaml"
+        notes = training_notes(path, arguments, run_opts.test_only)
+        distributed.run_on_main(write_text, path, notes + resolved)
         brain.fit(hparams["epoch_counter"], train_set, valid_set)
         brain.evaluate(test_set, max_key=brain.monitor)
         brain.report()
         return brain.summary
 
 
-def notes_of(arguments: Sequence[str]) -> str:
-    """Return comments for the head of a run's YAML: how it was trained, with what."""
+def training_notes(path: Path, arguments: Sequence[str], test_only: bool) -> str:
+    """Return comments for the head of a run's YAML: how it was trained, with what.
+
+    A test leaves those of the training.
+    """
+    if test_only:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        return "".join(re.findall(r"^# \w+: .*\n", text, re.MULTILINE))
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "speechbrain")]
-    command = shlex.join(a for a in arguments if a != "--test_only")
     return (
-        f"# command: python train.py {command}\n"
+        f"# command: python train.py {shlex.join(arguments)}\n"
         f"# versions: python {platform.python_version()}, {', '.join(versions)}\n"
     )
 

@@ -58,7 +58,7 @@ class Run:
 
     def said(self, name: str) -> str:
         """Return a setting as the YAML writes it; "" for none, and for objects."""
-        node = self.settings.get(name)
+        node: Any = self.settings.get(name)
         is_plain = isinstance(node, yaml.ScalarNode) and node.tag.startswith("tag:")
         return node.value if is_plain and not node.tag.endswith(":null") else ""
 

@@ -98,6 +98,7 @@ class RunSettings:
     output_folder: str = setting(free=True)
     save_folder: str = setting(free=True)
     data_folder: str = setting(free=True)
+    test_folder: str | None = setting(free=True)
     pretrained: str | None = setting(free=True)
     allow_changes: bool = setting(free=True)
     checkpoint_minutes: float = setting(at_least=0, free=True)
@@ -205,7 +206,6 @@ class MusicSettings(RunSettings):
     """What the music recipes read."""
 
     sources: list[str] = setting()
-    test_folder: str | None = setting(free=True)
     loss_upper_lim: float = setting(above=0)
     segment_seconds: float = setting(at_least=0.01, at_most=3600)
     stride_seconds: float = setting(at_least=0.01, at_most=3600)
