@@ -104,7 +104,7 @@ def training_notes(path: Path, arguments: Sequence[str], test_only: bool) -> str
     """
     if test_only:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        return "".join(re.findall(r"^# \w+: .*\n", text, re.MULTILINE))
+        return "".join(re.findall(r"^# (?:command|versions): .*\n", text, re.M))
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "speechbrain")]
     return (
         f"# command: python train.py {shlex.join(arguments)}\n"

@@ -140,7 +140,7 @@ def _examples(model: nn.Module, folder: Path, files: Files) -> list[str]:
 
 def _training(run: Run, config: Mapping[str, Any]) -> list[tuple[str, str]]:
     # Where things lay on the computer of the one who trained is nobody's business.
-    command = re.sub(r"(?<==)[/~]\S*/(?=\S)", ".../", run.notes.get("command", ""))
+    command = re.sub(r"(?<![\w.])[/~]\S*/(?=\S)", ".../", run.notes.get("command", ""))
     names = ("base_folder_dm", "num_spks", "N_epochs", "segment_seconds", "batch_size")
     given = {name: run.said(name) for name in (*names, "lr", "seed")}
     rows = {

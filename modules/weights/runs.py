@@ -105,7 +105,7 @@ def read_run(folder: str | Path) -> Run:
     arguments = _plain(separator, f"{path}: separator") if has_arguments else {}
     arguments.pop("activation_checkpointing", None)  # matters in training only
     sample_rate = _plain(settings.get("sample_rate"), f"{path}: sample_rate")
-    notes = dict(re.findall(r"^# (\w+): (.*)$", text, re.MULTILINE))
+    notes = dict(re.findall(r"^# (command|versions): (.*)$", text, re.M))
     return Run(path.parent, kind, arguments, sample_rate, settings, notes, checkpoint)
 
 

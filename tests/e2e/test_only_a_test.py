@@ -27,8 +27,10 @@ def test_speech_with_nothing_but_tt(toy_arguments, corpus, tmp_path):
     train.main(toy_arguments(test_only=None, data_folder=tests))
     assert scores(run) == expected
     # What the card of an export says of the training is still there.
-    notes = [line for line in settings.splitlines() if line.startswith("# ")]
-    assert len(notes) == 2 and notes[0].startswith("# command: python train.py ")
+    notes = settings.splitlines()[:2]
+    assert notes[1].startswith("# versions: ") and notes[0].startswith(
+        "# command: python train.py "
+    )
     assert (run / "hyperparams.yaml").read_text().splitlines()[:2] == notes
     # The same weights, as those that somebody has published.
     given = {"pretrained": run, "output_folder": tmp_path / "other"}

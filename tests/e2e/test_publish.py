@@ -55,7 +55,7 @@ def make_run(folder: Path, name: str) -> Path:
     path.write_text(f"extends: {recipe}\n{SMALLER.get(name, '')}\n")
     given = {"data_folder": "/secret/place/songs", "output_folder": str(folder)}
     hparams, resolved = load_hparams(path, given)
-    command = f"# command: python train.py {name}.yaml --data_folder=/secret/place/x\n"
+    command = f"# command: python train.py /secret/{name}.yaml --data_folder=/secret/place/x\n"
     (folder / "hyperparams.yaml").write_text(
         f"{command}# versions: torch 2\n{resolved}"
     )
@@ -208,7 +208,7 @@ def test_the_card_says_what_the_hub_asks(runs, tmp_path):
     assert result.metric_args == {"standard_error": 0.5, "count": 7}
     assert "/secret" not in text
     for part in (
-        "`python train.py mossformer2.yaml --data_folder=.../x`", "| epoch 3 |",
+        "`python train.py .../mossformer2.yaml --data_folder=.../x`", "| epoch 3 |",
         "| seed | 1234 |", "| torch 2 |", "| si_snr_i | 9.88 | 0.50 | 7 |",
         "above 4000 Hz is lost", "always gives 2 voices",
     ):  # fmt: skip
