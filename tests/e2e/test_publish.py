@@ -55,10 +55,9 @@ def make_run(folder: Path, name: str) -> Path:
     path.write_text(f"extends: {recipe}\n{SMALLER.get(name, '')}\n")
     given = {"data_folder": "/secret/place/songs", "output_folder": str(folder)}
     hparams, resolved = load_hparams(path, given)
-    command = f"# command: python train.py /secret/{name}.yaml --data_folder=/secret/place/x\n"
-    (folder / "hyperparams.yaml").write_text(
-        f"{command}# versions: torch 2\n{resolved}"
-    )
+    notes = f"# command: python train.py /secret/{name}.yaml --data_folder=/secret/x\n"
+    notes += "# versions: torch 2\n"
+    (folder / "hyperparams.yaml").write_text(notes + resolved)
     (folder / "test_results.json").write_text(json.dumps({"metrics": SCORES}))
     network = {"separator": hparams["separator"].eval()}
     checkpointer = AtomicCheckpointer(folder / "save", network)
