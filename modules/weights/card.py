@@ -11,7 +11,7 @@ from torch import nn
 
 from modules.weights.checkpoint_files import read_checkpoint
 from modules.weights.hub import loaded_by
-from modules.weights.runs import Run, tested_checkpoint
+from modules.weights.runs import Run, source_names, tested_checkpoint
 
 TASK = "audio-to-audio"
 
@@ -20,7 +20,7 @@ import torch
 
 from recipes.separator import Separator
 
-separator = Separator.load({folder!r})
+separator = Separator.load("{folder}")
 mixture, rate = soundfile.read("mixture.wav", dtype="float32", always_2d=True)
 estimates = separator.separate(torch.from_numpy(mixture.T), sample_rate=rate)
 for name, wave in estimates.items():
@@ -30,17 +30,17 @@ for name, wave in estimates.items():
 SPEECHBRAIN = """import soundfile
 from speechbrain.inference.{module} import {name}
 
-model = {name}{call}({folder!r})
+model = {name}{call}("{folder}")
 estimates = model.separate_file("mixture.wav")[0].cpu()
-for number in range(estimates.shape[-1]):
+for number, name in enumerate(model.hparams.sources):
     wave = estimates[..., number].numpy().T
-    soundfile.write(f"source_{{number + 1}}.wav", wave, model.hparams.sample_rate)
+    soundfile.write(f"{{name}}.wav", wave, model.hparams.sample_rate)
 """
 
 ONNX = """import onnxruntime
 import soundfile
 
-session = onnxruntime.InferenceSession({path!r})
+session = onnxruntime.InferenceSession("{path}")
 mixture, rate = soundfile.read("mixture.wav", dtype="float32"{options})
 estimates = session.run(None, {{"mixture": mixture{index}}})[0]
 print(estimates.shape)  # [1, sources, {shape}]
@@ -64,12 +64,14 @@ def model_card(
 ) -> str:
     """Return the text of the card."""
     name = f"{type(model).__name__}: {run.folder.parent.name}/{run.folder.name}"
-    sources, rate = getattr(model, "sources", None), config["sample_rate"]
-    what = "speech" if sources is None else "music"
-    size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
+    rate = config["sample_rate"]
+    sources = source_names(model, rate)
+    what = "music" if hasattr(model, "sources") else "speech"
+    into = ", ".join(sources) if what == "music" else f"{len(sources)} voices"
+    size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.3g} M parameters"
     parts = [
         f"# {name}",
-        f"Separates {what} at {rate} Hz into {_into(run, sources)}; {size}. Trained "
+        f"Separates {what} at {rate} Hz into {into}; {size}. Trained "
         "with sepbrain, recipes for source separation with SpeechBrain.",
         *_notes(config),
         "## Use it",
@@ -85,7 +87,7 @@ def model_card(
         ]
         head = ("score", "mean, dB", "standard error", "examples")
         parts += [f"## Scores\n\nOn {_tested_on(run)}.", _table(head, rows)]
-    parts += ["## Limits", _limits(run, model, rate)]
+    parts += ["## Limits", _limits(run, what, rate, len(sources))]
     results = [_result(run, key, entry) for key, entry in metrics.items()]
     front = ModelCardData(
         license=licence,
@@ -98,10 +100,6 @@ def model_card(
         eval_results=results or None,
     )
     return f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
-
-
-def _into(run: Run, sources: list[str] | None) -> str:
-    return f"{run.value('num_spks')} talkers" if sources is None else ", ".join(sources)
 
 
 def _notes(config: Mapping[str, Any]) -> list[str]:
@@ -205,14 +203,13 @@ def _result(run: Run, metric: str, entry: Mapping[str, Any]) -> EvalResult:
     )
 
 
-def _limits(run: Run, model: nn.Module, rate: int) -> str:
+def _limits(run: Run, what: str, rate: int, count: int) -> str:
     limits = [
         f"It was trained at {rate} Hz: what lies above {rate // 2} Hz is lost.",
         "Scores hold for the data that they were measured on. Other rooms, noises, "
         "languages, instruments or levels were not measured.",
     ]
-    if not hasattr(model, "sources"):
-        count = run.said("num_spks")
+    if what == "speech":
         limits += [
             f"It always gives {count} voices, in any order, also where more or fewer "
             "people talk. It takes one channel.",

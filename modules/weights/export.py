@@ -16,6 +16,7 @@ weights are int8 (`modules/weights/quantization.py`), which are for inference.
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +37,8 @@ from modules.weights.runs import ADAPTERS, load_tested, network_class, read_run
 FORMAT = "sepbrain.model.2"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 OPTIONAL = (ADAPTERS, ONNX_FILE, *HUB_FILES)
+
+logger = logging.getLogger(__name__)
 
 LOADERS = {"float": load_pretrained, "int8": load_int8}
 
@@ -107,6 +110,7 @@ def export(
     if onnx:
         names = {"sample_rate": rate, "sources": getattr(model, "sources", None)}
         compared = str(write_onnx(out / ONNX_FILE, model, names))
+        logger.info("%s %s", ONNX_FILE, compared)
         written.add(ONNX_FILE)
     state = quantized_state_dict(model) if int8 else plain_state_dict(model)
     save_tensors(out / WEIGHTS, state)
@@ -119,6 +123,8 @@ def export(
     write_text(out / CONFIG, json.dumps(config, indent=2) + "\n")
     card = model_card(known, model, config, out, license, Files(hub, compared))
     write_text(out / CARD, card)
+    if license == "unknown":
+        logger.info("%s: the licence is unknown; --license=ID says it", CARD)
     return out
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from modules.models.sepformer import SepFormer
 from modules.runtime.files import write_text, write_whole
 from modules.weights.pretrained import PARTS
-from modules.weights.runs import SETTINGS
+from modules.weights.runs import SETTINGS, source_names
 
 CODE, WHOLE = "custom.py", "separator.ckpt"
 HUB_FILES = (SETTINGS, CODE, WHOLE, *(f"{part}.ckpt" for part in PARTS))
@@ -31,6 +31,7 @@ HEAD = """# Made by sepbrain's export.py. To load this folder with SpeechBrain:
 
 STOCK = """sample_rate: {sample_rate}
 num_spks: {num_sources}
+sources: {sources}
 encoder: !new:speechbrain.lobes.models.dual_path.Encoder
     kernel_size: {kernel_size}
     out_channels: {encoder_channels}
@@ -79,7 +80,7 @@ def write_hub_files(
     """
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     if isinstance(model, SepFormer):
-        text, modules = _stock(arguments, sample_rate), list(PARTS)
+        text, modules = _stock(model, arguments, sample_rate), list(PARTS)
         for part in PARTS:
             own = {k: v for k, v in state.items() if k.startswith(f"{part}.")}
             own = {key.removeprefix(f"{part}."): v for key, v in own.items()}
@@ -115,10 +116,11 @@ def code_of(kind: type[nn.Module]) -> str:
     return f"{network}\n\n{line}SpeechBrain\n\n{''.join(interface[first - 1 :])}"
 
 
-def _stock(arguments: Mapping[str, Any], sample_rate: int) -> str:
+def _stock(model: nn.Module, arguments: Mapping[str, Any], sample_rate: int) -> str:
     given = inspect.signature(SepFormer).bind(**arguments)
     given.apply_defaults()
-    values = given.arguments | {"sample_rate": sample_rate}
+    sources = source_names(model, sample_rate)
+    values = given.arguments | {"sample_rate": sample_rate, "sources": sources}
     values["channels"] = values["channels"] or values["encoder_channels"]
     values["stride"] = values["kernel_size"] // 2
     return STOCK.format(**values)
@@ -131,7 +133,7 @@ def _custom(model: Any, arguments: Mapping[str, Any], sample_rate: int) -> str:
         "sample_rate": sample_rate,
         "chunk_samples": int(seconds * sample_rate),
         "audio_channels": getattr(model, "audio_channels", 2) if is_music else None,
-        "sources": getattr(model, "sources", None),
+        "sources": source_names(model, sample_rate),
     }
     body = yaml.safe_dump({"separator": dict(arguments)}, sort_keys=False)
     body = body.partition("\n")[2] if arguments else ""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from speechbrain.utils.checkpoints import METAFNAME, Checkpoint
 from torch import nn
@@ -166,6 +167,15 @@ def network_class(name: object) -> type[nn.Module] | None:
     is_network = isinstance(kind, type) and issubclass(kind, nn.Module)
     # The module must define the class: a name that it imports is foreign.
     return kind if is_network and kind.__module__ == match[1] else None
+
+
+@torch.no_grad()
+def source_names(network: nn.Module, sample_rate: int) -> list[str]:
+    """Return the names of a network's estimates; voices are numbered: s1, s2."""
+    if (names := getattr(network, "sources", None)) is not None:
+        return list(names)
+    count = network(torch.zeros(1, sample_rate // 10)).shape[1]
+    return [f"s{number}" for number in range(1, count + 1)]
 
 
 def tested_checkpoint(run: Run) -> Checkpoint:

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from modules.models.mossformer2 import MossFormer2
@@ -17,7 +16,7 @@ from modules.runtime.errors import ExportError, PretrainedError
 from modules.weights.demucs import Package, State, network_of
 from modules.weights.export import CONFIG, WEIGHTS, load_exported, read_config
 from modules.weights.pretrained import PARTS, load_weights, read_weights
-from modules.weights.runs import SETTINGS, load_tested, read_run
+from modules.weights.runs import SETTINGS, load_tested, read_run, source_names
 
 CLEARERVOICE_RATE = 16000  # of MossFormer2_SS_16K, whose files do not state it
 
@@ -68,11 +67,8 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
         raise ExportError(f"{place}: states no sample rate; give --sample_rate")
     if sample_rate not in (None, rate):
         raise ExportError(f"--sample_rate={sample_rate}: {place} works at {rate} Hz")
-    sources = getattr(network, "sources", None) or sources
-    if sources is None:
-        with torch.no_grad():
-            count = network(torch.zeros(1, rate // 10)).shape[1]
-        sources = [f"s{number}" for number in range(1, count + 1)]
+    if hasattr(network, "sources") or sources is None:
+        sources = source_names(network, rate)
     return Loaded(network, rate, list(sources))
 
 
