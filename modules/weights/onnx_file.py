@@ -24,7 +24,7 @@ PACKAGES = "onnx, onnxscript and onnxruntime"
 
 SECONDS = (1.07, 2.3, 0.31)  # lengths that are compared; the first one is traced
 
-TOLERANCE = 1e-3  # of the largest sample; rounding is about 1e-6
+TOLERANCE = 1e-4  # of the largest sample; rounding is below 1e-5
 
 
 class Check(NamedTuple):
@@ -88,6 +88,7 @@ def write_onnx(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> Che
             )
     except Exception as error:  # dozens of kinds, of torch, onnxscript and sympy
         raise ExportError(f"{what}: {_reason(error)}") from error
+    _average_axis_by_axis(program.model.graph)
     program.model.metadata_props.update(
         {name: json.dumps(value) for name, value in metadata.items()}
     )
@@ -113,6 +114,31 @@ def write_onnx(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> Che
                 )
             worst = max(worst, difference)
         return Check(worst, _times(model, run, noise(lengths[0])), lengths[0])
+
+
+def _average_axis_by_axis(graph: Any) -> None:
+    """Make a mean over several axes one mean after the other.
+
+    onnxruntime adds all values in one float32: over the millions of a norm over whole
+    recordings that costs three digits.
+    """
+    import onnx_ir
+
+    for node in list(graph):
+        axes = node.inputs[1].const_value if len(node.inputs) == 2 else None
+        keeps = node.attributes.get("keepdims")
+        if node.op_type != "ReduceMean" or axes is None or (keeps and not keeps.value):
+            continue
+        value, first, *others = node.inputs[0], *axes.numpy().tolist()
+        for axis in (first, *others):
+            name = f"{node.name}_axis_{axis}"
+            constant = onnx_ir.val(name, const_value=onnx_ir.tensor([axis], name=name))
+            graph.register_initializer(constant)
+            step = onnx_ir.node("ReduceMean", [value, constant], {"keepdims": 1})
+            graph.insert_before(node, step)
+            value = step.outputs[0]
+        node.outputs[0].replace_all_uses_with(value)
+        graph.remove(node)
 
 
 @torch.no_grad()
