@@ -105,10 +105,11 @@ def training_notes(path: Path, arguments: Sequence[str], test_only: bool) -> str
     if test_only:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         return "".join(re.findall(r"^# (?:command|versions): .*\n", text, re.M))
-    versions = [f"{name} {metadata.version(name)}" for name in ("torch", "speechbrain")]
+    versions = f"python {platform.python_version()}"
+    for name in ("torch", "speechbrain"):
+        versions += f", {name} {metadata.version(name)}"
     return (
-        f"# command: python train.py {shlex.join(arguments)}\n"
-        f"# versions: python {platform.python_version()}, {', '.join(versions)}\n"
+        f"# command: python train.py {shlex.join(arguments)}\n# versions: {versions}\n"
     )
 
 

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
@@ -15,43 +15,29 @@ from modules.weights.runs import Run, source_names, tested_checkpoint
 
 TASK = "audio-to-audio"
 
-OURS = """import soundfile
+OURS = """```python
+import soundfile
 import torch
 
 from recipes.separator import Separator
 
-separator = Separator.load("{folder}")
+separator = Separator.load("FOLDER")
 mixture, rate = soundfile.read("mixture.wav", dtype="float32", always_2d=True)
 estimates = separator.separate(torch.from_numpy(mixture.T), sample_rate=rate)
 for name, wave in estimates.items():
-    soundfile.write(f"{{name}}.wav", wave.T.numpy(), rate)
-"""
+    soundfile.write(f"{name}.wav", wave.T.numpy(), rate)
+```"""
 
-SPEECHBRAIN = """import soundfile
-from speechbrain.inference.{module} import {name}
+SPEECHBRAIN = """```python
+import soundfile
+from speechbrain.inference.MODULE import NAME
 
-model = {name}{call}("{folder}")
+model = LOADER("FOLDER")
 estimates = model.separate_file("mixture.wav")[0].cpu()
 for number, name in enumerate(model.hparams.sources):
     wave = estimates[..., number].numpy().T
-    soundfile.write(f"{{name}}.wav", wave, model.hparams.sample_rate)
-"""
-
-ONNX = """import onnxruntime
-import soundfile
-
-session = onnxruntime.InferenceSession("{path}")
-mixture, rate = soundfile.read("mixture.wav", dtype="float32"{options})
-estimates = session.run(None, {{"mixture": mixture{index}}})[0]
-print(estimates.shape)  # [1, sources, {shape}]
-"""
-
-
-class Files(NamedTuple):
-    """What the folder holds besides weights and configuration."""
-
-    hub: bool = False
-    onnx: str = ""  # how the file compares with torch
+    soundfile.write(f"{name}.wav", wave, model.hparams.sample_rate)
+```"""
 
 
 def model_card(
@@ -60,9 +46,9 @@ def model_card(
     config: Mapping[str, Any],
     folder: Path,
     licence: str,
-    files: Files,
+    hub: bool,
 ) -> str:
-    """Return the text of the card."""
+    """Return the text of the card; `hub` says whether SpeechBrain loads the folder."""
     name = f"{type(model).__name__}: {run.folder.parent.name}/{run.folder.name}"
     rate = config["sample_rate"]
     sources = source_names(model, rate)
@@ -75,15 +61,16 @@ def model_card(
         "with sepbrain, recipes for source separation with SpeechBrain.",
         *_notes(config),
         "## Use it",
-        *_examples(model, folder, files),
+        *_examples(model, folder.name, hub),
         "## How it was trained",
         _table(("", ""), _training(run, config)),
     ]
     metrics = _scores(run, config)
     if metrics:
+        columns = ("mean", "standard_error", "count")
         rows = [
-            (key, f"{e['mean']:.2f}", _number(e["standard_error"]), str(e["count"]))
-            for key, e in metrics.items()
+            (name, *(_number(entry[key]) for key in columns))
+            for name, entry in metrics.items()
         ]
         head = ("score", "mean, dB", "standard error", "examples")
         parts += [f"## Scores\n\nOn {_tested_on(run)}.", _table(head, rows)]
@@ -91,7 +78,7 @@ def model_card(
     results = [_result(run, key, entry) for key, entry in metrics.items()]
     front = ModelCardData(
         license=licence,
-        library_name="speechbrain" if files.hub else None,
+        library_name="speechbrain" if hub else None,
         pipeline_tag=TASK,
         tags=["audio-source-separation", f"{what}-separation", type(model).__name__],
         datasets=[_trained_on(run)[0]],
@@ -118,22 +105,15 @@ def _notes(config: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _examples(model: nn.Module, folder: Path, files: Files) -> list[str]:
-    code = [("In sepbrain's folder, at the rate of the file:", OURS)]
-    values = {"folder": folder.name, "path": f"{folder.name}/model.onnx"}
-    if files.hub:
-        values |= zip(("module", "name", "call"), loaded_by(model), strict=True)
-        custom = "" if values["call"] else " It runs `custom.py`: read it first."
-        code.append(
-            (f"With SpeechBrain alone, at the model's rate.{custom}", SPEECHBRAIN)
-        )
-    if files.onnx:
-        music = hasattr(model, "segment")
-        values["options"] = ", always_2d=True" if music else ""
-        values["index"] = ".T[None]" if music else "[None]"
-        values["shape"] = "channels, samples" if music else "samples"
-        code.append((f"With onnxruntime, at the model's rate. It {files.onnx}.", ONNX))
-    return [f"{text}\n\n```python\n{c.format(**values)}```" for text, c in code]
+def _examples(model: nn.Module, folder: str, hub: bool) -> list[str]:
+    given = [f"In sepbrain's folder, at the rate of the file:\n\n{OURS}"]
+    module, name, call = loaded_by(model)
+    if hub:
+        runs = "" if call else " It runs `custom.py`: read it first."
+        text = f"With SpeechBrain alone, at the model's rate.{runs}\n\n{SPEECHBRAIN}"
+        given.append(text.replace("LOADER", f"{name}{call}"))
+    values = {"FOLDER": folder, "MODULE": module, "NAME": name}
+    return [re.sub("|".join(values), lambda m: values[m[0]], text) for text in given]
 
 
 def _training(run: Run, config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -224,5 +204,5 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _number(value: float | int | None) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value or "-")

@@ -27,12 +27,18 @@ from modules.lora.files import load_lora_weights, save_lora
 from modules.runtime.errors import ExportError
 from modules.runtime.files import write_text
 from modules.runtime.tensors import save_tensors
-from modules.weights.card import Files, model_card
+from modules.weights.card import model_card
 from modules.weights.hub import HUB_FILES, write_hub_files
 from modules.weights.onnx_file import ONNX_FILE, write_onnx
 from modules.weights.pretrained import load_pretrained
 from modules.weights.quantization import load_int8, quantized_state_dict
-from modules.weights.runs import ADAPTERS, load_tested, network_class, read_run
+from modules.weights.runs import (
+    ADAPTERS,
+    load_tested,
+    network_class,
+    read_run,
+    source_names,
+)
 
 FORMAT = "sepbrain.model.2"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -106,11 +112,10 @@ def export(
         "adapters": ADAPTERS if written else None,
         "lora": lora,
     }
-    compared = ""
     if onnx:
-        names = {"sample_rate": rate, "sources": getattr(model, "sources", None)}
-        compared = str(write_onnx(out / ONNX_FILE, model, names))
-        logger.info("%s %s", ONNX_FILE, compared)
+        names = {"sample_rate": rate, "sources": source_names(model, rate)}
+        difference = write_onnx(out / ONNX_FILE, model, names)
+        logger.info("%s: %.1e of the peak from torch", ONNX_FILE, difference)
         written.add(ONNX_FILE)
     state = quantized_state_dict(model) if int8 else plain_state_dict(model)
     save_tensors(out / WEIGHTS, state)
@@ -121,8 +126,7 @@ def export(
     for name in set(OPTIONAL) - written:  # they would belong to other weights
         (out / name).unlink(missing_ok=True)
     write_text(out / CONFIG, json.dumps(config, indent=2) + "\n")
-    card = model_card(known, model, config, out, license, Files(hub, compared))
-    write_text(out / CARD, card)
+    write_text(out / CARD, model_card(known, model, config, out, license, hub))
     if license == "unknown":
         logger.info("%s: the licence is unknown; --license=ID says it", CARD)
     return out

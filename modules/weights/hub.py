@@ -29,45 +29,25 @@ HEAD = """# Made by sepbrain's export.py. To load this folder with SpeechBrain:
 #     model = {name}{call}("FOLDER")
 """
 
+BLOCK = """!new:speechbrain.lobes.models.dual_path.SBTransformerBlock
+    {{num_layers: {layers}, d_model: {channels}, nhead: {heads}, d_ffn: {ffn_channels},
+    dropout: 0.0, use_positional_encoding: True, norm_before: True}}
+"""
 STOCK = """sample_rate: {sample_rate}
 num_spks: {num_sources}
 sources: {sources}
 encoder: !new:speechbrain.lobes.models.dual_path.Encoder
-    kernel_size: {kernel_size}
-    out_channels: {encoder_channels}
-intra: !new:speechbrain.lobes.models.dual_path.SBTransformerBlock
-    num_layers: {intra_layers}
-    d_model: {channels}
-    nhead: {heads}
-    d_ffn: {ffn_channels}
-    dropout: 0.0
-    use_positional_encoding: True
-    norm_before: True
-inter: !new:speechbrain.lobes.models.dual_path.SBTransformerBlock
-    num_layers: {inter_layers}
-    d_model: {channels}
-    nhead: {heads}
-    d_ffn: {ffn_channels}
-    dropout: 0.0
-    use_positional_encoding: True
-    norm_before: True
+    {{kernel_size: {kernel_size}, out_channels: {encoder_channels}}}
+intra: {intra}
+inter: {inter}
 masknet: !new:speechbrain.lobes.models.dual_path.Dual_Path_Model
-    num_spks: {num_sources}
-    in_channels: {encoder_channels}
-    out_channels: {channels}
-    num_layers: {dual_layers}
-    K: {chunk_size}
-    intra_model: !ref <intra>
-    inter_model: !ref <inter>
-    norm: ln
-    linear_layer_after_inter_intra: False
-    skip_around_intra: True
+    {{num_spks: {num_sources}, in_channels: {encoder_channels},
+    out_channels: {channels}, num_layers: {dual_layers}, K: {chunk_size},
+    intra_model: !ref <intra>, inter_model: !ref <inter>, norm: ln,
+    linear_layer_after_inter_intra: False, skip_around_intra: True}}
 decoder: !new:speechbrain.lobes.models.dual_path.Decoder
-    in_channels: {encoder_channels}
-    out_channels: 1
-    kernel_size: {kernel_size}
-    stride: {stride}
-    bias: False
+    {{in_channels: {encoder_channels}, out_channels: 1, kernel_size: {kernel_size},
+    stride: {stride}, bias: False}}
 """
 
 
@@ -119,10 +99,12 @@ def code_of(kind: type[nn.Module]) -> str:
 def _stock(model: nn.Module, arguments: Mapping[str, Any], sample_rate: int) -> str:
     given = inspect.signature(SepFormer).bind(**arguments)
     given.apply_defaults()
-    sources = source_names(model, sample_rate)
-    values = given.arguments | {"sample_rate": sample_rate, "sources": sources}
+    values = given.arguments | {"sample_rate": sample_rate}
+    values["sources"] = source_names(model, sample_rate)
     values["channels"] = values["channels"] or values["encoder_channels"]
     values["stride"] = values["kernel_size"] // 2
+    for name in ("intra", "inter"):
+        values[name] = BLOCK.format(**values, layers=values[f"{name}_layers"])
     return STOCK.format(**values)
 
 

@@ -7,11 +7,9 @@ The graph is the whole network, spectra included (ONNX has a DFT). It takes `mix
 
 import json
 import re
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,107 +18,77 @@ from modules.runtime.errors import ExportError
 from modules.runtime.files import write_whole
 
 ONNX_FILE = "model.onnx"
-PACKAGES = "onnx, onnxscript and onnxruntime"
 
 SECONDS = (1.07, 2.3, 0.31)  # lengths that are compared; the first one is traced
 
 TOLERANCE = 1e-4  # of the largest sample; rounding is below 1e-5
 
 
-class Check(NamedTuple):
-    """How a file compares with torch on noise.
+def write_onnx(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> float:
+    """Write a network in evaluation mode; return how far it is from torch's.
 
-    `difference` is the largest one, as a share of the largest sample; `seconds` are the
-    medians of torch's time and onnxruntime's for `audio_seconds`.
-    """
-
-    difference: float
-    seconds: tuple[float, float]
-    audio_seconds: float
-
-    def __str__(self) -> str:
-        torch_s, onnx_s = self.seconds
-        return (
-            f"differs from torch by {self.difference:.1e} of the peak; "
-            f"{self.audio_seconds:.1f} s of audio take {onnx_s:.3f} s, in torch "
-            f"{torch_s:.3f} s ({onnx_s / torch_s:.2f})"
-        )
-
-
-def write_onnx(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> Check:
-    """Write a network in evaluation mode, and compare the file with it.
-
-    Raise an `ExportError`, and leave no file, if packages are missing, an operation has
-    no form in ONNX or fixes the length, or the file computes something else.
+    That is the largest difference as a share of the largest sample. An `ExportError`,
+    which leaves no file, says which packages are missing, which operation has no form
+    in ONNX or fixes the length, or that the file computes something else.
     """
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  # what torch writes ONNX with
     except ImportError as error:
         raise ExportError(
-            f"--onnx needs {PACKAGES}: pip install onnx onnxscript onnxruntime "
-            f"({error})"
+            f"--onnx: {error}; pip install onnx onnxscript onnxruntime"
         ) from error
-    rate, channels = metadata["sample_rate"], getattr(model, "audio_channels", None)
-    if channels is None and hasattr(model, "segment"):
-        channels = 2
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(seconds: float) -> Tensor:
-        shape = (1, round(seconds * rate)) if channels is None else (1, channels, -1)
-        samples = round(seconds * rate) * (channels or 1)
-        return torch.randn(samples, generator=generator).mul(0.1).reshape(shape)
-
     what = f"--onnx: {type(model).__name__}"
-    own = float(getattr(model, "segment", 1.0))  # a network of music has a length
-    lengths = [share * own for share in SECONDS]
-    mixture = noise(lengths[0])
+    # A network of music has a length of its own, and channels.
+    own = float(getattr(model, "segment", 1.0)) * metadata["sample_rate"]
+    shape = [getattr(model, "audio_channels", 2)] if hasattr(model, "segment") else []
+    generator = torch.Generator().manual_seed(0)
+    mixtures = [
+        0.1 * torch.randn(1, *shape, round(seconds * own), generator=generator)
+        for seconds in SECONDS
+    ]
     try:
         with torch.no_grad():
             program: Any = torch.onnx.export(
                 model,
-                (mixture,),
+                (mixtures[0],),
                 input_names=["mixture"],
                 output_names=["estimates"],
-                dynamic_shapes=({mixture.dim() - 1: torch.export.Dim.DYNAMIC},),
+                dynamic_shapes=({mixtures[0].dim() - 1: torch.export.Dim.DYNAMIC},),
                 dynamo=True,
                 verbose=False,
             )
     except Exception as error:  # dozens of kinds, of torch, onnxscript and sympy
         raise ExportError(f"{what}: {_reason(error)}") from error
     _average_axis_by_axis(program.model.graph)
-    program.model.metadata_props.update(
-        {name: json.dumps(value) for name, value in metadata.items()}
-    )
+    texts = {name: json.dumps(value) for name, value in metadata.items()}
+    program.model.metadata_props.update(texts)
     with write_whole(path) as partial:
         program.save(partial)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(partial, options)
-
-        def run(mixture: Tensor) -> Tensor:
-            found = session.run(None, {"mixture": mixture.numpy()})
-            return torch.from_numpy(found[0])
-
-        worst = 0.0
-        for seconds in lengths:
-            mixture = noise(seconds)
-            difference = _difference(model, run, mixture)
-            if not difference <= TOLERANCE:
+        differences = [0.0]
+        for mixture in mixtures:
+            at = f"{what}: at {mixture.shape[-1]} samples"
+            try:
+                session = onnxruntime.InferenceSession(partial)
+                found = session.run(None, {"mixture": mixture.numpy()})[0]
+            except Exception as error:  # onnxruntime's own, without a common base
+                reason = str(error).splitlines()[0][:300]
+                raise ExportError(f"{at} onnxruntime refuses: {reason}") from error
+            differences.append(_difference(model, mixture, torch.from_numpy(found)))
+            if not differences[-1] <= TOLERANCE:
                 raise ExportError(
-                    f"{what}: at {mixture.shape[-1]} samples "
-                    f"the file differs from torch by {difference:.1e} of the peak; an "
-                    "operation depends on the length in a way that ONNX does not keep"
+                    f"{at} the file differs from torch by {differences[-1]:.1e} of the "
+                    "peak; an operation depends on the length in a way that ONNX does "
+                    "not keep"
                 )
-            worst = max(worst, difference)
-        return Check(worst, _times(model, run, noise(lengths[0])), lengths[0])
+        return max(differences)
 
 
 def _average_axis_by_axis(graph: Any) -> None:
     """Make a mean over several axes one mean after the other.
 
     onnxruntime adds all values in one float32: over the millions of a norm over whole
-    recordings that costs three digits.
+    recordings that costs up to two digits.
     """
     import onnx_ir
 
@@ -129,8 +97,8 @@ def _average_axis_by_axis(graph: Any) -> None:
         keeps = node.attributes.get("keepdims")
         if node.op_type != "ReduceMean" or axes is None or (keeps and not keeps.value):
             continue
-        value, first, *others = node.inputs[0], *axes.numpy().tolist()
-        for axis in (first, *others):
+        value: Any = node.inputs[0]
+        for axis in axes.numpy().tolist():
             name = f"{node.name}_axis_{axis}"
             constant = onnx_ir.val(name, const_value=onnx_ir.tensor([axis], name=name))
             graph.register_initializer(constant)
@@ -142,49 +110,19 @@ def _average_axis_by_axis(graph: Any) -> None:
 
 
 @torch.no_grad()
-def _difference(
-    model: nn.Module, run: Callable[[Tensor], Tensor], mixture: Tensor
-) -> float:
+def _difference(model: nn.Module, mixture: Tensor, found: Tensor) -> float:
     expected = model(mixture)
-    try:
-        found = run(mixture)
-    except Exception as error:  # onnxruntime's own, without a common base
-        lines = str(error).splitlines()
-        raise ExportError(
-            f"--onnx: {type(model).__name__}: onnxruntime refuses "
-            f"{mixture.shape[-1]} samples: {lines[0][:300]}"
-        ) from error
     if found.shape != expected.shape:
         return float("inf")
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-@torch.no_grad()
-def _times(
-    model: nn.Module, run: Callable[[Tensor], Tensor], mixture: Tensor, times: int = 3
-) -> tuple[float, float]:
-    """Return the medians of torch's time and the file's, run in turn."""
-
-    def seconds(call: Callable[[Tensor], Tensor]) -> float:
-        begin = time.perf_counter()
-        call(mixture)
-        return time.perf_counter() - begin
-
-    pairs = [(seconds(model), seconds(run)) for _ in range(times)]
-    torch_s, onnx_s = map(statistics.median, zip(*pairs, strict=True))
-    return torch_s, onnx_s
-
-
 def _reason(error: BaseException) -> str:
-    """Return the operation that is in the way, or the innermost error's first line."""
-    text, inner = "", error
-    while True:
-        text += f"{inner}\n"
-        if (cause := inner.__cause__ or inner.__context__) is None:
-            break
-        inner = cause
-    missing = re.search(r"No ONNX function found for .*?op='([\w.]+)'", text)
-    if missing:
+    """Return the operation that is in the way, or the innermost error."""
+    text, inner = str(error), error
+    while (cause := inner.__cause__ or inner.__context__) is not None:
+        inner, text = cause, f"{text}\n{cause}"
+    if missing := re.search(r"No ONNX function found for .*?op='([\w.]+)'", text):
         return f"the operation {missing[1]} has no form in ONNX"
     lines = [line.strip(" -") for line in str(inner).splitlines() if line.strip()]
     return "cannot be exported: " + " ".join(lines)[:300]
