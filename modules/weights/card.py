@@ -147,14 +147,17 @@ def _weights(run: Run, config: Mapping[str, Any]) -> str:
 
 def _trained_on(run: Run) -> tuple[str, str]:
     """Return the data set's short name, and what else is known of it."""
-    folder = Path(run.said("data_folder")).name or "unknown"
+    # A later test may have named another folder in the YAML.
+    found = re.search(r"--data_folder[= ]'?([^\s']+)", run.notes.get("command", ""))
+    folder = Path(found[1] if found else run.said("data_folder")).name or "unknown"
     short = run.said("dataset") or folder
     return short, short if short == folder else f"{short}, folder {folder}"
 
 
 def _tested_on(run: Run) -> str:
-    other = Path(run.said("test_folder")).name
-    return f"the test set of {other or _trained_on(run)[0]}"
+    short, known = _trained_on(run)
+    folder = Path(run.said("test_folder") or run.said("data_folder")).name
+    return f"the test set of {short if known.endswith(folder) else folder}"
 
 
 def _scores(run: Run, config: Mapping[str, Any]) -> dict[str, dict]:

@@ -93,11 +93,12 @@ def _average_axis_by_axis(graph: Any) -> None:
     import onnx_ir
 
     for node in list(graph):
-        axes = node.inputs[1].const_value if len(node.inputs) == 2 else None
+        given = node.inputs
+        axes = given[1].const_value if len(given) == 2 else None
         keeps = node.attributes.get("keepdims")
         if node.op_type != "ReduceMean" or axes is None or (keeps and not keeps.value):
             continue
-        value: Any = node.inputs[0]
+        value: Any = given[0]
         for axis in axes.numpy().tolist():
             name = f"{node.name}_axis_{axis}"
             constant = onnx_ir.val(name, const_value=onnx_ir.tensor([axis], name=name))
@@ -106,7 +107,9 @@ def _average_axis_by_axis(graph: Any) -> None:
             graph.insert_before(node, step)
             value = step.outputs[0]
         node.outputs[0].replace_all_uses_with(value)
-        graph.remove(node)
+        graph.remove(node, safe=True)
+        if not (unused := given[1]).uses():
+            graph.initializers.pop(unused.name, None)
 
 
 @torch.no_grad()
