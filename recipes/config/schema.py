@@ -187,7 +187,6 @@ class SpeechSettings(RunSettings):
     """What the speech recipes read."""
 
     num_spks: int = setting(above=0)
-    test_folder: str | None = setting(free=True)
     dynamic_mixing: bool = setting()
     base_folder_dm: str | None = setting(free=True)
     speaker_pattern: str | None = setting(free=True)
