@@ -24,7 +24,6 @@ from modules.runtime.errors import UserError
 from modules.runtime.files import write_text
 from modules.runtime.run_lock import RunLock
 from modules.runtime.signals import EXIT_REQUEUE, StopRequest, StopRun
-from modules.weights.pretrained import load_pretrained
 from recipes.config.load import load
 from recipes.config.settings import settings_of
 from recipes.config.usage import usage
@@ -73,8 +72,7 @@ def main(arguments: Sequence[str], on_metrics: OnMetrics | None = None) -> dict 
         data = hparams["prepare"], run_opts.test_only, hparams["test_folder"]
         manifests = distributed.run_on_main(make_manifests, *data)
         if hparams["pretrained"]:
-            load_weights = hparams.get("load_pretrained", load_pretrained)
-            load_weights(hparams["separator"], hparams["pretrained"])
+            hparams["load_pretrained"](hparams["separator"], hparams["pretrained"])
 
         brain = hparams["recipe"](
             modules=hparams["modules"],

@@ -16,7 +16,7 @@ from pathlib import Path
 import speechbrain as sb
 import torch
 from speechbrain.utils.checkpoints import Checkpoint
-from torch import Tensor, nn
+from torch import Tensor
 
 from modules.audio.io import named_waves, safe_name, write_audio
 from modules.data.batch import Batch
@@ -26,9 +26,7 @@ from modules.monitor.listen.page import ListenPage, Track
 from modules.monitor.logs import RunLog
 from modules.runtime import distributed
 from modules.runtime.errors import HparamsError
-from modules.weights.checkpoint_files import check_fit
 from modules.weights.checkpointer import AtomicCheckpointer
-from modules.weights.ema import mean_of_newest
 from recipes.report import listed
 
 logger = logging.getLogger(__name__)
@@ -287,19 +285,3 @@ def load_best(
         )
     logger.info(f"Evaluating {pretrained if found is None else found.path}")
     return found
-
-
-def load_mean(
-    checkpointer: AtomicCheckpointer, separator: nn.Module, number: int
-) -> None:
-    """Load the mean weights of the newest `number` whole epochs.
-
-    Raises
-    ------
-    HparamsError
-        There are fewer checkpoints.
-    """
-    state, found = mean_of_newest(checkpointer, number)
-    check_fit(separator, state)
-    separator.load_state_dict(state)
-    logger.info(f"Evaluating the mean of {', '.join(c.path.name for c in found)}")

@@ -39,6 +39,7 @@ from modules.lora.files import load_lora_weights, save_lora
 from modules.lora.ranks import MODES, gradient_ranks, heuristic_ranks
 from modules.losses.choice import masked_sum
 from modules.runtime import distributed
+from modules.runtime.batch_norm import freeze_statistics
 from modules.runtime.errors import CheckpointMismatch, HparamsError, LoraError
 from modules.runtime.files import write_text
 from modules.runtime.randomness import seed_step
@@ -122,6 +123,11 @@ class Adapting(Separation):
             self._adapt(ranks)
         super().fit(epoch_counter, train_set, valid_set)
 
+    def set_training(self) -> None:
+        """Keep the statistics of BatchNorm: the adapters' file would not hold them."""
+        super().set_training()
+        freeze_statistics(self.modules)
+
     def on_stage_end(
         self, stage: Stage, stage_loss: float, epoch: int | None = None
     ) -> None:
@@ -174,7 +180,7 @@ class Adapting(Separation):
         model.requires_grad_(False)
         for weight in weights.values():
             weight.requires_grad_(True)
-        self.modules.train()
+        self.set_training()
         train_set.batch_sampler.set_position(1, first_step=0)
         first = itertools.islice(train_set, config.lora_gradient_steps)
         for step, batch in enumerate(first, start=1):

@@ -54,7 +54,9 @@ class MusicSeparation(Separation):
         self.monitor = self.config.monitor
         self.stems = list(self.config.sources)
         self.suspicion = Suspicion([], self.stems)  # a test has no training tracks
-        self.stem_weights = [float(weight) for weight in self.config.weights]
+        given = self.config.weights
+        equal = [1.0] * len(self.stems)
+        self.stem_weights = equal if given is None else list(map(float, given))
         if len(self.stem_weights) != len(self.stems) or not (
             all(weight >= 0 for weight in self.stem_weights) and any(self.stem_weights)
         ):

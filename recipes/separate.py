@@ -1,10 +1,14 @@
 """Separate files and folders: the command of `separate.py`."""
 
 import logging
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from json import dumps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tqdm import tqdm
@@ -13,14 +17,17 @@ from modules.audio.io import read_header
 from modules.monitor.listen.page import ListenPage, Track
 from modules.runtime.errors import DataError, UserError
 from modules.runtime.files import one_line
-from modules.weights.separators import load_separator
-from recipes.separator import Computing, Output, Separator
+from recipes.separator import Computing, Output, Separator, load_model
 
 # Files that are taken from a folder; a file that is named may have any suffix.
 SUFFIXES = {
     *(".wav", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
     *(".aif", ".aiff", ".au", ".caf"),
 }
+
+STDIN = Path("-")
+
+Job = tuple[Path, dict[str, Path]]  # a file, and the files of its stems
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +48,11 @@ def separate(
     Arguments
     ---------
     model : str
-        Folder of a run or of an exported model, or published weights on disk.
+        Folder of a run or of an exported model, published weights on disk or at the
+        hub (hf:ORGANISATION/NAME), or a YAML that lists several models.
     inputs : Path
-        Audio files, or folders of them (with all folders below).
+        Audio files, or folders of them (with all folders below); - is a WAV from
+        standard input, whose files are named stdin.
     out : Path
         Folder to write; what is there is left as it is.
     sample_rate : int
@@ -53,53 +62,21 @@ def separate(
     page : bool
         Write OUT/listen.html, a page to hear mixtures and stems.
     """
-    separator = Separator(*load_separator(model, sample_rate), computing)
-    summary: dict[str, Any] = {"separated": [], "skipped": [], "failed": []}
-    todo = []
-
-    def note(path: Path, error: Exception) -> None:
-        logger.error(f"error: {one_line(error)}")
-        summary["failed"].append({"input": str(path), "error": one_line(error)})
-
-    jobs = _jobs(inputs, out, output, separator.sources)
-    for path, paths in jobs:
-        if all(place.is_file() for place in paths.values()):
-            summary["skipped"].append(str(path))
-            continue
-        try:
-            header = read_header(path)
-            todo.append((path, paths, header.frames / header.sample_rate))
-        except (UserError, OSError) as error:
-            note(path, error)
-    # The sum of the pieces may exceed that of the files by rounding.
-    total = sum(seconds for *_, seconds in todo) + 1e-3
-    shown = "{desc}{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s "
-    shown += "[{elapsed}<{remaining}, {rate_noinv_fmt}]"
-    style: dict[str, Any] = {"unit": "s", "bar_format": shown, "dynamic_ncols": True}
-    with tqdm(total=total, disable=None, **style) as bar:
-        for path, paths, seconds in todo:
-            bar.set_description(path.name)
-            start = time.monotonic()
-            try:
-                lowered = separator.write_stems(path, paths, output, bar.update)
-            except (UserError, OSError) as error:
-                note(path, error)
-                continue
-            wall = time.monotonic() - start
-            if lowered:
-                logger.info(f"{path}: all stems lowered by {lowered:.2f} dB")
-            summary["separated"].append(
-                {
-                    "input": str(path),
-                    "outputs": {stem: str(place) for stem, place in paths.items()},
-                    "seconds": seconds,
-                    "wall_seconds": wall,
-                    "real_time_factor": wall / seconds,
-                    "lowered_db": lowered,
-                }
-            )
-    if page:
-        logger.info(f"listen: {_write_page(jobs, out)}")
+    network, rate, sources, tested = load_model(model, sample_rate)
+    separator = Separator(network, rate, sources, computing, tested)
+    with TemporaryDirectory(prefix="separate-") as folder:
+        spool = Path(folder, "stdin.wav")
+        if STDIN in inputs:
+            with open(spool, "wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+        given = [spool if path == STDIN else path for path in inputs]
+        jobs = _jobs(given, out, output, separator.sources)
+        summary = _separate_all(separator, jobs, output, spool)
+        if page:
+            faulty = {entry["input"] for entry in summary["failed"]}
+            named = ((_shown(path, spool), path, paths) for path, paths in jobs)
+            heard = [job for job in named if job[0] not in faulty]
+            logger.info(f"listen: {_write_page(heard, out)}")
     done, skipped, failed = summary.values()
     audio, wall = (sum(x[key] for x in done) for key in ("seconds", "wall_seconds"))
     if json:
@@ -113,19 +90,80 @@ def separate(
     return 1 if failed else 0
 
 
-def _write_page(jobs: Sequence[tuple[Path, dict[str, Path]]], out: Path) -> Path:
+def _shown(path: Path, spool: Path) -> str:
+    """Return the name of an input in messages; `spool` is standard input's file."""
+    return str(STDIN if path == spool else path)
+
+
+def _write_page(jobs: Sequence[tuple[str, Path, dict[str, Path]]], out: Path) -> Path:
     """Write the page of all files whose stems are there."""
     page = ListenPage(out)
-    for path, paths in jobs:
+    for name, path, paths in jobs:
         if all(place.is_file() for place in paths.values()):
             places = {"mixture": path, **paths}
-            page.add(str(path), [Track.of_file(*place) for place in places.items()])
+            page.add(name, [Track.of_file(*place) for place in places.items()])
     return page.write(out.absolute().name)
+
+
+def _separate_all(
+    separator: Separator, jobs: Sequence[Job], output: Output, spool: Path
+) -> dict[str, list]:
+    """Do what is missing of the jobs; say what was separated, skipped and failed.
+
+    `spool` holds standard input; what was there of another input is not its result.
+    """
+    summary: dict[str, list] = {"separated": [], "skipped": [], "failed": []}
+    todo = []
+
+    def note(path: Path, error: Exception) -> None:
+        reason = one_line(error).replace(str(path), _shown(path, spool))
+        logger.error(f"error: {reason}")
+        summary["failed"].append({"input": _shown(path, spool), "error": reason})
+
+    for path, paths in jobs:
+        if path != spool and all(place.is_file() for place in paths.values()):
+            summary["skipped"].append(str(path))
+            continue
+        try:
+            header = read_header(path)
+            todo.append((path, paths, header.frames / header.sample_rate))
+        except (UserError, OSError) as error:
+            note(path, error)
+    # The sum of the pieces may exceed that of the files by rounding.
+    total = sum(seconds for *_, seconds in todo) + 1e-3
+    style = "{desc}{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s "
+    style += "[{elapsed}<{remaining}, {rate_noinv_fmt}]"
+    options: dict[str, Any] = {"unit": "s", "bar_format": style, "dynamic_ncols": True}
+    with tqdm(total=total, disable=None, **options) as bar:
+        for path, paths, seconds in todo:
+            bar.set_description(path.name)
+            start = time.monotonic()
+            try:
+                lowered = separator.write_stems(path, paths, output, bar.update)
+            except (UserError, OSError) as error:
+                note(path, error)
+                continue
+            wall = time.monotonic() - start
+            if lowered:
+                logger.info(
+                    f"{_shown(path, spool)}: all stems lowered by {lowered:.2f} dB"
+                )
+            summary["separated"].append(
+                {
+                    "input": _shown(path, spool),
+                    "outputs": {stem: str(place) for stem, place in paths.items()},
+                    "seconds": seconds,
+                    "wall_seconds": wall,
+                    "real_time_factor": wall / seconds,
+                    "lowered_db": lowered,
+                }
+            )
+    return summary
 
 
 def _jobs(
     inputs: Sequence[Path], out: Path, output: Output, sources: Sequence[str]
-) -> list[tuple[Path, dict[str, Path]]]:
+) -> list[Job]:
     """Every input file with the files to write, no two of them the same."""
     jobs = []
     owner: dict[Path, Path] = {}
@@ -143,10 +181,18 @@ def _jobs(
 
 
 def _files(inputs: Sequence[Path], out: Path) -> Iterator[tuple[Path, str]]:
-    """Input files, each with its name below the folder that was given."""
+    """Input files, each with its name below the folder that was given.
+
+    Files that were given have their own name, below their common folder if two of them
+    share it.
+    """
+    files = {given.absolute() for given in inputs if not given.is_dir()}
+    shared = len({path.stem for path in files}) < len(files)
+    common = os.path.commonpath([path.parent for path in files]) if shared else ""
     for given in inputs:
         if not given.is_dir():
-            yield given, given.stem
+            own = given.absolute().relative_to(common) if shared else Path(given.name)
+            yield given, own.with_suffix("").as_posix()
             continue
         found = [
             path

@@ -31,6 +31,8 @@ from modules.monitor.memory import MemoryProfile
 from modules.runtime import distributed
 from modules.runtime.errors import HparamsError
 from modules.runtime.signals import StopRun
+from modules.weights.checkpoint_files import check_fit
+from modules.weights.runs import mean_of_newest
 from recipes.checkpoints import save_epoch, save_mid_epoch
 from recipes.config.settings import Settings, check_settings
 from recipes.evaluation import (
@@ -38,7 +40,6 @@ from recipes.evaluation import (
     Evaluator,
     Scores,
     load_best,
-    load_mean,
     silent_talkers,
 )
 from recipes.report import Reporter, listed, print_places, print_scores
@@ -170,7 +171,7 @@ class Separation(TrainingStep):
     def _fit_train(self, train_set: Any, epoch: int, enable: bool) -> None:
         self.epoch = epoch
         self.on_stage_start(Stage.TRAIN, epoch)
-        self.modules.train()
+        self.set_training()
         self.zero_grad(set_to_none=True)
         self.train_sampler.set_position(epoch, first_step=self.step)
         self.clock.restart(self.step)
@@ -208,6 +209,10 @@ class Separation(TrainingStep):
         self.avg_train_loss = self.stats.loss
         self.steps_before, self.step = self.global_step, 0
         self.on_stage_end(Stage.TRAIN, self.avg_train_loss, epoch)
+
+    def set_training(self) -> None:
+        """Put the modules into training mode."""
+        self.modules.train()
 
     def _log_batch(self, examples: int) -> None:
         values = {
@@ -351,6 +356,11 @@ class Separation(TrainingStep):
 
     def _load_for_evaluation(self, max_key: str | None) -> None:
         """Load the weights that are tested."""
+        if (
+            self.test_only and self.settings
+        ):  # else `on_fit_start` has compared all settings
+            found = self.checkpointer.find_checkpoint()
+            check_settings(found, self.settings, self.config.allow_changes, True)
         number = self.config.average_last
         if not number:
             pretrained = self.config.pretrained
@@ -360,7 +370,9 @@ class Separation(TrainingStep):
             number = min(number, self.debug_epochs)  # a trial has no more
         if self.ema is not None:
             raise HparamsError(f"average_last={number}: set ema_decay=0")
-        load_mean(self.checkpointer, self.network, number)
+        state = mean_of_newest(self.checkpointer, number)
+        check_fit(self.network, state)
+        self.network.load_state_dict(state)
 
     def _begin_average(self, found: Checkpoint | None) -> None:
         """Start from the plain weights where a checkpoint has no averaged ones."""
@@ -478,8 +490,16 @@ class Separation(TrainingStep):
                 seed=self.config.seed,
             )
             collate = collate_crops if training else collate_whole
-            workers, on_gpu = self.config.num_workers, self.device_type == "cuda"
-            return make_loader(dataset, sampler, collate, workers, pin_memory=on_gpu)
+            config, pinned = self.config, self.config.pin_memory
+            return make_loader(
+                dataset,
+                sampler,
+                collate,
+                config.num_workers,
+                pin_memory=self.device_type == "cuda" if pinned is None else pinned,
+                prefetch_factor=config.prefetch_factor,
+                persistent_workers=config.persistent_workers,
+            )
         except ValueError as error:
             raise HparamsError(str(error)) from error
 

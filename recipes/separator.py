@@ -8,7 +8,7 @@ Audio of any length takes the same memory: it is read, separated and written pie
 piece. Shapes: S source, C channel, T or t sample.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +19,26 @@ from torch import Tensor, nn
 from modules.audio.io import Header, check_samples, open_audio, read_header, safe_name
 from modules.audio.resample import resample_blocks
 from modules.audio.sets import Clip, Format, Subtype, subtype_of, write_set
-from modules.inference.streams import Blocks, Window, channels_of, separate_blocks
+from modules.inference.songs import Bag
+from modules.inference.streams import (
+    Blocks,
+    Passes,
+    SpeechBag,
+    Views,
+    Window,
+    channels_of,
+    separate_blocks,
+)
 from modules.runtime.devices import check_device
-from modules.runtime.errors import AudioError, DataError, HparamsError
-from modules.weights.separators import load_separator
+from modules.runtime.errors import AudioError, DataError, HparamsError, PretrainedError
+from modules.weights.separators import Loaded, load_separators
 
 READ_FRAMES = 2**16
 
 REST = "rest"
+
+# What is done where neither the command nor the run says it.
+DEFAULTS = {"chunk_seconds": 16.0, "overlap": 0.25, "shifts": 0, "seed": 0}
 
 
 @dataclass(frozen=True)
@@ -39,30 +51,57 @@ class Computing:
         cpu, cuda or cuda:NUMBER; the GPU if there is one.
     precision : str
         bf16 is faster on GPUs.
-    chunk_seconds : float
+    chunk_seconds : float | None
         Speech that is longer is separated in chunks; music has its model's segments.
-    overlap : float
-        Share of a chunk or segment that the next one repeats.
-    segments_per_call : int
-        Chunks or segments in a call of the network: memory and speed grow with it.
+        What the run tested with, or 16.
+    overlap : float | None
+        Share of a chunk or segment that the next one repeats. What the run tested with,
+        or 0.25.
+    segments_per_call : int | None
+        Chunks or segments in a call of the network: memory grows with it, on a GPU
+        speed too. 1 on the CPU, else 4.
+    shifts : int | None
+        Separate music so many times, moved by up to half a second each, and average;
+        0 is once, not moved. What the run tested with, or 0.
+    seed : int | None
+        Draws the shifts. The run's, or 0.
+    tta : bool
+        Average over the mixture, its negative, and stereo with its channels swapped:
+        two to four times the work.
     """
 
     device: str | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
-    chunk_seconds: float = 16.0
-    overlap: float = 0.25
-    segments_per_call: int = 4
+    chunk_seconds: float | None = None
+    overlap: float | None = None
+    segments_per_call: int | None = None
+    shifts: int | None = None
+    seed: int | None = None
+    tta: bool = False
 
     def __post_init__(self) -> None:
         if self.device is not None:
             check_device(self.device)
-        for name, valid in (
-            ("chunk_seconds", self.chunk_seconds >= 0.1),
-            ("overlap", 0 < self.overlap < 1),
-            ("segments_per_call", self.segments_per_call >= 1),
+        for name, least, most in (
+            ("chunk_seconds", 0.1, 1e6),
+            ("overlap", 1e-3, 0.99),
+            ("segments_per_call", 1, 2**20),
+            ("shifts", 0, 1000),
+            ("seed", 0, 2**32 - 1),
         ):
-            if not valid:
-                raise HparamsError(f"--{name}={getattr(self, name)}: out of range")
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise HparamsError(f"--{name}={value}: must be {least:g} to {most:g}")
+
+    def passes(
+        self, sample_rate: int, tested: Mapping[str, Any], on_cpu: bool
+    ) -> Passes:
+        """Return what was given, else what the run `tested` with, else the defaults."""
+        ways = {**DEFAULTS, **{k: v for k, v in tested.items() if v is not None}}
+        given = {name: getattr(self, name) for name in DEFAULTS}
+        ways |= {name: value for name, value in given.items() if value is not None}
+        chunk = round(ways.pop("chunk_seconds") * sample_rate)
+        return Passes(chunk, self.segments_per_call or (1 if on_cpu else 4), **ways)
 
 
 @dataclass(frozen=True)
@@ -137,24 +176,36 @@ class Separator:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Any,
         sample_rate: int,
         sources: Sequence[str],
         computing: Computing | None = None,
+        tested: Mapping[str, Any] | None = None,
     ) -> None:
         self.computing = computing = computing or Computing()
+        if computing.shifts and not hasattr(network, "segment"):
+            raise HparamsError("--shifts: is for music; this model separates speech")
         device = computing.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.network = network.eval().to(device)
+        network = network.to(device)
         if computing.precision == "bf16":
-            _compute_in_bf16(self.network, torch.device(device).type)
+            for one in getattr(network, "models", [network]):
+                _compute_in_bf16(one, torch.device(device).type)
+        if computing.tta and hasattr(network, "models"):
+            network.models = nn.ModuleList(Views(one) for one in network.models)
+        elif computing.tta:
+            network = Views(network)
+        self.network = network.eval()
+        self.on_cpu = torch.device(device).type == "cpu"
         self.sample_rate, self.sources = sample_rate, list(sources)
+        self.tested = dict(tested or {})
 
     @classmethod
     def load(
         cls, model: str | Path, sample_rate: int | None = None, **computing: Any
     ) -> "Separator":
-        """Load a model by `load_separator`, to be run as `Computing` says."""
-        return cls(*load_separator(model, sample_rate), Computing(**computing))
+        """Load a model by `load_model`, to be run as `Computing` says."""
+        network, rate, sources, tested = load_model(model, sample_rate)
+        return cls(network, rate, sources, Computing(**computing), tested)
 
     def separate(
         self, wave_CT: Tensor, sample_rate: int, **output: Any
@@ -258,17 +309,14 @@ class Separator:
                 block_Ct = block_Ct.mean(dim=0, keepdim=True) if mean else block_Ct
                 yield block_Ct.expand(taken, -1)
 
-        pieces = separate_blocks(
+        chosen = separate_blocks(
             self.network,
             lambda: resample_blocks(mixture(), rate, self.sample_rate),
             -(-frames * self.sample_rate // rate),
-            round(self.computing.chunk_seconds * self.sample_rate),
-            self.computing.overlap,
-            self.computing.segments_per_call,
+            self.computing.passes(self.sample_rate, self.tested, self.on_cpu),
+            [self.sources.index(name) for name in names if name != REST],
         )
         read, done = Window(mixture()), 0
-        index = [self.sources.index(name) for name in names if name != REST]
-        chosen = (est_SCt[index] for est_SCt in pieces)
         for est_SCt in resample_blocks(chosen, self.sample_rate, rate):
             est_SCt = est_SCt[..., : frames - done]  # resampling may add a sample
             if not est_SCt.shape[-1]:
@@ -279,6 +327,25 @@ class Separator:
                 block[REST] = read(done, stop) - est_SCt.sum(dim=0)
             done = stop
             yield block
+
+
+def load_model(model: str | Path, sample_rate: int | None = None) -> Loaded:
+    """Load a model, or a list of models as one, see `load_separators`."""
+    models, weights_MS = load_separators(model, sample_rate)
+    first, *others = models
+    if weights_MS is None and not others:
+        return first
+    is_music = hasattr(first.network, "segment")
+    for other in others:
+        if other[1:3] != first[1:3] or hasattr(other.network, "segment") != is_music:
+            ways = [f"{one.sample_rate} Hz {one.sources}" for one in (first, other)]
+            raise PretrainedError(f"{model}: its models differ: {' and '.join(ways)}")
+    if weights_MS and len(weights_MS[0]) != len(first.sources):
+        raise PretrainedError(
+            f"{model}: weights: needs a number for each of {', '.join(first.sources)}"
+        )
+    bag = (Bag if is_music else SpeechBag)([one.network for one in models], weights_MS)
+    return Loaded(bag, *first[1:])
 
 
 def _compute_in_bf16(network: nn.Module, device: str) -> None:

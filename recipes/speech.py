@@ -46,22 +46,42 @@ class SpeechSeparation(Separation):
         "sdr_i": "SDRi",
     }
 
-    def compute_forward(self, batch: Batch, stage: Stage) -> Tensor:
-        """Separate the mixtures: [B, T] to [B, S, T]."""
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        has_heads = getattr(self.network, "auxiliary_heads", False)
+        if has_heads != (self.config.auxiliary is not None):
+            raise HparamsError(
+                "auxiliary: goes together with auxiliary_heads of the separator, which "
+                f"are {has_heads}; set both, or --auxiliary=null and False"
+            )
+
+    def compute_forward(self, batch: Batch, stage: Stage) -> Any:
+        """Separate the mixtures: [B, T] to [B, S, T], and the auxiliary estimates."""
+        if self.config.auxiliary is not None:
+            return self.modules.separator(batch.mix, auxiliary=True)
         return self.modules.separator(batch.mix)
 
-    def compute_objectives(
-        self, predictions: Tensor, batch: Batch, stage: Stage
-    ) -> Terms:
+    def compute_objectives(self, predictions: Any, batch: Batch, stage: Stage) -> Terms:
         """Compute the negative SI-SNR in dB under the best permutation, by example.
 
         It is the mean over the sources that are not silent (constant ones are); an
         example whose sources are all silent is not scorable. Either counts as silent.
+        The loss of auxiliary estimates is mixed in; selectors see that of the main one.
         """
-        result = pit_neg_si_snr(predictions, batch.src, batch.length_B)
-        active_BS = result.active_BS
+        others: Sequence[Tensor] = ()
+        if isinstance(predictions, tuple):
+            predictions, others = predictions
+        target_BST, length_B = batch.src, batch.length_B
+        floor = self.config.loss_floor
+        result = pit_neg_si_snr(predictions, target_BST, length_B, floor=floor)
+        active_BS, loss_B, sort_key_BK = result.active_BS, result.loss_B, None
+        if self.config.auxiliary is not None and others:
+            sort_key_BK = loss_B.detach()[:, None]
+            mixed = self.config.auxiliary.mixed
+            loss_B = mixed(loss_B, others, target_BST, length_B, self.epoch)
         return Terms(
-            result.loss_B[:, None],
+            loss_B[:, None],
+            sort_key_BK=sort_key_BK,
             scorable_BK=active_BS.any(-1, keepdim=True),
             silent_BK=~active_BS.all(-1, keepdim=True),
         )

@@ -13,6 +13,9 @@ Read `fit_batch` first. Its rules keep many processes right:
    x A accumulated batches x B examples give the gradient of one batch of R*A*B.
 5. Gradients are then equal on all ranks, so that "the norm is not finite: skip" needs
    no further message.
+6. What BatchNorm learns in a forward pass is taken back where the batch has an example
+   that rule 2 zeroed or whose loss is not finite, on any rank, and where the step is
+   not taken.
 
 Legend: B batch, K loss terms of an example, S source, T sample.
 """
@@ -32,6 +35,7 @@ from modules.data.batch import Batch
 from modules.data.loader import EpochSampler
 from modules.losses.choice import Choice, choose, masked_sum, to_device
 from modules.runtime import distributed
+from modules.runtime.batch_norm import RunningStatistics, share_statistics
 from modules.runtime.errors import HparamsError
 from modules.runtime.randomness import seed_step
 from modules.runtime.signals import StopRequest
@@ -94,6 +98,7 @@ class TrainingStep(sb.Brain):
             config.lr, config.lr_scheduler, config.rate_factor
         )
         self.grad_norm = float("nan")
+        self.statistics = RunningStatistics(self.modules)
         self.stop_request = StopRequest()
         if not (self.ckpt_interval_minutes or self.ckpt_interval_steps):
             self.ckpt_interval_minutes = config.checkpoint_minutes
@@ -117,6 +122,13 @@ class TrainingStep(sb.Brain):
         self.learning_rate.current = self.optimizer.defaults["lr"]
         self.first_norm = self._weights_norm()
 
+    def _wrap_distributed(self) -> None:
+        """Wrap for many processes, whose BatchNorms share what they see."""
+        if self.distributed_launch and self.device_type == "cpu":
+            share_statistics(self.modules)
+        super()._wrap_distributed()
+        self.statistics = RunningStatistics(self.modules)
+
     def on_fit_start(self) -> None:
         """Refuse a separator that cannot be trained; then SpeechBrain's."""
         if not any(weight.requires_grad for weight in self.modules.parameters()):
@@ -134,6 +146,7 @@ class TrainingStep(sb.Brain):
         seed_step(self.config.seed, distributed.rank(), self.epoch, self.step)
         finite_B = batch.zero_nonfinite(self.largest_peak)
         self.on_fit_batch_start(batch, should_step)
+        self.statistics.begin_batch()
 
         with self.no_sync(not should_step):
             with self.training_ctx:
@@ -156,6 +169,7 @@ class TrainingStep(sb.Brain):
                 )
             self.scaler.scale(loss).backward()
 
+        self.statistics.end_batch(is_good=not choice.nonfinite)
         self.on_choice(choice, batch)
         if should_step:
             self.optimizers_step()
@@ -213,7 +227,9 @@ class TrainingStep(sb.Brain):
             optimizer.zero_grad(set_to_none=True)
 
         self.stats.steps_moving += accumulated.kept > 0 and norm != 0
-        if is_finite and accumulated.kept:
+        is_taken = is_finite and accumulated.kept > 0
+        self.statistics.end_step(is_taken)
+        if is_taken:
             self.optimizer_step += 1
             if self.ema is not None:
                 self.ema.update()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from recipes.config.load import Layers, parse_command_line
+from recipes.config.nodes import parameters
 from recipes.config.usage import usage
 from tests import ROOT
 
@@ -58,9 +59,11 @@ def options_in(arguments: str) -> set[str]:
 
 @cache
 def keys_of(recipe: str, dataset: str = "") -> frozenset[str]:
-    """Options of a recipe, by what `--help` prints."""
+    """Options of a recipe, by what `--help` prints, and its network's arguments."""
     chosen = [f"--dataset={dataset}"] if dataset else []
-    return frozenset(options_in(usage([str(ROOT / recipe), *chosen])))
+    network = Layers(ROOT / recipe, {}).whole.get("separator")
+    own = set(parameters(network)[0])
+    return frozenset({*options_in(usage([str(ROOT / recipe), *chosen])), *own})
 
 
 @cache
@@ -121,7 +124,9 @@ def test_named_files_and_modules_exist(page: Path):
             assert (ROOT / name).exists(), f"{page.name}: {name}"
     yamls = {path.name for path in ROOT.rglob("*.yaml") if ".venv" not in path.parts}
     for name in re.findall(r"(?<![\w/.<>])[a-z]\w+\.yaml", text):
-        assert name in yamls | {"hyperparams.yaml"}, f"{page.name}: {name}"
+        assert name in yamls | {"hyperparams.yaml", "htdemucs_ft.yaml"}, (
+            f"{page.name}: {name}"
+        )
     for name in re.findall(rf"(?<![\w/.])(?:{FOLDERS})\.[a-z][\w.]*\w", text):
         assert resolves(name), f"{page.name}: {name}"
 

@@ -71,8 +71,9 @@ def restarted(folder: Path, **criteria: object) -> set[float]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Return what lies in a folder beside checkpoints."""
-    return [p.name for p in folder.iterdir() if not p.name.startswith("CKPT+")]
+    """Return what lies in a folder beside checkpoints and the links to them."""
+    known = ("CKPT+", "latest", "best")
+    return [p.name for p in folder.iterdir() if not p.name.startswith(known)]
 
 
 # ---------------------------------------------------------------- children and kills
@@ -207,7 +208,9 @@ def kill_at_every_call(
         assert leftovers(folder) == [], leftovers(folder)
         for ckpt in AtomicCheckpointer(folder).list_checkpoints():
             checkpoint_files.read_checkpoint(ckpt.path, check_digests=True)
-        assert len(list(folder.iterdir())) == len(
+        links = [path for path in folder.iterdir() if path.is_symlink()]
+        assert all(path.exists() for path in links), "a link leads nowhere"
+        assert len(list(folder.iterdir())) - len(links) == len(
             AtomicCheckpointer(folder).list_checkpoints()
         ), "a damaged folder is left"
         Job(folder).save(9)

@@ -13,16 +13,11 @@ SONG_SUFFIXES = (".wav", ".flac", ".mp3", ".mp4", ".m4a", ".ogg", ".opus", ".aif
 
 @dataclass(frozen=True)
 class Track:
-    """A song: its folder and files; `mixture` is empty if the song has none."""
+    """A song: its name and files; `mixture` is empty if the song has none."""
 
-    folder: Path
+    name: str
     sources: tuple[str, ...]
     mixture: str = ""
-
-    @property
-    def name(self) -> str:
-        """The name of its folder."""
-        return self.folder.name
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -61,7 +56,7 @@ def list_tracks(
         paths = {name: str(entry / f"{name}.wav") for name in sources}
         paths |= {name: file.path for name, file in found.items()}
         stems = tuple(paths[name] for name in sources)
-        tracks.append(Track(entry, stems, paths.get(mixture, "")))
+        tracks.append(Track(entry.name, stems, paths.get(mixture, "")))
     return tracks, faults, notes
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from data_prep.common.layout import NAMED, SPLITS, Tracks, list_names
 from data_prep.common.tracks import Track, list_tracks, split_folders
@@ -103,6 +103,8 @@ def prepare(
     """
     sources = tuple(sources)
     _check_sources(sources)
+    if unequal not in get_args(Unequal):
+        raise DataError(f"unequal is {unequal!r}, expected pad, cut or refuse")
     data_folder, save_folder = Path(data_folder).absolute(), Path(save_folder)
     only_test, own_test = list(splits) == ["test"], data_folder / "test"
     if only_test and test_folder is None and own_test.is_dir():
@@ -289,7 +291,7 @@ def _make_row(
     mono = [Path(p).name for p, header in headers.items() if header.channels == 1]
     if mono:
         names = ", ".join(mono)
-        faults.append(f"{track.folder}: {names} mono, played on both channels")
+        faults.append(f"{Path(first).parent}: {names} mono, played on both channels")
     seconds = frames[longest if unequal == "pad" else shortest] / rate
     row = Row(track.name, seconds, rate, track.mixture, track.sources, channels=2)
     return row, "; ".join(faults)

@@ -188,5 +188,5 @@ def _rows_of_tracks(
         notes += [Fault("missing", text) for text in faults]
         notes += [Fault(NOTE, text) for text in texts]
         for track in listed_tracks:
-            name = str(track.folder.relative_to(folder))
+            name = str((place / track.name).relative_to(folder))
             yield "", Row(name, 0.0, 0, track.mixture, track.sources, channels=2)

@@ -68,11 +68,10 @@ class Contents:
         self.paths[digest].setdefault(name, path)
 
     def add_row(self, row: Row, digests: Mapping[str, bytes]) -> None:
-        """Take in the files of a row; the versions of a data set share its names."""
-        versioned = row.channels == 1 and not row.duration  # VERSION/SPLIT/PART/NAME
-        name = "/".join(row.id.split("/")[-3::2]) if versioned else row.id
+        """Take in the files of a row; versions and tasks of a data set share names."""
         for path, digest in digests.items():
-            self.add(digest, name, path)
+            split = Path(path).parent.parent.name  # SPLIT/PART/NAME, SPLIT/TRACK/STEM
+            self.add(digest, f"{split}/{row.id.split('/')[-1]}", path)
 
     def notes(self) -> Iterator[tuple[str, Fault]]:
         """Yield what is to be noted of several files, each with a name."""
@@ -120,10 +119,10 @@ def row_faults(
                 faults.append(Fault(kind, f"{path} {text}"))
         is_faulty = any(fault.kind != NOTE for fault in faults)
         found, digests = _sample_faults(row, files, is_faulty, observe)
-    sources = [(digests.get(path), path) for path in row.sources]
-    for number, (digest, path) in enumerate(sources):
-        twin = next((p for d, p in sources[:number] if d and d == digest), None)
-        if twin is not None:
+    first: dict[bytes, str] = {}
+    for path in filter(digests.get, row.sources):
+        twin = first.setdefault(digests[path], path)
+        if twin != path:
             found.append(Fault(NOTE, f"{path} holds the samples of {twin}"))
     if contents is not None:
         contents.add_row(row, digests)

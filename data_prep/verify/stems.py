@@ -20,7 +20,7 @@ import numpy as np
 from data_prep.verify.alignment import Alignment
 from data_prep.verify.rows import NOTE, Contents, Fault, Waves, row_faults
 from modules.audio.faults import SUM_TOLERANCE
-from modules.audio.io import open_audio
+from modules.audio.io import Header, open_audio
 from modules.audio.levels import active_level_db
 from modules.data.manifest import Row
 from modules.data.track_levels import level_fault
@@ -108,18 +108,16 @@ class StemsReport:
 
     def check(self, row: Row, contents: Contents | None = None) -> list[Fault]:
         """Return the faults of a track, by reading all of it; threads call this."""
-        headers, bits = [], set()
+        headers: dict[str, Header] = {}
+        bits: dict[str, int] = {}
         for path in row.files:
-            with (
-                suppress(AudioError),
-                open_audio(path) as file,
-            ):  # `row_faults` names it
-                headers.append(file.header)
-                bits.add(DEPTHS.get(file.subtype, 8))
+            # `row_faults` names those that cannot be read.
+            with suppress(AudioError), open_audio(path) as file:
+                headers[path], bits[path] = file.header, DEPTHS.get(file.subtype, 8)
         if not headers:
             self.faults[row.id] = row_faults(row, None, contents)
             return self.faults[row.id]
-        rates = frozenset(header.sample_rate for header in headers)
+        rates = frozenset(header.sample_rate for header in headers.values())
         level: list[np.ndarray] = [np.zeros(1)]
         alignment = Alignment(row, max(rates), self.wanted.max_correlation)
 
@@ -135,31 +133,38 @@ class StemsReport:
         faults += [Fault(NOTE, text) for text in alignment.notes()]
         level_T = np.nan_to_num(np.concatenate(level))
         figures = Figures(
-            min(header.frames / header.sample_rate for header in headers),
+            min(header.frames / header.sample_rate for header in headers.values()),
             rates,
-            frozenset(bits),
+            frozenset(bits.values()),
             active_level_db(level_T, max(rates)),
         )
-        folder = Path(row.sources[0]).parent
-        faults += self._faults_of(folder, figures)
+        faults += self._faults_of(headers, bits, figures)
         if quiet := level_fault(float(np.sqrt(np.square(level_T).mean()))):
-            faults.append(Fault("silent", f"{row.mixture or folder} {quiet}"))
+            faults.append(
+                Fault("silent", f"{row.mixture or Path(row.sources[0]).parent} {quiet}")
+            )
         self.figures[row.id] = figures
         self.faults[row.id] = faults
         return faults
 
-    def _faults_of(self, folder: Path, figures: Figures) -> Iterator[Fault]:
-        """Yield what differs from the requirements in a track's figures."""
-        wanted, (seconds, rates, bits, _) = self.wanted, figures
+    def _faults_of(
+        self, headers: Mapping[str, Header], bits: Mapping[str, int], figures: Figures
+    ) -> Iterator[Fault]:
+        """Yield what differs from the requirements, with the file in question."""
+        wanted, (seconds, rates, _, _) = self.wanted, figures
         if not wanted.min_seconds <= seconds <= wanted.max_seconds:
-            text = f"{folder} lasts {seconds:.1f} s, wanted {wanted.lengths}"
+            path = min(headers, key=lambda path: headers[path].frames)
+            text = f"{path} lasts {seconds:.1f} s, wanted {wanted.lengths}"
             yield Fault("duration", text)
         if len(rates) > 1 or not rates <= set(wanted.rates):
+            counts = Counter(header.sample_rate for header in headers.values())
+            path = min(headers, key=lambda path: counts[headers[path].sample_rate])
             found = " and ".join(map(str, sorted(rates)))
-            text = f"{folder} is at {found} Hz, wanted {wanted.one_rate}"
-            yield Fault("rate", text)
-        if min(bits) < wanted.min_bits:
-            text = f"{folder} has {min(bits)} bits, wanted {wanted.min_bits}"
+            text = f"{path} is at {headers[path].sample_rate} Hz, its track at {found}"
+            yield Fault("rate", f"{text} Hz, wanted {wanted.one_rate}")
+        path = min(bits, key=bits.__getitem__)
+        if bits[path] < wanted.min_bits:
+            text = f"{path} has {bits[path]} bits, wanted {wanted.min_bits}"
             yield Fault("depth", text)
 
     def print_table(self, rows: Sequence[Row]) -> int:

@@ -58,22 +58,17 @@ def promised_frames(file: soundfile.SoundFile) -> int:
 def length_fault(held: int, promised: int, rate: int, size: int) -> tuple[str, str]:
     """Say what is wrong, or else to be noted, of a file's length.
 
-    Example
-    -------
     >>> length_fault(held=90, promised=100, rate=8000, size=224)
     ('', 'holds 90 of the 100 samples that its header claims')
-    >>> length_fault(held=900, promised=1000, rate=8000, size=2044)
-    ('is truncated: holds 900 of 1000 samples', '')
     """
+    if not held and size > LARGEST_HEADER:
+        return f"has 0 samples by its header, but {size} bytes: repair it", ""
     if not held:
-        if size > LARGEST_HEADER:
-            return f"has 0 samples by its header, but {size} bytes: repair it", ""
         return "is empty: it holds no samples", ""
     if promised - held > HEADER_SLACK * rate:
         return f"is truncated: holds {held} of {promised} samples", ""
-    if promised > held:
-        return "", f"holds {held} of the {promised} samples that its header claims"
-    return "", ""
+    note = f"holds {held} of the {promised} samples that its header claims"
+    return "", note * (promised > held)
 
 
 def level_fault(low: float, high: float) -> str:

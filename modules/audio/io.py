@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 # Files that are listed in a folder of audio.
 SUFFIXES = (".wav", ".flac")
 
-NAME_BYTES = 200  # of a name made from an id; file systems take 255
+UNSAFE = '/\\<>:"|?*'  # in a name made from an id
+NAME_BYTES = 200  # of it; file systems take 255
 
 PLAIN_HEADER_BYTES = 512
 # Formats whose headers libsndfile believes, and how many samples are counted at a time.
@@ -241,12 +242,24 @@ def missing(path: str | Path) -> str:
     path = Path(path)
     if path.is_symlink():
         return f"{path}: is a link to {os.readlink(path)}, which does not exist"
-    names = sorted(os.listdir(path.parent)) if path.parent.is_dir() else []
-    alike = [name for name in names if folded(name).startswith(folded(f"{path.stem}."))]
+    alike: list[str] = []
+    if path.parent.is_dir():
+        named = _names_in(path.parent, path.parent.stat().st_mtime_ns)
+        alike = named.get(folded(path.stem), alike)
     there = f"; there is {', '.join(alike)}" if alike else ""
     if not str(path).isascii() and re.search("[\udc80-\udcff]", str(path)):
         there += "; its name is not UTF-8, as a table must be that names other files"
     return f"{path}: does not exist{there}"
+
+
+@functools.lru_cache(maxsize=16)
+def _names_in(folder: Path, changed: int) -> dict[str, list[str]]:
+    """Return the names in a folder by what stands before each of their dots."""
+    named: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(folder)):
+        for dot in re.finditer(r"\.", name):
+            named.setdefault(folded(name[: dot.start()]), []).append(name)
+    return named
 
 
 def parse_plain(head: bytes, file_bytes: int) -> tuple[Header, int] | None:
@@ -388,10 +401,11 @@ def safe_name(id_: str) -> str:
 
     Example
     -------
-    >>> safe_name("Zoë_1.5"), safe_name("live/Zoë 1")
-    ('Zoë_1.5', 'live_Zoë_1-8835f734')
+    >>> safe_name("Zoë - 1.5"), safe_name("live/Zoë 1")
+    ('Zoë - 1.5', 'live_Zoë 1-8835f734')
     """
-    name = unicodedata.normalize("NFC", re.sub(r"[^\w.+-]+", "_", id_)).lstrip(".")
+    kept = (c if c.isprintable() and c not in UNSAFE else "_" for c in id_)
+    name = unicodedata.normalize("NFC", "".join(kept)).strip(". ")
     name = name.encode()[:NAME_BYTES].decode(errors="ignore")
     digest = hashlib.sha256(id_.encode(errors="surrogateescape")).hexdigest()[:8]
     return name if name and name == id_ else f"{name}-{digest}"

@@ -112,6 +112,8 @@ def make_loader(
     collate: Collate,
     num_workers: int = 0,
     pin_memory: bool = False,
+    prefetch_factor: int = 2,
+    persistent_workers: bool = False,
 ) -> DataLoader:
     """Return a loader that raises a `UserError` as it is, from whichever process."""
     return _Loader(
@@ -120,5 +122,8 @@ def make_loader(
         collate_fn=functools.partial(_collate_or_error, collate),
         num_workers=num_workers,
         pin_memory=pin_memory,
+        # torch refuses both where there is no worker.
+        prefetch_factor=prefetch_factor if num_workers else None,
+        persistent_workers=persistent_workers and num_workers > 0,
         worker_init_fn=ignore_in_worker,
     )

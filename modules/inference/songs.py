@@ -14,7 +14,7 @@ Shapes: B batch, S source, C audio channel, T sample, M sample of a segment, N m
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -71,7 +71,8 @@ class Bag(nn.Module):
         self.models = nn.ModuleList(models)
         self.weights = [[float(value) for value in row] for row in weights]
         self.sources = first.sources
-        self.sample_rate = first.sample_rate
+        self.sample_rate, self.segment = first.sample_rate, first.segment
+        self.audio_channels = getattr(first, "audio_channels", 2)
         columns = zip(*self.weights, strict=True)
         for name, column in zip(self.sources, columns, strict=True):
             if not (min(column) >= 0 and 0 < sum(column) < float("inf")):
@@ -130,42 +131,47 @@ def apply_model(
         raise ValueError(f"overlap must be in [0, 1), got {overlap}")
     if segment_seconds is not None and not segment_seconds > 0:
         raise ValueError(f"segment_seconds must be positive, got {segment_seconds}")
-    draws = len(bag.models) * shifts
     if offsets is None:
-        offsets = numpy_rng(seed).integers(0, max_shift + 1, draws).tolist()
+        offsets = draw_offsets(bag, shifts, seed)
+    draws = len(bag.models) * shifts
     if len(offsets) != draws or not all(0 <= o <= max_shift for o in offsets):
         raise ValueError(f"offsets must be {draws} numbers in 0..{max_shift}")
-
+    song_BCT = mixture_BCT
     if normalize:
         mean_B11, level_B11 = measure_songs([mixture_BCT])
-        mixture_BCT = (mixture_BCT - mean_B11) / level_B11
+        song_BCT = (mixture_BCT - mean_B11) / level_B11
 
-    weight_NS = torch.tensor(bag.weights, device=mixture_BCT.device)
-    share_NS = weight_NS / weight_NS.sum(dim=0)
-    cut = _Cut(overlap, transition_power, segment_seconds, batch_size)
+    def read(start: int, stop: int) -> Tensor:
+        return song_BCT[..., start:stop]
 
-    def separated(index: int) -> Tensor:
-        single, own = bag.models[index], offsets[index * shifts : (index + 1) * shifts]
-        training = single.training
-        single.eval()
-        try:
-            new_BSCT = _shifted(single, mixture_BCT, own, max_shift, cut)
-        finally:
-            single.train(training)
-        return new_BSCT.mul_(share_NS[index, :, None, None])
-
-    estimate_BSCT = functools.reduce(
-        Tensor.add_, map(separated, range(len(bag.models)))
-    )
+    cut = Cut(overlap, batch_size, transition_power, segment_seconds)
+    samples, modes = mixture_BCT.shape[-1], [one.training for one in bag.models]
+    try:
+        bag.models.eval()
+        pieces = stream_song(bag, lambda: read, samples, cut, offsets)
+        estimate_BSCT = joined(pieces, samples)
+    finally:
+        for one, mode in zip(bag.models, modes, strict=True):
+            one.train(mode)
     if normalize:
         estimate_BSCT.mul_(level_B11[:, None]).add_(mean_B11[:, None])
     return estimate_BSCT
 
 
+def draw_offsets(bag: Any, shifts: int, seed: int) -> list[int]:
+    """Draw `shifts` times for each model of a bag, in samples: the same for any song.
+
+    `apply_model` moves the songs of a test by them, and `separate.py` its files.
+    """
+    high = int(MAX_SHIFT_SECONDS * bag.sample_rate) + 1
+    draws = shifts * len(getattr(bag, "models", [bag]))
+    return numpy_rng(seed).integers(0, high, draws).tolist()
+
+
 def measure_songs(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the mean and the `song_level` of songs in blocks [B, C, t]: [B, 1, 1]."""
-    count, sum_B11 = 0, torch.zeros(1)
-    mono_B11, power_B11 = torch.zeros(2, 1)
+    count, sum_B11 = 0, torch.zeros(())
+    mono_B11, power_B11 = torch.zeros(2)
     for block_BCt in blocks:
         block_BCt = block_BCt.double()
         mono_B1t = block_BCt.mean(dim=1, keepdim=True)
@@ -178,64 +184,91 @@ def measure_songs(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     return mean_B11.float(), level_B11.float()
 
 
-class _Cut(NamedTuple):
-    """How `apply_model` cuts a song into segments."""
+class Cut(NamedTuple):
+    """How a song is cut into segments; see `apply_model`."""
 
-    overlap: float
-    transition_power: float
-    segment_seconds: float | Fraction | None
-    batch_size: int
-
-
-def _shifted(
-    model: Any, mixture_BCT: Tensor, offsets: Sequence[int], max_shift: int, cut: _Cut
-) -> Tensor:
-    """Average the separations that begin `max_shift - offset` early."""
-    samples = mixture_BCT.shape[-1]
-    if not offsets:
-        return _separate(model, mixture_BCT, 0, samples, cut)
-    padded_BCT = F.pad(mixture_BCT, (max_shift, max_shift))
-
-    def moved(offset: int) -> Tensor:
-        early = max_shift - offset
-        new_BSCT = _separate(model, padded_BCT, offset, samples + early, cut)
-        return new_BSCT[..., early:]
-
-    return functools.reduce(Tensor.add_, map(moved, offsets)).div_(len(offsets))
-
-
-def _separate(
-    model: Any, song_BCT: Tensor, first: int, samples: int, cut: _Cut
-) -> Tensor:
-    """Separate `samples` samples of a song from `first` on, segment by segment."""
-    bounds = -first, song_BCT.shape[-1] - first
-
-    def read(start: int, stop: int) -> Tensor:
-        return song_BCT[..., first + start : first + stop]
-
-    return joined(_stream(model, read, bounds, samples, cut), samples)
+    overlap: float = 0.25
+    batch_size: int = 1
+    transition_power: float = 1.0
+    segment_seconds: float | Fraction | None = None
 
 
 @torch.no_grad()
 def stream_song(
-    model: Any, read: Read, samples: int, overlap: float = 0.25, batch_size: int = 1
+    model: Any,
+    reader: Callable[[], Read],
+    samples: int,
+    cut: Cut,
+    offsets: Sequence[int] = (),
+    index: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
-    """Yield what `apply_model` returns for one model without shifts, piece by piece.
+    """Yield what `apply_model` returns, piece by piece.
 
-    `read(start, stop)` returns these samples of the songs, `[B, C, T]`; its starts
-    never go back. No more than the segments of one call are held. The mode of the
-    model is left as it is.
+    `reader()` begins to read the songs: it returns a function of (start, stop) that
+    gives these samples, `[B, C, T]`, and whose starts never go back. `index` chooses
+    sources; a model of a bag that they give no weight does not run. No more than the
+    segments of one call are held for each model and offset. The mode of the models is
+    left as it is.
     """
-    cut = _Cut(overlap, 1.0, None, batch_size)
-    yield from _stream(model, read, (0, samples), samples, cut)
+    bag: Any = model if isinstance(model, Bag) else Bag([model])
+    chosen = list(range(len(bag.sources)) if index is None else index)
+    max_shift = int(MAX_SHIFT_SECONDS * bag.sample_rate)
+    shifts = len(offsets) // len(bag.models)
+    share_NS = torch.tensor(bag.weights)[:, chosen]
+    share_NS = share_NS / share_NS.sum(dim=0)
+    streams, shares = [], []
+    for number, single in enumerate(bag.models):
+        own = offsets[number * shifts : (number + 1) * shifts]
+        early = [max_shift - offset for offset in own] or [0]
+        for samples_early in early if share_NS[number].any() else ():
+            sizes = samples, samples_early, cut, chosen
+            streams.append(_moved(single, reader(), *sizes))
+            shares.append(share_NS[number, :, None, None] / len(early))
+    for parts in _in_step(streams):
+        pairs = zip(parts, shares, strict=True)
+        weighted = (part_BSCt * share.to(part_BSCt) for part_BSCt, share in pairs)
+        yield functools.reduce(Tensor.add_, weighted)
+
+
+def _in_step(streams: Sequence[Iterator[Tensor]]) -> Iterator[list[Tensor]]:
+    """Yield pieces of several streams that cover the same samples."""
+    held: list[Any] = [next(stream, None) for stream in streams]
+    while all(part is not None for part in held):
+        length = min(part.shape[-1] for part in held)
+        yield [part[..., :length] for part in held]
+        for number, stream in enumerate(streams):
+            rest = held[number][..., length:]
+            held[number] = rest if rest.shape[-1] else next(stream, None)
+
+
+def _moved(
+    model: Any, read: Read, samples: int, early: int, cut: Cut, index: list[int]
+) -> Iterator[Tensor]:
+    """Separate a song whose first segment begins `early` samples before it."""
+
+    def moved(start: int, stop: int) -> Tensor:
+        return read(start - early, stop - early)
+
+    bounds, ahead = (early, early + samples), early
+    for piece_BSCt in _stream(model, moved, bounds, samples + early, cut, index):
+        skipped = min(ahead, piece_BSCt.shape[-1])
+        ahead -= skipped
+        if skipped < piece_BSCt.shape[-1]:
+            yield piece_BSCt[..., skipped:]
 
 
 def _stream(
-    model: Any, read: Read, bounds: tuple[int, int], samples: int, cut: _Cut
+    model: Any,
+    read: Read,
+    bounds: tuple[int, int],
+    samples: int,
+    cut: Cut,
+    index: list[int],
 ) -> Iterator[Tensor]:
     """Yield the estimates of samples 0 to `samples`, as soon as they are complete.
 
-    `bounds` are the first and the last sample that can be read, plus one.
+    `bounds` are the first and the last sample that can be read, plus one; `index` says
+    of which sources.
     """
     seconds = model.segment if cut.segment_seconds is None else cut.segment_seconds
     length = int(model.sample_rate * seconds)
@@ -247,7 +280,8 @@ def _stream(
     sum_BSCM: Tensor | None = None  # of the samples from the next segment's first on
     starts = range(0, samples, stride)
     pieces = [(start, min(length, samples - start)) for start in starts]
-    for new_BSCM in _segments(model, read, bounds, pieces, length, cut.batch_size):
+    segments = _segments(model, read, bounds, pieces, length, cut.batch_size)
+    for new_BSCM in (all_BSCM[:, index] for all_BSCM in segments):
         covered = new_BSCM.shape[-1]
         if sum_BSCM is None:
             weight_M = _triangle(length, new_BSCM.device) ** cut.transition_power
@@ -289,9 +323,9 @@ def _with_context(
 ) -> Tensor:
     """A piece in the middle of `length` samples of the song, zeros beyond its ends."""
     start = first - (length - samples) // 2
-    inside = slice(max(bounds[0], start), min(bounds[1], start + length))
-    song_BCM = read(inside.start, inside.stop)
-    return F.pad(song_BCM, (inside.start - start, start + length - inside.stop))
+    first = min(max(bounds[0], start), start + length)
+    stop = max(first, min(bounds[1], start + length))
+    return F.pad(read(first, stop), (first - start, start + length - stop))
 
 
 def _triangle(length: int, device: torch.device) -> Tensor:

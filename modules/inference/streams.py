@@ -7,15 +7,15 @@ the song brought to one level; any other takes `[B, T]` and is run as
 Shapes: B batch, S source, C audio channel, T or t sample.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from modules.inference.chunks import in_order_of, stream_chunks
-from modules.inference.songs import measure_songs, stream_song
+from modules.inference.songs import Cut, draw_offsets, measure_songs, stream_song
 
 # Gives the blocks [C, t] of a mixture, from the beginning at every call.
 Blocks = Callable[[], Iterable[Tensor]]
@@ -50,27 +50,88 @@ def channels_of(network: nn.Module, channels: int) -> int:
     return channels if own == 1 else own
 
 
+class Views(nn.Module):
+    """Averages a network's estimates of a mixture and of its negative.
+
+    Of stereo also those with the channels swapped (test-time augmentation). Talkers are
+    put into the order of the first estimate.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+        for name in ("segment", "sources", "sample_rate", "audio_channels"):
+            if hasattr(network, name):
+                setattr(self, name, getattr(network, name))
+
+    def forward(self, mix: Tensor) -> Tensor:
+        """Separate mixtures [B, T] or [B, C, T]."""
+        views = [self.network(mix), -self.network(-mix)]
+        if mix.dim() == 3 and mix.shape[1] == 2:
+            swapped = mix.flip(1)
+            views += [self.network(swapped).flip(2), -self.network(-swapped).flip(2)]
+        elif mix.dim() == 2:
+            views[1] = in_order_of(*views)
+        return torch.stack(views).mean(dim=0)
+
+
+class SpeechBag(nn.Module):
+    """Averages the estimates [B, S, T] of networks, in the order of the first one's.
+
+    `weights` has a row for each network and a number for each source, as `songs.Bag`.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        weights: Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+        weight_NS = torch.tensor(weights or [[1.0]] * len(models))
+        self.share_NS: Tensor
+        self.register_buffer("share_NS", weight_NS / weight_NS.sum(dim=0))
+
+    def forward(self, mix_BT: Tensor) -> Tensor:
+        """Separate mixtures."""
+        first_BST, *others = (model(mix_BT) for model in self.models)
+        parts = [first_BST, *(in_order_of(first_BST, other) for other in others)]
+        pairs = zip(parts, self.share_NS, strict=True)
+        return sum(part_BST * share_S[:, None] for part_BST, share_S in pairs)
+
+
+class Passes(NamedTuple):
+    """How often and in which pieces a mixture is separated."""
+
+    chunk: int
+    batch_size: int = 1
+    overlap: float = 0.25
+    shifts: int = 0
+    seed: int = 0
+
+
 def separate_blocks(
     network: Any,
     blocks: Blocks,
     samples: int,
-    chunk: int,
-    overlap: float,
-    batch_size: int,
+    passes: Passes,
+    index: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
     """Yield the estimates [S, C, t] of a mixture of `samples`, piece by piece.
 
     `network` is in evaluation mode; the blocks have its rate, and channels as
-    `channels_of` says. They are read twice for music, first for the song's level.
-    Speech is cut into chunks of `chunk` samples, music into its network's segments; the
-    next one repeats the share `overlap`, and `batch_size` of them make a call.
+    `channels_of` says. They are read again for every pass over music, and once for its
+    level. Speech is cut into chunks of `chunk` samples, music into its network's
+    segments; the next one repeats the share `overlap`, and `batch_size` of them make a
+    call. Music is separated `shifts` times. `index` chooses sources.
     """
     if not hasattr(network, "segment"):
-        shared = max(1, round(chunk * overlap))
+        shared = max(1, round(passes.chunk * passes.overlap))
         together = partial(_in_one_order, network, len(next(iter(blocks()))))
-        read = Window(blocks())
-        pieces = stream_chunks(together, read, samples, chunk, shared, batch_size)
-        yield from (est_CSt.transpose(0, 1) for est_CSt in pieces)
+        sizes = samples, passes.chunk, shared, passes.batch_size
+        for est_CSt in stream_chunks(together, Window(blocks()), *sizes):
+            est_SCt = est_CSt.transpose(0, 1)
+            yield est_SCt if index is None else est_SCt[index]
         return
 
     def batch() -> Iterator[Tensor]:
@@ -78,8 +139,13 @@ def separate_blocks(
         return (x[:, None] if single else x[None] for x in blocks())
 
     mean_B11, level_B11 = measure_songs(batch())
-    read = Window((x_BCt - mean_B11) / level_B11 for x_BCt in batch())
-    for est_BSCt in stream_song(network, read, samples, overlap, batch_size):
+
+    def reader() -> Window:
+        return Window((x_BCt - mean_B11) / level_B11 for x_BCt in batch())
+
+    cut = Cut(passes.overlap, passes.batch_size)
+    offsets = draw_offsets(network, passes.shifts, passes.seed)
+    for est_BSCt in stream_song(network, reader, samples, cut, offsets, index):
         est_BSCt = est_BSCt * level_B11[:, None] + mean_B11[:, None]
         # One example of several channels, or several of one channel.
         yield est_BSCt[0] if len(est_BSCt) == 1 else est_BSCt[:, :, 0].transpose(0, 1)

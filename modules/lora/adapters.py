@@ -18,6 +18,7 @@ added. An adapted model can be deep-copied, but not pickled.
 import difflib
 import fnmatch
 import functools
+import logging
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,8 @@ from torch import Tensor, nn
 from modules.runtime.errors import LoraError
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "lora_"  # of an adapter's name in its layer
 
@@ -310,14 +313,26 @@ def _matches(name: str, pattern: str) -> bool:
 def matching(
     patterns: Sequence[str], names: Mapping[str, object], setting: str
 ) -> list[str]:
-    """Return the names that match a pattern; raise if a pattern matches none."""
+    """Return the names that match a pattern; raise if a pattern matches none.
+
+    Say so if the names have twins that all patterns leave out: `tencoder.*` beside
+    `encoder.*` in an HTDemucs.
+    """
     for pattern in patterns:
         if not any(_matches(name, pattern) for name in names):
             near = ", ".join(_near(pattern, names))
             raise LoraError(
                 f"{setting}: {pattern!r} matches no weight; near are {near}"
             )
-    return [name for name in names if any(_matches(name, p) for p in patterns)]
+    found = [name for name in names if any(_matches(name, p) for p in patterns)]
+    twins = [f"t{name}" for name in found if f"t{name}" in names]
+    if left := [name for name in twins if name not in found]:
+        first = next(p for p in patterns if _matches(left[0][1:], p))
+        logger.warning(
+            f"{setting}: {first} leaves the twin branch out: t{first} would match "
+            f"{len(left)} more, as {left[0]}"
+        )
+    return found
 
 
 def _near(pattern: str, names: Mapping[str, object]) -> list[str]:

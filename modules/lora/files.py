@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -104,10 +105,28 @@ def read_lora(path: Path) -> tuple[LoraConfig, dict[str, str], dict[str, Tensor]
             raise ValueError(f"format {metadata['format']!r}")
         config = LoraConfig(**json.loads(metadata["config"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise LoraError(
-            f"{path}: holds no adapters of `save_lora` ({error}); give a file it wrote"
-        ) from error
+        what = foreign_adapters(state) or f"holds no adapters of `save_lora` ({error})"
+        raise LoraError(f"{path}: {what}; give a file that a run here wrote") from error
     return config, metadata, state
+
+
+def foreign_adapters(state: Mapping[str, Tensor]) -> str:
+    """Say what a file of adapters is by its keys; empty for other weights.
+
+    Example
+    -------
+    >>> foreign_adapters({"base_model.model.net.lora_A.weight": torch.zeros(4, 9)})
+    'holds adapters (LoRA) of PEFT, of rank 4, for net'
+    """
+    down = [key for key in state if re.search(r"\.lora_(A|\w+\.down)\b", key)]
+    if not down:
+        return ""
+    tool = "PEFT" if down[0].startswith("base_model.model.") else "another tool"
+    tool = "a run of ours" if down[0].endswith(".down") else tool
+    layer = down[0].removeprefix("base_model.model.").rpartition(".lora_")[0]
+    more = f" and {len(down) - 1} more" if len(down) > 1 else ""
+    rank = state[down[0]].shape[0]
+    return f"holds adapters (LoRA) of {tool}, of rank {rank}, for {layer}{more}"
 
 
 def _check_settings(file: LoraConfig, model: LoraConfig, path: str | Path) -> None:

@@ -16,9 +16,10 @@ Shapes: B batch, S source, T sample, P permutation. A pair matrix `x_BSS[b, i, j
 holds estimate i against target j.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import permutations
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,6 +37,10 @@ SILENCE = 1e-10
 
 # 8! = 40 320 permutations; beyond that enumeration is the wrong method.
 MAX_SOURCES = 8
+
+
+#: A loss of all pairs of estimates and targets, see `pit`.
+Measure: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class PITResult(NamedTuple):
@@ -93,11 +98,13 @@ def pit_neg_si_snr(
     target_BST: Tensor,
     length_B: Tensor | None = None,
     silence: float = SILENCE,
+    floor: float | None = None,
 ) -> PITResult:
     """Return the negative SI-SNR of each example under its best permutation.
 
     Arguments and errors are those of `pairwise_neg_si_snr`; more than 8 sources are a
-    ValueError as well. An example without any active source has loss 0, zero gradient
+    ValueError as well. A loss of a source below `floor` dB counts as that, and gets no
+    gradient. An example without any active source has loss 0, zero gradient
     and `active_BS` False throughout. A non-finite example has loss NaN and `active_BS`
     True throughout, so that it is never taken for a silent one.
 
@@ -110,6 +117,28 @@ def pit_neg_si_snr(
     (tensor([-20.]), tensor([[1, 0]]))
     """
     loss_BSS, active_BS = _pair_losses(est_BST, target_BST, length_B, silence)
+    if floor is not None:
+        loss_BSS = loss_BSS.clamp(min=floor)
+    return _assigned(loss_BSS, active_BS)
+
+
+def pit(
+    measure: Measure,
+    est_BST: Tensor,
+    target_BST: Tensor,
+    length_B: Tensor | None = None,
+) -> PITResult:
+    """Return another loss of each example under its best permutation.
+
+    `measure(est_BST, target_BST, energy_B1S, count_B11)` returns the loss of all pairs
+    [B, S, S] of zero-mean signals; the last two are the targets' mean energies (1 where
+    they are silent) and the number of samples. Silent targets and examples that are not
+    finite are treated as in `pit_neg_si_snr`.
+    """
+    return _assigned(*_pair_losses(est_BST, target_BST, length_B, SILENCE, measure))
+
+
+def _assigned(loss_BSS: Tensor, active_BS: Tensor) -> PITResult:
     permutation_BS = best_permutation(loss_BSS.detach())
     # [b, 0, j] is the loss of the estimate that was assigned to target j.
     assigned_BS = loss_BSS.gather(1, permutation_BS.unsqueeze(1)).squeeze(1)
@@ -137,9 +166,14 @@ def reorder(est_BST: Tensor, permutation_BS: Tensor) -> Tensor:
 
 
 def _pair_losses(
-    est_BST: Tensor, target_BST: Tensor, length_B: Tensor | None, silence: float
+    est_BST: Tensor,
+    target_BST: Tensor,
+    length_B: Tensor | None,
+    silence: float,
+    measure: Measure | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return loss_BSS and active_BS, as the two public functions describe them."""
+    """Return loss_BSS and active_BS, as the public functions describe them."""
+    measure = measure or _neg_ratio_db
     _check(est_BST, target_BST, length_B)
     dtype = torch.promote_types(est_BST.dtype, target_BST.dtype)
     dtype = torch.promote_types(dtype, torch.float32)
@@ -162,7 +196,7 @@ def _pair_losses(
         active_BS = energy_BS > silence
         # Division by 1 instead of 0 keeps silent columns finite until they are masked.
         scale_B1S = torch.where(active_BS, energy_BS, 1).unsqueeze(1)
-        loss_BSS = _neg_ratio_db(est_BST, target_BST, scale_B1S, count_B11)
+        loss_BSS = measure(est_BST, target_BST, scale_B1S, count_B11)
         loss_BSS = torch.where(active_BS.unsqueeze(1), loss_BSS, 0)
         loss_BSS = torch.where(finite_B11, loss_BSS, torch.nan)
     return loss_BSS, active_BS | ~finite_B11.squeeze(-1)

@@ -721,6 +721,8 @@ class MossFormer2(nn.Module):
             )
         self.num_sources, self.kernel_size = num_sources, kernel_size
         self.mask_mode = mask_mode
+        #: Arguments that leave no trace in the shapes of the weights.
+        self.config = {"norm": norm, "mask_mode": mask_mode}
         hop = kernel_size // 2
         self.enc: Any = nn.ModuleDict(
             {"conv1d": nn.Conv1d(1, encoder_channels, kernel_size, hop, bias=False)}

@@ -102,6 +102,8 @@ class SepFormer(nn.Module):
             raise ValueError(f"chunk_size: {chunk_size} is less than 2 frames")
         self.num_sources = num_sources
         self.kernel_size = kernel_size
+        #: Arguments that leave no trace in the shapes of the weights.
+        self.config = {"chunk_size": chunk_size, "heads": heads}
         self.encoder = Encoder(encoder_channels, kernel_size)
         self.masknet = MaskNet(
             encoder_channels,

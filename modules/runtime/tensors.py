@@ -90,7 +90,7 @@ def song_level(count: int, mean_X: Tensor, mono_X: Tensor, power_X: Tensor) -> T
 
     A level is the deviation of the mean of all channels, as in demucs, but at least
     half of all channels' root mean square: channels that cancel would leave nothing to
-    divide by. The two are equal where channels correlate by -0.5.
+    divide by. The two are equal where channels of one power correlate by -0.5.
 
     `mono_X` is the sum of the squares of the channels' mean, `power_X` the sum over
     samples of the mean over channels of the squares; `mean_X` is what to subtract.

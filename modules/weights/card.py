@@ -10,8 +10,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
 from modules.weights.checkpoint_files import read_checkpoint
-from modules.weights.hub import loaded_by
 from modules.weights.runs import Run, source_names, tested_checkpoint
+from modules.weights.speechbrain_files import loaded_by
 
 TASK = "audio-to-audio"
 

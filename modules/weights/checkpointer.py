@@ -45,6 +45,22 @@ COUNTER = "save_counter"
 logger = logging.getLogger(__name__)
 
 
+def best_checkpoint(folder: Path, metric: str | None = None) -> Checkpoint | None:
+    """Return the best whole checkpoint in a folder, or the newest if none is ranked.
+
+    Without `metric` it is the one that the run was to be ranked by. Raise a
+    `DamagedCheckpoint` if there are checkpoints and none is whole.
+    """
+    checkpointer = AtomicCheckpointer(folder)
+    for ckpt in checkpointer.list_checkpoints()[:1]:
+        metric = metric or ckpt.meta.get("settings", {}).get("monitor", "si_snr")
+    best = checkpointer.find_checkpoint(max_key=metric) if metric else None
+    found = best or checkpointer.find_checkpoint()
+    if found is None and checkpointer.damaged:
+        raise DamagedCheckpoint(f"no whole checkpoint: {checkpointer.damaged}")
+    return found
+
+
 def recency(ckpt: Checkpoint) -> int:
     """Return the place of a checkpoint in the order of saving."""
     return ckpt.meta[COUNTER]
@@ -104,14 +120,32 @@ class AtomicCheckpointer(sb.Checkpointer):
         verbosity: int = logging.INFO,
         **criteria: Any,
     ) -> None:
-        """Save, then delete all but the best by each key, see `delete_checkpoints`."""
+        """Save, then delete all but the best by each key, see `delete_checkpoints`.
+
+        The links `latest` and, given `max_keys`, `best` lead to two of those that stay.
+        """
         self.save_checkpoint(meta, end_of_epoch, name, verbosity)
+        run_on_main(self._link, *criteria.get("max_keys", ()))
         self.delete_checkpoints(
             num_to_keep=num_to_keep,
             importance_keys=[*importance_keys, *([recency] if keep_recent else [])],
             verbosity=verbosity,
             **criteria,
         )
+
+    def _link(self, max_key: str | None = None) -> None:
+        found = {"latest": self.list_checkpoints()}
+        if max_key is not None:
+            found["best"] = self.find_checkpoints(max_key=max_key)
+        for name, ckpts in found.items():
+            partial = self.checkpoints_dir / f"{TMP}{uuid.uuid4().hex}"
+            try:
+                for ckpt in ckpts[:1]:
+                    partial.symlink_to(ckpt.path.name)
+                    os.replace(partial, self.checkpoints_dir / name)
+            except OSError as error:  # a disk without links, or a folder of that name
+                partial.unlink(missing_ok=True)
+                logger.debug("no link %s: %s", name, error)
 
     def _publish(self, meta: dict, end_of_epoch: bool, name: str | None) -> Checkpoint:
         meta = {"unixtime": time.time(), "end-of-epoch": end_of_epoch, **plain(meta)}
@@ -216,6 +250,12 @@ class AtomicCheckpointer(sb.Checkpointer):
                 self._leave_out(ckpt.path, error)
         return None
 
+    @property
+    def damaged(self) -> str:
+        """Name the damaged checkpoints that were found, and what is wrong with them."""
+        found = self._damaged.items()
+        return "; ".join(f"{path}: {why}" for path, why in found if path.exists())
+
     def _leave_out(self, path: Path, error: DamagedCheckpoint) -> None:
         self._damaged[path] = str(error)
         logger.warning("checkpoint %s is damaged and left out: %s", path, error)
@@ -245,11 +285,10 @@ class AtomicCheckpointer(sb.Checkpointer):
     def _choose(self, criteria: dict) -> Checkpoint | None:
         self._clean_leftovers()
         ckpt = self._first_whole(criteria)
-        damaged = [f"{p}: {why}" for p, why in self._damaged.items() if p.exists()]
         # If whole ones are left, none of them met the criteria.
-        if ckpt is None and damaged and self._first_whole({}) is None:
+        if ckpt is None and self.damaged and self._first_whole({}) is None:
             raise DamagedCheckpoint(
-                f"no whole checkpoint to load ({'; '.join(damaged)}); move the damaged "
+                f"no whole checkpoint to load ({self.damaged}); move the damaged "
                 "ones away to start afresh"
             )
         return ckpt
@@ -343,7 +382,9 @@ class AtomicCheckpointer(sb.Checkpointer):
         """Remove, once per folder, what a killed process left half done."""
         if self._cleaned != self.checkpoints_dir and self.checkpoints_dir.is_dir():
             for path in self.checkpoints_dir.iterdir():
-                if path.name.startswith((TMP, TRASH)):
+                if path.name.startswith(TMP) and path.is_symlink():
+                    path.unlink(missing_ok=True)
+                elif path.name.startswith((TMP, TRASH)):
                     shutil.rmtree(path, ignore_errors=True)  # read-only: harmless
             self._cleaned = self.checkpoints_dir
 

@@ -10,14 +10,14 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 from modules.models import htdemucs
 from modules.models.htdemucs import HTDemucs
@@ -52,6 +52,9 @@ DEMUCS_DEFAULTS = {
     "samplerate": 44100,
     "segment": 10,
 }
+
+# Arguments that have another name here.
+NAMES = {"samplerate": "sample_rate", "segment": "segment_seconds"}
 
 # Its other arguments that change the output, and the values that make this network.
 DEMUCS_FIXED = {
@@ -139,17 +142,19 @@ class Bag:
     segment_seconds: float | None = None
 
 
-def read_bag(path: str | Path) -> Bag:
+def read_bag(path: str | Path, find: Callable[[Path, str], Path] | None = None) -> Bag:
     """Read demucs' YAML of a bag, as `htdemucs_ft.yaml`; its models lie beside it.
 
-    Raise a `PretrainedError` if it is no such file or lacks a model.
+    `find(path, name)` finds what a name of a model means, if not that. Raise a
+    `PretrainedError` if it is no such file or lacks a model.
     """
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         names, weights_MS = content["models"], content.get("weights")
         # A published file must not choose other files of this computer.
-        if not names or not all(re.fullmatch(r"\w+", name) for name in names):
+        allowed = r"\w+" if find is None else ".+"
+        if not names or not all(re.fullmatch(allowed, name) for name in names):
             raise ValueError(f"models: {names}")
         if weights_MS is not None:
             weights_MS = [[float(value) for value in row] for row in weights_MS]
@@ -163,10 +168,11 @@ def read_bag(path: str | Path) -> Bag:
         raise PretrainedError(f"{path}: no bag of demucs' models ({reason})") from error
     except yaml.YAMLError as error:
         raise PretrainedError(f"{path}: is not valid YAML") from error
-    return Bag([_model_beside(path, name) for name in names], weights_MS, seconds)
+    find = find or model_beside
+    return Bag([find(path, name) for name in names], weights_MS, seconds)
 
 
-def _model_beside(path: Path, name: str) -> Path:
+def model_beside(path: Path, name: str) -> Path:
     """Return the package of a signature: SIGNATURE[-CHECKSUM].th or .safetensors."""
     for file in sorted(path.parent.glob(f"{name}*")):
         if re.fullmatch(rf"{name}(-\w+)?\.(th|safetensors)", file.name):
@@ -241,79 +247,41 @@ def _fraction(*arguments: Any) -> Fraction:
 
 
 def network_of(package: Package) -> HTDemucs:
-    """Return the network that a package describes, with its initial weights.
-
-    Raise a ValueError for another class or arguments that make no HTDemucs; those that
-    are not ours are left to `adapt_package`.
-    """
-    if package.klass != "demucs.htdemucs.HTDemucs":
-        raise ValueError(f"holds a {package.klass}, not a demucs.htdemucs.HTDemucs")
-    given = {**DEMUCS_DEFAULTS, **package.kwargs}
-    sources = package.args[0] if package.args else given.get("sources")
-    if not isinstance(sources, list):
-        raise ValueError("does not name its sources")
-    renamed = {"samplerate": "sample_rate", "segment": "segment_seconds"}
-    arguments = {renamed.get(name, name): given[name] for name in DEMUCS_DEFAULTS}
-    if arguments.pop("channels_time") is not None:
-        raise ValueError("has channels_time, which is not supported")
+    """Return the network that a package describes, with its initial weights."""
     try:
-        return HTDemucs([str(name) for name in sources], **arguments)
+        return HTDemucs(**arguments_of(package))
     except TypeError as error:
         raise ValueError(f"has arguments of another type ({error})") from error
 
 
-def adapt_package(model: nn.Module, package: Package) -> State:
-    """Return the weights of a package of this network, in the order of its sources.
+def arguments_of(package: Package) -> dict[str, Any]:
+    """Return what a package says of its network, as arguments of our HTDemucs.
 
-    The dropout may differ, because it is not learned. Raise a `ValueError` that lists
-    what else differs, or names the other class.
+    Raise a ValueError for another class, or arguments that make no HTDemucs of ours.
     """
-    if not isinstance(model, HTDemucs):
-        raise ValueError(f"holds a {package.klass}, not a {type(model).__name__}")
     if package.klass != "demucs.htdemucs.HTDemucs":
         raise ValueError(f"holds a {package.klass}, not a demucs.htdemucs.HTDemucs")
-    args, theirs = package.args, dict(package.kwargs)
-    if len(args) > 1 or (args and "sources" in theirs):
+    args, given = package.args, dict(package.kwargs)
+    if len(args) > 1 or (args and "sources" in given):
         raise ValueError(f"has {len(args)} positional arguments; known is sources")
-    sources = args[0] if args else theirs.pop("sources", None)
-    sources = list(map(str, sources)) if isinstance(sources, (list, tuple)) else []
-    differ = []
-    if sorted(sources) != sorted(model.sources):
-        differ.append(("sources", sources, f"the model's {model.sources}"))
-    ours = {**model.config, "channels_time": None, "segment": model.segment}
-    ours["samplerate"] = model.sample_rate
-    for name, default in DEMUCS_DEFAULTS.items():
-        value = theirs.pop(name, default)
-        if name != "t_dropout" and not _same(name, value, ours[name]):
-            differ.append((name, value, f"the model's {ours[name]}"))
-    for name, needed in DEMUCS_FIXED.items():
-        value = theirs.pop(name, needed)
-        if (value or None) != (needed or None):
-            differ.append((name, value, f"supported is {needed}"))
+    sources = args[0] if args else given.pop("sources", None)
+    if not (isinstance(sources, (list, tuple)) and sources):
+        raise ValueError("does not name its sources")
+    arguments = {n: given.pop(n, default) for n, default in DEMUCS_DEFAULTS.items()}
+    if arguments.pop("channels_time") is not None:
+        raise ValueError("has channels_time, which is not supported")
+    differ = [
+        f"{name}={value} (supported is {needed})"
+        for name, needed in DEMUCS_FIXED.items()
+        if ((value := given.pop(name, needed)) or None) != (needed or None)
+    ]
     if differ:
-        raise ValueError(
-            "holds another model\n"
-            + "\n".join(f"  {n}: the package's {v}, {o}" for n, v, o in differ)
-        )
-    if unknown := sorted(theirs.keys() - DEMUCS_IGNORED):
+        raise ValueError(f"holds another kind of HTDemucs: {'; '.join(differ)}")
+    if unknown := sorted(given.keys() - DEMUCS_IGNORED):
         # demucs itself drops the arguments that its constructor does not have.
         logger.warning("Unknown arguments in the package: %s", ", ".join(unknown))
-    index = [sources.index(name) for name in model.sources]
-    state = dict(package.state)
-    for key, dim in output_layers(model).items():
-        if key in state and state[key].shape[dim] % len(sources) == 0:
-            state[key] = take_blocks(state[key], dim, len(sources), index)
-    return state
-
-
-def _same(name: str, theirs: Any, ours: object) -> bool:
-    """Return whether an argument of a package equals the model's."""
-    if name != "segment":
-        return theirs == ours
-    try:
-        return htdemucs.seconds(theirs) == ours
-    except ValueError:
-        return False
+    named = {NAMES.get(name, name): value for name, value in arguments.items()}
+    return {"sources": list(map(str, sources)), **named}
 
 
 def output_layers(model: HTDemucs) -> dict[str, int]:

@@ -9,14 +9,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
-from speechbrain.utils.checkpoints import Checkpoint
 from torch import Tensor, nn
 
 from modules.runtime.distributed import unwrap
-from modules.runtime.errors import HparamsError
 from modules.runtime.tensors import first_mismatch, shapes_of
-from modules.weights.checkpointer import AtomicCheckpointer, recency
 
 
 class EMA:
@@ -164,25 +160,3 @@ def mean_state(states: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
         for name, tensor in state.items():
             totals[name] = totals.get(name, 0) + tensor.double()
     return {name: (total / count).to(state[name]) for name, total in totals.items()}
-
-
-def mean_of_newest(
-    checkpointer: AtomicCheckpointer, number: int
-) -> tuple[dict[str, Tensor], list[Checkpoint]]:
-    """Return the separator's mean over the newest `number` whole epochs, and these.
-
-    Raise an `HparamsError` if there are fewer checkpoints.
-    """
-    found = checkpointer.find_checkpoints(
-        importance_key=recency,
-        ckpt_predicate=lambda ckpt: INTRA_EPOCH_CKPT_FLAG not in ckpt.meta,
-        max_num_checkpoints=number,
-    )
-    if len(found) < number:
-        raise HparamsError(
-            f"average_last={number} needs as many checkpoints of whole epochs "
-            f"(here: {len(found)}); set keep_checkpoints={number}"
-        )
-    paths = [ckpt.paramfiles["separator"] for ckpt in found]
-    states = (torch.load(path, "cpu", weights_only=True) for path in paths)
-    return mean_state(states), found

@@ -6,7 +6,7 @@
 The folder holds `model.safetensors`, `config.json` and `README.md`, with
 `--lora=separate` also `adapters.safetensors`, and no code: `config.json` names a
 network of `modules/models`. `--hub` adds what SpeechBrain needs to load the folder,
-for most networks their code (`modules/weights/hub.py`).
+for most networks their code (`modules/weights/speechbrain_files.py`).
 
     from modules.weights.export import load_exported
     model = load_exported("FOLDER")
@@ -17,8 +17,9 @@ weights are int8 (`modules/weights/quantization.py`), which are for inference.
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -28,7 +29,6 @@ from modules.runtime.errors import ExportError
 from modules.runtime.files import write_text
 from modules.runtime.tensors import save_tensors
 from modules.weights.card import model_card
-from modules.weights.hub import HUB_FILES, write_hub_files
 from modules.weights.onnx_file import ONNX_FILE, write_onnx
 from modules.weights.pretrained import load_pretrained
 from modules.weights.quantization import load_int8, quantized_state_dict
@@ -39,6 +39,7 @@ from modules.weights.runs import (
     read_run,
     source_names,
 )
+from modules.weights.speechbrain_files import HUB_FILES, write_hub_files
 
 FORMAT = "sepbrain.model.2"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -46,7 +47,7 @@ OPTIONAL = (ADAPTERS, ONNX_FILE, *HUB_FILES)
 
 logger = logging.getLogger(__name__)
 
-LOADERS = {"float": load_pretrained, "int8": load_int8}
+LOADERS: dict[str, Callable[..., Any]] = {"float": load_pretrained, "int8": load_int8}
 
 
 def export(

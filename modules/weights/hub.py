@@ -1,131 +1,92 @@
-"""Files with which a stock SpeechBrain loads an exported model.
+"""Fetch published weights from huggingface.co: `hf:ORGANISATION/NAME[@REVISION]`.
 
-A SepFormer gets the YAML of SpeechBrain's own classes. Any other network brings its
-code: `custom.py` is the network's one file with `hub_interface.py` after it.
+Only the files of one known layout are fetched, and they are read as data, as a local
+folder is. They stay in the hub's cache (`HF_HOME`), where an interrupted download goes
+on and where they are found without a network.
 """
 
-import ast
-import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-import torch
-import yaml
-from torch import Tensor, nn
+from modules.runtime.errors import PretrainedError
 
-from modules.models.sepformer import SepFormer
-from modules.runtime.files import write_text, write_whole
-from modules.weights.pretrained import PARTS
-from modules.weights.runs import SETTINGS, source_names
+PREFIX = "hf:"
 
-CODE, WHOLE = "custom.py", "separator.ckpt"
-HUB_FILES = (SETTINGS, CODE, WHOLE, *(f"{part}.ckpt" for part in PARTS))
-
-CHUNK_SECONDS = 16.0  # of speech, as separate.py has it
-
-HEAD = """# Made by sepbrain's export.py. To load this folder with SpeechBrain:
-#     from speechbrain.inference.{module} import {name}
-#     model = {name}{call}("FOLDER")
-"""
-
-BLOCK = """!new:speechbrain.lobes.models.dual_path.SBTransformerBlock
-    {{num_layers: {layers}, d_model: {channels}, nhead: {heads}, d_ffn: {ffn_channels},
-    dropout: 0.0, use_positional_encoding: True, norm_before: True}}
-"""
-STOCK = """sample_rate: {sample_rate}
-num_spks: {num_sources}
-sources: {sources}
-encoder: !new:speechbrain.lobes.models.dual_path.Encoder
-    {{kernel_size: {kernel_size}, out_channels: {encoder_channels}}}
-intra: {intra}
-inter: {inter}
-masknet: !new:speechbrain.lobes.models.dual_path.Dual_Path_Model
-    {{num_spks: {num_sources}, in_channels: {encoder_channels},
-    out_channels: {channels}, num_layers: {dual_layers}, K: {chunk_size},
-    intra_model: !ref <intra>, inter_model: !ref <inter>, norm: ln,
-    linear_layer_after_inter_intra: False, skip_around_intra: True}}
-decoder: !new:speechbrain.lobes.models.dual_path.Decoder
-    {{in_channels: {encoder_channels}, out_channels: 1, kernel_size: {kernel_size},
-    stride: {stride}, bias: False}}
-"""
+# By layout, in the order of trying: the files that make it, and what may lie beside.
+LAYOUTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("model.safetensors", "config.json"), ("adapters.safetensors",)),
+    (("last_best_checkpoint",), ("last_best_checkpoint.*",)),
+    (("encoder.ckpt", "masknet.ckpt", "decoder.ckpt"), ("hyperparams.yaml",)),
+    (("encoder.bin", "masknet.bin", "decoder.bin"), ("hyperparams.yaml",)),
+    (("pytorch_model.bin",), ()),
+    (("*.pth",), ("config.yaml",)),
+    (("*.th",), ("*.yaml",)),
+    (("*.safetensors",), ("*.yaml",)),
+)
 
 
-def write_hub_files(
-    folder: Path, model: nn.Module, arguments: Mapping[str, Any], sample_rate: int
-) -> set[str]:
-    """Write the files beside those of an export, and return their names.
+def fetch(place: str) -> Path:
+    """Return the folder of a repository's weights, downloaded if it is not there.
 
-    `arguments` are those that the model was made with.
+    A PretrainedError says that there is no such repository or revision, that it holds
+    no known layout, or that it cannot be reached and was never fetched.
     """
-    state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    if isinstance(model, SepFormer):
-        text, modules = _stock(model, arguments, sample_rate), list(PARTS)
-        for part in PARTS:
-            own = {k: v for k, v in state.items() if k.startswith(f"{part}.")}
-            own = {key.removeprefix(f"{part}."): v for key, v in own.items()}
-            _save(folder / f"{part}.ckpt", own)
-    else:
-        text, modules = _custom(model, arguments, sample_rate), ["separator"]
-        write_text(folder / CODE, code_of(type(model)))
-        _save(folder / WHOLE, state)
-    listed = "".join(f"    {name}: !ref <{name}>\n" for name in modules)
-    loader = "!new:speechbrain.utils.parameter_transfer.Pretrainer"
-    listed += f"pretrainer: {loader}\n    loadables: !ref <modules>\n"
-    module, name, call = loaded_by(model)
-    head = HEAD.format(module=module, name=name, call=call)
-    write_text(folder / SETTINGS, f"{head}{text}modules:\n{listed}")
-    code = set() if call else {CODE}
-    return {SETTINGS, *code, *(f"{name}.ckpt" for name in modules)}
+    # It takes a second to import, and most runs load a folder.
+    from huggingface_hub import HfApi, errors, snapshot_download
+
+    name, _, given = place.removeprefix(PREFIX).partition("@")
+    revision = given or None
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise PretrainedError(f"model: {place}: use hf:ORGANISATION/NAME[@REVISION]")
+    try:
+        found = HfApi().model_info(name, revision=revision)
+        held = [entry.rfilename for entry in found.siblings or ()]
+        chosen = files_of_a_layout(held)
+        if not chosen:
+            raise PretrainedError(
+                f"model: {place} holds no known layout of weights (it has: "
+                f"{', '.join(held[:20]) or 'nothing'}); known are "
+                + ", ".join(" + ".join(made_of) for made_of, _ in LAYOUTS)
+            )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=chosen))
+    except errors.RepositoryNotFoundError as error:  # and those that ask for a login
+        raise PretrainedError(
+            f"model: {place}: no such repository, or a private one (log in by: hf "
+            "auth login)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise PretrainedError(f"model: {place}: has no revision {revision}") from error
+    except errors.HFValidationError as error:
+        raise PretrainedError(f"model: {place}: {_first_line(error)}") from error
+    except (errors.HTTPError, OSError) as error:
+        reason = _first_line(error)
+    try:
+        local = snapshot_download(name, revision=revision, local_files_only=True)
+        return Path(local)
+    except errors.IncompleteSnapshotError as error:  # the other files were not wanted
+        return Path(error.snapshot_path)
+    except OSError as error:
+        raise PretrainedError(
+            f"model: {place}: cannot be reached ({reason}) and was not fetched before"
+        ) from error
 
 
-def loaded_by(model: nn.Module) -> tuple[str, str, str]:
-    """Return module, name and method of what loads the folder in SpeechBrain."""
-    if isinstance(model, SepFormer):
-        return "separation", "SepformerSeparation", ".from_hparams"
-    return "interfaces", "foreign_class", ""
+def files_of_a_layout(names: Sequence[str]) -> list[str]:
+    """Return the files of the first layout that a repository has whole.
+
+    >>> files_of_a_layout(["run.py", "a.safetensors", "weights/a.th"])
+    ['a.safetensors']
+    """
+    beside = [name for name in names if "/" not in name]
+    for made_of, optional in LAYOUTS:
+        if all(any(fnmatchcase(n, p) for n in beside) for p in made_of):
+            patterns = (*made_of, *optional)
+            return [n for n in beside if any(fnmatchcase(n, p) for p in patterns)]
+    return []
 
 
-def code_of(kind: type[nn.Module]) -> str:
-    """Return the text of `custom.py` for a network: its file, and the interface."""
-    network = Path(inspect.getfile(kind)).read_text(encoding="utf-8")
-    path = Path(__file__).with_name("hub_interface.py")
-    interface = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    first = ast.parse("".join(interface)).body[1].lineno  # behind the docstring
-    line = "# ---------------------------------------------------------------- "
-    return f"{network}\n\n{line}SpeechBrain\n\n{''.join(interface[first - 1 :])}"
-
-
-def _stock(model: nn.Module, arguments: Mapping[str, Any], sample_rate: int) -> str:
-    given = inspect.signature(SepFormer).bind(**arguments)
-    given.apply_defaults()
-    values = given.arguments | {"sample_rate": sample_rate}
-    values["sources"] = source_names(model, sample_rate)
-    values["channels"] = values["channels"] or values["encoder_channels"]
-    values["stride"] = values["kernel_size"] // 2
-    for name in ("intra", "inter"):
-        values[name] = BLOCK.format(**values, layers=values[f"{name}_layers"])
-    return STOCK.format(**values)
-
-
-def _custom(model: Any, arguments: Mapping[str, Any], sample_rate: int) -> str:
-    is_music = hasattr(model, "segment")
-    seconds = model.segment if is_music else CHUNK_SECONDS
-    settings = {
-        "sample_rate": sample_rate,
-        "chunk_samples": int(seconds * sample_rate),
-        "audio_channels": getattr(model, "audio_channels", 2) if is_music else None,
-        "sources": source_names(model, sample_rate),
-    }
-    body = yaml.safe_dump({"separator": dict(arguments)}, sort_keys=False)
-    body = body.partition("\n")[2] if arguments else ""
-    return (
-        yaml.safe_dump(settings, sort_keys=False)
-        + f"separator: !new:custom.{type(model).__name__}\n"
-        + body
-    )
-
-
-def _save(path: Path, state: Mapping[str, Tensor]) -> None:
-    with write_whole(path) as partial:
-        torch.save({key: value.clone() for key, value in state.items()}, partial)
+def _first_line(error: Exception) -> str:
+    """Return the first line of a message of the hub's library."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")

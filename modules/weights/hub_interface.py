@@ -1,6 +1,7 @@
 """The end of every `custom.py`: how SpeechBrain runs the network above it.
 
-`modules/weights/hub.py` puts this file after a network's own, without this docstring.
+`modules/weights/speechbrain_files.py` puts this file after a network's own, without
+this docstring.
 """
 
 import itertools

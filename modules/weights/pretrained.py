@@ -6,7 +6,7 @@ or the model is left as it was.
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modules.runtime.errors import DamagedCheckpoint, PretrainedError
+from modules.lora.adapters import matching
+from modules.lora.files import foreign_adapters
+from modules.models.htdemucs import HTDemucs
+from modules.runtime.errors import DamagedCheckpoint, LoraError, PretrainedError
 from modules.runtime.tensors import is_finite, mismatches, read_tensors, shapes_of
 from modules.weights import demucs
 from modules.weights.checkpoint_files import read_checkpoint
+from modules.weights.checkpointer import best_checkpoint
 from modules.weights.demucs import Package, State
+from modules.weights.stated import Stated, stated_of
+from modules.weights.transfer_sources import take_sources
 
 PARTS = ("encoder", "masknet", "decoder")
 POINTER = "last_best_checkpoint"
+SINGLE = (".th", ".pth", ".safetensors")
 LISTED = 20  # names given in an error, of each kind
 
 Weights = State | Package
@@ -30,18 +37,48 @@ Found = tuple[Weights, list[Path]]
 logger = logging.getLogger(__name__)
 
 
-def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
+def load_pretrained(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    sample_rate: int | None = None,
+    sources: Sequence[str] | None = None,
+    source_map: Mapping[str, str] | None = None,
+    weights: Sequence[float] | None = None,
+    skip: Sequence[str] = (),
+    allow_changes: bool = False,
+) -> list[Path]:
     """Load the weights in a folder or file into a model, and return the files read.
 
-    A folder is read in the first layout of `READERS` that it has, a file is ``.th`` or
-    ``.safetensors``. The model keeps its device and precision; its method
-    ``adapt_keys(state) -> state``, if it has one, renames the keys first.
+    What the weights say of themselves is compared with the model
+    (`modules/weights/stated.py`), and their sources are put into its order.
+
+    Arguments
+    ---------
+    model : nn.Module
+        It keeps its device and precision; its method ``adapt_keys(state) -> state``, if
+        it has one, renames the keys first.
+    folder : str | Path
+        Read in the first layout of `READERS` that it has; or a file, ``.th``,
+        ``.pth``, ``.safetensors`` or the YAML of a bag of demucs' models.
+    sample_rate : int | None
+        Of the audio, in Hz; None is not compared.
+    sources : Sequence[str] | None
+        Those of weights that do not name theirs.
+    source_map : Mapping[str, str] | None
+        Source of the weights that one of the model starts from, where names differ.
+    weights : Sequence[float] | None
+        Weight of each of the model's sources in the loss: they choose from a bag.
+    skip : Sequence[str]
+        Patterns of entries that are not loaded.
+    allow_changes : bool
+        Load weights of another rate or with other settings all the same.
 
     Raises
     ------
     PretrainedError
         The folder or its layout is unknown, a file is damaged or holds more than
-        tensors, or the configuration or a tensor does not fit. The model is untouched.
+        tensors, what the weights say or a tensor does not fit. The model is untouched.
 
     Example
     -------
@@ -51,10 +88,87 @@ def load_pretrained(model: nn.Module, folder: str | Path) -> list[Path]:
     >>> load_pretrained(nn.Linear(2, 3), folder)[0].name
     'model.safetensors'
     """
-    weights, files = read_weights(folder)
-    load_weights(model, weights, folder)
-    logger.info("Weights loaded from %s", ", ".join(map(str, files)))
+    place = Path(folder).expanduser()
+    if place.suffix == ".yaml" and place.is_file():
+        names = getattr(model, "sources", [])
+        counts = list(weights) if weights else [1.0] * len(names)
+        trained = [name for name, w in zip(names, counts, strict=False) if w > 0]
+        place = _from_bag(place, [(source_map or {}).get(n, n) for n in trained])
+    found, files = read_weights(place)
+    with _errors_name(place):
+        stated = stated_of(found, files)
+        _check(model, stated, sample_rate, place, allow_changes)
+        state = _adapted(model, found)
+    try:
+        left_out = matching(skip, {**model.state_dict(), **state}, "pretrained_skip")
+    except LoraError as error:
+        raise PretrainedError(str(error)) from error
+    state = {key: value for key, value in state.items() if key not in left_out}
+    given = stated.sources or sources
+    outputs = demucs.output_layers(model) if isinstance(model, HTDemucs) else state
+    if given and any(key in state for key in outputs):
+        state = take_sources(model, state, given, source_map)
+        if (ours := list(getattr(model, "sources", given))) != list(given):
+            told = ", ".join(given), ", ".join(ours)
+            logger.info("%s: weights of %s, taken for %s", place, *told)
+    load_state(model, state, place, left_out)
+    silent = "" if stated.network else " (they do not say of which network)"
+    logger.info("Weights loaded from %s%s", ", ".join(map(str, files)), silent)
+    if left_out:
+        logger.info("pretrained_skip left out: %s", _listed(left_out))
     return files
+
+
+def _check(
+    model: nn.Module,
+    stated: Stated,
+    sample_rate: int | None,
+    where: Path,
+    allow_changes: bool,
+) -> None:
+    """Compare what weights say with the model; raise, or report in one line."""
+    differ = stated.differences(model, sample_rate)
+    told = "; ".join(f"{n} {old}, here {new}" for n, (old, new) in differ.items())
+    if segments := stated.segments(model):
+        logger.info("%s: was trained on segments of %g s, here %g s", where, *segments)
+    if differ and not allow_changes:
+        old = {name: theirs for name, (theirs, _) in differ.items()}
+        rate, kind = old.pop("sample_rate", None), old.pop("network", None)
+        inner = ", ".join(f"{name}: {value}" for name, value in old.items())
+        options = [f"--sample_rate={rate}"] if rate else []
+        options += [f"--separator='{{{inner}}}'"] if inner else []
+        give = f"give these ({' '.join(options)}), or " if options and not kind else ""
+        raise PretrainedError(
+            f"pretrained: {where} was trained with {told}; {give}accept the difference "
+            "by --allow_changes=True"
+        )
+    if differ:
+        logger.warning(f"{where}: was trained with {told}")
+
+
+def _from_bag(path: Path, stems: Sequence[str]) -> Path:
+    """Return the model of a bag of demucs' that counts for the stems to train."""
+    bag = demucs.read_bag(path)
+    if len(bag.files) == 1:
+        return bag.files[0]
+    package, _ = read_weights(bag.files[0])
+    with _errors_name(bag.files[0]):
+        if not isinstance(package, Package):
+            raise ValueError("is no package of demucs")
+        names = demucs.arguments_of(package)["sources"]
+    chosen: dict[str, Path] = {}
+    for name, *counts in zip(names, *bag.weights_MS or [], strict=False):
+        if counts:
+            chosen[name] = bag.files[counts.index(max(counts))]
+    files = {chosen.get(stem) for stem in stems}
+    if len(files) != 1 or None in files:
+        models = [f"{name}: {file.name}" for name, file in chosen.items()]
+        listed = ", ".join(models or [file.name for file in bag.files])
+        raise PretrainedError(
+            f"pretrained: {path} is a bag of {len(bag.files)} models ({listed}), and a "
+            "run trains one: name its file, or train one stem, as --weights='[0,0,0,1]'"
+        )
+    return files.pop() or path
 
 
 def read_weights(folder: str | Path) -> Found:
@@ -69,14 +183,19 @@ def read_weights(folder: str | Path) -> Found:
 
 
 def load_weights(model: nn.Module, weights: Weights, where: str | Path) -> None:
-    """Load what `read_weights` read at `where`, as `load_pretrained` does."""
+    """Load what `read_weights` read at `where` into the network that it describes."""
     with _errors_name(where):
         state = _adapted(model, weights)
     load_state(model, state, where)
 
 
-def load_state(model: nn.Module, state: State, where: str | Path) -> None:
-    """Load a state_dict that fits exactly and is finite, or raise PretrainedError."""
+def load_state(
+    model: nn.Module, state: State, where: str | Path, left_out: Sequence[str] = ()
+) -> None:
+    """Load a state_dict that fits exactly and is finite, or raise PretrainedError.
+
+    The entries `left_out` of the model keep their values.
+    """
     mine = model.state_dict()
     int8 = [key for key in mine if key in state and state[key].dtype == torch.int8]
     if any(mine[key].is_floating_point() for key in int8):
@@ -84,10 +203,16 @@ def load_state(model: nn.Module, state: State, where: str | Path) -> None:
             f"pretrained: {where} holds int8 weights, which are for inference "
             "(modules.weights.export.load_exported); to train, export without --int8"
         )
+    state = {**state, **{key: mine[key] for key in left_out if key in mine}}
     if differ := mismatches(shapes_of(state), shapes_of(mine)):
+        other = [line.split(":")[0] for line in differ.get("another shape", [])]
+        layers = sorted({f"{key.rpartition('.')[0]}.*" for key in other})
+        hint = f"; --pretrained_skip='[{', '.join(layers)}]' leaves these layers out"
         raise PretrainedError(
             f"pretrained: {where} does not fit {type(model).__name__} "
-            f"({len(mine)} entries); nothing was loaded\n"
+            f"({len(mine)} entries); nothing was loaded"
+            + (hint if 0 < len(layers) <= 4 and len(differ) == 1 else "")
+            + "\n"
             + "\n".join(
                 f"  {kind} ({len(v)}): {_listed(v)}" for kind, v in differ.items()
             )
@@ -106,6 +231,8 @@ def _errors_name(path: str | Path) -> Iterator[None]:
     """Turn errors that go on from the name of a file into PretrainedErrors."""
     try:
         yield
+    except PretrainedError:
+        raise
     except (ValueError, KeyError) as error:
         raise PretrainedError(f"pretrained: {path} {error}") from error
 
@@ -113,7 +240,9 @@ def _errors_name(path: str | Path) -> Iterator[None]:
 def _adapted(model: nn.Module, weights: Weights) -> State:
     """Return the weights under the model's keys."""
     if isinstance(weights, Package):
-        return demucs.adapt_package(model, weights)
+        weights = weights.state
+    if what := foreign_adapters(weights):
+        raise ValueError(f"{what}: merge it into its model and give the merged weights")
     state = {key.removeprefix("module."): value for key, value in weights.items()}
     return getattr(model, "adapt_keys", dict)(state)
 
@@ -145,9 +274,10 @@ def _read_named(name: str, folder: Path) -> Found | None:
 
 
 def _read_single(folder: Path) -> Found | None:
-    """Read the only .th or .safetensors file."""
-    single = sorted([*folder.glob("*.th"), *folder.glob("*.safetensors")])
+    """Read the only file of a model."""
+    single = sorted(path for kind in SINGLE for path in folder.glob(f"*{kind}"))
     if len(single) > 1:
+        single += sorted(folder.glob("*.yaml"))  # demucs' bags
         raise PretrainedError(
             f"pretrained: {folder} holds several models; name one of the files: "
             + _listed([path.name for path in single])
@@ -213,9 +343,9 @@ def _read_parts(folder: Path) -> Found | None:
 
 
 def _read_run(folder: Path) -> Found | None:
-    """Read the checkpoint below a folder that was saved last."""
-    found = sorted(path.parent for path in folder.rglob("CKPT+*/separator.ckpt"))
-    runs = sorted({str(path.parent) for path in found})
+    """Read the best checkpoint below a folder, as the test of its run does."""
+    found = folder.rglob("CKPT+*/separator.ckpt")
+    runs = sorted({str(path.parents[1]) for path in found})
     if not runs:
         return None
     if len(runs) > 1:
@@ -224,13 +354,10 @@ def _read_run(folder: Path) -> Found | None:
             + _listed(runs)
         )
     try:
-        counters = [read_checkpoint(path).meta["save_counter"] for path in found]
+        best = best_checkpoint(Path(runs[0]))
     except DamagedCheckpoint as error:
-        raise PretrainedError(
-            f"pretrained: a checkpoint in {runs[0]} is damaged ({error}); "
-            "name the CKPT+ folder to load"
-        ) from error
-    return _read_checkpoint(max(zip(counters, found, strict=True))[1])
+        raise PretrainedError(f"pretrained: {error}") from error
+    return None if best is None else _read_checkpoint(best.path)
 
 
 # Readers by layout, in the order of trying; they return None for another layout.
@@ -244,7 +371,7 @@ READERS: dict[str, Callable[[Path], Found | None]] = {
         _read_parts
     ),
     "pytorch_model.bin": partial(_read_named, "pytorch_model.bin"),
-    "one .th or .safetensors file (demucs)": _read_single,
+    "one .th, .pth or .safetensors file (demucs, ESPnet, SepReformer)": _read_single,
     "CKPT+*/separator.ckpt (a run folder of ours)": _read_run,
 }
 
@@ -262,12 +389,12 @@ def _read_file(path: Path) -> Found:
             return state, [path]
         with _errors_name(path):
             return demucs.package_of_metadata(metadata, state), [path]
-    if path.suffix == ".bin":
-        return _tensors(_load(path), path), [path]
+    if path.suffix in (".bin", ".pth"):
+        return _tensors(_entry(_load(path), "model_state_dict"), path), [path]
     if path.suffix != ".th":
         raise PretrainedError(
-            f"pretrained: {path} is not a .th or .safetensors file; give one, or a "
-            f"folder that holds {LAYOUTS}"
+            f"pretrained: {path} is not a .th, .pth or .safetensors file; give one, or "
+            f"a folder that holds {LAYOUTS}"
         )
     content = _load(path, demucs.stand_ins())
     if not (isinstance(content, dict) and "klass" in content):

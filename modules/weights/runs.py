@@ -5,6 +5,7 @@ used only if it is a network that a file of `modules/models` defines.
 """
 
 import importlib
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,22 +14,25 @@ from typing import Any
 
 import torch
 import yaml
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.utils.checkpoints import METAFNAME, Checkpoint
-from torch import nn
+from torch import Tensor, nn
 
 import modules.models
 from modules.lora.adapters import merge
 from modules.lora.files import load_lora_weights
-from modules.runtime.errors import ExportError
+from modules.runtime.errors import ExportError, HparamsError
 from modules.weights.checkpoint_files import read_checkpoint
-from modules.weights.checkpointer import AtomicCheckpointer
-from modules.weights.ema import mean_of_newest
+from modules.weights.checkpointer import AtomicCheckpointer, best_checkpoint, recency
+from modules.weights.ema import mean_state
 from modules.weights.pretrained import load_pretrained, load_state, read_averages
-from modules.weights.transfer_sources import load_for_sources
+from modules.weights.stated import nodes_of, plain
 
 SETTINGS, ADAPTERS = "hyperparams.yaml", "adapters.safetensors"
 
 LORA = ("merged", "separate", "none")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Run:
 
     def value(self, name: str) -> Any:
         """Return a setting as plain data, for an object its arguments."""
-        return _plain(self.settings.get(name), f"{self.folder}: {name}")
+        return plain(self.settings.get(name), f"{self.folder}: {name}")
 
     def said(self, name: str) -> str:
         """Return a setting as the YAML writes it; "" for none, and for objects."""
@@ -82,17 +86,7 @@ def read_run(folder: str | Path) -> Run:
         above = [p for p in path.resolve().parents if (p / SETTINGS).is_file()]
         path = above[0] if above else path
     path = path if path.is_file() else path / SETTINGS
-    try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ExportError(
-            f"{path}: cannot be read ({' '.join(str(error).split())}); give the folder "
-            "of a run"
-        ) from error
-    if not isinstance(root, yaml.MappingNode):
-        raise ExportError(f"{path}: holds no settings of a run")
-    settings = {str(key.value): node for key, node in root.value}
+    settings = nodes_of(path)
     separator = settings.get("separator")
     tag = "missing" if separator is None else separator.tag
     kind = network_class(tag.removeprefix("!new:"))
@@ -103,9 +97,11 @@ def read_run(folder: str | Path) -> Run:
         )
     # A node without arguments is a scalar.
     has_arguments = isinstance(separator, yaml.MappingNode)
-    arguments = _plain(separator, f"{path}: separator") if has_arguments else {}
-    arguments.pop("activation_checkpointing", None)  # matters in training only
-    sample_rate = _plain(settings.get("sample_rate"), f"{path}: sample_rate")
+    arguments = plain(separator, f"{path}: separator") if has_arguments else {}
+    for name in ("activation_checkpointing", "auxiliary_heads"):  # matter in training
+        arguments.pop(name, None)
+    sample_rate = plain(settings.get("sample_rate"), f"{path}: sample_rate")
+    text = path.read_text(encoding="utf-8")
     notes = dict(re.findall(r"^# (command|versions): (.*)$", text, re.M))
     return Run(path.parent, kind, arguments, sample_rate, settings, notes, checkpoint)
 
@@ -113,15 +109,11 @@ def read_run(folder: str | Path) -> Run:
 def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
     """Return the network of a run in evaluation mode with the weights that it tested.
 
-    These are the best checkpoint's, or its averages if the run tested these. Adapters
+    These are the best checkpoint's, its averages, or the mean of the newest epochs
+    (`average_last`), as the run tested. Adapters
     are `merged` into the weights, kept `separate` beside them, or left out (`none`).
-
-    Raises
-    ------
-    ExportError
-        Not a run, no checkpoint, or adapters requested of a run without any.
-    LoraError, PretrainedError
-        Weights cannot be read or do not belong together.
+    Raise an `ExportError`, `LoraError` or `PretrainedError` if there are none that fit,
+    an `HparamsError` if there are too few.
     """
     run = folder if isinstance(folder, Run) else read_run(folder)
     if lora not in LORA:
@@ -130,16 +122,11 @@ def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
         raise ExportError(f"--lora={lora}: {run.folder} trained no adapters")
     model = run.make_network()
     if not run.has_adapters:
-        checkpoint = run.checkpoint
-        if checkpoint is None and (number := run.value("average_last")):
-            mean, _ = mean_of_newest(_checkpointer(run), number)
-            load_state(model, mean, run.folder)
-        else:
-            load_pretrained(model, checkpoint or tested_checkpoint(run).path)
+        _load_tested(model, run)
         return model
-    other_sources = run.value("load_pretrained")
-    load = load_pretrained if other_sources is None else load_for_sources
-    load(model, run.value("pretrained"), **other_sources or {})
+    how = run.value("load_pretrained") or {}
+    how.pop("segment_seconds", None)  # of runs before 2026-11-26
+    load_pretrained(model, run.value("pretrained"), **how)
     if lora != "none" and (one := run.checkpoint) is not None:
         files = read_checkpoint(one, check_digests=True).paramfiles
         load_lora_weights(model, files["adapters"])
@@ -169,6 +156,27 @@ def network_class(name: object) -> type[nn.Module] | None:
     return kind if is_network and kind.__module__ == match[1] else None
 
 
+def mean_of_newest(checkpointer: AtomicCheckpointer, number: int) -> dict[str, Tensor]:
+    """Return the mean weights of the newest `number` whole epochs.
+
+    Raise an `HparamsError` if there are fewer, `DamagedCheckpoint` if one is damaged.
+    """
+    found = checkpointer.find_checkpoints(
+        importance_key=recency,
+        ckpt_predicate=lambda ckpt: INTRA_EPOCH_CKPT_FLAG not in ckpt.meta,
+        max_num_checkpoints=number,
+    )
+    if len(found) < number:
+        raise HparamsError(
+            f"average_last={number} needs as many checkpoints of whole epochs "
+            f"(here: {len(found)}); set keep_checkpoints={number}"
+        )
+    whole = (read_checkpoint(ckpt.path, check_digests=True) for ckpt in found)
+    paths = [ckpt.paramfiles["separator"] for ckpt in whole]
+    logger.info(f"The mean of {', '.join(c.path.name for c in found)}")
+    return mean_state(torch.load(p, "cpu", weights_only=True) for p in paths)
+
+
 @torch.no_grad()
 def source_names(network: nn.Module, sample_rate: int) -> list[str]:
     """Return the names of a network's estimates; voices are numbered: s1, s2."""
@@ -180,28 +188,22 @@ def source_names(network: nn.Module, sample_rate: int) -> list[str]:
 
 def tested_checkpoint(run: Run) -> Checkpoint:
     """Return the best checkpoint by the run's monitor, or else the newest."""
-    checkpointer = _checkpointer(run)
-    best = checkpointer.find_checkpoint(max_key=run.value("monitor") or "si_snr")
-    found = best or checkpointer.find_checkpoint()
+    found = best_checkpoint(_saved(run), run.value("monitor"))
     if found is None:
-        raise ExportError(f"{run.folder}/save: no checkpoint; train first")
+        raise ExportError(f"{_saved(run)}: no checkpoint; train first")
     return found
 
 
-def _checkpointer(run: Run) -> AtomicCheckpointer:
-    """Return that of the run, whose folder may have been moved since."""
-    beside, stated = run.folder / "save", run.value("save_folder")
-    return AtomicCheckpointer(beside if beside.is_dir() or not stated else stated)
+def _saved(run: Run) -> Path:
+    """Return where the checkpoints are; the run may have been moved since."""
+    beside, stated = run.folder / "save", run.said("save_folder")
+    return beside if beside.is_dir() or not stated else Path(stated)
 
 
-def _plain(node: yaml.Node | None, where: str) -> Any:
-    """Return the plain data of a node, for `!new:` and `!name:` the arguments."""
-    loader = yaml.SafeLoader("")
-    try:
-        if node is None:
-            return None
-        if node.tag.startswith("!") and isinstance(node, yaml.MappingNode):
-            return loader.construct_mapping(node, deep=True)
-        return loader.construct_object(node, deep=True)
-    except (TypeError, ValueError, yaml.YAMLError) as error:
-        raise ExportError(f"{where}: holds more than plain values") from error
+def _load_tested(model: nn.Module, run: Run) -> None:
+    """Load the mean that was tested, or else one checkpoint."""
+    if run.checkpoint is None and (number := run.value("average_last")):
+        mean = mean_of_newest(AtomicCheckpointer(_saved(run)), number)
+        load_state(model, mean, run.folder)
+        return
+    load_pretrained(model, run.checkpoint or tested_checkpoint(run).path)

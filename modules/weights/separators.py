@@ -5,28 +5,51 @@ networks are those of `modules/models`.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import yaml
 from torch import nn
 
 from modules.models.mossformer2 import MossFormer2
 from modules.models.sepformer import SepFormer
+from modules.models.sepreformer import SepReformer
+from modules.models.tf_locoformer import TFLocoformer
 from modules.runtime.errors import ExportError, PretrainedError
-from modules.weights.demucs import Package, State, network_of
+from modules.weights.demucs import (
+    Package,
+    State,
+    model_beside,
+    network_of,
+    read_bag,
+)
 from modules.weights.export import CONFIG, WEIGHTS, load_exported, read_config
+from modules.weights.hub import PREFIX, fetch
 from modules.weights.pretrained import PARTS, load_weights, read_weights
 from modules.weights.runs import SETTINGS, load_tested, read_run, source_names
+from modules.weights.stated import CLEARERVOICE_RATE, number_in
 
-CLEARERVOICE_RATE = 16000  # of MossFormer2_SS_16K, whose files do not state it
+SEPREFORMER_RATE = 8000  # of the authors' models, whose files do not state it
+ESPNET = "config.yaml"
+
+# The three networks of MossFormer2's standalone release, and their rate.
+STANDALONE = {"wsj0mix-3spk": "mask", "librimix-2spk": "mask", "whamr-2spk": "map"}
+STANDALONE_RATE = 8000
+
+LISTS = (".yaml", ".yml", ".json")
 
 
 class Loaded(NamedTuple):
-    """A network in evaluation mode, its sampling rate in Hz and its sources' names."""
+    """A network in evaluation mode, its sampling rate in Hz and its sources' names.
+
+    `tested` says how a run tested it: `shifts`, `seed`, `overlap`, `chunk_seconds`.
+    """
 
     network: nn.Module
     sample_rate: int
     sources: list[str]
+    tested: Mapping[str, Any] = {}
 
 
 def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
@@ -37,7 +60,9 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
     place : str | Path
         A run's folder (the weights that it tested), a folder that `export.py` wrote, a
         package of demucs (`.th`, `.safetensors`, or a folder with one), SpeechBrain's
-        folder of a SepFormer, or ClearerVoice's of a MossFormer2.
+        folder of a SepFormer, ClearerVoice's of a MossFormer2, ESPnet's of a
+        TF-Locoformer (a `.pth` with its `config.yaml`), a `.pth` of a SepReformer; a
+        folder of any of these at huggingface.co, `hf:ORGANISATION/NAME[@REVISION]`.
     sample_rate : int | None
         For models that do not state theirs, in Hz.
 
@@ -46,9 +71,9 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
     ExportError, LoraError, PretrainedError
         The place holds none of these, or cannot be read; the message says why.
     """
-    place = Path(place).expanduser()
+    place = _local(place)
     rate: int | None
-    sources = None
+    sources, tested = None, {}
     if not place.exists():
         raise PretrainedError(f"model: {place} does not exist")
     # SpeechBrain's folders have files of the same names as ours.
@@ -60,6 +85,8 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
     elif (place / SETTINGS).is_file() and not foreign:
         run = read_run(place)
         network, rate, sources = load_tested(run), run.sample_rate, run.value("sources")
+        tested = {name: run.value(name) for name in ("shifts", "seed", "overlap")}
+        tested["chunk_seconds"] = run.value("eval_chunk_seconds")
     else:
         network, rate = _published(place)
     rate = getattr(network, "sample_rate", rate) or sample_rate
@@ -69,12 +96,55 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
         raise ExportError(f"--sample_rate={sample_rate}: {place} works at {rate} Hz")
     if hasattr(network, "sources") or sources is None:
         sources = source_names(network, rate)
-    return Loaded(network, rate, list(sources))
+    return Loaded(network, rate, list(sources), tested)
+
+
+def load_separators(
+    place: str | Path, sample_rate: int | None = None
+) -> tuple[list[Loaded], list[list[float]] | None]:
+    """Load one model by `load_separator`, or all that a list of models names.
+
+    The second result has a row for each model with its weight for each source; None is
+    all alike.
+
+    Lists are demucs' bags (a file, or a folder with one and its packages), and YAML or
+    JSON of one's own with the same `models` and `weights`, whose models may be anything
+    that `load_separator` takes; they lie relative to the list.
+    """
+    given, place = place, _local(place)
+    bag = _bag_file(place)
+    if bag is None:
+        return [load_separator(place, sample_rate)], None
+
+    def find(path: Path, name: str) -> Path:
+        model = path.parent / Path(name).expanduser()
+        return model if model.exists() else model_beside(path, name)
+
+    # Only a list that was named may choose other files of this computer.
+    is_named = bag == Path(given).expanduser()
+    read = read_bag(bag, find if is_named else None)
+    if read.segment_seconds:
+        raise PretrainedError(f"{bag}: states a segment, which is not supported")
+    return [load_separator(file, sample_rate) for file in read.files], read.weights_MS
+
+
+def _local(place: str | Path) -> Path:
+    is_remote = str(place).startswith(PREFIX)
+    return fetch(str(place)) if is_remote else Path(place).expanduser()
+
+
+def _bag_file(place: Path) -> Path | None:
+    """Return the file that lists several models, if the place is or holds one."""
+    if place.is_file():
+        return place if place.suffix in LISTS else None
+    lists = re.compile(rb"^models\s*:", re.MULTILINE).search
+    found = [path for path in place.glob("*.yaml") if lists(path.read_bytes())]
+    return found[0] if len(found) == 1 else None
 
 
 def _published(place: Path) -> tuple[nn.Module, int | None]:
     """The network that published weights belong to, and its rate if it is known."""
-    weights, _ = read_weights(place)
+    weights, files = read_weights(place)
     rate: int | None = None
     network: nn.Module
     try:
@@ -83,9 +153,16 @@ def _published(place: Path) -> tuple[nn.Module, int | None]:
         elif any(".self_att.att.in_proj_weight" in key for key in weights):
             settings = place / SETTINGS
             text = settings.read_text(encoding="utf-8") if settings.is_file() else ""
-            network, rate = _sepformer(weights, text), _stated("sample_rate", text)
+            network, rate = _sepformer(weights, text), number_in(text, "sample_rate")
         elif any(key.removeprefix("module.").startswith("enc.") for key in weights):
-            network, rate = _mossformer2(weights), CLEARERVOICE_RATE
+            network, rate = _mossformer2(weights, "mask"), CLEARERVOICE_RATE
+        elif any(".intra_mdl.mdl.flashT." in key for key in weights):
+            network = _mossformer2(MossFormer2.adapt_keys(weights), _mask_mode(place))
+            rate = STANDALONE_RATE
+        elif any(".pos_emb.pe_k.weight" in key for key in weights):
+            network, rate = _sepreformer(weights), SEPREFORMER_RATE
+        elif any(key.endswith(".attn.rope.freqs") for key in weights):
+            network = _tf_locoformer(files[0].parent / ESPNET)
         else:
             raise ValueError(
                 "does not say which network its weights belong to; export the run that "
@@ -96,12 +173,6 @@ def _published(place: Path) -> tuple[nn.Module, int | None]:
         raise PretrainedError(f"model: {place} {reason}") from error
     load_weights(network, weights, place)
     return network.eval(), rate
-
-
-def _stated(name: str, text: str) -> int | None:
-    """A whole number of a YAML text, read as text: published YAML names classes."""
-    found = re.search(rf"^\s*{name}:\s*(\d+)\s*(?:#.*)?$", text, re.MULTILINE)
-    return int(found[1]) if found else None
 
 
 def _sepformer(state: State, settings: str) -> SepFormer:
@@ -116,16 +187,32 @@ def _sepformer(state: State, settings: str) -> SepFormer:
         kernel_size=kernel,
         channels=width,
         dual_layers=_count(r"masknet\.dual_mdl\.(\d+)\.", state),
-        chunk_size=_stated("K", settings) or 250,
+        chunk_size=number_in(settings, "K") or 250,
         intra_layers=_count(layers.format("intra"), state),
         inter_layers=_count(layers.format("inter"), state),
-        heads=_stated("nhead", settings) or 8,
+        heads=number_in(settings, "nhead") or 8,
         ffn_channels=state[ffn].shape[0],
     )
 
 
-def _mossformer2(state: State) -> MossFormer2:
-    """The network of these shapes, with ClearerVoice's masks and norms."""
+def _mask_mode(place: Path) -> str:
+    """Return what the output of the standalone release's network is, by its name.
+
+    The files do not say it: the network for WHAMR! makes the talkers' features, all
+    others make masks.
+    """
+    for part in reversed(place.resolve().parts):
+        for name, mode in STANDALONE.items():
+            if name in part:
+                return mode
+    raise ValueError(
+        "does not say whether it makes masks or features; give the folder its "
+        f"published name, with one of {', '.join(STANDALONE)}"
+    )
+
+
+def _mossformer2(state: State, mask_mode: str) -> MossFormer2:
+    """The network of these shapes, with ClearerVoice's norms."""
     state = {key.removeprefix("module."): value for key, value in state.items()}
     filters, _, kernel = state["enc.conv1d.weight"].shape
     width = state["mask_net.conv1d_encoder.weight"].shape[0]
@@ -137,7 +224,49 @@ def _mossformer2(state: State) -> MossFormer2:
         kernel_size=kernel,
         num_sources=state["mask_net.conv1d_out.weight"].shape[0] // width,
         memory_channels=state[f"{stack}fsmn.0.norm1.weight"].shape[0],
+        mask_mode=mask_mode,
     )
+
+
+def _sepreformer(state: State) -> SepReformer:
+    """The network of these shapes, with the authors' stride."""
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    filters, _, kernel = state["audio_encoder.conv1d.weight"].shape
+    width = state["feature_projector.conv1d.weight"].shape[0]
+    positions, of_a_head = state["separator.pos_emb.pe_k.weight"].shape
+    stage = "separator.enc_stages.0."
+    splits = [
+        key for key in state if re.search(r"spk_split_block.*linear\.2\.bias", key)
+    ]
+    return SepReformer(
+        num_sources=len(state[splits[0]]) // width,
+        stages=_count(r"separator\.enc_stages\.(\d+)\.", state),
+        encoder_channels=filters,
+        kernel_size=kernel,
+        stride=kernel // 4,
+        channels=width,
+        heads=width // of_a_head,
+        max_offset=positions // 2,
+        local_taps=state[f"{stage}l_block_1.block.cla.dw_conv_1d.weight"].shape[-1],
+        down_taps=state[f"{stage}downconv.down_conv.weight"].shape[-1],
+        split_per_level=len(splits) > 1,
+    )
+
+
+def _tf_locoformer(settings: Path) -> TFLocoformer:
+    """The network that ESPnet's configuration beside the weights describes."""
+    if not settings.is_file():
+        raise ValueError(
+            f"needs ESPnet's {settings.name} beside it, which says n_fft and more"
+        )
+    try:
+        config = yaml.safe_load(settings.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{settings.name} cannot be read: {reason}") from error
+    if not isinstance(config, dict) or "separator_conf" not in config:
+        raise ValueError(f"has a {settings.name} without separator_conf beside it")
+    return TFLocoformer.from_config(config)
 
 
 def _count(pattern: str, state: State) -> int:

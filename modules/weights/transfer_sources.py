@@ -1,54 +1,56 @@
-"""Give a trained HTDemucs other sources than it was trained on.
+"""Give weights the sources of a model, by name.
 
-Only its output layers depend on the sources, each of which has a block of channels
-there. A new source starts with the block of an old one, and so with its estimate.
+Of an HTDemucs only the output layers depend on the sources, each of which has a block
+of channels there. A new source starts with the block of an old one, and so with its
+estimate.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from torch import nn
 
-from modules.models.htdemucs import HTDemucs, Seconds
+from modules.models.htdemucs import HTDemucs
 from modules.runtime.errors import PretrainedError
-from modules.runtime.tensors import first_mismatch, shapes_of
-from modules.weights.demucs import output_layers, take_blocks
-from modules.weights.pretrained import load_pretrained
+from modules.weights.demucs import State, output_layers, take_blocks
 
 
-def copy_sources(
-    old: HTDemucs, new: HTDemucs, source_map: Mapping[str, str] | None = None
-) -> None:
-    """Copy a trained model into one that differs in its sources and segment alone.
+def take_sources(
+    model: nn.Module,
+    state: State,
+    sources: Sequence[str],
+    source_map: Mapping[str, str] | None = None,
+) -> State:
+    """Return weights of the named sources with those of the model, in its order.
 
     `source_map` names the old source that a new one starts from; equal names need no
-    entry. Raise a `PretrainedError`, and leave the new model as it was, if a new source
-    starts from none of the old ones or the models differ in more.
+    entry. Raise a `PretrainedError` if a source of the model starts from none of them.
 
     Example
     -------
     >>> size = {"channels": 8, "depth": 1, "nfft": 64, "t_layers": 0, "dconv_mode": 0}
     >>> old = HTDemucs(["drums", "bass"], 1, 8000, bottom_channels=0, **size)
     >>> new = HTDemucs(["kick", "hihat", "bass"], 1, 8000, bottom_channels=0, **size)
-    >>> copy_sources(old, new, {"kick": "drums", "hihat": "drums"})
-    >>> new.tdecoder[0].conv_tr.bias.shape
+    >>> begin = {"kick": "drums", "hihat": "drums"}
+    >>> state = take_sources(new, old.state_dict(), old.sources, begin)
+    >>> state["tdecoder.0.conv_tr.bias"].shape
     torch.Size([6])
     """
-    state, mine = old.state_dict(), new.state_dict()
-    index = origins(old.sources, new.sources, source_map or {})
-    for key, dim in output_layers(new).items():
-        if key in state:
-            state[key] = take_blocks(state[key], dim, len(old.sources), index)
-    settings = ", ".join(
-        f"{name} {value} -> {new.config[name]}"
-        for name, value in old.config.items()
-        if value != new.config[name] and name != "t_dropout"
-    )
-    if differ := settings or first_mismatch(shapes_of(state), shapes_of(mine)):
+    ours = list(getattr(model, "sources", sources))
+    index = origins(sources, ours, source_map or {})
+    if index == list(range(len(sources))):
+        return state
+    if not isinstance(model, HTDemucs):
         raise PretrainedError(
-            f"pretrained: the model differs in more than its sources: {differ}"
+            f"pretrained: the weights are of {', '.join(sources)}, the model is of "
+            f"{', '.join(ours)}: give it the former in their order, because those of a "
+            f"{type(model).__name__} cannot be exchanged"
         )
-    new.load_state_dict(state)
+    blocks = {
+        key: take_blocks(state[key], dim, len(sources), index)
+        for key, dim in output_layers(model).items()
+        if key in state and state[key].shape[dim] % len(sources) == 0
+    }
+    return {**state, **blocks}
 
 
 def origins(
@@ -64,33 +66,10 @@ def origins(
         origin = source_map.get(name, name)
         if origin not in old:
             raise PretrainedError(
-                f"source_map: the source {name} starts from {origin}, which the "
-                f"pretrained model does not have: name one of {', '.join(old)}"
+                f"pretrained: the source {name} starts from {origin}, but the weights "
+                f"are of {', '.join(old)}: name one of these, as --source_map="
+                f"'{{{name}: {old[0]}}}', or leave the output layers out "
+                "(--pretrained_skip)"
             )
         index.append(list(old).index(origin))
     return index
-
-
-def load_for_sources(
-    model: nn.Module,
-    folder: str | Path,
-    *,
-    sources: Sequence[str],
-    segment_seconds: Seconds,
-    source_map: Mapping[str, str] | None = None,
-) -> list[Path]:
-    """Load weights, as `load_pretrained`, into a model with other sources or segment.
-
-    `sources` and `segment_seconds` are the pretrained model's; for `source_map` see
-    `copy_sources`.
-    """
-    if not isinstance(model, HTDemucs):
-        raise PretrainedError(
-            f"load_pretrained: a {type(model).__name__} cannot get other sources, only "
-            "an HTDemucs; leave this key out of the YAML"
-        )
-    origins(sources, model.sources, source_map or {})
-    old = HTDemucs(list(sources), segment_seconds, **model.config)
-    files = load_pretrained(old, folder)
-    copy_sources(old, model, source_map)
-    return files

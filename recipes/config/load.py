@@ -35,9 +35,16 @@ from speechbrain.utils.run_opts import RunOptions
 from modules.runtime.devices import check_device
 from modules.runtime.errors import HparamsError
 from recipes.config.kinds import Kind
-from recipes.config.nodes import check_ranges, tag_of
-from recipes.config.overrides import nearest, override
+from recipes.config.names import NOTES, VALUES, meant
+from recipes.config.nodes import check_ranges, parameters, tag_of
+from recipes.config.overrides import override
 from recipes.config.schema import LIMITS
+
+#: What the launcher before torchrun gives to a script.
+LAUNCH = ("--local-rank", "--local_rank")
+
+#: Objects whose arguments people set; a message about an unknown key knows them.
+OBJECTS = {"separator", "optimizer", "lr_scheduler", "augmentation", "select"}
 
 
 class Run(NamedTuple):
@@ -82,17 +89,7 @@ def load_hparams(
 ) -> tuple[dict[str, Any], str]:
     """Load a YAML file over those that it builds on, with new values.
 
-    Returns
-    -------
-    hparams : dict[str, Any]
-        The loaded objects.
-    resolved : str
-        The same as YAML text with every reference filled in.
-
-    Raises
-    ------
-    HparamsError
-        As `load`.
+    Return its objects, and the same as YAML text with every reference filled in.
     """
     return _build(Layers(param_file, overrides or {}), overrides or {})
 
@@ -145,12 +142,18 @@ class Layers:
         return folder / f"{name}.yaml"
 
 
-def _read_chain(path: Path) -> Iterator[tuple[Path, Any]]:
+def _read_chain(path: Path, above: Sequence[Path] = ()) -> Iterator[tuple[Path, Any]]:
     """Read the files that a file builds on, each before those built on it."""
+    above = [*above, path.resolve()]
     tree = _read_tree(path)
     parents = tree.pop("extends", [])
-    for parent in [parents] if isinstance(parents, str) else parents:
-        yield from _read_chain(path.parent / parent)
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
+        raise HparamsError(f"{path}: extends must name a file, or a list of them")
+    for parent in parents:
+        if (path.parent / parent).resolve() in above:
+            raise HparamsError(f"{path}: extends {parent}, which builds on {path.name}")
+        yield from _read_chain(path.parent / parent, above)
     yield path, tree
 
 
@@ -159,7 +162,11 @@ def _read_tree(path: Path) -> Any:
     if not path.is_file():
         raise HparamsError(f"{path}: no such YAML file")
     try:
-        tree = ruamel.yaml.YAML().load(path.read_text(encoding="utf-8"))
+        tree = ruamel.yaml.YAML().load(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise HparamsError(
+            f"{path}: is not in UTF-8 (byte {error.start}); save it in this encoding"
+        ) from error
     except ruamel.yaml.YAMLError as error:
         raise HparamsError(f"{path}: not valid YAML ({_one_line(error)})") from error
     if not isinstance(tree, dict):
@@ -211,18 +218,27 @@ def _build(layers: Layers, overrides: Mapping[str, Any]) -> tuple[dict[str, Any]
 
 def _parse(arguments: Sequence[str]) -> tuple[Layers, RunOptions, dict[str, Any]]:
     """Read a command line; see `parse_command_line`."""
+    if any(argument.startswith(LAUNCH) for argument in arguments):
+        raise HparamsError(
+            "python -m torch.distributed.launch is replaced by torchrun: torchrun "
+            "--standalone --nproc_per_node=N train.py FILE.yaml ..."
+        )
     if not arguments or arguments[0].startswith("-"):
         raise HparamsError(
-            "the first argument must be a YAML file, for example "
+            "the first argument must be a YAML file, without --config, for example "
             "`python train.py hparams/mossformer2.yaml --data_folder=...` (--help "
             "says more)"
         )
     options = {field.name for field in dataclasses.fields(RunOptions)}
     options -= {"param_file", "overridden_args", "data_parallel_count"}
     param_file, *tokens = arguments
+    for key, value in given_options(tokens).items():
+        if other := VALUES.get((key, value.lower())):
+            raise HparamsError(f"--{key}={value}: this is {other} here")
     layers = Layers(param_file, given_options(tokens))
     known: list[str] = [param_file]
     overrides: dict[str, Any] = {}
+    of_network, _ = parameters(layers.whole.get("separator"))
     while tokens:
         token = tokens.pop(0)
         if not token.startswith("--"):
@@ -233,12 +249,17 @@ def _parse(arguments: Sequence[str]) -> tuple[Layers, RunOptions, dict[str, Any]
             following.append(tokens.pop(0))
         if name in options:
             known += [token, *following]
-        elif name in layers.whole:
+        elif name in layers.whole or name in of_network:
             if not equals and len(following) != 1:
                 raise HparamsError(f"--{name} needs one value: --{name}=VALUE")
-            overrides[name] = _parse_value(name, value if equals else following[0])
+            given = _parse_value(name, value if equals else following[0])
+            if name not in layers.whole:
+                name, given = "separator", {name: given}
+            before = overrides.get(name)
+            both = isinstance(given, dict) and isinstance(before, dict)
+            overrides[name] = {**(before or {}), **given} if both else given
         else:
-            raise HparamsError(_unknown_option(name, layers.whole, options))
+            raise HparamsError(_unknown_option(token, layers.whole, options))
     run_opts = _typed_run_options(known)
     if run_opts.device is not None:
         check_device(run_opts.device)
@@ -255,12 +276,22 @@ def given_options(tokens: Sequence[str]) -> dict[str, str]:
     return given
 
 
-def _unknown_option(name: str, tree: Mapping[str, Any], options: set[str]) -> str:
+def _unknown_option(token: str, tree: Mapping[str, Any], options: set[str]) -> str:
     """Return the message for an option that neither the file nor SpeechBrain has."""
-    for key, value in tree.items():
-        if isinstance(value, dict) and name in value:
-            return f"unknown key --{name}: did you mean --{key}='{{{name}: ...}}'?"
-    return f"unknown key --{name}: {nearest(name, [*tree, *options])}"
+    name = token[2:].partition("=")[0]
+    if name in NOTES:
+        return f"{token}: {NOTES[name]}"
+    names = {*tree, *options}
+    for key in OBJECTS & tree.keys():
+        own = tree[key] if isinstance(tree[key], dict) else {}
+        names |= {f"{key}.{argument}" for argument in {*own, *parameters(tree[key])[0]}}
+    if not (found := meant(name, names)):
+        return f"unknown key --{name}: --help lists the keys"
+    found, _, example = found.partition("=")
+    key, _, argument = found.partition(".")
+    example = f"'{{{argument}: {example or '...'}}}'" if argument else example
+    found = f"--{key}={example}" if example else key
+    return f"unknown key --{name}: did you mean {found}?"
 
 
 def _parse_value(name: str, text: str) -> Any:

@@ -6,10 +6,11 @@ import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from types import NoneType
 from typing import Any
 
-from recipes.config.kinds import Kind, Limits
-from recipes.config.schema import LIMITS, RunSettings
+from recipes.config.kinds import Kind, Limits, kind_of
+from recipes.config.schema import ARGUMENTS, LIMITS, RunSettings
 
 
 def tag_of(node: Any) -> str:
@@ -51,26 +52,56 @@ def settings_class(tree: Mapping) -> type[RunSettings]:
 
 
 def check_ranges(tree: Mapping) -> None:
-    """Raise an HparamsError if a number of the top level is out of its range."""
+    """Raise an HparamsError if a number is out of the range that is known for it."""
     kinds = settings_class(tree).kinds()
     for key, node in tree.items():
         limits = kinds[key].limits if key in kinds else LIMITS.get(key, Limits())
         limits.check(key, plain(node, tree))
+    for key, node in tree.items():
+        for item in _objects(node):
+            for name, value in item.items() if _is_known(item) else ():
+                ARGUMENTS.get(name, Limits()).check(
+                    f"{key}[{name}]", plain(value, tree)
+                )
+
+
+def _is_known(node: Any) -> bool:
+    """Whether the ranges of `ARGUMENTS` hold for an object."""
+    ours = ("modules.", "recipes.", "data_prep.", "torch.optim.", "speechbrain.nnet.")
+    return tag_of(node).partition(":")[2].startswith(ours)
+
+
+def parameters(node: Any) -> tuple[Mapping[str, inspect.Parameter], bool]:
+    """Return the parameters of what a node names, and whether it takes any name."""
+    try:
+        known = inspect.signature(named(node)).parameters
+    except (TypeError, ValueError):
+        return {}, False
+    fixed = {n: p for n, p in known.items() if p.kind is not p.VAR_POSITIONAL}
+    by_name = {n: p for n, p in fixed.items() if p.kind is not p.VAR_KEYWORD}
+    return by_name, len(by_name) < len(fixed)
 
 
 def argument_kind(node: Any, name: str) -> Kind | None:
-    """Return what an argument of the object that a node names may be, if it says so."""
+    """Return what an argument of the object that a node names may be, if it says so.
+
+    Without an annotation its default tells.
+    """
     function = named(node)
     if isinstance(function, type):
         function = vars(function).get("__init__", object.__init__)
     try:
         hints = typing.get_type_hints(function)
-        parameters = inspect.signature(function).parameters
+        known = inspect.signature(function).parameters
     except (TypeError, ValueError, NameError):
         return None
-    rest = [p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD]
-    hint = hints.get(name if name in parameters else "".join(rest))
-    return Kind.of_annotation(hint)
+    rest = [p.name for p in known.values() if p.kind is p.VAR_KEYWORD]
+    hint = hints.get(name if name in known else "".join(rest))
+    if hint is None and name in known and known[name].default is not known[name].empty:
+        default = kind_of(known[name].default)
+        hint = None if default in (object, NoneType) else default
+    limits = ARGUMENTS.get(name, Limits()) if _is_known(node) else Limits()
+    return Kind.of_annotation(hint, limits)
 
 
 def setting_kind(tree: Mapping, key: str) -> Kind | None:

@@ -6,37 +6,23 @@ YAML hands it to (`separator: !new:... {layers: !ref <layers>}`), or else the ty
 its values have in the YAML files (the run's own and those that it extends).
 """
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any
 
+from ruamel.yaml.comments import CommentedMap
+
 from modules.runtime.errors import HparamsError
 from recipes.config.kinds import Kind, kind_of
-from recipes.config.nodes import argument_kind, plain, setting_kind
+from recipes.config.names import meant
+from recipes.config.nodes import argument_kind, named, parameters, plain, setting_kind
 
 
 def override(tree: dict, trees: Sequence[Mapping], key: str, value: Any) -> None:
-    """Give a key of a YAML tree a new value, in place.
+    """Give a key of a YAML tree a new value, in place; a mapping changes what it names.
 
-    Arguments
-    ---------
-    tree : dict
-        The whole tree of a run.
-    trees : Sequence[Mapping]
-        Those of its files, one by one.
-    key : str
-        A key of the top level.
-    value : Any
-        A mapping changes only the keys that it names.
+    `tree` is the whole one of a run, `trees` are those of its files.
 
-    Raises
-    ------
-    HparamsError
-        The key does not exist; the value is of another type or out of its range.
-
-    Example
-    -------
     >>> tree = {"seed": 1234, "loss": {"threshold": -30.0}}
     >>> override(tree, [tree], "loss", {"threshold": -20})
     >>> tree["loss"]
@@ -45,26 +31,6 @@ def override(tree: dict, trees: Sequence[Mapping], key: str, value: Any) -> None
     defaults = [plain(part[key], tree) for part in trees if key in part]
     kind = setting_kind(tree, key)
     tree[key] = _merged(tree, key, value, key, defaults, kind, tree)
-
-
-def nearest(key: str, names: Iterable[str]) -> str:
-    """Return which of the names was probably meant, as a remark in an error message.
-
-    Example
-    -------
-    >>> nearest("PATIENSE", ["factor", "patience"])
-    'did you mean patience?'
-    >>> nearest("q", ["factor", "patience"])
-    'the nearest is factor'
-    """
-
-    def likeness(name: str) -> float:
-        return difflib.SequenceMatcher(None, key.lower(), name.lower()).ratio()
-
-    best = max(sorted(names), key=likeness)
-    return (
-        f"did you mean {best}?" if likeness(best) >= 0.4 else f"the nearest is {best}"
-    )
 
 
 def _merged(
@@ -77,19 +43,23 @@ def _merged(
     tree: Mapping,
 ) -> Any:
     """Return the new value of `node[key]`, which messages call `path`."""
-    if key not in node:
-        names = sorted(map(str, node))
-        raise HparamsError(
-            f"unknown key {path}: {nearest(str(key), names)} (there are: "
-            f"{', '.join(names)})"
-        )
-    old = node[key]
+    known, takes_all = parameters(node)
+    if key not in node and key not in known and not takes_all:
+        names, place = sorted({*map(str, node), *known}), path.partition("[")[0]
+        found = meant(str(key), [f"{place}.{name}" for name in names])
+        found = f": did you mean {found.rpartition('.')[2]}?" if found else ""
+        raise HparamsError(f"unknown key {path}{found} (there are: {', '.join(names)})")
+    old: Any = node.get(key)
+    if isinstance(value, Mapping) and named(old) and not isinstance(old, dict):
+        empty = CommentedMap()  # an object that has no arguments yet
+        empty.yaml_set_ctag(old.tag)
+        old = empty
     if isinstance(value, Mapping) and isinstance(old, dict):
         for inner, new in value.items():
-            known = [plain(old[inner], tree)] if inner in old else []
+            shown = [plain(old[inner], tree)] if inner in old else []
             inner_kind = argument_kind(old, inner)
             inner_path = f"{path}[{inner}]"
-            old[inner] = _merged(old, inner, new, inner_path, known, inner_kind, tree)
+            old[inner] = _merged(old, inner, new, inner_path, shown, inner_kind, tree)
         return old
     if isinstance(value, Mapping) and plain(old, tree) == {}:
         raise HparamsError(

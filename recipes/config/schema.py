@@ -23,6 +23,7 @@ from speechbrain.utils.train_logger import FileTrainLogger
 from torch import nn
 
 from modules.data.augmentation import Augmentation
+from modules.losses.auxiliary import AuxiliaryLoss
 from modules.losses.selection import Selector
 from modules.runtime.errors import HparamsError
 from modules.weights.checkpointer import AtomicCheckpointer
@@ -50,12 +51,29 @@ LIMITS = {
     "loss_memory": Limits(at_least=1),
     "phase": Limits(at_least=1),
     "valid_tracks": Limits(at_least=0),
-    "pretrained_seconds": Limits(above=0),
     "channels": Limits(at_least=1),
     "layers": Limits(at_least=1),
     "nfft": Limits(at_least=1),
     "dropout": Limits(at_least=0, below=1),
     "t_dropout": Limits(at_least=0, below=1),
+}
+
+#: Ranges of arguments of networks, optimizers, schedulers and data sets.
+ARGUMENTS = LIMITS | {
+    **dict.fromkeys(("t_layers", "bottom_channels"), Limits(at_least=0)),
+    **dict.fromkeys(("weight_decay", "lr_min", "final_value"), Limits(at_least=0)),
+    **dict.fromkeys(("patience", "momentum", "eps"), Limits(at_least=0)),
+    **dict.fromkeys(("kernel_size", "chunk_size"), Limits(at_least=2)),
+    **dict.fromkeys(("depth", "growth", "heads", "t_heads"), Limits(at_least=1)),
+    **dict.fromkeys(("encoder_channels", "memory_channels"), Limits(at_least=1)),
+    **dict.fromkeys(("ffn_channels", "audio_channels"), Limits(at_least=1)),
+    **dict.fromkeys(("intra_layers", "inter_layers"), Limits(at_least=1)),
+    **dict.fromkeys(("dual_layers", "dconv_comp", "dconv_depth"), Limits(at_least=1)),
+    **dict.fromkeys(("epochs", "epoch_count", "memory"), Limits(at_least=1)),
+    **dict.fromkeys(("lr", "initial_value"), Limits(above=0)),
+    **dict.fromkeys(("quantile", "factor"), Limits(above=0, at_most=1)),
+    "betas": Limits(at_least=0, below=1),
+    "noise_probability": Limits(at_least=0, at_most=1),
 }
 
 
@@ -100,11 +118,15 @@ class RunSettings:
     data_folder: str = setting(free=True)
     test_folder: str | None = setting(free=True)
     pretrained: str | None = setting(free=True)
+    pretrained_skip: list[str] = setting(free=True)
     allow_changes: bool = setting(free=True)
     checkpoint_minutes: float = setting(at_least=0, free=True)
     ddp_timeout: int = setting(at_least=1, at_most=10**8, free=True)
     check_sums: bool = setting(free=True)
     num_workers: int = setting(at_least=0, at_most=1024, free=True)
+    prefetch_factor: int = setting(at_least=1, at_most=1024, free=True)
+    pin_memory: bool | None = setting(free=True)
+    persistent_workers: bool = setting(free=True)
     sample_rate: int = setting(above=0, at_most=10**6)
 
     N_epochs: int = setting(above=0, free=True)
@@ -127,9 +149,7 @@ class RunSettings:
 
     recipe: type[sb.Brain] = built(free=True)
     prepare: Callable[..., dict[str, str]] = built(free=True)
-    load_pretrained: Callable[[nn.Module, str], Any] | None = built(
-        free=True, default=None
-    )
+    load_pretrained: Callable[[nn.Module, str], Any] = built(free=True)
     modules: dict[str, nn.Module] = built(free=True)
     separator: nn.Module = built()
     optimizer: Callable[..., torch.optim.Optimizer] = built()
@@ -144,15 +164,7 @@ class RunSettings:
     def read(cls, hparams: Mapping[str, Any]) -> Self:
         """Return the settings among the values of a loaded YAML, each of them checked.
 
-        Arguments
-        ---------
-        hparams : Mapping[str, Any]
-            As `recipes.config.load.load_hparams` returns it; other keys are ignored.
-
-        Raises
-        ------
-        HparamsError
-            A key is missing; a value is of another type or out of its range.
+        Other keys are ignored. Raise an HparamsError if one is missing or wrong.
         """
         values = {}
         for field in dataclasses.fields(cls):
@@ -191,6 +203,8 @@ class SpeechSettings(RunSettings):
     base_folder_dm: str | None = setting(free=True)
     speaker_pattern: str | None = setting(free=True)
     loss_upper_lim: float = setting(above=-LARGEST_SI_SNR)
+    loss_floor: float | None = setting(at_least=-LARGEST_SI_SNR, below=LARGEST_SI_SNR)
+    auxiliary: AuxiliaryLoss | None = built(default=None)
     noise_snr_db: list[float] = setting(at_least=-100, at_most=100)
     room_pool: str | None = setting()
     targets: str = setting()
@@ -205,13 +219,15 @@ class MusicSettings(RunSettings):
     """What the music recipes read."""
 
     sources: list[str] = setting()
+    pretrained_sources: list[str] | None = setting(free=True)
+    source_map: dict[str, str] | None = setting(free=True)
     loss_upper_lim: float = setting(above=0)
     segment_seconds: float = setting(at_least=0.01, at_most=3600)
     stride_seconds: float = setting(at_least=0.01, at_most=3600)
     independent: bool = setting()
     examples_per_epoch: int | None = setting(above=0)
     augmentation: Augmentation | None = built()
-    weights: list[float] = setting(at_least=0)
+    weights: list[float] | None = setting(at_least=0)
     lr_scheduler: Phases = built()
     relative_to_level: bool = setting()
     monitor: str = setting()

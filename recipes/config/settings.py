@@ -13,6 +13,7 @@ import ruamel.yaml
 from speechbrain.utils.checkpoints import Checkpoint
 
 from modules.runtime.errors import HparamsError
+from modules.weights.stated import matters
 from recipes.config.nodes import settings_class, tag_of
 
 logger = logging.getLogger(__name__)
@@ -23,18 +24,8 @@ Settings = dict[str, object]
 def settings_of(resolved: str) -> Settings:
     """Return the settings of a resolved YAML that decide what is trained.
 
-    Arguments
-    ---------
-    resolved : str
-        YAML text with every reference filled in, as `load_hparams` returns it.
+    They are plain values by dotted key, the class of an object under its own key.
 
-    Returns
-    -------
-    Settings
-        Plain values by dotted key. The class of an object stands under its own key.
-
-    Example
-    -------
     >>> settings_of("N_epochs: 3\\noptimizer: !name:torch.optim.Adam\\n    lr: 0.1")
     {'optimizer': '!name:torch.optim.Adam', 'optimizer.lr': 0.1}
     """
@@ -83,8 +74,6 @@ def changed_settings(
 
     A setting that only one side has counts as "not set" on the other.
 
-    Example
-    -------
     >>> changed_settings({"lr": 0.1, "seed": 1}, {"lr": 0.2, "seed": 1})
     {'lr': (0.1, 0.2)}
     """
@@ -92,14 +81,15 @@ def changed_settings(
     pairs = {
         key: (before.get(key, absent), now.get(key, absent)) for key in before | now
     }
-    return {key: (old, new) for key, (old, new) in pairs.items() if old != new}
+    differ = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    # The network gets the key of this name, which is free.
+    differ.pop("separator.activation_checkpointing", None)
+    return differ
 
 
 def describe(changed: Mapping[str, tuple[object, object]]) -> str:
     """Return one line that says each change once, under the key that a user would set.
 
-    Example
-    -------
     >>> describe({"optimizer.lr": (0.1, 0.2), "lr": (0.1, 0.2)})
     'lr: 0.1 -> 0.2'
     """
@@ -115,14 +105,11 @@ def describe(changed: Mapping[str, tuple[object, object]]) -> str:
 
 
 def check_settings(
-    found: Checkpoint | None, now: Settings, allowed: bool
+    found: Checkpoint | None, now: Settings, allowed: bool, to_test: bool = False
 ) -> dict[str, tuple[object, object]]:
-    """Return what differs from the settings of the checkpoint to resume, if any.
+    """Return what differs from the settings of a checkpoint; raise unless `allowed`.
 
-    Raises
-    ------
-    HparamsError
-        Settings have changed and the user has not accepted it; lists them all.
+    `to_test` compares only what the network makes of its weights.
     """
     if found is None:
         return {}
@@ -130,6 +117,8 @@ def check_settings(
         logger.warning(f"{found.path} holds no settings: they are not compared")
         return {}
     changed = changed_settings(found.meta["settings"], now)
+    if to_test:
+        changed = {key: pair for key, pair in changed.items() if _is_network(key)}
     if changed and not allowed:
         raise HparamsError(
             f"{found.path} was saved with other settings: {describe(changed)}. Give "
@@ -139,3 +128,8 @@ def check_settings(
     if changed:
         logger.warning(f"Going on with other settings: {describe(changed)}")
     return changed
+
+
+def _is_network(key: str) -> bool:
+    own = key in ("sample_rate", "sources") or key.split(".")[0] == "separator"
+    return own and matters(key)

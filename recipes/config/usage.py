@@ -1,5 +1,6 @@
 """What `python train.py --help` prints: what to type, every key and its default."""
 
+import itertools
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,8 @@ from typing import Any
 from speechbrain.utils.run_opts import HELP_TEXTS
 
 from recipes.config.kinds import written
-from recipes.config.load import Layers, given_options
-from recipes.config.nodes import setting_kind, tag_of
+from recipes.config.load import OBJECTS, Layers, given_options
+from recipes.config.nodes import parameters, setting_kind, tag_of
 from recipes.config.schema import LIMITS
 
 USAGE = """\
@@ -35,18 +36,8 @@ WIDTH, COLUMN = 100, 34
 def usage(arguments: Sequence[str], folder: Path = Path("hparams")) -> str:
     """Return the text for a command line that asks for help.
 
-    Arguments
-    ---------
-    arguments : Sequence[str]
-        As typed. If it names a YAML file, the text lists the keys of this file with the
-        block of the data set that is named.
-    folder : Path
-        Recipes to list if it does not.
-
-    Raises
-    ------
-    HparamsError
-        The YAML file or the data set does not exist.
+    If it names a YAML file, the text lists the keys of this file with the block of the
+    data set that is named, or else the recipes in `folder`.
     """
     files = [argument for argument in arguments if not argument.startswith("-")]
     if files:
@@ -57,7 +48,7 @@ def usage(arguments: Sequence[str], folder: Path = Path("hparams")) -> str:
         parts += [
             _line(f"{folder.name}/{path.name}", _summary(path))
             for path in sorted(folder.glob("*.yaml"))
-            if "Not run by itself" not in path.read_text(encoding="utf-8")
+            if b"Not run by itself" not in path.read_bytes()
         ]
     parts += ["", "SpeechBrain's options:"]
     for name in USUAL:
@@ -82,18 +73,24 @@ def _keys(layers: Layers) -> list[str]:
     plain, objects = [], []
     tree = layers.overridden({})
     for key, node in tree.items():
-        if not isinstance(node, Mapping):
+        defaults = parameters(node)[0] if key in OBJECTS else {}
+        if not isinstance(node, Mapping) and not defaults:
             kind = setting_kind(tree, key)
             # The default shows a type; alternatives and ranges must be said.
             says_more = kind and (len(kind.types) > 1 or str(kind.limits))
             remarks = [said.get(key, ""), f"[{kind}]" if says_more else ""]
             plain.append(_line(f"--{key}={_default(node)}", " ".join(remarks).strip()))
             continue
-        own = {name: _default(value) for name, value in node.items()}
+        own = {n: _default(p.default) for n, p in defaults.items()}
+        given = node.items() if isinstance(node, Mapping) else ()
+        own |= {name: _default(value) for name, value in given}
         # An argument that is a reference, as {lr: <lr>}, is changed by that key.
-        text = ", ".join(f"{k}: {v}" for k, v in own.items() if not v.startswith("<"))
+        text = ", ".join(f"{k}: {v}" for k, v in own.items() if v[:1] != "<")
         if text and not key.startswith("_") and "{" not in text:
-            objects.append(f"  --{key}='{{{text}}}'")
+            option = f"--{key}='{{{text}}}'"
+            objects += textwrap.wrap(
+                option, WIDTH, initial_indent="  ", subsequent_indent="      "
+            )
     return [*plain, "", "objects, and their settings:", *objects]
 
 
@@ -103,7 +100,7 @@ def _default(node: Any) -> str:
     if isinstance(node, Mapping):
         inner = ", ".join(f"{key}: {_default(value)}" for key, value in node.items())
         return f"{tag} {{{inner}}}".strip()
-    if isinstance(node, list):
+    if isinstance(node, (list, tuple)):
         return f"[{', '.join(_default(item) for item in node)}]"
     if tag == "!PLACEHOLDER":
         return "... (required)"
@@ -120,6 +117,7 @@ def _line(option: str, remark: str) -> str:
 
 def _summary(path: Path) -> str:
     """The beginning of the comment that opens a YAML file."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    text = " ".join(line.lstrip("# ") for line in lines[: lines.index("#")])
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    opening = itertools.takewhile(lambda line: line.startswith("# "), lines)
+    text = " ".join(line.lstrip("# ") for line in opening)
     return textwrap.shorten(text, 60, placeholder=" ...")

@@ -106,14 +106,33 @@ class FaultySeparator(ToySeparator):
         return est_BST * float("nan") if self.poison else est_BST
 
 
-def make_brain(folder: Path, batch_size: int, run_opts: RunOptions, **options):
+class NormedSeparator(FaultySeparator):
+    """A toy with BatchNorm, which learns in the forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(2)
+
+    def forward(self, mixture_BT):
+        poisoned, self.poison = self.poison, False
+        est_BST = self.norm(super().forward(mixture_BT))
+        return est_BST * float("nan") if poisoned else est_BST
+
+
+def make_brain(
+    folder: Path,
+    batch_size: int,
+    run_opts: RunOptions,
+    network=FaultySeparator,
+    **options,
+):
     overrides = {"data_folder": "none", "output_folder": str(folder), **options}
     overrides["loss_upper_lim"] = 90
     hparams, _ = load_hparams(ROOT / "tests" / "toy.yaml", overrides)
     hparams["batch_size"] = batch_size
     torch.manual_seed(0)
     brain = hparams["recipe"](
-        modules={"separator": FaultySeparator()},
+        modules={"separator": network()},
         opt_class=lambda parameters: torch.optim.SGD(parameters, lr=0.01),
         hparams=hparams,
         run_opts=run_opts,
@@ -136,6 +155,7 @@ def train(brain, fault, rank: int, world_size: int) -> dict:
     parameters = [p.detach().flatten() for p in brain.modules.parameters()]
     return {
         "weights": torch.cat(parameters),
+        "learnt": [b.tolist() for b in brain.modules.buffers()],
         "kept": brain.stats.kept,
         "loss": brain.stats.loss,
         "nonfinite": brain.stats.nonfinite,
@@ -161,6 +181,10 @@ def main(out: Path) -> None:
         results[fault.__name__] = train(brain, fault, distributed.rank(), 2)
     brain = make_brain(out / "run", BATCH, run_opts, **UNCLIPPED)
     results["unclipped"] = train(brain, nothing, distributed.rank(), 2)
+    for fault in (nothing, inf_batch, nan_inside):
+        options = {"network": NormedSeparator, **UNCLIPPED}
+        brain = make_brain(out / "run", BATCH, run_opts, **options)
+        results[f"norm_{fault.__name__}"] = train(brain, fault, distributed.rank(), 2)
     torch.save(results, out / f"rank{distributed.rank()}.pt")
 
 

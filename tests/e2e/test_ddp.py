@@ -39,7 +39,10 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [torch.load(out / f"rank{rank}.pt") for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("fault", NAMES)
+NORMED = ["norm_nothing", "norm_inf_batch", "norm_nan_inside"]
+
+
+@pytest.mark.parametrize("fault", NAMES + NORMED)
 def test_ranks_stay_bit_identical_whatever_one_of_them_sees(ranks, fault):
     first, second = (results[fault] for results in ranks)
     assert torch.equal(first["weights"], second["weights"])
@@ -84,6 +87,24 @@ def test_two_ranks_of_b_are_one_process_of_2b(ranks, tmp_path, run, options):
     together = ranks[0][run]
     assert torch.allclose(together["weights"], alone["weights"], atol=1e-6, rtol=0)
     assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+
+
+def test_batch_norm_sees_all_ranks_as_one_batch(ranks, tmp_path):
+    options = {"network": ddp_worker.NormedSeparator, **UNCLIPPED}
+    opts = RunOptions.from_dictionary({"device": "cpu"})
+    brain = ddp_worker.make_brain(tmp_path, 2 * BATCH, opts, **options)
+    alone = ddp_worker.train(brain, ddp_worker.nothing, rank=0, world_size=1)
+    together = ranks[0]["norm_nothing"]
+    assert torch.allclose(together["weights"], alone["weights"], atol=1e-5, rtol=0)
+    for ours, theirs in zip(together["learnt"], alone["learnt"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize("fault", ["norm_inf_batch", "norm_nan_inside"])
+def test_batch_norm_learns_nothing_of_a_bad_batch(ranks, fault):
+    *_, batches = ranks[0][fault]["learnt"]
+    assert batches == STEPS - 1
+    assert ranks[0]["norm_nothing"]["learnt"][-1] == STEPS
 
 
 @pytest.mark.slow

@@ -145,7 +145,6 @@ def test_new_stems_start_as_old_ones_and_their_layers_train(
     options = {
         "pretrained": tmp_path / "old",
         "pretrained_sources": "[noise,music,voice]",
-        "pretrained_seconds": 0.25,
         "source_map": "{low: music, high: music}",
         "train_fully": "[decoder.1.conv_tr.*, tdecoder.1.conv_tr.*]",
     }

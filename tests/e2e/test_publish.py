@@ -22,10 +22,10 @@ from modules.runtime.errors import ExportError, HparamsError
 from modules.weights.checkpointer import AtomicCheckpointer
 from modules.weights.ema import mean_state
 from modules.weights.export import export, load_exported
-from modules.weights.hub import HUB_FILES, code_of
 from modules.weights.onnx_file import ONNX_FILE, write_onnx
 from modules.weights.runs import load_tested, read_run
 from modules.weights.separators import load_separator
+from modules.weights.speechbrain_files import HUB_FILES, code_of
 from recipes.config.load import load_hparams
 from recipes.separator import Separator
 from tests import ROOT

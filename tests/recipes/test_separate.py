@@ -3,8 +3,12 @@
 Shapes: S source, C channel, T sample.
 """
 
+import io
 import json
 import math
+import re
+import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -286,7 +290,8 @@ def test_formats(speech, tmp_path, format, subtype):
         ({"stems": "guitar"}, "the model has no guitar; it has s1, s2"),
         ({"name": "{stem}"}, "must hold {name} and {stem}"),
         ({"device": "xyz"}, "no such device"),
-        ({"overlap": 1}, "overlap=1.0: out of range"),
+        ({"overlap": 1}, "overlap=1.0: must be 0.001 to 0.99"),
+        ({"shifts": 2}, "--shifts: is for music"),
         ({"sample_rate": 16000}, "works at 8000 Hz"),
     ],
 )
@@ -306,6 +311,16 @@ def test_two_inputs_for_one_output_are_refused(speech, tmp_path, capsys):
     (tmp_path / "none").mkdir()
     run(speech, tmp_path / "none", out=tmp_path / "out", status=1)
     assert "holds no audio" in capsys.readouterr().err
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(speech, tmp_path):
+    places = [tmp_path / name / "mixture.wav" for name in ("a", "b")]
+    for place in places:
+        place.parent.mkdir()
+        soundfile.write(place, noise(0.2), RATE)
+    run(speech, *places, out=tmp_path / "out")
+    for name in ("a", "b"):
+        assert (tmp_path / "out" / name / "mixture" / "s1.wav").is_file()
 
 
 def test_a_comma_in_a_name_is_part_of_it(speech, tmp_path):
@@ -383,7 +398,8 @@ def test_bf16_is_close_and_float(speech):
 
 
 def test_names_of_stems_are_no_paths():
-    assert Output().paths("o", "n", ["../x"])["../x"].as_posix() == "o/n/_x.wav"
+    path = Output().paths("o", "n", ["../x"])["../x"]
+    assert path.parent.as_posix() == "o/n" and path.name.startswith("_x")
     for name in ("{name}", "{stem}"):
         with pytest.raises(HparamsError):
             Output(name=name)
@@ -404,3 +420,134 @@ def test_the_page_plays_each_mixture_and_its_stems(music, tmp_path):
         assert [track["seconds"] for track in second["tracks"]] == 3 * [2.0]
         written_TC, _ = soundfile.read(tmp_path / "out" / "b" / "song" / "drums.wav")
         np.testing.assert_allclose(heard_of(page, 1, 1).T, written_TC, atol=1e-4)
+
+
+def bag_of(folder, places, weights=None, name="bag.yaml"):
+    """A list of models as a user writes it."""
+    content = {"models": [str(place) for place in places]}
+    (folder / name).write_text(
+        json.dumps({**content, **({"weights": weights} if weights else {})})
+    )
+    return folder / name
+
+
+def second_of(model, folder):
+    """The same model with other weights."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    state = load_file(folder / "model.safetensors")
+    changed = {k: v if "freq" in k else 0.9 * v for k, v in state.items()}
+    save_file(changed, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["music", "speech"])
+def test_models_are_averaged_by_their_weights(kind, request, tmp_path):
+    model = request.getfixturevalue(kind)
+    other = second_of(model, tmp_path / "other")
+    wave_CT = torch.from_numpy(noise(2.3, 2).T).float()
+    one, two = (
+        Separator.load(place, device="cpu").separate(wave_CT, RATE)
+        for place in (model, other)
+    )
+    bag = bag_of(tmp_path, [model, "other"], [[1, 0], [3, 2]], "mine.json")
+    both = Separator.load(bag, device="cpu").separate(wave_CT, RATE)
+    first, second = both
+    mixed = 0.25 * one[first] + 0.75 * two[first]
+    torch.testing.assert_close(both[first], mixed, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(both[second], two[second], atol=1e-6, rtol=1e-4)
+
+
+def test_a_model_without_weight_does_not_run(music, tmp_path):
+    bag = bag_of(tmp_path, [music, second_of(music, tmp_path / "b")], [[1, 0], [0, 1]])
+    separator = Separator.load(bag, device="cpu")
+    called = []
+    for number, network in enumerate(separator.network.models):
+        network.register_forward_hook(lambda *_, number=number: called.append(number))
+    separator.separate(torch.randn(2, 5000), RATE, stems=["vocals"])
+    assert set(called) == {1}
+
+
+def test_lists_that_do_not_fit(music, speech, tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", noise(0.2), RATE)
+    for places, weights, message in (
+        ([music, speech], None, "its models differ: 8000 Hz .*drums"),
+        ([music, music], [[1], [1]], "weights: needs a number for each of drums, voc"),
+        ([music, "gone"], None, "lacks its model gone"),
+    ):
+        bag = bag_of(tmp_path, places, weights)
+        run(bag, tmp_path / "a.wav", out=tmp_path / "out", status=1)
+        assert re.search(message, capsys.readouterr().err)
+
+
+def test_shifts_are_those_of_apply_model(music, tmp_path):
+    wave_CT = torch.from_numpy(noise(3.3, 2).T).float()
+    bag = bag_of(tmp_path, [music, second_of(music, tmp_path / "b")])
+    for model in (music, bag):
+        options = {"shifts": 2, "overlap": 0.4, "seed": 7}
+        separator = Separator.load(model, device="cpu", **options)
+        parts = separator.separate(wave_CT, RATE)
+        whole_SCT = apply_model(
+            separator.network, wave_CT[None], normalize=True, **options
+        )[0]
+        for name, est_CT in zip(STEMS, whole_SCT, strict=True):
+            assert level_db(parts[name] - est_CT) < level_db(est_CT) - 100
+        once = replace(separator.computing, shifts=0)
+        separator.computing = once
+        assert not torch.allclose(separator.separate(wave_CT, RATE)["drums"], est_CT)
+
+
+def test_augmentation_makes_estimates_symmetric(music, speech):
+    wave_CT = torch.from_numpy(noise(1.9, 2).T).float()
+    song = Separator.load(music, device="cpu", tta=True)
+    parts = song.separate(wave_CT, RATE)
+    swapped = song.separate(wave_CT.flip(0), RATE)
+    negative = song.separate(-wave_CT, RATE)
+    plain = Separator.load(music, device="cpu").separate(wave_CT, RATE)
+    for name in STEMS:
+        torch.testing.assert_close(
+            swapped[name].flip(0), parts[name], atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(-negative[name], parts[name], atol=1e-6, rtol=0)
+        assert level_db(plain[name] - parts[name]) > level_db(parts[name]) - 60
+    talkers = Separator.load(speech, device="cpu", tta=True)
+    there, back = (talkers.separate(x, RATE) for x in (wave_CT[:1], -wave_CT[:1]))
+    for name in ("s1", "s2"):
+        torch.testing.assert_close(-back[name], there[name], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_wav_from_standard_input(speech, tmp_path, monkeypatch, capsys, streamed):
+    wave_T1 = noise(1.2)
+    soundfile.write(tmp_path / "a.wav", wave_T1, RATE, "FLOAT")
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    if streamed:  # a program that writes into a pipe does not know the length
+        place = content.index(b"data") + 4
+        content[4:8] = content[place : place + 4] = b"\xff" * 4
+    run(speech, tmp_path / "a.wav", out=tmp_path)
+    for _ in range(2):  # and again, where the files are there: it may be another one
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        run(speech, "-", out=tmp_path / "out")
+        assert "1 files separated" in capsys.readouterr().out
+    for stem in ("s1", "s2"):
+        expected_TC, _ = read(tmp_path / "a" / f"{stem}.wav")
+        np.testing.assert_array_equal(
+            read(tmp_path / "out/stdin" / f"{stem}.wav")[0], expected_TC
+        )
+
+
+def test_standard_input_without_audio(speech, tmp_path, monkeypatch, capsys):
+    for content in (b"", b"no audio"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        given = [
+            str(speech),
+            "-",
+            f"--out={tmp_path / 'out'}",
+            "--device=cpu",
+            "--json",
+        ]
+        assert entry.main(given) == 1
+        summary = json.loads(capsys.readouterr().out)
+        (failed,) = summary["failed"]
+        assert failed["input"] == "-" and failed["error"].startswith("-: cannot be re")

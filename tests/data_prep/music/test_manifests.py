@@ -183,6 +183,7 @@ def test_what_stops_the_preparation_is_named_in_one_line(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"unequal": "padded"}, "unequal is 'padded', expected pad, cut or refuse"),
         ({"sources": ["mixture"]}, "sources: 'mixture' is the mixture"),
         ({"sources": ["bass", "bass"]}, "'bass' is there twice"),
         ({"sources": ["../bass"]}, "expected names of files"),

@@ -290,9 +290,8 @@ def test_equal_samples_under_two_names_are_notes(manifest, capsys):
     assert main([str(manifest)]) == 0
     last, note = capsys.readouterr().out.splitlines()
     assert last == f"{manifest}: 2 rows, 0 faults"
-    assert note == (
-        f"note: one: {folder}/one_s1.wav holds the samples of {folder}/two_s1.wav"
-    )
+    wanted = f"/one: {folder}/one_s1.wav holds the samples of {folder}/two_s1.wav"
+    assert note.startswith("note: ") and note.endswith(wanted)
 
 
 def test_sources_that_equal_each_other_are_a_note(manifest, capsys):
@@ -317,3 +316,8 @@ def test_versions_of_a_data_set_may_share_samples(tmp_path, capsys):
                 soundfile.write(path, x, RATE)
     assert main([str(tmp_path)]) == 0
     assert "note" not in capsys.readouterr().out
+    # A mixture of the test set in the training set is another matter.
+    for path in tmp_path.rglob("tt/*/*.wav"):
+        shutil.copy(path, str(path).replace("/tt/", "/tr/"))
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("note: t") == 3

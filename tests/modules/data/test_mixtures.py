@@ -162,6 +162,23 @@ def test_an_error_in_a_worker_is_still_one_line(rows, num_workers):
     assert "\n" not in str(error.value)
 
 
+def test_how_workers_run_does_not_change_the_batches(rows):
+    def epochs(workers, **options):
+        data = ManifestDataset(rows, 8000, segment_seconds=0.1, seed=1)
+        sampler = EpochSampler(len(rows), 2, seed=1)
+        loader = make_loader(data, sampler, collate_crops, workers, **options)
+        found = []
+        for epoch in (1, 2):
+            sampler.set_position(epoch)
+            found += [batch.mix for batch in loader]
+        return loader, torch.cat(found)
+
+    _, plain = epochs(0, persistent_workers=True, prefetch_factor=4)  # no worker
+    loader, kept = epochs(1, persistent_workers=True, prefetch_factor=4)
+    assert loader.persistent_workers and loader.prefetch_factor == 4
+    assert torch.equal(plain, kept)
+
+
 def test_an_empty_set_is_refused():
     with pytest.raises(ValueError, match="empty"):
         EpochSampler(0, 1)

@@ -9,6 +9,7 @@ from torch import nn
 from modules.lora.adapters import (
     add_lora,
     lora_state_dict,
+    matching,
     merge,
     plain_state_dict,
     trainable_share,
@@ -227,6 +228,19 @@ def test_ranks_by_pattern_the_first_match_wins():
     assert ranks["tdecoder.0.rewrite.weight"] == 8  # lora_max_rank
     assert ranks["encoder.0.dconv.layers.0.0.weight"] == 2  # rows
     assert not any(name.startswith("tencoder") for name in ranks)
+
+
+def test_a_pattern_that_leaves_the_twin_branch_out_says_so(caplog):
+    size = {"channels": 8, "depth": 1, "nfft": 64, "t_layers": 0, "dconv_mode": 0}
+    names = dict(HTDemucs(["a"], 1, 8000, bottom_channels=0, **size).named_parameters())
+    found = matching(["encoder.0.*"], names, "layer_ranks")
+    said = "layer_ranks: encoder.0.* leaves the twin branch out: tencoder.0.* would"
+    assert said in caplog.text
+    assert found and all(name.startswith("encoder.0.") for name in found)
+    caplog.clear()
+    matching(["encoder.0.*", "tencoder.0.*"], names, "layer_ranks")
+    matching(["*coder.0.*", "freq_emb*"], names, "layer_ranks")
+    assert not caplog.records
 
 
 def test_layers_that_train_fully_have_no_adapter(tmp_path):

@@ -418,7 +418,27 @@ def test_the_last_of_200_saves_takes_no_longer_than_the_first(tmp_path):
         seconds.append(time.process_time() - start)
     early, late = statistics.median(seconds[:30]), statistics.median(seconds[-30:])
     assert late < 1.5 * early + 1e-3
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 2  # with the link `latest`
+
+
+def test_links_lead_to_the_newest_and_the_best(tmp_path):
+    job = Job(tmp_path)
+    for number, score in enumerate([1.0, 3.0, 2.0], start=1):
+        job.put(number)
+        job.checkpointer.save_and_keep_only(meta={"m": score}, max_keys=["m"])
+    names = {name: os.readlink(tmp_path / name) for name in ("best", "latest")}
+    assert names == {"best": "CKPT+00000002", "latest": "CKPT+00000003"}
+    assert len(job.checkpointer.list_checkpoints()) == 2
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").mkdir()  # somebody's own: it stays, and nothing fails
+    (tmp_path / ".tmp-0").symlink_to("CKPT+00000001")  # of a killed job
+    again = Job(tmp_path, 4)
+    again.checkpointer.save_and_keep_only(meta={"m": 4.0}, max_keys=["m"])
+    assert os.readlink(tmp_path / "best") == "CKPT+00000004"
+    assert (tmp_path / "latest").is_dir() and not (tmp_path / ".tmp-0").is_symlink()
+    assert restarted(tmp_path) == {4}
+    found = AtomicCheckpointer(tmp_path / "best").list_checkpoints()
+    assert found == [], "a link is no folder of checkpoints"
 
 
 def test_meta_is_plain_python_and_survives_the_round_trip(tmp_path):

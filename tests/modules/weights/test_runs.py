@@ -1,9 +1,11 @@
 """A run's folder is read as data, and only networks of `modules/models` are made."""
 
 import pytest
+import torch
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 
 from modules.models.sepformer import SepFormer
-from modules.runtime.errors import ExportError
+from modules.runtime.errors import ExportError, HparamsError
 from modules.weights.checkpointer import AtomicCheckpointer
 from modules.weights.runs import load_tested, network_class, read_run
 from tests.toy import same_weights
@@ -51,6 +53,23 @@ def test_the_best_checkpoint_by_the_monitor_was_tested(run):
     assert same_weights(load_tested(run).state_dict(), best.state_dict())
     (run / "hyperparams.yaml").write_text(SETTINGS.replace("monitor: loss", ""))
     assert same_weights(load_tested(run).state_dict(), newest.state_dict())
+
+
+def test_the_mean_of_the_newest_epochs_was_tested(run):
+    changed = SETTINGS.replace("average_last: 0", "average_last: 2")
+    (run / "hyperparams.yaml").write_text(changed)
+    checkpointer = AtomicCheckpointer(run / "save")
+    networks = [read_run(run).make_network() for _ in range(4)]
+    for number, network in enumerate(networks):
+        checkpointer.recoverables["separator"] = network
+        within = {INTRA_EPOCH_CKPT_FLAG: True} if number == 3 else {}
+        checkpointer.save_checkpoint(meta={"loss": float(number), **within})
+        if number == 0:
+            with pytest.raises(HparamsError, match="average_last=2 needs .*here: 1"):
+                load_tested(run)
+    second, third = networks[1].state_dict(), networks[2].state_dict()
+    for name, mean in load_tested(run).state_dict().items():
+        torch.testing.assert_close(mean, (second[name] + third[name]) / 2)
 
 
 @pytest.mark.parametrize(
@@ -110,3 +129,11 @@ def test_adapters_are_not_asked_of_a_run_without(run):
             load_tested(run, lora)
     with pytest.raises(ExportError, match="use one of merged, separate, none"):
         load_tested(run, "both")
+
+
+def test_what_matters_in_training_alone_is_left_out(tmp_path):
+    text = (
+        "!new:modules.models.sepreformer.SepReformer {stages: 1, auxiliary_heads: True}"
+    )
+    (tmp_path / "hyperparams.yaml").write_text(f"separator: {text}\n")
+    assert read_run(tmp_path).arguments == {"stages": 1}

@@ -9,8 +9,11 @@ import torch
 import yaml
 from speechbrain.utils.run_opts import RunOptions
 
+import train
 from modules.runtime.errors import DataError, HparamsError
 from recipes.config.load import Layers, load, load_hparams, parse_command_line
+from recipes.config.names import KEYS
+from recipes.config.nodes import parameters
 from tests import ROOT
 
 # Extended by others, not run themselves.
@@ -130,7 +133,7 @@ def test_a_wrong_data_set_lists_those_that_there_are():
         message = str(error.value)
         names = ", ".join(block.stem for block in DATASETS)
         assert f"expected one of {names}" in message
-    with pytest.raises(HparamsError, match="unknown key --task: did you mean"):
+    with pytest.raises(HparamsError, match="unknown key --task"):
         parse_command_line([TOY, "--task=mix_both"])  # not a key of WSJ0-mix
     with pytest.raises(HparamsError, match="unknown key --dataset"):
         parse_command_line([str(ROOT / "hparams" / "htdemucs.yaml"), "--dataset=wham"])
@@ -248,10 +251,14 @@ def loaded(*arguments: str, file: str | Path = TOY) -> dict:
     [
         ("--lr_scheduler={patiense: 3}", "lr_scheduler[patiense]: did you mean patien"),
         ("--lr_scheduler={PATIENCE: 3}", "did you mean patience? (there are: dont_ha"),
-        ("--lr_scheduler={q: 3}", "lr_scheduler[q]: the nearest is "),
+        ("--lr_scheduler={q: 3}", "unknown key lr_scheduler[q] (there are: dont_h"),
+        (
+            "--optimizer={beta: 3}",
+            "optimizer[beta]: did you mean betas? (there are",
+        ),
         ("--patience=3", "did you mean --lr_scheduler='{patience: ...}'?"),
-        ("--zzz=3", "unknown key --zzz: the nearest is "),
-        ("--separator={layers: 3}", "separator[layers]: "),
+        ("--zzz=3", "unknown key --zzz: --help lists the keys"),
+        ("--separator={layers: 3}", "unknown key separator[layers] "),
     ],
 )
 def test_a_misspelt_key_names_its_neighbour_nested_or_not(argument, message):
@@ -280,7 +287,7 @@ def test_a_misspelt_key_names_its_neighbour_nested_or_not(argument, message):
         ("--dynamic_mixing=no", "dynamic_mixing=no: expected True or False"),
         ("--segment_seconds=x", "=x: expected a number from 0.01 to 3600 or null"),
         ("--speed_changes=[95, x]", "x]: expected a list (each item an integer from 1"),
-        ("--select={threshold: a}", "select[threshold]=a: expected a number, as its"),
+        ("--select={threshold: a}", "select[threshold]=a: expected a number below"),
         ("--optimizer=5", "optimizer=5: expected keys and values"),
         ("--seed=-1", "seed=-1: must be from 0 to 4294967295"),
         ("--select=null", "select=null: expected keys and values"),
@@ -289,6 +296,13 @@ def test_a_misspelt_key_names_its_neighbour_nested_or_not(argument, message):
         ("--ema_decay=1", "ema_decay=1: must be from 0 to below 1"),
         ("--dropout=much", "=much: expected a number from 0 to below 1, as its"),
         ("--separator={num_sources: two}", "separator[num_sources]=two: expected an"),
+        ("--optimizer={betas: 1}", "optimizer[betas]=1: expected a list"),
+        ("--optimizer={betas: [0.9, 1]}", "[0.9, 1]: must be from 0 to below 1"),
+        ("--optimizer={eps: .nan}", "optimizer[eps]=.nan: must be finite"),
+        ("--optimizer={amsgrad: 2}", "optimizer[amsgrad]=2: expected True or False"),
+        ("--lr_scheduler={patience: -1}", "lr_scheduler[patience]=-1: must be 0 or"),
+        ("--lr_scheduler={factor: 2}", "[factor]=2: must be above 0 and at most 1"),
+        ("--lr_scheduler={lr_min: a}", "lr_scheduler[lr_min]=a: expected a number"),
     ],
 )
 def test_a_value_of_the_wrong_type_says_what_is_expected(argument, expected):
@@ -316,6 +330,170 @@ def test_a_value_of_the_wrong_type_says_what_is_expected(argument, expected):
 def test_a_value_of_the_right_type_arrives(argument, key, value):
     arrived = loaded(argument)[key]
     assert arrived == value and type(arrived) is type(value)
+
+
+RECIPE = {name: ROOT / "hparams" / f"{name}.yaml" for name in (
+    "mossformer2", "mossformer2_tiny", "sepformer", "htdemucs", "htdemucs_lora",
+)}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "node", "expected"),
+    [
+        ("htdemucs", ["--channels=8"], "separator", {"channels": 8}),
+        ("htdemucs", ["--nfft", "2048"], "separator", {"nfft": 2048}),
+        ("htdemucs", ["--depth=3", "--t_layers=1"], "separator", {"t_layers": 1}),
+        ("htdemucs", ["--t_heads=4", "--separator={depth: 3}"], "separator",
+         {"t_heads": 4, "depth": 3}),
+        ("htdemucs", ["--augmentation={pitch_semitones: 6, scale: null}"],
+         "augmentation", {"pitch_semitones": 6, "scale": None}),
+        ("htdemucs", ["--lr_scheduler={epochs: [3]}"], "lr_scheduler", {"epochs": [3]}),
+        ("mossformer2", ["--layers=2"], "layers", 2),
+        ("mossformer2", ["--kernel_size=32"], "separator", {"kernel_size": 32}),
+        ("mossformer2", ["--separator={mask_mode: map}"], "separator",
+         {"mask_mode": "map"}),
+        ("mossformer2", ["--optimizer={betas: [0.9, 0.98]}"], "optimizer",
+         {"betas": [0.9, 0.98]}),
+        ("mossformer2", ["--lr_scheduler={lr_min: 0.1}"], "lr_scheduler",
+         {"lr_min": 0.1}),
+        ("sepformer", ["--channels=64", "--heads=4"], "separator",
+         {"channels": 64, "heads": 4}),
+    ],
+)  # fmt: skip
+def test_every_argument_can_be_given(recipe, arguments, node, expected):
+    """Also those that the YAML does not name; they reach the run's settings."""
+    path = RECIPE[recipe]
+    _, _, overrides = parse_command_line([str(path), "--data_folder=/x", *arguments])
+    tree = Layers(path, {}).overridden(overrides)
+    found = tree[node]
+    assert (dict(found) | expected if isinstance(expected, dict) else expected) == found
+
+
+def test_arguments_reach_their_objects():
+    arguments = ["--optimizer={betas: [0.9, 0.98]}", "--heads=4", "--dual_layers=1"]
+    size = ["--channels=16", "--ffn_channels=8", "--intra_layers=1"]
+    given = [*arguments, *size, "--inter_layers=1", "--encoder_channels=8"]
+    hparams = loaded(*given, file=RECIPE["sepformer"])
+    assert hparams["optimizer"].keywords["betas"] == [0.9, 0.98]
+    assert hparams["separator"].config["heads"] == 4
+    assert list(hparams["optimizer"](hparams["separator"].parameters()).param_groups)
+    for argument, message in (
+        ("--separator={head: 4}", r"separator\[head\]: did you mean heads\?"),
+        ("--heads=0", r"separator\[heads\]=0: must be 1 or more"),
+        ("--heads=x", r"separator\[heads\]=x: expected an integer of 1 or more"),
+        ("--heads", "--heads needs one value"),
+        ("--augmentation={scale: 1}", "unknown key --augmentation"),
+    ):
+        with pytest.raises(HparamsError, match=message):
+            loaded(argument, file=RECIPE["sepformer"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "argument", "message"),
+    [
+        ("htdemucs", "--gradient_clip=1", "did you mean clip_grad_norm?"),
+        (
+            "mossformer2",
+            "--lr_decay_factor=1",
+            "mean --lr_scheduler='{factor: ",
+        ),
+        ("htdemucs", "--lr_decay_factor=1", "did you mean lr_decay?"),
+        ("mossformer2", "--save_audio=1", "did you mean n_audio_to_save?"),
+        ("htdemucs", "--segment=11", "did you mean segment_seconds?"),
+        ("mossformer2", "--encoder_kernel_size=8", "'{kernel_size: ...}'?"),
+        ("mossformer2", "--num_mossformer_layer=8", "did you mean layers?"),
+        ("mossformer2", "--encoder_embedding_dim=8", "did you mean channels?"),
+        ("mossformer2", "--separator={encoder_embedding_dim: 8}", "encoder_channels?"),
+        (
+            "htdemucs",
+            "--enable_checkpointing=1",
+            "mean activation_checkpointing",
+        ),
+        ("htdemucs", "--trunc_ratio=0.5", "--lr_scheduler='{quantile: ...}'?"),
+        ("htdemucs_lora", "--min_rank=2", "did you mean lora_min_rank?"),
+        ("htdemucs_lora", "--mixed_precision=1", "did you mean --precision=bf16?"),
+        (
+            "htdemucs",
+            "--precision=float16",
+            "float16: this is --precision=fp16",
+        ),
+        ("htdemucs", "--truncation=l1_trunc", "l1_trunc: this is --truncation=ccom"),
+        ("htdemucs", "--loss=l1", "unknown key --loss: did you mean truncation?"),
+        (
+            "mossformer2",
+            "--dataset=wsj0-2mix",
+            "is --dataset=wsj0mix --num_spks=2",
+        ),
+        ("htdemucs", "--hop_length=512", "--separator='{nfft: 4*hop_length}'?"),
+        ("mossformer2", "--hop_length=8", "'{kernel_size: 2*hop_length}'?"),
+        ("htdemucs", "--config=x.yaml", "YAML file comes first, without --config"),
+        (
+            "mossformer2",
+            "--patience=1",
+            "did you mean --lr_scheduler='{patience: ...}'?",
+        ),
+        ("mossformer2", "--betas=1", "did you mean --optimizer='{betas: ...}'?"),
+        ("mossformer2", "--wavelet=1", "unknown key --wavelet: --help lists the keys"),
+    ],
+)
+def test_the_names_of_other_tools_are_known(recipe, argument, message):
+    with pytest.raises(HparamsError) as error:
+        loaded(argument, file=RECIPE[recipe])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_other_names_lead_to_exists():
+    """In at least one recipe, so that no message names what is not there."""
+    names: set[str] = set()
+    for path in RECIPES:
+        tree = Layers(path, {}).whole
+        names |= {*tree, *RunOptions.__dataclass_fields__}
+        for key in ("separator", "lr_scheduler"):
+            names |= {f"{key}.{name}" for name in parameters(tree[key])[0]}
+    for other, here in KEYS.items():
+        assert {name.partition("=")[0] for name in here} & names, other
+        assert other not in names, f"{other} is a name here too"
+
+
+def test_the_launcher_of_old_is_told_of_torchrun():
+    """It puts the rank before all that was typed."""
+    for argument in ("--local-rank=0", "--local_rank=1"):
+        with pytest.raises(HparamsError, match="replaced by torchrun: torchrun --stan"):
+            parse_command_line([argument, TOY, "--data_folder=/x"])
+    with pytest.raises(HparamsError, match="first argument .*without --config"):
+        parse_command_line(["--config", TOY])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"extends: a.yaml", "a.yaml: extends a.yaml, which builds on a.yaml"),
+        (b"extends: [b.yaml]", "b.yaml: extends a.yaml, which builds on b.yaml"),
+        (b"extends: {b.yaml: 1}", "a.yaml: extends must name a file, or a list of"),
+        (b"extends: [1]", "a.yaml: extends must name a file"),
+        (b"extends: none.yaml", "none.yaml: no such YAML file"),
+        ("lr: 1 # k\u00fchl".encode("latin-1"), "a.yaml: is not in UTF-8 (byte 9)"),
+        ("lr: 1".encode("utf-16"), "a.yaml: is not in UTF-8 (byte 0)"),
+        (b"\xff\xfe", "a.yaml: is not in UTF-8"),
+        (b"lr: [", "a.yaml: not valid YAML"),
+        (b"- 1", "a.yaml: must be a mapping"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line_at_once(tmp_path, text, message):
+    (tmp_path / "a.yaml").write_bytes(text)
+    (tmp_path / "b.yaml").write_text("extends: a.yaml")
+    for arguments in ([], ["--help"]):
+        with pytest.raises(HparamsError) as error:
+            train.main([str(tmp_path / "a.yaml"), *arguments])
+        assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_two_files_may_build_on_one(tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"\xef\xbb\xbflr: 1")  # as some editors save it
+    for name in "ab":
+        (tmp_path / f"{name}.yaml").write_text(f"extends: c.yaml\n{name}: 1")
+    (tmp_path / "d.yaml").write_text("extends: [a.yaml, b.yaml]")
+    assert dict(Layers(tmp_path / "d.yaml", {}).whole) == {"lr": 1, "a": 1, "b": 1}
 
 
 def test_types_come_from_every_file_that_is_extended(tmp_path):
@@ -354,7 +532,7 @@ def test_a_number_with_a_fraction_by_nature_takes_one(path):
     names = {
         *("lr", "clip_grad_norm", "ema_decay", "loss_upper_lim", "threshold"),
         *("segment_seconds", "stride_seconds", "segment_seconds", "eval_chunk_seconds"),
-        *("lora_alpha", "lora_dropout", "overlap", "pretrained_seconds"),
+        *("lora_alpha", "lora_dropout", "overlap"),
     }
     known = names & Layers(path, {}).whole.keys()
     tree = Layers(path, {}).overridden(dict.fromkeys(known, 0.5))

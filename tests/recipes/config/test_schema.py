@@ -76,8 +76,7 @@ def test_a_value_of_the_yaml_is_checked_as_one_of_the_command_line(
     assert message in str(error.value)
 
 
-def test_a_missing_key_is_named_unless_it_has_a_default(hparams):
-    assert SpeechSettings.read(hparams).load_pretrained is None
+def test_a_missing_key_is_named(hparams):
     less = {name: value for name, value in hparams.items() if name != "num_spks"}
     with pytest.raises(HparamsError, match="no key num_spks"):
         SpeechSettings.read(less)

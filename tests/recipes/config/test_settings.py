@@ -1,10 +1,18 @@
 """Which settings a resume compares, and how it tells what changed."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from modules.runtime.errors import HparamsError
 from recipes.config.load import load_hparams
 from recipes.config.schema import MusicLoraSettings, SpeechLoraSettings
-from recipes.config.settings import changed_settings, describe, settings_of
+from recipes.config.settings import (
+    changed_settings,
+    check_settings,
+    describe,
+    settings_of,
+)
 from tests import ROOT
 
 TOY = ROOT / "tests" / "toy.yaml"
@@ -67,3 +75,26 @@ def test_every_value_is_plain():
 def test_a_free_setting_exists(name):
     texts = [path.read_text() for path in (ROOT / "hparams").glob("*.yaml")]
     assert any(line.startswith(f"{name}:") for t in texts for line in t.splitlines())
+
+
+def test_a_test_compares_what_the_network_makes_of_its_weights():
+    now = settings()
+    before = {**now, "separator.num_sources": 3, "separator.dropout": 0.5, "lr": 0.5}
+    found = SimpleNamespace(path="CKPT+1", meta={"settings": before})
+    with pytest.raises(HparamsError, match="settings: separator.num_sources: 3 -> 2"):
+        check_settings(found, now, allowed=False, to_test=True)
+    changed = check_settings(found, now, allowed=True, to_test=True)
+    assert list(changed) == ["separator.num_sources"]
+    before = {**now, "sample_rate": 16000}
+    found.meta["settings"] = before
+    with pytest.raises(HparamsError, match="settings: sample_rate: 16000 -> 8000"):
+        check_settings(found, now, allowed=False, to_test=True)
+
+
+def test_how_a_network_computes_is_free():
+    path = ROOT / "hparams" / "htdemucs_tiny.yaml"
+    texts = [
+        load_hparams(path, {"data_folder": "/x", "activation_checkpointing": value})[1]
+        for value in (False, True)
+    ]
+    assert changed_settings(*map(settings_of, texts)) == {}

@@ -32,6 +32,12 @@ def test_defaults_are_those_of_the_file_itself():
     assert "[recipe]" not in text, "a mark of the value that is overridden"
 
 
+def test_every_argument_of_an_object_is_listed():
+    text = usage(["--help", str(ROOT / "hparams" / "htdemucs.yaml")])
+    assert "t_heads: 8" in text and "betas: [0.9, 0.999]" in text
+    assert "--augmentation='{shift_seconds: 1.0, " in text
+
+
 def test_the_block_of_a_data_set_is_shown():
     path = str(ROOT / "hparams" / "mossformer2.yaml")
     assert "--mixture=" not in usage([path, "--help"])
@@ -58,3 +64,10 @@ def test_help_runs_nothing(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
     with pytest.raises(HparamsError, match="none.yaml: no such YAML file"):
         train.main(["none.yaml", "-h"])
+
+
+def test_the_list_of_recipes_takes_any_file(tmp_path):
+    (tmp_path / "mine.yaml").write_bytes("# kühl\nlr: 1".encode("latin-1"))
+    (tmp_path / "none.yaml").write_text("lr: 1")
+    text = usage(["--help"], tmp_path)
+    assert "/mine.yaml " in text and "/none.yaml" in text

@@ -1,0 +1,298 @@
+"""Compare `separate.py` with the commands that people use today: time and memory.
+
+    python -m benchmarks.inference --reference FOLDER      # a minute of music, 20 s
+    python -m benchmarks.inference --reference FOLDER --only music --song 240
+    python -m benchmarks.inference --only speech --speech 20 120
+
+Music is separated by demucs' own command (HTDemucs as published, random weights in a
+package of demucs), speech by SpeechBrain's `separate_file` (SepFormer as published),
+and both by `separate.py` from the very same files. Every figure is that of a fresh
+process, its start included, on noise in a file. The sides take turns, each ahead of the
+other in half of them, so that a change in the machine's load meets both. A ratio is
+that of two neighbours; the table gives the median of all turns and their range.
+
+The stems of demucs and ours are compared. SpeechBrain separates a file whole, ours in
+chunks of 16 s, so that talkers of longer files are not.
+
+FOLDER holds demucs, a development dependency only:
+
+    pip install --no-deps --target FOLDER demucs==4.1.0 einops julius lameenc \
+        openunmix sphn dora-search omegaconf antlr4-python3-runtime==4.9.3 retrying \
+        treetable submitit cloudpickle
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SONG_RATE, SPEECH_RATE = 44100, 8000
+SIGNATURE = "0a0b0c0d"
+
+# Run with demucs on its path: only demucs' own class makes its package.
+MAKE_PACKAGE = f"""
+import sys
+import torch
+from benchmarks.models import reference_htdemucs
+torch.manual_seed(0)
+model = reference_htdemucs(int(sys.argv[2]), 10**9)
+args, kwargs = model._init_args_kwargs
+state = {{key: value.half() for key, value in model.state_dict().items()}}
+package = {{"klass": type(model), "args": args, "kwargs": kwargs, "state": state}}
+torch.save(package, sys.argv[1] + "/{SIGNATURE}.th")
+"""
+
+SEPARATE_FILE = """
+import sys
+import soundfile
+from speechbrain.inference.separation import SepformerSeparation
+model, path, out = sys.argv[1:]
+separator = SepformerSeparation.from_hparams(source=model, savedir=model)
+for number, wave in enumerate(separator.separate_file(path)[0].T, start=1):
+    soundfile.write(f"{out}/s{number}.wav", wave.numpy(), 8000, "FLOAT")
+"""
+
+# As published beside speechbrain/sepformer-wsj02mix.
+SEPFORMER = """
+sample_rate: 8000
+num_spks: 2
+encoder: !new:speechbrain.lobes.models.dual_path.Encoder
+    kernel_size: 16
+    out_channels: 256
+intra: !new:speechbrain.lobes.models.dual_path.SBTransformerBlock
+    num_layers: {layers}
+    d_model: 256
+    nhead: 8
+    d_ffn: 1024
+    dropout: 0
+    use_positional_encoding: True
+    norm_before: True
+inter: !new:speechbrain.lobes.models.dual_path.SBTransformerBlock
+    num_layers: {layers}
+    d_model: 256
+    nhead: 8
+    d_ffn: 1024
+    dropout: 0
+    use_positional_encoding: True
+    norm_before: True
+masknet: !new:speechbrain.lobes.models.dual_path.Dual_Path_Model
+    num_spks: 2
+    in_channels: 256
+    out_channels: 256
+    num_layers: 2
+    K: 250
+    intra_model: !ref <intra>
+    inter_model: !ref <inter>
+    norm: ln
+    linear_layer_after_inter_intra: False
+    skip_around_intra: True
+decoder: !new:speechbrain.lobes.models.dual_path.Decoder
+    in_channels: 256
+    out_channels: 1
+    kernel_size: 16
+    stride: 8
+    bias: False
+modules:
+    encoder: !ref <encoder>
+    masknet: !ref <masknet>
+    decoder: !ref <decoder>
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:
+        encoder: !ref <encoder>
+        masknet: !ref <masknet>
+        decoder: !ref <decoder>
+"""
+
+Figures = dict[str, float]
+
+
+def measure(command: Sequence[str], environment: dict[str, str]) -> Figures:
+    """Run a command; return its seconds, its CPU seconds and its peak memory in MB."""
+    start = time.perf_counter()
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+    ) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"benchmark: exit code {process.returncode} of {command}")
+    return {
+        "wall s": time.perf_counter() - start,
+        "CPU s": usage.ru_utime + usage.ru_stime,
+        "peak MB": usage.ru_maxrss / 1024,
+    }
+
+
+def write_noise(path: Path, seconds: float, rate: int, channels: int) -> Path:
+    """Write noise that swells, minute by minute."""
+    rng = np.random.default_rng(0)
+    with soundfile.SoundFile(path, "w", rate, channels, "PCM_16") as file:
+        for start in range(0, round(seconds * rate), 60 * rate):
+            samples = min(60 * rate, round(seconds * rate) - start)
+            swell_T1 = 0.6 + 0.4 * np.sin(np.arange(samples) / rate)[:, None]
+            file.write(0.1 * swell_T1 * rng.standard_normal((samples, channels)))
+    return path
+
+
+def ours(model: Path, path: Path, out: Path, precision: str) -> list[str]:
+    """Return the command of `separate.py`."""
+    command = [sys.executable, "separate.py", str(model), str(path), f"--out={out}"]
+    return [
+        *command,
+        "--device=cpu",
+        f"--precision={precision}",
+        "--name={stem}_{name}",
+    ]
+
+
+def take_turns(
+    sides: dict[str, Callable[[Path], list[str]]], repeats: int, folder: Path
+) -> dict[str, list[Figures]]:
+    """Measure the commands one after the other, each into a new folder."""
+    results: dict[str, list[Figures]] = {name: [] for name in sides}
+    for turn in range(repeats):
+        names = list(sides) if turn % 2 == 0 else list(reversed(sides))
+        for name in names:
+            out = folder / f"{name} {turn}"
+            out.mkdir()
+            figures = measure(sides[name](out), dict(os.environ))
+            results[name].append(figures)
+            print(name, {k: round(v, 1) for k, v in figures.items()}, file=sys.stderr)
+    return results
+
+
+def rows(title: str, results: dict[str, list[Figures]]) -> list[str]:
+    """Return a line of the table for each command."""
+    reference, *others = results
+    lines = []
+    for name in (reference, *others):
+        cells = [f"{title}, {name}"]
+        for kind in ("wall s", "CPU s", "peak MB"):
+            values = [figures[kind] for figures in results[name]]
+            theirs = [figures[kind] for figures in results[reference]]
+            ratios = [a / b for a, b in zip(values, theirs, strict=True)]
+            middle = statistics.median(ratios)
+            spread = f"{middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            cells += [f"{statistics.median(values):.0f}"]
+            cells += [spread if name != reference else ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def music(arguments: argparse.Namespace, folder: Path) -> list[str]:
+    """Compare with demucs' command."""
+    if arguments.reference:
+        paths = [os.environ.get("PYTHONPATH"), str(Path(arguments.reference).resolve())]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    song = write_noise(folder / "song.wav", arguments.song, SONG_RATE, 2)
+    make = [sys.executable, "-c", MAKE_PACKAGE, str(folder), str(arguments.layers or 5)]
+    measure(make, dict(os.environ))
+
+    def demucs(out: Path) -> list[str]:
+        command = [sys.executable, "-m", "demucs", "--repo", str(folder)]
+        command += ["-n", SIGNATURE, "-d", "cpu", "--shifts", "0", "--float32"]
+        return [*command, "-o", str(out), "--filename", "{stem}_song.{ext}", str(song)]
+
+    sides = {"demucs": demucs}
+    for precision in arguments.precisions:
+        sides[precision] = lambda out, precision=precision: ours(
+            folder / f"{SIGNATURE}.th", song, out, precision
+        )
+    results = take_turns(sides, arguments.repeats, folder)
+    lines = rows(f"song of {arguments.song:g} s", results)
+    theirs = folder / "demucs 0" / SIGNATURE
+    for precision in arguments.precisions:
+        ratio = min(
+            agreement_db(folder / f"{precision} 0" / path.name, path)
+            for path in theirs.iterdir()
+        )
+        lines.append(f"\n{precision} agrees with demucs to {ratio:.0f} dB.")
+    return lines
+
+
+def agreement_db(path: Path, other: Path) -> float:
+    """Level of a file over that of the difference to another."""
+    wave_TC, _ = soundfile.read(path, always_2d=True)
+    other_TC, _ = soundfile.read(other, always_2d=True)
+    power, error = (float(np.mean(x**2)) for x in (wave_TC, wave_TC - other_TC))
+    return 10 * np.log10(power / max(error, 1e-30))
+
+
+def write_sepformer(model: Path, layers: int) -> Path:
+    """Write a SepFormer with random weights as SpeechBrain publishes it."""
+    import torch
+    from hyperpyyaml import load_hyperpyyaml
+
+    model.mkdir()
+    settings = SEPFORMER.format(layers=layers)
+    (model / "hyperparams.yaml").write_text(settings)
+    torch.manual_seed(0)
+    for name, part in load_hyperpyyaml(settings)["modules"].items():
+        torch.save(part.state_dict(), model / f"{name}.ckpt")
+    return model
+
+
+def speech(arguments: argparse.Namespace, folder: Path) -> list[str]:
+    """Compare with SpeechBrain's `separate_file`."""
+    model = write_sepformer(folder / "sepformer", arguments.layers or 8)
+    lines = []
+    for seconds in arguments.speech:
+        place = folder / f"{seconds:g}"
+        place.mkdir()
+        mixture = write_noise(place / "mixture.wav", seconds, SPEECH_RATE, 1)
+        sides = {
+            "SpeechBrain": lambda out, mixture=mixture: [
+                *(sys.executable, "-c", SEPARATE_FILE),
+                *map(str, (model, mixture, out)),
+            ]
+        }
+        for precision in arguments.precisions:
+            sides[precision] = lambda out, mixture=mixture, precision=precision: ours(
+                model, mixture, out, precision
+            )
+        results = take_turns(sides, arguments.repeats, place)
+        lines += rows(f"speech of {seconds:g} s", results)
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.inference",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--reference", help="folder that holds demucs (pip's --target)")
+    add("--song", type=float, default=60.0, help="length of the song in seconds")
+    add("--speech", type=float, nargs="+", default=[20.0], help="lengths of mixtures")
+    add("--repeats", type=int, default=2, help="turns")
+    add("--only", choices=["music", "speech"], help="one of both")
+    add("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
+    add("--layers", type=int, help="fewer layers (default: as published)")
+    arguments = parser.parse_args(argv)
+    lines = [
+        "| what | wall s | ratio | CPU s | ratio | peak MB | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    with tempfile.TemporaryDirectory(prefix="inference-") as folder:
+        for name, compare in (("speech", speech), ("music", music)):
+            if arguments.only in (None, name):
+                place = Path(folder, name)
+                place.mkdir()
+                lines += compare(arguments, place)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What the reference implementations compute, from ../shared."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from tests import SHARED
+
+
+def golden(name: str) -> Path:
+    """The path of a file, or a test that skips and says so."""
+    path = SHARED / "goldens" / name
+    if not path.exists():
+        pytest.skip(f"golden file not found at {path}")
+    return path
+
+
+def read_golden(
+    name: str, key: str = "config"
+) -> tuple[dict, dict[str, Tensor], dict[str, Tensor]]:
+    """The configuration, the weights and all tensors of a file."""
+    with safe_open(str(golden(f"{name}.safetensors")), "pt") as file:
+        config = json.loads(file.metadata()[key])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    weights = {
+        key.removeprefix("weight/"): value
+        for key, value in tensors.items()
+        if key.startswith("weight/")
+    }
+    return config, weights, tensors
+
+
+def close(value: Tensor, truth: Tensor, share: float = 1e-5) -> None:
+    """Compare within a share of the peak."""
+    assert value.shape == truth.shape
+    assert (value - truth).abs().max() <= share * truth.abs().max()
+
+
+def check_gradients(
+    model: nn.Module, tensors: dict[str, Tensor], expected: int
+) -> None:
+    """Compare the loss and the gradients of a file's gradient case."""
+    model.zero_grad()
+    loss = (model(tensors["grad/mixture_BT"]) - tensors["grad/target_BST"]).abs().mean()
+    loss.backward()
+    torch.testing.assert_close(loss, tensors["grad/loss_l1_mean"], rtol=1e-5, atol=0)
+    parameters = dict(model.named_parameters())
+    compared = 0
+    for key, truth in tensors.items():
+        name = key.removeprefix("grad/")
+        if key.startswith("grad/") and name in parameters:
+            compared += 1
+            close(parameters[name].grad, truth, 1e-4)
+    assert compared == expected
