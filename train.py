@@ -8,7 +8,6 @@ The same command again resumes. `--test_only` scores the best checkpoint,
 `--help`, before or after the YAML, lists them.
 """
 
-import errno
 import platform
 import re
 import shlex
@@ -17,22 +16,17 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-import speechbrain as sb
-
+from modules.monitor.records import begin_records
 from modules.runtime import distributed
-from modules.runtime.errors import UserError
-from modules.runtime.files import write_text
+from modules.runtime.cli import as_command
+from modules.runtime.files import naming, write_text
 from modules.runtime.run_lock import RunLock
-from modules.runtime.signals import EXIT_REQUEUE, StopRequest, StopRun
+from modules.runtime.signals import EXIT_REQUEUE, StopRequest
 from recipes.config.load import load
 from recipes.config.settings import settings_of
 from recipes.config.usage import usage
 from recipes.evaluation import make_manifests
 from recipes.report import OnMetrics
-
-#: What a full disk or a folder that cannot be written to raises.
-NO_PLACE = {getattr(errno, n) for n in ("EACCES", "EPERM", "EROFS", "ENOTDIR")}
-NO_PLACE |= {getattr(errno, n) for n in ("ENOSPC", "EDQUOT")}
 
 
 def main(arguments: Sequence[str], on_metrics: OnMetrics | None = None) -> dict | None:
@@ -62,37 +56,41 @@ def main(arguments: Sequence[str], on_metrics: OnMetrics | None = None) -> dict 
     if {"-h", "--help"} & set(arguments):
         print(usage(arguments, Path(__file__).parent / "hparams"))
         return None
-    run_opts, hparams, resolved = load(arguments)
-    run_opts = distributed.init_process_group(run_opts, hparams["ddp_timeout"])
-    output_folder = Path(hparams["output_folder"])
-    with RunLock(output_folder), StopRequest() as stop_request:
-        apart = run_opts.debug and not run_opts.debug_persistently
-        run_folder = output_folder / "debug" if apart else output_folder
-        sb.create_experiment_directory(run_folder)
-        data = hparams["prepare"], run_opts.test_only, hparams["test_folder"]
-        manifests = distributed.run_on_main(make_manifests, *data)
-        if hparams["pretrained"]:
-            hparams["load_pretrained"](hparams["separator"], hparams["pretrained"])
+    with distributed.together(), StopRequest() as stop_request:
+        run_opts, hparams, resolved = load(arguments)
+        run_opts = distributed.init_process_group(run_opts, hparams["ddp_timeout"])
+        output_folder = Path(hparams["output_folder"])
+        folders = {output_folder, Path(hparams["save_folder"])}
+        with naming(output_folder), RunLock(*folders):
+            apart = run_opts.debug and not run_opts.debug_persistently
+            run_folder = output_folder / "debug" if apart else output_folder
+            distributed.run_on_main(begin_records, run_folder, Path(__file__))
+            manifests = distributed.run_on_main(
+                make_manifests,
+                *(hparams["prepare"], run_opts.test_only, hparams["test_folder"]),
+            )
+            if hparams["pretrained"]:
+                hparams["load_pretrained"](hparams["separator"], hparams["pretrained"])
 
-        brain = hparams["recipe"](
-            modules=hparams["modules"],
-            opt_class=hparams["optimizer"],
-            hparams=hparams,
-            run_opts=run_opts,
-            checkpointer=hparams["checkpointer"],
-        )
-        brain.stop_request = stop_request
-        brain.settings = settings_of(resolved)
-        brain.reporter.on_metrics = on_metrics
-        train_set, valid_set, test_set = brain.make_loaders(manifests)
-        # Last, so that a command that is refused leaves an earlier run's file alone.
-        path = run_folder / "hyperparams.yaml"
-        notes = training_notes(path, arguments, run_opts.test_only)
-        distributed.run_on_main(write_text, path, notes + resolved)
-        brain.fit(hparams["epoch_counter"], train_set, valid_set)
-        brain.evaluate(test_set, max_key=brain.monitor)
-        brain.report()
-        return brain.summary
+            brain = hparams["recipe"](
+                modules=hparams["modules"],
+                opt_class=hparams["optimizer"],
+                hparams=hparams,
+                run_opts=run_opts,
+                checkpointer=hparams["checkpointer"],
+            )
+            brain.stop_request = stop_request
+            brain.settings = settings_of(resolved)
+            brain.reporter.on_metrics = on_metrics
+            train_set, valid_set, test_set = brain.make_loaders(manifests)
+            # Last, so that a refused command leaves an earlier run's file alone.
+            path = run_folder / "hyperparams.yaml"
+            notes = training_notes(path, arguments, run_opts.test_only)
+            distributed.run_on_main(write_text, path, notes + resolved)
+            brain.fit(hparams["epoch_counter"], train_set, valid_set)
+            brain.evaluate(test_set, max_key=brain.monitor)
+            brain.report()
+            return brain.summary
 
 
 def training_notes(path: Path, arguments: Sequence[str], test_only: bool) -> str:
@@ -112,22 +110,8 @@ def training_notes(path: Path, arguments: Sequence[str], test_only: bool) -> str
 
 
 if __name__ == "__main__":
-    status = 0
-    try:
-        main(sys.argv[1:])
-    except StopRun as stop:  # raised by all ranks together
-        print(stop, file=sys.stderr)
-        status = EXIT_REQUEUE
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)
-    except OSError as error:
-        if error.errno not in NO_PLACE:
-            raise
-        place = "" if error.filename else " (in the output folder, or a temporary one)"
-        sys.exit(f"error: {error}{place}; check its permissions and the free space")
-    # Here, where neither `main` nor a traceback holds the network any more.
-    distributed.leave_process_group()
+    status = as_command(lambda: main(sys.argv[1:]))
+    if status in (0, EXIT_REQUEUE):
+        # Here, where neither `main` nor a traceback holds the network any more.
+        distributed.leave_process_group()
     sys.exit(status)

@@ -28,15 +28,15 @@ class SaveClock:
 
     def restart(self, step: int) -> None:
         """Count from now, `step` batches into the epoch."""
-        self._saved_at = time.time(), step
+        self._saved_at, self.saved_step = time.monotonic(), step
 
     def minutes_passed(self) -> bool:
         """Whether this rank's clock asks for a checkpoint; the ranks must agree."""
-        return 0 < self.minutes <= (time.time() - self._saved_at[0]) / 60
+        return 0 < self.minutes <= (time.monotonic() - self._saved_at) / 60
 
     def steps_passed(self, step: int) -> bool:
         """Whether so many batches were trained on."""
-        return 0 < self.steps <= step - self._saved_at[1]
+        return 0 < self.steps <= step - self.saved_step
 
 
 def save_mid_epoch(checkpointer: AtomicCheckpointer, meta: Mapping) -> None:

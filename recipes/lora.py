@@ -118,7 +118,8 @@ class Adapting(Separation):
         if self.test_only:
             return
         if not hasattr(self.adapted, "lora_config"):
-            gradients = self._gradients(train_set)
+            with self.stop_request.later():
+                gradients = self._gradients(train_set)
             ranks = distributed.run_on_main(self._choose_by_gradient, gradients)
             self._adapt(ranks)
         super().fit(epoch_counter, train_set, valid_set)
@@ -183,7 +184,7 @@ class Adapting(Separation):
         self.set_training()
         train_set.batch_sampler.set_position(1, first_step=0)
         first = itertools.islice(train_set, config.lora_gradient_steps)
-        for step, batch in enumerate(first, start=1):
+        for step, batch in enumerate(distributed.agreed(first), start=1):
             batch = batch.to(self.device)
             seed_step(config.seed, distributed.rank(), 1, step)
             finite_B = batch.zero_nonfinite(self.largest_peak) & batch.counts_B

@@ -22,7 +22,7 @@ from modules.data.batch import Batch
 from modules.data.manifest import read_manifest
 from modules.data.stems import StemDataset
 from modules.data.track_levels import loud_enough, measure_levels
-from modules.inference.songs import apply_model
+from modules.inference.songs import apply_model, measure_songs
 from modules.losses.choice import Choice, Terms
 from modules.losses.selection import KeepAll, dropped_of
 from modules.losses.si_snr import SILENCE
@@ -164,15 +164,20 @@ class MusicSeparation(Separation):
     def score(
         self, est_SCT: Tensor, target_SCT: Tensor, mix_CT: Tensor, stage: Stage
     ) -> Scores:
-        """Score a song per stem by the challenge's nSDR, at the test by SDR too."""
-        return score_song(
-            est_SCT,
-            target_SCT,
-            mix_CT,
-            self.config.sample_rate,
-            self.stems,
-            with_bsseval=stage == Stage.TEST,
+        """Score a song per stem by the challenge's nSDR, at the test by SDR too.
+
+        In a validation also by the loss, relative to the mixture's level.
+        """
+        is_test, rate = stage == Stage.TEST, self.config.sample_rate
+        scores = score_song(
+            est_SCT, target_SCT, mix_CT, rate, self.stems, with_bsseval=is_test
         )
+        if is_test:
+            return scores
+        level = float(measure_songs([mix_CT[None]])[1])
+        error_S = (est_SCT - target_SCT).abs().mean((1, 2)) / level
+        weighs_S = torch.tensor(self.stem_weights) > 0
+        return {**scores, "loss": float(error_S[weighs_S].mean())}
 
     def silent_targets(self, id_: str, target_SCT: Tensor) -> list[str]:
         """Name the silent stems of a song; a constant one can be scored."""
@@ -253,6 +258,7 @@ class MusicSeparation(Separation):
         index = f"{config.save_folder}/levels.csv"
         levels = distributed.run_on_main(measure_levels, rows["train"], index)
         rows["train"] = loud_enough(rows["train"], levels)
+        self.identify(rows, {"levels": sorted(levels.items())})
         train_set = StemDataset(
             rows["train"],
             sample_rate=config.sample_rate,

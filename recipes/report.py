@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import speechbrain as sb
+from speechbrain.utils.distributed import MainProcessContext
 from speechbrain.utils.train_logger import FileTrainLogger
 
+from modules.metrics.scores import ResultTable
 from modules.monitor.logs import RunLog
 from modules.runtime import distributed
-from modules.runtime.files import write_text
+from modules.runtime.files import naming, set_aside, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -46,19 +48,18 @@ class Reporter:
         self.tensorboard = tensorboard
         self.on_metrics: OnMetrics | None = None
         self.curves: RunLog | None = None  # only the main process has one
-        self._clock = time.time()
+        self._clock = time.monotonic()
 
     def open(self, step: int, epochs_done: int) -> None:
         """Start logging where the run stands; what comes after that is forgotten."""
         if sb.utils.distributed.if_main_process():
-            self.folder.mkdir(parents=True, exist_ok=True)
             self.curves = RunLog(self.folder, tensorboard=self.tensorboard)
             self.curves.rewind(step=step, epoch=epochs_done)
             rewind_epochs(Path(self.train_logger.save_file), epochs_done)
 
     def begin_epoch(self) -> None:
         """Measure the speed of the next batches from now on."""
-        self._clock = time.time()
+        self._clock = time.monotonic()
 
     def batch(
         self, step: int, number: int, examples: int, values: Mapping[str, float]
@@ -79,9 +80,10 @@ class Reporter:
         if self.curves is None or number % self.every:
             return
         done = examples * self.every * distributed.world_size()
-        values = {**values, "examples_per_second": done / (time.time() - self._clock)}
+        if (seconds := time.monotonic() - self._clock) > 0:
+            values = {**values, "examples_per_second": done / seconds}
         self.curves.scalars(step, **values)
-        self._clock = time.time()
+        self._clock = time.monotonic()
         self._tell("batch", step, values)
 
     def epoch(
@@ -93,13 +95,8 @@ class Reporter:
         hidden: Sequence[str] = (),
     ) -> None:
         """Log a finished epoch, on every rank; the short line leaves `hidden` out."""
-        # On all ranks: SpeechBrain's logger broadcasts, and writes on the main one.
-        self.train_logger.log_stats(
-            {"epoch": epoch, "lr": lr},
-            train_stats=train,
-            valid_stats=valid,
-            verbose=False,
-        )
+        meta = {"epoch": epoch, "lr": lr}
+        self._log_stats(meta, train_stats=train, valid_stats=valid)
         stages = {"train": train, "valid": valid}
         logger.info(short_line(f"epoch {epoch}, lr {lr:.3g}", stages, hidden))
         if self.curves is not None:
@@ -110,16 +107,26 @@ class Reporter:
         }
         self._tell("epoch", epoch, told | {"lr": lr})
 
+    def validation(self, epoch: int, table: ResultTable) -> None:
+        """Keep the scores of each example, on the main process."""
+        if self.curves is not None:
+            table.write_csv(self.folder / "validation" / f"epoch_{epoch:04d}.csv")
+            self.curves.spread("valid", table.rows, epoch)
+
     def test(
         self, epoch: int, scores: Mapping[str, float], hidden: Sequence[str] = ()
     ) -> None:
         """Log the scores of a test, on every rank; the line leaves `hidden` out."""
-        self.train_logger.log_stats(
-            {"epoch loaded": epoch}, test_stats=scores, verbose=False
-        )
+        self._log_stats({"epoch loaded": epoch}, test_stats=scores)
         head = f"epoch {epoch} loaded"
         logger.info(short_line(head, {"test": scores}, hidden))
         self._tell("test", epoch, scores)
+
+    def _log_stats(self, meta: Mapping, **stats: Mapping[str, float]) -> None:
+        """Add a line to train_log.txt."""
+        if sb.utils.distributed.if_main_process():
+            with naming(self.train_logger.save_file), MainProcessContext():
+                self.train_logger.log_stats(meta, verbose=False, **stats)
 
     def _tell(self, kind: str, number: int, values: Mapping[str, float]) -> None:
         if self.on_metrics is not None and sb.utils.distributed.if_main_process():
@@ -233,7 +240,10 @@ def rewind_epochs(path: Path, epochs_done: int) -> None:
     """
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except UnicodeDecodeError:
+        return set_aside(path)
     numbers = [re.match(r"epoch: (\d+)", line) for line in lines]
     kept = [
         line

@@ -10,7 +10,7 @@ import itertools
 import logging
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from modules.data.batch import Batch, collate_crops, collate_whole
+from modules.data.index import identity
 from modules.data.loader import EpochSampler, make_loader
+from modules.data.manifest import Row
 from modules.monitor.memory import MemoryProfile
 from modules.runtime import distributed
 from modules.runtime.errors import HparamsError
@@ -78,6 +80,7 @@ class Separation(TrainingStep):
         config = self.config
         self.steps_before = 0  # of this epoch
         self.settings: Settings = {}
+        self.data: Settings = {}  # what a resume compares of them, from `make_loaders`
         self.summary: dict | None = None  # of the last validation or test
         self._warned: set[Stage] = set()
         self.output_folder = Path(config.output_folder)
@@ -111,7 +114,9 @@ class Separation(TrainingStep):
                 "as many or more, and ema_decay=0"
             )
         self.train_sampler = train_set.batch_sampler
-        super().fit(epoch_counter, train_set, valid_set)
+        self.has_valid_set = valid_set is not None
+        with self.stop_request.later():
+            super().fit(epoch_counter, train_set, valid_set)
 
     def on_fit_start(self) -> None:
         """Wrap, make the optimizer, resume; then say where the run stands."""
@@ -143,6 +148,7 @@ class Separation(TrainingStep):
         """Return what a resume compares: the YAML's settings and some run options."""
         return {
             **self.settings,
+            **self.data,
             "precision": self.precision,
             "grad_accumulation_factor": self.grad_accumulation_factor,
             "max_grad_norm": self.max_grad_norm,
@@ -180,7 +186,7 @@ class Separation(TrainingStep):
             train_set, Stage.TRAIN, self.train_sampler.steps_per_epoch, enable
         )
         with bar, self.profiler or nullcontext():
-            for batch in bar:
+            for batch in distributed.agreed(bar):
                 if self._optimizer_step_limit_exceeded:
                     logger.info("optimizer_step_limit reached")
                     break
@@ -205,6 +211,8 @@ class Separation(TrainingStep):
                             "same command continues"
                         )
         self.zero_grad(set_to_none=True)
+        if self._validates(epoch) and self.clock.saved_step != self.step:
+            self._save_intra_epoch_ckpt()  # a validation can take hours
         # Before the end-of-epoch save: what it stores is the start of the next epoch.
         self.avg_train_loss = self.stats.loss
         self.steps_before, self.step = self.global_step, 0
@@ -227,18 +235,18 @@ class Separation(TrainingStep):
 
     def _fit_valid(self, valid_set: Any, epoch: int, enable: bool) -> None:
         metrics: dict[str, float] = {}
-        if valid_set is not None and self._validates(epoch):
-            with self._ema_weights():
+        if self._validates(epoch):
+            with self.stop_request.at_once(), self._ema_weights():
                 self._evaluate_all(valid_set, Stage.VALID, epoch, enable)
             metrics = self.scores
         self.on_epoch_end(epoch, metrics)
-        if any(distributed.gather_objects(self.wants_to_stop())):
+        if any(distributed.gather_objects(self.stop_request.received)):
             raise StopRun(f"stopped after epoch {epoch}; its checkpoint is saved")
 
     def _validates(self, epoch: int) -> bool:
         every = self.config.valid_every
         last = epoch >= self.config.epoch_counter.limit
-        return every > 0 and (last or epoch % every == 0)
+        return self.has_valid_set and every > 0 and (last or epoch % every == 0)
 
     def on_epoch_end(self, epoch: int, metrics: dict[str, float]) -> None:
         """Schedule, log and save a finished epoch, on every rank.
@@ -302,8 +310,6 @@ class Separation(TrainingStep):
 
     def evaluate_batch(self, batch: Batch, stage: Stage) -> Tensor:
         """Score each example of a zero-padded batch; return the mean negated metric."""
-        if stage == Stage.TEST and self.wants_to_stop():
-            raise StopRun("stopped during the test; --test_only runs it again")
         return self.evaluator.add(batch.to(self.device))
 
     def score(
@@ -395,6 +401,8 @@ class Separation(TrainingStep):
             self._bar(itertools.islice(loader, total), stage, total, enable) as bar,
         ):
             for batch in bar:
+                distributed.look_around()
+                self.stop_request.check()  # an exception can get lost in a destructor
                 loss = float(self.evaluate_batch(batch, stage))
                 if math.isfinite(loss):
                     losses.append(loss)
@@ -443,6 +451,7 @@ class Separation(TrainingStep):
             logger.warning("the network's output is not finite for some examples")
             self.scores[self.monitor] = math.nan
         if stage != Stage.TEST:
+            self.reporter.validation(self.epoch, self.evaluator.table)
             return
         if sb.utils.distributed.if_main_process():
             table = self.evaluator.table
@@ -471,6 +480,21 @@ class Separation(TrainingStep):
         return summary
 
     # ------------------------------------------------------------------ data
+
+    def identify(
+        self, rows: Mapping[str, Sequence[Row]], measured: Mapping[str, Iterable]
+    ) -> None:
+        """Note what a resume compares: ids, files, and what was measured of them."""
+
+        def of_all() -> Settings:
+            found: Settings = {name: identity(them) for name, them in measured.items()}
+            for name in rows.keys() & {"train", "valid"}:
+                ids = [(row.id, row.duration, row.unused) for row in rows[name]]
+                files = (path for row in rows[name] for path in row.files)
+                found[f"{name} files"] = identity(ids, files)
+            return found
+
+        self.data = distributed.run_on_main(of_all)
 
     def loader(
         self, dataset: Dataset, batch_size: int, training: bool = False

@@ -98,9 +98,9 @@ class SpeechSeparation(Separation):
         self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage
     ) -> Scores:
         """SI-SNR and its improvement; at the test SDR as well."""
-        with_sdr = stage == Stage.TEST
-        rate = self.config.sample_rate
-        return {**score_example(est_ST, target_ST, mix_T, rate, with_sdr=with_sdr)}
+        is_test, rate = stage == Stage.TEST, self.config.sample_rate
+        scores = score_example(est_ST, target_ST, mix_T, rate, with_sdr=is_test)
+        return {**scores} if is_test else {"loss": -scores["si_snr"], **scores}
 
     @staticmethod
     def to_hear(est_ST: Tensor, target_ST: Tensor, /) -> tuple[Tensor, Sequence[str]]:
@@ -148,6 +148,14 @@ class SpeechSeparation(Separation):
             raise
         except ValueError as error:  # an invalid setting
             raise HparamsError(str(error)) from error
+        measured = {}
+        if isinstance(training_set, DynamicMixing):
+            talkers = (u for us in training_set.pool.by_speaker for u in us)
+            measured["talkers"] = [
+                (u.name, u.speaker, u.sample_rate, u.frames, u.level_db)
+                for u in talkers
+            ]
+        self.identify(rows, measured)
         return (
             self.loader(training_set, self.config.batch_size, training=True),
             whole("valid"),

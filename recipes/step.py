@@ -144,6 +144,7 @@ class TrainingStep(sb.Brain):
         batch = batch.to(self.device)
         should_step = self.completes_a_step()
         seed_step(self.config.seed, distributed.rank(), self.epoch, self.step)
+        stop = self.stop_request.received is not None
         finite_B = batch.zero_nonfinite(self.largest_peak)
         self.on_fit_batch_start(batch, should_step)
         self.statistics.begin_batch()
@@ -159,7 +160,7 @@ class TrainingStep(sb.Brain):
                 self.config.select,
                 batch_size=self.config.batch_size,
                 loss_limit=self.config.loss_upper_lim,
-                flags=(self.wants_to_stop(), self.clock.minutes_passed()),
+                flags=(stop, self.clock.minutes_passed()),
             )
             weights_K = to_device(self.term_weights, terms.loss_BK)
             loss = masked_sum(terms.loss_BK, choice.keep_BK, weights_K)
@@ -175,10 +176,6 @@ class TrainingStep(sb.Brain):
             self.optimizers_step()
         self.on_fit_batch_end(batch, outputs, loss, should_step)
         return torch.tensor(self.stats.loss)
-
-    def wants_to_stop(self) -> bool:
-        """Whether this rank was asked to stop."""
-        return self.stop_request.received is not None
 
     def completes_a_step(self) -> bool:
         """Whether the optimizer steps after this batch; the epoch's tail counts too."""

@@ -83,13 +83,12 @@ def quota(straight: Path, recipe: Recipe, folder: Path, outcome: Outcome) -> str
     return "quota"
 
 
-def remounted_read_only(job: Job, save: Path) -> bool:
-    """Remount read-only; return False while the job has a file open to write."""
+def remount_read_only(job: Job, save: Path) -> None:
+    """Mount a folder read-only over itself, whose lock the job holds open to write."""
     job.signal(signal.SIGSTOP)  # it shall not end meanwhile
-    command = ["mount", "-o", "remount,ro,bind", str(save)]
-    is_done = quiet(command).returncode == 0
+    quiet(["mount", "--bind", str(save), str(save)])
+    quiet(["mount", "-o", "remount,ro,bind", str(save)])
     job.signal(signal.SIGCONT)
-    return is_done
 
 
 def read_only(straight: Path, recipe: Recipe, folder: Path, outcome: Outcome) -> str:
@@ -98,10 +97,11 @@ def read_only(straight: Path, recipe: Recipe, folder: Path, outcome: Outcome) ->
     save.mkdir(parents=True)
     if quiet(["mount", "--bind", str(save), str(save)]).returncode:
         return "read-only not tried (mount is not allowed here)"
+    quiet(["umount", str(save)])
     try:
         job = Job(recipe.arguments(folder / "run", examples_per_epoch=LONGER))
         job.until(lambda: len(job.steps) >= 5)
-        job.until(lambda: remounted_read_only(job, save))
+        remount_read_only(job, save)
         job.wait()
         check_refusal(job, folder, "read-only", outcome)
         quiet(["mount", "-o", "remount,rw,bind", str(save)])

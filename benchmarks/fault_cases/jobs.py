@@ -195,6 +195,7 @@ class Job:
             os.dup2(self._output, 2)
             sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
             sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+            sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
             os.chdir(ROOT)
             os.environ.update(self.env)
             torch.set_num_threads(1)

@@ -11,6 +11,7 @@ variables.
 """
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -23,13 +24,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from speechbrain.utils import logger as speechbrain_logger
+from speechbrain import Stage
 
 from benchmarks.fault_cases import mutations
+from modules.data import track_levels, utterances
 from modules.data.batch import Batch
 from modules.losses.choice import Terms
+from modules.monitor import records
 from modules.monitor.logs import RunLog
 from modules.runtime import distributed
+from modules.runtime.errors import HparamsError
 from recipes.separation import Separation
 from recipes.speech import SpeechSeparation
 
@@ -146,9 +150,75 @@ def _hits(spec: dict, brain: Separation) -> bool:
     ) and (brain.step >= spec.get("from_step", 0))
 
 
-def _ahead(clock: Callable[[], float], seconds: float) -> Callable[[], float]:
-    """Return a clock that is `seconds` ahead of another."""
-    return lambda: clock() + seconds
+def _wrong(
+    clock: Callable[[], float], rate: float, seconds: float
+) -> Callable[[], float]:
+    """Return a clock that runs at a rate from now on, and is seconds ahead."""
+    now = clock()
+    return lambda: now + seconds + rate * (clock() - now)
+
+
+def _slow(spec: dict) -> None:
+    """Make the first call in a stage last a minute; it may signal itself."""
+
+    def wait() -> None:
+        print(SLOW, flush=True)
+        if "signal" in spec:
+            os.kill(os.getpid(), spec["signal"])
+        time.sleep(60)
+
+    if spec["in"] == "levels":
+        for module in (utterances, track_levels):
+            module.measure_once = lambda *_: wait()  # type: ignore[attr-defined]
+        return
+    evaluate_batch = Separation.evaluate_batch
+
+    def evaluate(self: Separation, batch: Batch, stage: Stage) -> torch.Tensor:
+        if stage.name.lower() == spec["in"]:
+            wait()
+        return evaluate_batch(self, batch, stage)
+
+    Separation.evaluate_batch = evaluate
+
+
+def _no_device(spec: dict) -> None:
+    """Let this rank find no device."""
+
+    def refuse(name: str) -> None:
+        raise HparamsError(f"--device={name}: no such device")
+
+    distributed.check_device = refuse
+
+
+def _full_disk(spec: dict) -> None:
+    """Fill the disk when the first epoch is to be logged."""
+
+    def refuse(self: RunLog, *_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.csv_path))
+
+    RunLog.epoch = refuse
+
+
+def _terminal(spec: dict) -> None:
+    """Exchange streams for a pipe that nobody reads, or a full disk."""
+    if spec["to"] == "broken pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+    else:
+        writer = os.open(spec["to"], os.O_WRONLY)
+    for descriptor in spec["streams"]:
+        os.dup2(writer, descriptor)
+
+
+#: What a job prints when it has come to an example that lasts a minute.
+SLOW = "an example that lasts a minute"
+
+AT_ONCE = {
+    "slow": _slow,
+    "no_device": _no_device,
+    "full_disk": _full_disk,
+    "terminal": _terminal,
+}
 
 
 def _exchange_manifest(split: str, path: str) -> None:
@@ -163,13 +233,18 @@ def _exchange_manifest(split: str, path: str) -> None:
 
 def inject(specs: list[dict]) -> None:
     """Inject the faults into `fit_batch`, or into the whole process at once."""
+    rank = os.environ.get("RANK", "0")
     in_step = [spec for spec in specs if spec["fault"] in IN_STEP]
     for spec in specs:
         if spec["fault"] == "file_size":  # a quota: writes beyond it fail
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (spec["bytes"],) * 2)
         elif spec["fault"] == "clock":
-            time.time = _ahead(time.time, spec["seconds"])
+            for name in spec.get("names", ["time"]):
+                clock = getattr(time, name)
+                setattr(time, name, _wrong(clock, spec["rate"], spec["seconds"]))
+        elif spec["fault"] in AT_ONCE and str(spec.get("rank", rank)) == rank:
+            AT_ONCE[spec["fault"]](spec)
         elif spec["fault"] == "manifest":  # prepared by other hands
             _exchange_manifest(spec["split"], spec["path"])
     fit_batch = Separation.fit_batch
@@ -230,7 +305,7 @@ def prepare_process() -> None:
     inject(json.loads(os.environ.get(FAULTS, "[]")))
     if DRAW not in os.environ:
         RunLog.curves = lambda self: None
-        speechbrain_logger.get_environment_description = lambda: ""
+        records.describe_environment = lambda repository: ""
     if path := os.environ.get(STEPS):
         report_steps(path)
     if folder := os.environ.get(DUMP):

@@ -90,7 +90,7 @@ def clock_set_back(
 ) -> None:
     """Resume a run with a clock that is a day behind."""
     run(recipe.arguments(folder), faults=[{"fault": "die", "epoch": 1, "step": 6}])
-    behind = {"fault": "clock", "seconds": -DAY}
+    behind = {"fault": "clock", "rate": 1, "seconds": -DAY}
     death = {"fault": "die", "epoch": 2, "step": 4}
     run(recipe.arguments(folder), faults=[behind, death])
     reached = saved_step(folder)

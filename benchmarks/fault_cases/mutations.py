@@ -4,6 +4,7 @@ A bench that passes without a safeguard would show nothing. Only processes of th
 apply these mutations, when the environment says so (`launch.py`).
 """
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 
 from modules.data import mixtures
 from modules.data.batch import Batch
-from modules.runtime import distributed, signals
+from modules.runtime import cli, distributed, signals
 from modules.runtime.run_lock import RunLock
 from modules.runtime.signals import StopRequest
 from modules.weights import checkpoint_files, checkpointer
@@ -120,6 +121,18 @@ def no_comparison() -> None:
     put(separation, "check_settings", lambda *args: {})
 
 
+def validations_are_finished() -> None:
+    put(StopRequest, "at_once", lambda self: contextlib.nullcontext())
+
+
+def refuses_alone() -> None:
+    put(distributed, "together", contextlib.nullcontext)
+
+
+def plain_streams() -> None:
+    put(cli, "keep_printing", lambda: None)
+
+
 def unsafe_loading() -> None:
     """Make torch.load as it was before 2.6."""
     load = torch.load
@@ -143,6 +156,9 @@ MUTATIONS = {
     "finite": Mutation("NaN weights are saved", "R6", nonfinite_is_saved),
     "seeding": Mutation("steps are not seeded", "R3", no_seeding),
     "comparison": Mutation("settings are not compared", "R12", no_comparison),
+    "at_once": Mutation("validations end", "R15", validations_are_finished),
+    "together": Mutation("each rank refuses alone", "R16", refuses_alone),
+    "streams": Mutation("streams can fail", "R17", plain_streams),
     "weights_only": Mutation("pickles are executed", "R14", unsafe_loading),
 }
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from modules.runtime.errors import DataError
 from modules.runtime.files import write_text
+from modules.runtime.signals import ignore_in_worker
 
 Job = TypeVar("Job")
 
@@ -103,7 +103,7 @@ def make_all(
             return len(todo)
         # Fresh processes: to fork one that has threads (torch, soundfile) can hang.
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, context, initializer=_ignore_ctrl_c)
+        pool = ProcessPoolExecutor(workers, context, initializer=_outlive_signals)
         try:
             for done in as_completed([pool.submit(_do, make, job) for job in todo]):
                 done.result()
@@ -126,9 +126,9 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _ignore_ctrl_c() -> None:
+def _outlive_signals() -> None:
     """Let workers finish their job: the parent alone decides to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_in_worker(0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -33,7 +33,7 @@ from modules.audio.faults import (
     promised_frames,
 )
 from modules.runtime.errors import AudioError, DataError
-from modules.runtime.files import folded, write_whole
+from modules.runtime.files import folded, open_file, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +81,7 @@ class AudioFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
-        self._plain = open(path, "rb", buffering=0)  # noqa: SIM115, closed by close
+        self._plain = open_file(path, buffering=0)
         self._sound: _Sound | None = None
         self._position = 0
         self.fault = self.note = ""

@@ -30,6 +30,20 @@ def fingerprint(paths: Iterable[str], *settings: object) -> str:
     return digest.hexdigest()[:16]
 
 
+def identity(items: Iterable[object], files: Iterable[str] = ()) -> str:
+    """Return the number of items, and a digest of them and of files.
+
+    Of files it takes size and time of change in whole seconds, which archives keep, and
+    not the path: data may move between two starts of a run.
+    """
+    items = list(items)
+    digest = hashlib.sha256(repr(items).encode(errors="surrogateescape"))
+    for path in files:
+        status = os.stat(path)
+        digest.update(f"{status.st_size} {status.st_mtime_ns // 10**9}\n".encode())
+    return f"{len(items)} ({digest.hexdigest()[:8]})"
+
+
 def measure_once(
     index: str | Path | None,
     columns: Columns,

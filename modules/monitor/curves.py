@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from modules.runtime.files import write_whole
+from modules.runtime.files import set_aside, write_whole
 from modules.runtime.tables import table_text
 
 if TYPE_CHECKING:  # slow to import, and only needed for a picture
@@ -51,7 +51,7 @@ def read_points(path: Path) -> list[Point]:
                 if kind not in ("step", "epoch"):
                     raise ValueError(kind)
                 points.append(Point(kind, int(step), name, float(value)))
-            except ValueError:
+            except (ValueError, csv.Error):
                 damaged += 1
     if damaged:
         logger.warning(f"{path}: ignored {damaged} damaged lines")
@@ -59,13 +59,17 @@ def read_points(path: Path) -> list[Point]:
 
 
 def repair(path: Path) -> None:
-    """Write the header if it is missing, and drop a last line that a kill cut off."""
+    """Write the header if it is missing, and drop a last line that a kill cut off.
+
+    What is no log of this program is set aside.
+    """
     header = table_text(COLUMNS, []).encode()
     with open(path, "ab+") as file:
         file.seek(0)
         start = file.read(len(header))
         if not header.startswith(start):
-            raise ValueError(f"{path} is not a log of this program; move it away")
+            set_aside(path)
+            return repair(path)
         if start != header:
             file.truncate(0)
             file.write(header)

@@ -11,7 +11,7 @@ Shapes: T sample, F frequency, L frame.
 import csv
 import gc
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from modules.monitor import curves
+from modules.runtime.files import naming
 from modules.runtime.tables import write_table
 
 # Spectrograms: window and smallest hop in seconds, range in dB, most frames.
@@ -30,7 +31,7 @@ class RunLog:
 
     Only the main process may have one. Everything is on disk when a call returns, so a
     killed run loses nothing. Raise an `ImportError` if TensorBoard is wanted and not
-    installed, a `ValueError` if `curves.csv` is another program's.
+    installed. A `curves.csv` of another program is set aside.
 
     Example
     -------
@@ -95,6 +96,15 @@ class RunLog:
             writer.add_image(tag, spectrogram_image(wave_T, sample_rate), epoch)
             writer.flush()
 
+    def spread(self, tag: str, rows: Sequence[Mapping[str, Any]], epoch: int) -> None:
+        """Put how scores spread over the examples into TensorBoard, if that is on."""
+        if rows and (writer := self._writer("epoch")):
+            for name in rows[0].keys() - {"id"}:
+                known = [v for row in rows if (v := row[name]) is not None]
+                if values := [value for value in known if math.isfinite(value)]:
+                    writer.add_histogram(f"{tag}/{name}", torch.tensor(values), epoch)
+            writer.flush()
+
     def rewind(self, step: int, epoch: int) -> None:
         """Forget what was logged after these finished steps and epochs.
 
@@ -122,7 +132,10 @@ class RunLog:
 
     def _add(self, kind: str, number: int, values: Mapping[str, float]) -> None:
         points = [curves.Point(kind, number, k, float(v)) for k, v in values.items()]
-        with open(self.csv_path, "a", encoding="utf-8", newline="") as file:
+        with (
+            naming(self.csv_path),
+            open(self.csv_path, "a", encoding="utf-8", newline="") as file,
+        ):
             csv.writer(file, lineterminator="\n").writerows(points)
         if writer := self._writer(kind):
             for point in points:

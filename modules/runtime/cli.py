@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import inspect
 import logging
+import os
 import re
 import sys
 import types
@@ -20,6 +21,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from modules.runtime.errors import UserError
 from modules.runtime.files import one_line
+from modules.runtime.signals import EXIT_REQUEUE, StopRun
+from modules.runtime.terminal import keep_printing
+
+logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 
@@ -27,13 +32,19 @@ INTERRUPTED = 130
 def as_command(action: Callable[[], object]) -> int:
     """Call a function; print its errors as one line where the message says all.
 
-    Returns the exit status: 0, 1 after a `UserError` or an `OSError`, 130 after Ctrl-C.
+    Returns the exit status: 0, 1 after a `UserError` or an `OSError`, 130 after Ctrl-C,
+    75 after a `StopRun`. What all ranks raise, the main one prints.
     """
+    keep_printing()
     try:
         action()
-    except (UserError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
+    except (UserError, OSError, StopRun) as error:
+        is_stop = isinstance(error, StopRun)
+        line = str(error) if is_stop else f"error: {one_line(error)}"
+        if os.environ.get("RANK", "0") == "0" or not getattr(error, "is_shared", False):
+            print(line, file=sys.stderr)
+            logger.debug(line)  # into the log of a run, should the terminal be gone
+        return EXIT_REQUEUE if is_stop else 1
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return INTERRUPTED

@@ -19,5 +19,5 @@ def check_device(name: str) -> None:
         there = f"only {count}" if count else "none"
         raise HparamsError(
             f"--device={name}: this machine has {there} of type {device.type}; leave "
-            "--device out to take the best there is"
+            "--device out to take the best there is, or start fewer processes"
         )

@@ -1,13 +1,19 @@
 """The few collective operations that training needs, on one process or many.
 
+What one rank cannot do, all refuse, with the same error and the same exit status: what
+a rank raises in `together` comes out of the next exchange of objects of every other
+one. These travel over gloo between the CPUs, whatever backend the gradients take.
+
 Legend: W ranks, B examples of this rank, K values per example.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import gc
 import os
-from collections.abc import Callable, Mapping
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +21,15 @@ import torch.distributed as dist
 from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+
+from modules.runtime.devices import check_device
+from modules.runtime.errors import UserError
+from modules.runtime.signals import StopRun, waiting
+
+#: The store by which the ranks meet; it remains when they form a group.
+_meeting: dict[str, dist.Store] = {}
+MEETING_SECONDS = 300.0
+REFUSED = "refused"
 
 
 def is_distributed() -> bool:
@@ -40,7 +55,7 @@ def init_process_group(run_opts: RunOptions, timeout_seconds: float) -> RunOptio
     next one, and the timeout is minutes, not two hours. The options returned have a
     backend that fits the device and, on accelerators, one device per local rank.
     """
-    if "RANK" not in os.environ or "LOCAL_RANK" not in os.environ:
+    if not _is_rank():
         return run_opts
     device = run_opts.device
     if device is None:
@@ -52,22 +67,37 @@ def init_process_group(run_opts: RunOptions, timeout_seconds: float) -> RunOptio
     changes: dict[str, object] = {"device": device}
     if device == "cpu":
         changes["distributed_backend"] = "gloo"
-    elif device.startswith("cuda"):
-        torch.cuda.set_device(device)
     overridden = run_opts.overridden_args | changes.keys()
     run_opts = dataclasses.replace(run_opts, **changes, overridden_args=overridden)
     if not is_distributed():
-        timeout = datetime.timedelta(seconds=timeout_seconds)
-        store, rank_, world = next(dist.rendezvous("env://", timeout=timeout))
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        check_device(device)
+        _exchange(None, None)  # what the others have refused so far
+        kind, backend = device.partition(":")[0], run_opts.distributed_backend
         dist.init_process_group(
-            run_opts.distributed_backend,
-            store=dist.PrefixStore(f"attempt{attempt}", store),
-            rank=rank_,
-            world_size=world,
-            timeout=timeout,
+            "gloo" if backend == "gloo" else f"cpu:gloo,{kind}:{backend}",
+            store=dist.PrefixStore("group", _meet()),
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=datetime.timedelta(seconds=timeout_seconds),
         )
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
     return run_opts
+
+
+def _is_rank() -> bool:
+    """Whether torchrun, or who else sets its variables, has started this process."""
+    return "RANK" in os.environ and "LOCAL_RANK" in os.environ
+
+
+def _meet() -> dist.Store:
+    """Return the store that the ranks share, with keys of torchrun's attempt alone."""
+    attempt = f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    if attempt not in _meeting:
+        timeout = datetime.timedelta(seconds=MEETING_SECONDS)
+        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+        _meeting[attempt] = dist.PrefixStore(attempt, store)
+    return _meeting[attempt]
 
 
 def leave_process_group() -> None:
@@ -110,13 +140,48 @@ def gather_columns(columns: Mapping[str, Tensor], batch_size: int) -> dict[str, 
     return dict(zip(columns, rows.split(widths, dim=1), strict=True))
 
 
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Refuse together: what this rank raises in the block, every rank raises.
+
+    The others raise it at their next exchange of objects (`gather_objects`,
+    `run_on_main`, `agreed`, the end of their block). Only errors that are no bugs are
+    passed on: a bug may come between two exchanges of tensors.
+    """
+    try:
+        yield
+        gather_objects(None)
+    except (UserError, OSError, StopRun) as error:
+        if _is_rank() and not is_shared(error):
+            try:
+                _exchange(None, error)
+            except RuntimeError as other:  # unless the others are gone
+                if is_shared(other):
+                    raise
+        raise
+
+
+def is_shared(error: BaseException) -> bool:
+    """Whether all ranks raise this error, so that one line of the main one will do."""
+    return getattr(error, "is_shared", False)
+
+
+def agreed(items: Iterable[Any]) -> Iterator[Any]:
+    """Yield items, as many on each rank, when all ranks have theirs."""
+    for item in items:
+        gather_objects(None)
+        yield item
+
+
+def look_around() -> None:
+    """Raise what another rank has refused, without waiting for it."""
+    if is_distributed() and _meeting and _meet().check([REFUSED]):
+        gather_objects(None)
+
+
 def gather_objects(item: object) -> list:
     """Return every rank's (picklable) object, in the order of ranks."""
-    if not is_distributed():
-        return [item]
-    items: list = [None] * world_size()
-    dist.all_gather_object(items, item)
-    return items
+    return _exchange(item, None) if is_distributed() else [item]
 
 
 def run_on_main(func: Callable[..., Any], *args: Any) -> Any:
@@ -126,17 +191,42 @@ def run_on_main(func: Callable[..., Any], *args: Any) -> Any:
     """
     if not is_distributed():
         return func(*args)
-    outcome: list[Any] = [None, None]
+    result, failure = None, None
     if rank() == 0:
         try:
-            outcome[0] = func(*args)
-        except Exception as error:
-            outcome[1] = error
-    dist.broadcast_object_list(outcome, src=0)
-    result, failure = outcome
-    if failure is not None:
-        raise failure
-    return result
+            result = func(*args)
+        except (Exception, StopRun) as error:
+            failure = error
+    return _exchange(result, failure)[0]
+
+
+def _exchange(item: object, failure: BaseException | None) -> list:
+    """Return every rank's object, or raise the first rank's failure on all of them."""
+    world = world_size() if is_distributed() else int(os.environ["WORLD_SIZE"])
+    pairs: list = [None] * world
+    with waiting():
+        if not is_distributed():
+            _exchange_by_store(pairs, (item, failure))
+        else:
+            if failure is not None and _meeting:
+                _meet().set(REFUSED, "")
+            dist.all_gather_object(pairs, (item, failure))
+    for _, first in pairs:
+        if first is not None:
+            first.is_shared = True
+            raise first
+    return [item for item, _ in pairs]
+
+
+def _exchange_by_store(pairs: list, mine: tuple) -> None:
+    """Fill a list by rank, once, before there is a group; the main rank leaves last."""
+    store, number, others = _meet(), os.environ["RANK"], range(len(pairs))
+    said: Any = pickle.dumps(mine)
+    store.set(f"said/{number}", said)
+    pairs[:] = [pickle.loads(store.get(f"said/{other}")) for other in others]
+    store.set(f"heard/{number}", "")
+    if number == "0":
+        store.wait([f"heard/{other}" for other in others])
 
 
 def unwrap(module: torch.nn.Module) -> torch.nn.Module:

@@ -4,9 +4,14 @@ Each message names the file, key or value and says what to do. `train.py` and th
 commands print it as one line; any other exception is a bug and shows its traceback.
 """
 
+from modules.runtime.terminal import escaped
+
 
 class UserError(Exception):
-    """Base of the errors below."""
+    """Base of the errors below; names from a stranger's files are escaped in it."""
+
+    def __str__(self) -> str:
+        return escaped(super().__str__())
 
 
 class DataError(UserError, ValueError):

@@ -1,18 +1,53 @@
 """Files that are there whole or not at all, and how they are listed and compared."""
 
 import contextlib
+import errno
 import hashlib
+import itertools
+import logging
 import os
+import stat
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+from modules.runtime.terminal import escaped
+
+logger = logging.getLogger(__name__)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What to print of an error: of the system's, the file comes first."""
     if isinstance(error, OSError) and error.filename:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error)
+        return escaped(f"{error.filename}: {error.strerror or error}")
+    return escaped(str(error))
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Give a system's error in the block, that names no file, the name of this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def set_aside(path: Path) -> None:
+    """Rename what is damaged, or in the place of something else, and say so."""
+    names = (path.with_name(f"{path.name}.aside{n or ''}") for n in itertools.count())
+    target = next(name for name in names if not os.path.lexists(name))
+    os.rename(path, target)
+    logger.warning(f"{path} is damaged or in the way: renamed to {target.name}")
+
+
+def open_file(path: str | Path, buffering: int = -1) -> BinaryIO:
+    """Open an ordinary file to read; a pipe, a socket or a device is never opened."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a folder says so itself
+        raise OSError(errno.EINVAL, "not an ordinary file", os.fspath(path))
+    return open(path, "rb", buffering=buffering)
 
 
 def folded(name: str) -> str:
@@ -83,8 +118,8 @@ def write_text(path: str | Path, text: str, sync: bool = True) -> Path:
 
 def fingerprint(path: Path) -> list[int | str]:
     """Size and digest of a file; SHA-256, which CPUs of today compute in hardware."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with open_file(path) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         return [file.tell(), digest]
 
 

@@ -1,6 +1,6 @@
-"""One job per output folder: two would overwrite each other's checkpoints.
+"""One job per folder that is written: two would overwrite each other's checkpoints.
 
-The lock is `flock` on a file in the folder, whose text says who holds it. The system
+The lock is `flock` on a file in each folder, whose text says who holds it. The system
 drops it when the process dies, however it dies, so nobody has to remove the file.
 """
 
@@ -15,12 +15,13 @@ from speechbrain.utils.distributed import get_rank
 
 from modules.runtime.distributed import is_distributed, run_on_main
 from modules.runtime.errors import FolderInUse
+from modules.runtime.files import naming
 
 LOCK_FILE = ".lock"
 
 
 class RunLock:
-    """Hold a folder for this job; a context manager.
+    """Hold folders for this job; a context manager.
 
     Rank 0 takes the lock for all ranks of the job. Use it before anything is written
     or cleaned in the folder, which includes the checkpointer's leftovers. `patience` is
@@ -36,10 +37,10 @@ class RunLock:
     modules.runtime.errors.FolderInUse: ... is in use by process ... on ...
     """
 
-    def __init__(self, folder: str | Path, patience: float = 3.0) -> None:
-        self.path = Path(folder) / LOCK_FILE
+    def __init__(self, *folders: str | Path, patience: float = 3.0) -> None:
+        self.folders = sorted({Path(folder).resolve() for folder in folders})
         self.patience = patience
-        self._descriptor: int | None = None
+        self._descriptors: list[int] = []
         # A forked data worker shares the lock with its parent and can outlive it by
         # seconds, in which it must not keep the next job out.
         os.register_at_fork(after_in_child=self.release)
@@ -47,22 +48,30 @@ class RunLock:
     def acquire(self) -> "RunLock":
         """Take the lock or raise `FolderInUse`; call it on every rank."""
         if is_distributed():
-            run_on_main(self._lock)
+            run_on_main(self._lock_all)
         elif get_rank() in (None, 0):
-            self._lock()
+            self._lock_all()
         return self
 
     def release(self) -> None:
         """Give the lock back, if it is held."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
-    def _lock(self) -> None:
-        if self._descriptor is not None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+    def _lock_all(self) -> None:
+        if not self._descriptors:
+            try:
+                for folder in self.folders:
+                    with naming(folder / LOCK_FILE):
+                        self._lock(folder)
+            except BaseException:
+                self.release()
+                raise
+
+    def _lock(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        self._descriptors.append(descriptor)
         deadline = time.monotonic() + self.patience
         while True:
             with contextlib.suppress(BlockingIOError):
@@ -70,9 +79,8 @@ class RunLock:
                 break
             if time.monotonic() >= deadline:
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
-                os.close(descriptor)
                 raise FolderInUse(
-                    f"{self.path.parent} is in use by {holder or 'another process'}; "
+                    f"{folder} is in use by {holder or 'another process'}; "
                     "wait until it ends or choose another output folder"
                 )
             time.sleep(0.05)
@@ -80,7 +88,6 @@ class RunLock:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         holder = f"process {os.getpid()} on {socket.gethostname()} since {started}\n"
         os.pwrite(descriptor, holder.encode(), 0)
-        self._descriptor = descriptor
 
     def __enter__(self) -> "RunLock":
         return self.acquire()

@@ -1,7 +1,9 @@
-"""Stopping on request: a signal becomes a flag that training reads between steps.
+"""Stopping on request: at once, or where nothing is lost.
 
 Batch systems warn with SIGTERM or SIGUSR1, people with Ctrl-C, a terminal that closes
-with SIGHUP (which `nohup` has ignored); each means "write a checkpoint and go".
+with SIGHUP (which `nohup` has ignored); each means "write a checkpoint and go". While
+data are prepared, in a validation and in the test the handler itself raises `StopRun`:
+no song is too long to be broken off. Training waits for a step to end (`later`).
 `EXIT_REQUEUE` (75, EX_TEMPFAIL) tells a batch system that the same command continues
 the run.
 
@@ -15,6 +17,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -25,28 +28,51 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
-class StopRun(Exception):
-    """The run was asked to stop and has saved what it had to."""
+class StopRun(BaseException):
+    """The run was asked to stop and has saved what it had to; no mere error."""
 
 
 class StopRequest:
-    """Collects stop signals while it is entered; a second Ctrl-C interrupts at once.
+    """Raises `StopRun` at a stop signal, once; a second Ctrl-C always interrupts.
 
     Example
     -------
     >>> with StopRequest() as stop:
-    ...     signal.raise_signal(signal.SIGTERM)
-    ...     stop.received
-    'SIGTERM'
+    ...     with stop.later():
+    ...         signal.raise_signal(signal.SIGTERM)
+    ...         print(stop.received)
+    Traceback (most recent call last):
+    modules.runtime.signals.StopRun: stopped by SIGTERM; the same command continues
     """
+
+    #: Whether a signal is only noted; of the process, as its signal handlers are.
+    waits = False
 
     def __init__(self) -> None:
         self.received: str | None = None
         self._previous: dict[int, Any] = {}
-        self._terminals: list[int] = []
+
+    @contextlib.contextmanager
+    def later(self) -> Iterator[None]:
+        """In this block only note a request; raise it at the end."""
+        with waiting(True):
+            yield
+        if not StopRequest.waits:
+            self.check()
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """In a block of `later`, raise at once all the same."""
+        with waiting(False):
+            self.check()
+            yield
+
+    def check(self) -> None:
+        """Raise `StopRun` if a stop was asked for."""
+        if self.received is not None:
+            raise StopRun(f"stopped by {self.received}; the same command continues")
 
     def __enter__(self) -> "StopRequest":
-        self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
         for number in _SIGNALS:
             # An ignored SIGHUP is meant (nohup). An ignored SIGINT is not: a shell sets
             # it for all that it starts in the background.
@@ -63,17 +89,27 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == "SIGINT":
             raise KeyboardInterrupt
-        if number == signal.SIGHUP:  # the terminal is gone: nobody reads it
-            null = os.open(os.devnull, os.O_WRONLY)
-            for descriptor in self._terminals:
-                os.dup2(null, descriptor)
-        name = signal.Signals(number).name
-        if self.received is None and os.environ.get("RANK", "0") == "0":
+        is_first = self.received is None
+        self.received = signal.Signals(number).name
+        if not is_first:
+            return
+        if not StopRequest.waits:
+            self.check()
+        if os.environ.get("RANK", "0") == "0":
             again = "; once more: at once" if number == signal.SIGINT else ""
-            line = f"{name}: stops with a checkpoint after this optimizer step{again}"
+            what = "stops with a checkpoint after this optimizer step"
             with contextlib.suppress(OSError):
-                os.write(2, f"\n{line}\n".encode())
-        self.received = name
+                os.write(2, f"\n{self.received}: {what}{again}\n".encode())
+
+
+@contextlib.contextmanager
+def waiting(waits: bool = True) -> Iterator[None]:
+    """Decide whether a stop signal in this block waits to be asked for."""
+    before, StopRequest.waits = StopRequest.waits, waits
+    try:
+        yield
+    finally:
+        StopRequest.waits = before
 
 
 def follow_torchrun() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from modules.runtime.errors import DataError
-from modules.runtime.files import write_text
+from modules.runtime.files import open_file, write_text
 
 
 def read_cells(
@@ -19,7 +19,8 @@ def read_cells(
     not valid CSV.
     """
     try:
-        raw = Path(path).read_bytes()
+        with open_file(path) as file:
+            raw = file.read()
     except FileNotFoundError:
         raise DataError(f"{path}: {if_missing}") from None
     except OSError as error:

@@ -24,7 +24,7 @@ from modules.runtime.errors import (
     DamagedCheckpoint,
     NonFiniteWeights,
 )
-from modules.runtime.files import fingerprint, fsync
+from modules.runtime.files import fingerprint, fsync, open_file
 from modules.runtime.tensors import first_mismatch, is_finite, shapes_of
 
 MANIFEST = "manifest"
@@ -71,13 +71,18 @@ def read_checkpoint(path: Path, check_digests: bool = False) -> Checkpoint:
     Raise a `DamagedCheckpoint` that says which file is missing or differs.
     """
     try:
-        body, mark, line = (path / METAFNAME).read_bytes().rpartition(DIGEST_LINE)
+        if path.is_symlink():
+            raise DamagedCheckpoint("it is a link, not a folder")
+        with open_file(path / METAFNAME) as file:
+            body, mark, line = file.read().rpartition(DIGEST_LINE)
         if not mark or line != _digest(body).encode() + b"\n":
             raise DamagedCheckpoint(
                 f"{METAFNAME} is damaged or not written by AtomicCheckpointer"
             )
         meta = yaml.load(body, _LOADER)
         for name, (size, digest) in meta[MANIFEST].items():
+            if name != Path(name).name or (path / name).is_symlink():
+                raise DamagedCheckpoint(f"{name!r} is no file in its folder")
             present = (path / name).stat().st_size
             if present != size:
                 raise DamagedCheckpoint(f"{name} has {present} of {size} bytes")

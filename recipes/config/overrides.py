@@ -6,11 +6,13 @@ YAML hands it to (`separator: !new:... {layers: !ref <layers>}`), or else the ty
 its values have in the YAML files (the run's own and those that it extends).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any
 
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, TaggedScalar
+from ruamel.yaml.tag import Tag
 
 from modules.runtime.errors import HparamsError
 from recipes.config.kinds import Kind, kind_of
@@ -68,7 +70,19 @@ def _merged(
         )
     kind = kind or _kind_of_values(defaults)
     shown = [d for d in defaults if d not in (None, ...) and not isinstance(d, dict)]
-    return value if kind is None else kind.fitted(path, value, *shown[-1:])
+    value = value if kind is None else kind.fitted(path, value, *shown[-1:])
+    return _referring(value)
+
+
+def _referring(value: Any) -> Any:
+    """Return a value in whose texts `<key>` stands for that of a key, as in a file."""
+    if isinstance(value, list):
+        return [_referring(item) for item in value]
+    if not (isinstance(value, str) and re.search("<[^<>]+>", value)):
+        return value
+    scalar = TaggedScalar(value)
+    scalar.yaml_set_ctag(Tag(suffix="!ref"))
+    return scalar
 
 
 def _kind_of_values(values: Sequence[Any]) -> Kind | None:

@@ -269,6 +269,7 @@ def test_the_mean_of_the_last_epochs_is_tested(arguments, tmp_path):
     states = [
         torch.load(path, weights_only=True)
         for path in sorted((tmp_path / "run" / "save").glob("CKPT+*/separator.ckpt"))
+        if "\nepoch: " in f"\n{path.with_name('CKPT.yaml').read_text()}"
     ]
     assert len(states) == 2
     assert (tmp_path / "run" / "test_results.csv").is_file()

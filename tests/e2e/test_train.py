@@ -1,23 +1,36 @@
 """train.py as a user calls it: a run, a resume, every run option."""
 
 import json
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from modules.data import utterances
 from modules.monitor.curves import read_points
-from modules.runtime.errors import CheckpointMismatch, DataError, HparamsError
+from modules.monitor.logs import RunLog
+from modules.runtime.errors import (
+    CheckpointMismatch,
+    DataError,
+    FolderInUse,
+    HparamsError,
+)
+from modules.runtime.run_lock import RunLock
 from modules.runtime.signals import StopRun
-from modules.weights.checkpointer import AtomicCheckpointer
 from recipes.separation import Separation
+from recipes.speech import SpeechSeparation
 from tests import ROOT
 from tests.modules.monitor.listen.examples import data_of
 from tests.toy import make_corpus, same_weights, weights_of
@@ -189,9 +202,6 @@ def test_signals_save_and_the_same_command_ends_with_the_same_bits(
 
 
 def test_a_second_job_in_the_folder_is_refused(toy_arguments, tmp_path):
-    from modules.runtime.errors import FolderInUse
-    from modules.runtime.run_lock import RunLock
-
     with (
         RunLock(tmp_path / "run"),
         pytest.raises(FolderInUse, match=str(tmp_path / "run")),
@@ -305,11 +315,12 @@ def test_ckpt_interval_minutes(toy_arguments, monkeypatch):
         "_save_intra_epoch_ckpt",
         lambda self: (saves.append(self.step), save(self)),
     )
-    clock = time.time
+    clock = time.monotonic
     ticks = iter(range(10**6))
-    monkeypatch.setattr("time.time", lambda: clock() + 30 * next(ticks))
+    monkeypatch.setattr("time.monotonic", lambda: clock() + 30 * next(ticks))
+    monkeypatch.setattr("time.time", lambda: 0.0)  # set back, and stopped
     train.main(toy_arguments(ckpt_interval_minutes=1, N_epochs=1))
-    assert saves, "a minute of the clock passed at every second look at it"
+    assert len(saves) > 1, "a minute of the clock passed at every second look at it"
 
 
 def test_both_ckpt_intervals_are_refused(toy_arguments):
@@ -524,19 +535,115 @@ def test_never_validated_the_newest_is_tested(toy_arguments, tmp_path):
     assert "valid" not in log and "epoch loaded: 2 - test si_snr" in log
 
 
-def test_a_stop_asked_for_during_validation_keeps_the_epoch(
+def test_a_stop_is_heard_inside_of_any_example(toy_arguments, tmp_path, monkeypatch):
+    """In a validation, in the test, while levels are measured: the same bits after."""
+    monkeypatch.setattr(RunLog, "curves", lambda self: None)  # which takes longest
+    settings = {"ema_decay": 0.9, "grad_accumulation_factor": 4}
+    straight = tmp_path / "straight"
+    train.main(toy_arguments(output_folder=straight, **settings))
+
+    def ask(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+
+    def stops_in(owner: object, name: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, ask)
+            with pytest.raises(StopRun, match="SIGTERM; the same command continues"):
+                train.main(toy_arguments(**settings))
+
+    stops_in(utterances, "_measure_file")
+    for _ in range(2):
+        stops_in(SpeechSeparation, "separate")
+        assert "epoch" not in meta_of(tmp_path / "run")
+        assert brain_state(tmp_path / "run")["step"] == 6, "all of it is saved"
+    stops_in(Separation, "_load_for_evaluation")
+    stops_in(SpeechSeparation, "separate")
+    assert meta_of(tmp_path / "run")["epoch"] == 2
+    train.main(toy_arguments(**settings))
+
+    assert same_weights(weights_of(straight), weights_of(tmp_path / "run"))
+    names = ("train_log.txt", "test_results.csv", "validation/epoch_0002.csv")
+    for name in names:
+        assert (straight / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+def test_what_lies_in_the_place_of_a_record_is_set_aside(
     toy_arguments, tmp_path, monkeypatch
 ):
-    evaluate_batch = Separation.evaluate_batch
+    """None of these files is worth more than the run."""
+    monkeypatch.setattr(RunLog, "curves", lambda self: None)  # which takes longest
+    run = tmp_path / "run"
+    train.main(toy_arguments(N_epochs=1))
+    for name in ("log.txt", "env.log", "test_results.csv"):
+        (run / name).unlink()
+        (run / name).mkdir()
+    (run / "curves.csv").write_bytes(b"mine\n")
+    (run / "train_log.txt").write_bytes(b"\xff\xfe\n")
+    (run / "validation" / "epoch_0001.csv").unlink()
+    (run / "validation").rmdir()
+    (run / "validation").write_text("")
+    shutil.rmtree(run / "audio")
+    (run / "audio").write_text("")
+    (run / "save" / "utterances.csv").write_bytes(b"\0")
+    train.main(toy_arguments(N_epochs=2))
+    assert (run / "curves.csv.aside").read_bytes() == b"mine\n"
+    assert (run / "train_log.txt.aside").read_bytes() == b"\xff\xfe\n"
+    aside = {path.name for path in run.glob("*.aside")}
+    assert aside >= {"log.txt.aside", "env.log.aside", "validation.aside"}
+    assert (run / "validation" / "epoch_0002.csv").is_file()
+    said = (run / "log.txt").read_text()
+    assert said.count("curves.csv is damaged or in the way") == 1
 
-    def ask(self, batch, stage):
-        signal.raise_signal(signal.SIGTERM)
-        return evaluate_batch(self, batch, stage)
 
-    monkeypatch.setattr(Separation, "evaluate_batch", ask)
-    with pytest.raises(StopRun, match="after epoch 1"):
-        train.main(toy_arguments())
-    assert meta_of(tmp_path / "run")["epoch"] == 1
+def test_records_are_of_this_environment_and_of_this_run(toy_arguments, tmp_path):
+    train.main(toy_arguments(N_epochs=1, tensorboard=True))
+    run = tmp_path / "run"
+    said = (run / "env.log").read_text()
+    assert sys.executable in said and f"torch=={version('torch')}\n" in said
+    lines = (run / "log.txt").read_text().splitlines()
+    details = [line for line in lines if " - DEBUG - " in line]
+    assert details and all(" - modules." in line for line in details)
+    rows = (run / "validation" / "epoch_0001.csv").read_text().splitlines()
+    assert rows[0] == "id,loss,si_snr,si_snr_i" and len(rows) == 4
+    logged = {point.name: point.value for point in read_points(run / "curves.csv")}
+    assert logged["valid/loss"] == -logged["valid/si_snr"]
+    events = EventAccumulator(str(run / "tensorboard" / "epochs")).Reload()
+    assert events.Scalars("valid/loss")[0].value == pytest.approx(logged["valid/loss"])
+    assert "valid/si_snr" in events.Tags()["histograms"]
+
+
+def test_a_resume_with_other_data_is_refused(toy_arguments, tmp_path, monkeypatch):
+    """As many files, of the same names and lengths."""
+    monkeypatch.setattr(RunLog, "curves", lambda self: None)  # which takes longest
+    corpus = make_corpus(tmp_path / "data")
+    for mixing, text in ((True, "talkers: 12 ("), (False, "train files: 6 (")):
+        given = {"data_folder": corpus, "dynamic_mixing": mixing, "valid_every": 0}
+        given["output_folder"] = tmp_path / text[:5]
+        train.main(toy_arguments(N_epochs=1, **given))
+        moved = corpus.rename(corpus.with_name(f"moved{mixing}"))
+        given["data_folder"] = corpus = moved
+        train.main(toy_arguments(N_epochs=2, **given))
+        path = sorted(moved.glob("wav8k/min/tr/s1/*.wav"))[0]
+        wave, rate = soundfile.read(path)
+        mixture = path.parent.parent / "mix" / path.name
+        whole, _ = soundfile.read(mixture)
+        soundfile.write(mixture, whole + wave, rate, subtype="FLOAT")
+        soundfile.write(path, 2 * wave, rate, subtype="FLOAT")
+        os.utime(path, (1, 1))
+        with pytest.raises(HparamsError, match=re.escape(text)) as refusal:
+            train.main(toy_arguments(N_epochs=3, **given))
+        assert "\n" not in str(refusal.value)
+        train.main(toy_arguments(N_epochs=3, allow_changes=True, **given))
+
+
+def test_a_folder_of_checkpoints_is_locked_too(toy_arguments, tmp_path):
+    shared = {"save_folder": tmp_path / "<experiment_name>"}
+    with (
+        RunLock(tmp_path / "toy"),
+        pytest.raises(FolderInUse, match=str(tmp_path / "toy")),
+    ):
+        train.main(toy_arguments(**shared))
 
 
 def test_averaged_weights_can_be_switched_on_at_a_resume(toy_arguments, tmp_path):
@@ -589,7 +696,7 @@ def test_an_epoch_is_logged_once_although_its_checkpoint_was_lost(
     def die(*_: object, **__: object) -> None:
         raise Killed
 
-    monkeypatch.setattr(AtomicCheckpointer, "save_and_keep_only", die)
+    monkeypatch.setattr("recipes.separation.save_epoch", die)
     with pytest.raises(Killed):
         train.main(toy_arguments(N_epochs=1))
     log = tmp_path / "run" / "train_log.txt"

@@ -11,7 +11,7 @@ from recipes.checkpoints import SaveClock
 def clock(monkeypatch) -> list[float]:
     """The time, as the first item of a list."""
     now = [1000.0]
-    monkeypatch.setattr(time, "time", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 

@@ -169,12 +169,16 @@ def test_damaged_lines_are_left_out_and_reported(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_a_foreign_file_is_not_touched(tmp_path):
+def test_a_foreign_file_is_set_aside(tmp_path, caplog):
     path = tmp_path / "curves.csv"
     path.write_text("epoch;loss\n1;2\n")
-    with pytest.raises(ValueError, match=r"curves.csv is not a log of this program"):
-        RunLog(tmp_path, tensorboard=False)
-    assert path.read_text() == "epoch;loss\n1;2\n"
+    RunLog(tmp_path, tensorboard=False).scalars(1, loss=2.0)
+    assert (tmp_path / "curves.csv.aside").read_text() == "epoch;loss\n1;2\n"
+    assert path.read_text() == "kind,step,name,value\nstep,1,loss,2.0\n"
+    path.write_text("another")
+    RunLog(tmp_path, tensorboard=False)
+    assert (tmp_path / "curves.csv.aside1").read_text() == "another"
+    assert len(caplog.messages) == 2
 
 
 def test_curves_are_drawn_for_every_state_of_a_run(tmp_path):

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ import torch.multiprocessing as mp
 from speechbrain.utils.run_opts import RunOptions
 
 from modules.runtime import distributed
+from modules.runtime.errors import DataError
+from modules.runtime.signals import StopRun
 
 WORLD = 3
 
@@ -51,6 +55,30 @@ def fail() -> None:
     raise FileNotFoundError("/data/none is missing")
 
 
+def batches(rank: int) -> Iterator[int]:
+    """Two batches; the second cannot be read on the middle rank."""
+    yield 1
+    if rank == 1:
+        raise DataError("b.wav: cannot be read")
+    yield 2
+
+
+def join_before_the_group(rank: int) -> None:
+    if rank == 1:
+        raise DataError("no such device")
+    distributed._exchange(None, None)
+
+
+def long_validation(rank: int) -> None:
+    """Rank 2 is stopped; the others notice before the end of their share."""
+    if rank == 2:
+        raise StopRun("stopped")
+    for _ in range(2000):
+        distributed.look_around()
+        time.sleep(0.01)
+    raise AssertionError("nobody noticed")
+
+
 def one_rank(rank: int, port: int, folder: str) -> None:
     os.environ.update(
         RANK=str(rank),
@@ -60,8 +88,21 @@ def one_rank(rank: int, port: int, folder: str) -> None:
         MASTER_PORT=str(port),
         CUDA_VISIBLE_DEVICES="",
     )
+
+    def refuse(action: Callable[[], object]) -> tuple:
+        try:
+            with distributed.together():
+                action()
+        except (DataError, StopRun) as error:
+            return str(error), distributed.is_shared(error)
+        return ("not refused",)
+
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
+    first = refuse(lambda: join_before_the_group(rank))
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "2"
     options = distributed.init_process_group(RunOptions(), 60)
     seen = {
+        "before the group": first,
         "device": options.device,
         "backend": options.distributed_backend,
         "place": (distributed.rank(), distributed.world_size()),
@@ -79,6 +120,11 @@ def one_rank(rank: int, port: int, folder: str) -> None:
         seen["error"] = str(error)
     # Still in step after the failure.
     seen["after"] = distributed.gather_objects(rank)
+    distributed.look_around()  # nobody has refused
+    seen["no refusal"] = refuse(lambda: None)
+    seen["a batch"] = refuse(lambda: list(distributed.agreed(batches(rank))))
+    seen["a stop"] = refuse(lambda: long_validation(rank))
+    seen["in step"] = distributed.gather_objects(rank)
     torch.save(seen, f"{folder}/{rank}.pt")
     distributed.leave_process_group()
 
@@ -98,6 +144,11 @@ def test_three_ranks_see_the_same(tmp_path):
         assert seen["from_main"] == ranks[0]["pid"]
         assert seen["error"] == "/data/none is missing"
         assert seen["after"] == [0, 1, 2]
+        assert seen["before the group"] == ("no such device", True)
+        assert seen["no refusal"] == ("not refused",)
+        assert seen["a batch"] == ("b.wav: cannot be read", True)
+        assert seen["a stop"] == ("stopped", True)
+        assert seen["in step"] == [0, 1, 2]
         examples_WKB = seen["examples"]
         assert examples_WKB.shape == (WORLD, 2, WORLD)
         for other in range(WORLD):

@@ -6,7 +6,16 @@ import os
 import pytest
 import torch
 
-from modules.runtime.files import write_text, write_whole
+from modules.audio.io import open_audio
+from modules.runtime.errors import AudioError, DataError
+from modules.runtime.files import (
+    naming,
+    one_line,
+    open_file,
+    write_text,
+    write_whole,
+)
+from modules.runtime.tables import read_cells
 from modules.runtime.tensors import first_mismatch, read_tensors, save_tensors
 
 
@@ -27,6 +36,25 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, sync):
         assert path.read_bytes() == b"old\r\n"
     assert path.read_text() == "new"
     assert os.listdir(path.parent) == ["file"]
+
+
+def test_a_pipe_is_refused_and_never_opened(tmp_path):
+    """To open one waits for ever, where no signal is heard in a thread."""
+    path = tmp_path / "a.wav"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="not an ordinary file") as error:
+        open_file(path)
+    assert error.value.filename == str(path)
+    with pytest.raises(AudioError, match=r"a\.wav: cannot be read .*not an ordinary"):
+        open_audio(path)
+    with pytest.raises(DataError, match=r"a\.wav: cannot be read .*not an ordinary"):
+        read_cells(path)
+
+
+def test_an_error_without_a_name_gets_one(tmp_path):
+    with pytest.raises(OSError) as error, naming(tmp_path):
+        raise OSError(errno.ENOLCK, "No locks\x1b available")
+    assert one_line(error.value) == f"{tmp_path}: No locks\\x1b available"
 
 
 def test_the_error_of_a_full_disk_names_the_file(tmp_path):

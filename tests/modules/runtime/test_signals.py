@@ -10,17 +10,19 @@ import time
 
 import pytest
 
-from modules.runtime.signals import StopRequest, ignore_in_worker
+from modules.runtime.signals import StopRequest, StopRun, ignore_in_worker
+from modules.runtime.terminal import keep_printing
 
 RANK = """
 import os, time
 from modules.runtime.signals import StopRequest
-with StopRequest() as stop:
+with StopRequest() as stop, stop.later():
     print(os.getpid(), flush=True)
     deadline = time.monotonic() + 20
     while stop.received is None and time.monotonic() < deadline:
         time.sleep(0.01)
     print(stop.received, flush=True)
+    os._exit(0)
 """
 TORCHRUN = """
 import subprocess, sys, time
@@ -43,23 +45,42 @@ def default_signals():
 
 def test_what_the_shell_ignores_for_the_background_is_heard():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with StopRequest() as stop:
+    with pytest.raises(StopRun, match="SIGINT"), StopRequest():
         signal.raise_signal(signal.SIGINT)
-        assert stop.received == "SIGINT"
 
 
 def test_the_first_ctrl_c_asks_and_the_second_interrupts():
     before = signal.getsignal(signal.SIGINT)
-    with StopRequest() as stop:
+    with StopRequest() as stop, pytest.raises(KeyboardInterrupt), stop.later():
         signal.raise_signal(signal.SIGINT)
         assert stop.received == "SIGINT"
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before
 
 
+def test_a_request_is_heard_at_once_unless_it_has_to_wait():
+    reached = []
+    with pytest.raises(StopRun, match="SIGTERM"), StopRequest() as stop:
+        with stop.later():
+            reached.append("step")
+            signal.raise_signal(signal.SIGTERM)
+            reached.append("checkpoint")
+            with contextlib.suppress(StopRun), stop.at_once():
+                reached.append("validation")
+            assert StopRequest.waits
+        reached.append("test")
+    assert reached == ["step", "checkpoint"] and not StopRequest.waits
+    with StopRequest() as stop, stop.later():
+        with pytest.raises(StopRun), stop.at_once():
+            signal.raise_signal(signal.SIGTERM)
+            reached.append("validation")
+        signal.raise_signal(signal.SIGTERM)  # only the first one is raised
+        stop.received = None
+    assert reached == ["step", "checkpoint"]
+
+
 def test_asking_says_so_once(capfd):
-    with StopRequest():
+    with pytest.raises(StopRun), StopRequest() as stop, stop.later():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
     said = capfd.readouterr().err
@@ -67,9 +88,8 @@ def test_asking_says_so_once(capfd):
 
 
 def test_a_closed_terminal_asks_too_unless_it_is_ignored():
-    with StopRequest() as stop:
+    with pytest.raises(StopRun, match="SIGHUP"), StopRequest():
         signal.raise_signal(signal.SIGHUP)
-        assert stop.received == "SIGHUP"
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         with StopRequest() as stop:
@@ -84,13 +104,16 @@ def test_writing_to_a_terminal_that_has_closed_is_no_error():
     pid, terminal = pty.fork()
     if pid == 0:
         status = 1
-        with contextlib.suppress(BaseException), StopRequest() as stop:
-            os.write(1, b"ready")
-            deadline = time.monotonic() + 20
-            while stop.received is None and time.monotonic() < deadline:
-                time.sleep(0.01)
-            os.write(1, b"not an error\n")
-            status = 3 if stop.received == "SIGHUP" else 2
+        with contextlib.suppress(BaseException):
+            sys.stdout = sys.__stdout__  # not pytest's
+            keep_printing()
+            try:
+                with StopRequest():
+                    os.write(1, b"ready")
+                    time.sleep(20)
+            except StopRun:
+                print("not an error", flush=True)
+                status = 3
         os._exit(status)
     assert os.read(terminal, 5) == b"ready"
     os.close(terminal)

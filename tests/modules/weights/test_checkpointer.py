@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import resource
+import shutil
 import signal
 import statistics
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.nnet.schedulers import NewBobScheduler
 from torch import nn
@@ -206,6 +208,31 @@ def test_only_damaged_checkpoints_is_an_error_and_not_a_fresh_start(tmp_path):
     flip_a_bit(job.checkpointer.find_checkpoint().path / "model.ckpt")
     with pytest.raises(DamagedCheckpoint, match="model.ckpt does not match its digest"):
         restarted(tmp_path)
+
+
+def test_links_and_manifests_that_lead_outside_are_left_out(tmp_path, caplog):
+    saved = Job(tmp_path / "a", value=1).checkpointer.save_checkpoint()
+    job = Job(tmp_path / "b", value=2)
+    job.checkpointer.save_checkpoint()
+    link = tmp_path / "b" / "CKPT+00000009"
+    link.symlink_to(saved.path, target_is_directory=True)
+    (tmp_path / "b" / "best").symlink_to("CKPT+00000001", target_is_directory=True)
+    copy = shutil.copytree(saved.path, tmp_path / "b" / "CKPT+00000008")
+    meta = yaml.safe_load((copy / "CKPT.yaml").read_text())
+    manifest = meta["manifest"]
+    manifest["../../secret.ckpt"] = manifest.pop("model.ckpt")
+    os.rename(copy / "model.ckpt", tmp_path / "secret.ckpt")
+    body = yaml.safe_dump(meta).encode()
+    digest = checkpoint_files._digest(body).encode()
+    (copy / "CKPT.yaml").write_bytes(
+        body + checkpoint_files.DIGEST_LINE + digest + b"\n"
+    )
+    job.put(5)
+    assert job.checkpointer.recover_if_possible().path.name == "CKPT+00000001"
+    assert job.values() == {2}
+    said = [text for text in caplog.messages if "is damaged and left out" in text]
+    assert len(said) == 2 and any("it is a link" in text for text in said)
+    assert any("'../../secret.ckpt' is no file in its folder" in text for text in said)
 
 
 def test_a_damaged_one_does_not_stand_for_those_without_the_metric(tmp_path):

@@ -190,7 +190,7 @@ def test_a_checkpoint_of_sepreformer(tmp_path, per_level):
     source = SepReformer(**sizes, **options).eval()
     content = {"epoch": 3, "model_state_dict": source.state_dict(), "train_loss": 0.5}
     torch.save(content, tmp_path / "epoch.0180.pth")
-    network, rate, sources = load_separator(tmp_path)
+    network, rate, sources, _ = load_separator(tmp_path)
     assert (rate, sources) == (8000, ["s1", "s2", "s3"])
     mixture = torch.randn(1, 500)
     assert torch.equal(network(mixture), source(mixture))
@@ -217,7 +217,7 @@ def test_a_tf_locoformer_of_espnet(tmp_path):
         "encoder_conf: {n_fft: 64, hop_length: 16}\n"
         "model_conf: {normalize_variance: true}\n"
     )
-    network, rate, sources = load_separator(tmp_path, 8000)
+    network, rate, sources, _ = load_separator(tmp_path, 8000)
     assert (rate, sources) == (8000, ["s1", "s2", "s3"])
     mixture = torch.randn(1, 500)
     assert torch.equal(network(mixture), source.eval()(mixture))
