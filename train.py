@@ -8,8 +8,12 @@ The same command again resumes. `--test_only` scores the best checkpoint,
 `--help`, before or after the YAML, lists them.
 """
 
+import platform
+import re
+import shlex
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 from modules.monitor.records import begin_records
@@ -21,6 +25,7 @@ from modules.runtime.signals import EXIT_REQUEUE, StopRequest
 from recipes.config.load import load
 from recipes.config.settings import settings_of
 from recipes.config.usage import usage
+from recipes.evaluation import make_manifests
 from recipes.report import OnMetrics
 
 
@@ -60,7 +65,10 @@ def main(arguments: Sequence[str], on_metrics: OnMetrics | None = None) -> dict 
             apart = run_opts.debug and not run_opts.debug_persistently
             run_folder = output_folder / "debug" if apart else output_folder
             distributed.run_on_main(begin_records, run_folder, Path(__file__))
-            manifests = distributed.run_on_main(hparams["prepare"])
+            manifests = distributed.run_on_main(
+                make_manifests,
+                *(hparams["prepare"], run_opts.test_only, hparams["test_folder"]),
+            )
             if hparams["pretrained"]:
                 hparams["load_pretrained"](hparams["separator"], hparams["pretrained"])
 
@@ -77,11 +85,28 @@ def main(arguments: Sequence[str], on_metrics: OnMetrics | None = None) -> dict 
             train_set, valid_set, test_set = brain.make_loaders(manifests)
             # Last, so that a refused command leaves an earlier run's file alone.
             path = run_folder / "hyperparams.yaml"
-            distributed.run_on_main(write_text, path, resolved)
+            notes = training_notes(path, arguments, run_opts.test_only)
+            distributed.run_on_main(write_text, path, notes + resolved)
             brain.fit(hparams["epoch_counter"], train_set, valid_set)
             brain.evaluate(test_set, max_key=brain.monitor)
             brain.report()
             return brain.summary
+
+
+def training_notes(path: Path, arguments: Sequence[str], test_only: bool) -> str:
+    """Return comments for the head of a run's YAML: how it was trained, with what.
+
+    A test leaves those of the training.
+    """
+    if test_only:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        return "".join(re.findall(r"^# (?:command|versions): .*\n", text, re.M))
+    versions = f"python {platform.python_version()}"
+    for name in ("torch", "speechbrain"):
+        versions += f", {name} {metadata.version(name)}"
+    return (
+        f"# command: python train.py {shlex.join(arguments)}\n# versions: {versions}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ separates and one that scores.
 Legend: B batch, S source, T sample; waves of music have a channel dimension before T.
 """
 
+import inspect
 import itertools
 import logging
 import math
@@ -41,6 +42,23 @@ def silent_talkers(id_: str, target_ST: Tensor) -> list[str]:
     """Name the example if a target is silent once its mean is removed."""
     is_silent = bool((target_ST.var(-1, correction=0) <= SILENCE).any())
     return [id_] if is_silent else []
+
+
+def make_manifests(
+    prepare: Callable[..., dict[str, str]], test_only: bool, test_folder: str | None
+) -> dict[str, str]:
+    """Call a data set's `prepare`; only for the test set where that is enough.
+
+    Raise an `HparamsError` if the data set cannot be tested on another folder.
+    """
+    takes, given = inspect.signature(prepare).parameters, {}
+    if test_folder and "test_folder" not in takes:
+        raise HparamsError("test_folder: this data set's prepare does not take it")
+    if test_folder:
+        given["test_folder"] = test_folder
+    if test_only and "splits" in takes:
+        return prepare(**given, splits=["test"])
+    return prepare(**given)
 
 
 class Evaluator:

@@ -115,7 +115,9 @@ class Adapting(Separation):
         self, epoch_counter: Any, train_set: DataLoader, valid_set: Any = None
     ) -> None:
         """Choose the ranks by the gradient, unless they are chosen; then train."""
-        if not hasattr(self.adapted, "lora_config") and not self.test_only:
+        if self.test_only:
+            return
+        if not hasattr(self.adapted, "lora_config"):
             with self.stop_request.later():
                 gradients = self._gradients(train_set)
             ranks = distributed.run_on_main(self._choose_by_gradient, gradients)

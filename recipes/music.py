@@ -53,6 +53,7 @@ class MusicSeparation(Separation):
         super().__init__(*args, **kwargs)
         self.monitor = self.config.monitor
         self.stems = list(self.config.sources)
+        self.suspicion = Suspicion([], self.stems)  # a test has no training tracks
         given = self.config.weights
         equal = [1.0] * len(self.stems)
         self.stem_weights = equal if given is None else list(map(float, given))
@@ -144,7 +145,7 @@ class MusicSeparation(Separation):
         """Load the best weights, but the suspicion scores of the whole run."""
         newest = self.checkpointer.find_checkpoint()
         super()._load_for_evaluation(max_key)
-        if newest is not None:
+        if newest is not None and not self.test_only:
             path = newest.paramfiles["suspicion"]
             self.suspicion.load_state_dict(torch.load(path, "cpu", weights_only=True))
 
@@ -228,11 +229,11 @@ class MusicSeparation(Separation):
 
     def make_loaders(
         self, manifests: dict[str, str]
-    ) -> tuple[DataLoader, DataLoader | None, DataLoader | None]:
+    ) -> tuple[DataLoader | None, DataLoader | None, DataLoader | None]:
         """Return this rank's share of the training segments and of the whole songs.
 
-        `manifests` are paths by "train" and, where there are such songs, "valid" and
-        "test".
+        `manifests` are paths by "train", which a test does not need, and, where there
+        are such songs, "valid" and "test".
         """
         config = self.config
         self._check_evaluation()
@@ -243,6 +244,17 @@ class MusicSeparation(Separation):
             name: read_manifest(path, len(self.stems), stems=True)
             for name, path in manifests.items()
         }
+
+        def whole(name: str) -> DataLoader | None:
+            if name not in rows:
+                return None
+            songs = StemDataset(
+                rows[name], config.sample_rate, check_sums=config.check_sums
+            )
+            return self.loader(songs, config.eval_batch_size)
+
+        if self.test_only:
+            return None, None, whole("test")
         index = f"{config.save_folder}/levels.csv"
         levels = distributed.run_on_main(measure_levels, rows["train"], index)
         rows["train"] = loud_enough(rows["train"], levels)
@@ -260,15 +272,6 @@ class MusicSeparation(Separation):
         )
         self.suspicion = Suspicion([row.id for row in rows["train"]], self.stems)
         self.checkpointer.add_recoverable("suspicion", self.suspicion)
-
-        def whole(name: str) -> DataLoader | None:
-            if name not in rows:
-                return None
-            songs = StemDataset(
-                rows[name], config.sample_rate, check_sums=config.check_sums
-            )
-            return self.loader(songs, config.eval_batch_size)
-
         return (
             self.loader(train_set, config.batch_size, training=True),
             whole("valid"),

@@ -103,10 +103,12 @@ class Separation(TrainingStep):
     # ------------------------------------------------------------------ one epoch
 
     def fit(self, epoch_counter: Any, train_set: Any, valid_set: Any = None) -> None:
-        """Train on what `make_loaders` returned."""
+        """Train on what `make_loaders` returned; with `--test_only` do nothing."""
+        if self.test_only:
+            return
         number, keep = self.config.average_last, self.config.keep_checkpoints
         short = min(keep, epoch_counter.limit) < number or self.ema is not None
-        if number and not self.test_only and short:
+        if number and short:
             raise HparamsError(  # now, not after days of training
                 f"average_last={number}: set keep_checkpoints={number}, N_epochs to "
                 "as many or more, and ema_decay=0"

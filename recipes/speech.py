@@ -123,18 +123,25 @@ class SpeechSeparation(Separation):
 
     def make_loaders(
         self, manifests: dict[str, str]
-    ) -> tuple[DataLoader, DataLoader, DataLoader]:
-        """Return this rank's share of the sets whose manifests are given by name."""
+    ) -> tuple[DataLoader | None, DataLoader | None, DataLoader | None]:
+        """Return this rank's share of the sets whose manifests are given by name.
+
+        A test needs no others.
+        """
         rows = {
             name: read_manifest(path, self.config.num_spks, self.config.sample_rate)
             for name, path in manifests.items()
         }
 
-        def whole(name: str) -> DataLoader:
+        def whole(name: str) -> DataLoader | None:
+            if name not in rows:
+                return None
             rate, checks = self.config.sample_rate, self.config.check_sums
             files = ManifestDataset(rows[name], rate, check_sums=checks, strict=True)
             return self.loader(files, self.config.eval_batch_size)
 
+        if self.test_only:
+            return None, None, whole("test")
         try:
             training_set = self._training_set(rows["train"])
         except UserError:

@@ -242,8 +242,9 @@ class HTDemucs(nn.Module):
         # The waveform's precision is that of the weights also under autocast.
         first: Any = self.encoder[0]
         mixture_BCT = mixture_BCT.to(first.conv.weight.dtype)
-        if not self.training and length < self.segment_samples:
-            mixture_BCT = F.pad(mixture_BCT, (0, self.segment_samples - length))
+        if not self.training:  # without a branch, so that any length can be exported
+            missing: Any = torch.sym_max(0, self.segment_samples - length)
+            mixture_BCT = F.pad(mixture_BCT, (0, missing))
         with torch.autocast(mixture_BCT.device.type, enabled=False):
             spectrum_BZFL = to_spectrum(mixture_BCT, self.nfft)
             x_BZFL, mean, std = normalise(spectrum_BZFL)
@@ -655,7 +656,7 @@ def to_spectrum(wave_BCT: Tensor, nfft: int) -> Tensor:
     """
     hop = nfft // 4
     side = hop * 3 // 2
-    frames = -(-wave_BCT.shape[-1] // hop)
+    frames = (wave_BCT.shape[-1] + hop - 1) // hop  # ONNX rounds towards 0
     wave_BCT = pad_reflecting(wave_BCT, side, side + frames * hop - wave_BCT.shape[-1])
     window = torch.hann_window(nfft, dtype=wave_BCT.dtype, device=wave_BCT.device)
     framed = wave_BCT.unfold(-1, nfft, hop) * window
@@ -672,8 +673,9 @@ def to_waveform(spectrum_BZFL: Tensor, nfft: int, length: int) -> Tensor:
     """
     hop = nfft // 4
     side = hop * 3 // 2
-    parts = spectrum_BZFL.unflatten(1, (-1, 2)).permute(0, 1, 4, 3, 2).contiguous()
-    # irfft takes the missing highest frequency for zero.
+    parts = spectrum_BZFL.unflatten(1, (-1, 2)).permute(0, 1, 4, 3, 2)
+    # The missing highest frequency is zero; ONNX pads no complex numbers.
+    parts = F.pad(parts, (0, 0, 0, 1)).contiguous()
     framed = torch.fft.irfft(torch.view_as_complex(parts), nfft, norm="ortho")
     window = torch.hann_window(nfft, dtype=framed.dtype, device=framed.device)
     # Four windows lie over every sample, and their squares add up to 3 / 2.

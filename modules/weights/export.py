@@ -1,10 +1,12 @@
 """Write the model that a run tested as a folder, and load such folders.
 
     python export.py RUN --out=FOLDER [--lora=merged|separate|none] [--int8]
+                                      [--hub] [--onnx]
 
 The folder holds `model.safetensors`, `config.json` and `README.md`, with
 `--lora=separate` also `adapters.safetensors`, and no code: `config.json` names a
-network of `modules/models`.
+network of `modules/models`. `--hub` adds what SpeechBrain needs to load the folder,
+for most networks their code (`modules/weights/speechbrain_files.py`).
 
     from modules.weights.export import load_exported
     model = load_exported("FOLDER")
@@ -14,7 +16,8 @@ weights are int8 (`modules/weights/quantization.py`), which are for inference.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,18 +28,24 @@ from modules.lora.files import load_lora_weights, save_lora
 from modules.runtime.errors import ExportError
 from modules.runtime.files import write_text
 from modules.runtime.tensors import save_tensors
+from modules.weights.card import model_card
+from modules.weights.onnx_file import ONNX_FILE, write_onnx
 from modules.weights.pretrained import load_pretrained
 from modules.weights.quantization import load_int8, quantized_state_dict
-from modules.weights.runs import ADAPTERS, load_tested, network_class, read_run
+from modules.weights.runs import (
+    ADAPTERS,
+    load_tested,
+    network_class,
+    read_run,
+    source_names,
+)
+from modules.weights.speechbrain_files import HUB_FILES, write_hub_files
 
 FORMAT = "sepbrain.model.2"
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-USAGE = """```python
-from modules.weights.export import load_exported
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+OPTIONAL = (ADAPTERS, ONNX_FILE, *HUB_FILES)
 
-model = load_exported("{run}")  # this folder
-```
-"""
+logger = logging.getLogger(__name__)
 
 LOADERS: dict[str, Callable[..., Any]] = {"float": load_pretrained, "int8": load_int8}
 
@@ -47,27 +56,43 @@ def export(
     out: str | Path,
     lora: Literal["merged", "separate", "none"] = "merged",
     int8: bool = False,
+    hub: bool = False,
+    onnx: bool = False,
+    license: str = "unknown",
 ) -> Path:
     """Write the model that a run tested as a folder; see `load_exported`.
 
     Arguments
     ---------
     run : str | Path
-        Folder of a run that was tested.
+        Folder of a run that was tested, or of one of its checkpoints.
     out : str | Path
-        Folder to write; files of the same names are replaced.
+        Folder to write; what an export wrote there before is replaced.
     lora : str
         Adapters go `merged` into the weights, `separate` into a file of their own, or
         nowhere (`none`: the weights that they were trained on).
     int8 : bool
         Round the weights to eight bits, for a file of a quarter of the size.
+    hub : bool
+        Add the files with which SpeechBrain loads the folder.
+    onnx : bool
+        Add the network as model.onnx.
+    license : str
+        Of the weights, as Hugging Face's hub names it, such as apache-2.0.
 
     Raises
     ------
-    ExportError, LoraError, PretrainedError
-        See `modules.weights.runs.load_tested`.
+    ExportError, HparamsError, LoraError, PretrainedError
+        See `modules.weights.runs.load_tested` and `write_onnx`.
     """
-    out = Path(out)
+    out = Path(out).absolute()
+    for option, given, why in (
+        ("--int8", int8, "takes float weights"),
+        ("--lora=separate", lora == "separate", "takes one set of weights"),
+    ):
+        other = "--hub" if hub else "--onnx"
+        if given and (hub or onnx):
+            raise ExportError(f"{other} {option}: {other} {why}; leave {option} out")
     if int8 and lora == "separate":
         raise ExportError(
             "--int8 --lora=separate: adapters belong to the very weights that they "
@@ -75,23 +100,36 @@ def export(
         )
     known = read_run(run)
     model = load_tested(known, lora)
-    state = quantized_state_dict(model) if int8 else plain_state_dict(model)
-    save_tensors(out / WEIGHTS, state)
-    separate = known.has_adapters and lora == "separate"
-    if separate:
-        save_lora(model, out / ADAPTERS)
-    else:
-        (out / ADAPTERS).unlink(missing_ok=True)
+    rate: int | None = getattr(model, "sample_rate", known.sample_rate)
+    if rate is None:
+        raise ExportError(f"{known.folder}: its YAML states no sample_rate")
+    written = {ADAPTERS} if known.has_adapters and lora == "separate" else set()
     config = {
         "format": FORMAT,
         "model": f"{known.kind.__module__}.{known.kind.__name__}",
         "arguments": known.arguments,
-        "sample_rate": known.sample_rate,
+        "sample_rate": rate,
         "weights": "int8" if int8 else "float",
-        "adapters": ADAPTERS if separate else None,
+        "adapters": ADAPTERS if written else None,
+        "lora": lora,
     }
+    if onnx:
+        names = {"sample_rate": rate, "sources": source_names(model, rate)}
+        difference = write_onnx(out / ONNX_FILE, model, names)
+        logger.info("%s: %.1e of the peak from torch", ONNX_FILE, difference)
+        written.add(ONNX_FILE)
+    state = quantized_state_dict(model) if int8 else plain_state_dict(model)
+    save_tensors(out / WEIGHTS, state)
+    if ADAPTERS in written:
+        save_lora(model, out / ADAPTERS)
+    if hub:
+        written |= write_hub_files(out, model, known.arguments, rate)
+    for name in set(OPTIONAL) - written:  # they would belong to other weights
+        (out / name).unlink(missing_ok=True)
     write_text(out / CONFIG, json.dumps(config, indent=2) + "\n")
-    write_text(out / "README.md", _card(model, config, known.folder, lora))
+    write_text(out / CARD, model_card(known, model, config, out, license, hub))
+    if license == "unknown":
+        logger.info("%s: the licence is unknown; --license=ID says it", CARD)
     return out
 
 
@@ -123,31 +161,3 @@ def load_exported(folder: str | Path) -> nn.Module:
 def read_config(folder: str | Path) -> dict:
     """Return the configuration in a folder of `export`, as it is."""
     return json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
-
-
-def _card(model: nn.Module, config: Mapping, run: Path, lora: str) -> str:
-    """Return the README of the folder."""
-    name, count = type(model).__name__, sum(p.numel() for p in model.parameters())
-    parts = [
-        f"# {name}: {run.parent.name}/{run.name}",
-        f"A separator trained with sepbrain, {count / 1e6:.1f} M parameters, at "
-        f"{config['sample_rate']} Hz.",
-    ]
-    if sources := config["arguments"].get("sources"):
-        parts.append(f"Sources: {', '.join(sources)}.")
-    if config["weights"] == "int8":
-        parts.append(
-            "Weights in int8 with a scale per output channel, read as floats. The "
-            "scores are those of the weights before rounding."
-        )
-    if config["adapters"]:
-        parts.append(f"Its adapters are in `{ADAPTERS}` and belong to these weights.")
-    elif lora == "none":
-        parts.append("The weights that adapters were trained on, without these.")
-    scores = run / "test_results.json"
-    if lora != "none" and scores.is_file():
-        metrics = json.loads(scores.read_text(encoding="utf-8"))["metrics"]
-        means = {key: entry["mean"] for key, entry in metrics.items()}
-        rows = [f"| {k} | {v:.2f} |" for k, v in means.items() if v is not None]
-        parts.append("\n".join(["| test | mean, dB |", "|---|---|", *rows]))
-    return "\n\n".join([*parts, USAGE.format(run=run.name)])

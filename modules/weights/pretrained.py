@@ -287,7 +287,7 @@ def _read_single(folder: Path) -> Found | None:
 
 def _read_checkpoint(folder: Path) -> Found | None:
     """Read a checkpoint of ours, with the averaged weights if it has any."""
-    path, average = folder / "separator.ckpt", folder / "ema.ckpt"
+    path = folder / "separator.ckpt"
     if not path.is_file():
         return None
     if (folder / "CKPT.yaml").exists():
@@ -296,10 +296,16 @@ def _read_checkpoint(folder: Path) -> Found | None:
         except DamagedCheckpoint as error:
             raise PretrainedError(f"pretrained: {folder}: {error}") from error
     state = _tensors(_load(path), path)
-    if not average.is_file():
-        return state, [path]
-    shadow = _tensors(_entry(_load(average), "shadow"), average)
-    return {**state, **shadow}, [path, average]
+    average, files = read_averages(folder)
+    return {**state, **average}, [path, *files]
+
+
+def read_averages(folder: Path) -> tuple[State, list[Path]]:
+    """Return the averaged weights of a checkpoint; nothing where it has none."""
+    path = folder / "ema.ckpt"
+    if not path.is_file():
+        return {}, []
+    return _tensors(_entry(_load(path), "shadow"), path), [path]
 
 
 def _read_pointer(folder: Path) -> Found | None:

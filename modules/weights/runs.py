@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
+from speechbrain.utils.checkpoints import METAFNAME, Checkpoint
 from torch import Tensor, nn
 
 import modules.models
@@ -24,7 +25,7 @@ from modules.runtime.errors import ExportError, HparamsError
 from modules.weights.checkpoint_files import read_checkpoint
 from modules.weights.checkpointer import AtomicCheckpointer, best_checkpoint, recency
 from modules.weights.ema import mean_state
-from modules.weights.pretrained import load_pretrained, load_state
+from modules.weights.pretrained import load_pretrained, load_state, read_averages
 from modules.weights.stated import nodes_of, plain
 
 SETTINGS, ADAPTERS = "hyperparams.yaml", "adapters.safetensors"
@@ -36,13 +37,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """A run's network (`kind` and its `arguments`) and the nodes of its YAML."""
+    """A run's network (`kind` and its `arguments`) and the nodes of its YAML.
+
+    `notes` are what `train.py` says at the head of the YAML; `checkpoint` is set if it
+    was this one that was asked for, and not the run.
+    """
 
     folder: Path
     kind: type[nn.Module]
     arguments: dict[str, Any]
     sample_rate: int | None
     settings: Mapping[str, yaml.Node]
+    notes: Mapping[str, str]
+    checkpoint: Path | None = None
 
     @property
     def has_adapters(self) -> bool:
@@ -54,6 +61,12 @@ class Run:
         """Return a setting as plain data, for an object its arguments."""
         return plain(self.settings.get(name), f"{self.folder}: {name}")
 
+    def said(self, name: str) -> str:
+        """Return a setting as the YAML writes it; "" for none, and for objects."""
+        node: Any = self.settings.get(name)
+        is_plain = isinstance(node, yaml.ScalarNode) and node.tag.startswith("tag:")
+        return node.value if is_plain and not node.tag.endswith(":null") else ""
+
     def make_network(self) -> nn.Module:
         """Return the network with its initial weights, in evaluation mode."""
         try:
@@ -63,11 +76,15 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read the settings in the folder of a run, or in its YAML.
+    """Read the settings in the folder of a run, in its YAML, or above a checkpoint.
 
     Raise an `ExportError` if they cannot be read or name no network of ours.
     """
-    path = Path(folder)
+    path, checkpoint = Path(folder), None
+    if (path / METAFNAME).is_file():
+        checkpoint = path
+        above = [p for p in path.resolve().parents if (p / SETTINGS).is_file()]
+        path = above[0] if above else path
     path = path if path.is_file() else path / SETTINGS
     settings = nodes_of(path)
     separator = settings.get("separator")
@@ -84,7 +101,9 @@ def read_run(folder: str | Path) -> Run:
     for name in ("activation_checkpointing", "auxiliary_heads"):  # matter in training
         arguments.pop(name, None)
     sample_rate = plain(settings.get("sample_rate"), f"{path}: sample_rate")
-    return Run(path.parent, kind, arguments, sample_rate, settings)
+    text = path.read_text(encoding="utf-8")
+    notes = dict(re.findall(r"^# (command|versions): (.*)$", text, re.M))
+    return Run(path.parent, kind, arguments, sample_rate, settings, notes, checkpoint)
 
 
 def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
@@ -108,7 +127,11 @@ def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
     how = run.value("load_pretrained") or {}
     how.pop("segment_seconds", None)  # of runs before 2026-11-26
     load_pretrained(model, run.value("pretrained"), **how)
-    if lora != "none":
+    if lora != "none" and (one := run.checkpoint) is not None:
+        files = read_checkpoint(one, check_digests=True).paramfiles
+        load_lora_weights(model, files["adapters"])
+        model.load_state_dict(read_averages(one)[0], strict=False)
+    elif lora != "none":
         load_lora_weights(model, run.folder / ADAPTERS)
     return merge(model) if lora == "merged" else model
 
@@ -154,14 +177,33 @@ def mean_of_newest(checkpointer: AtomicCheckpointer, number: int) -> dict[str, T
     return mean_state(torch.load(p, "cpu", weights_only=True) for p in paths)
 
 
+@torch.no_grad()
+def source_names(network: nn.Module, sample_rate: int) -> list[str]:
+    """Return the names of a network's estimates; voices are numbered: s1, s2."""
+    if (names := getattr(network, "sources", None)) is not None:
+        return list(names)
+    count = network(torch.zeros(1, sample_rate // 10)).shape[1]
+    return [f"s{number}" for number in range(1, count + 1)]
+
+
+def tested_checkpoint(run: Run) -> Checkpoint:
+    """Return the best checkpoint by the run's monitor, or else the newest."""
+    found = best_checkpoint(_saved(run), run.value("monitor"))
+    if found is None:
+        raise ExportError(f"{_saved(run)}: no checkpoint; train first")
+    return found
+
+
+def _saved(run: Run) -> Path:
+    """Return where the checkpoints are; the run may have been moved since."""
+    beside, stated = run.folder / "save", run.said("save_folder")
+    return beside if beside.is_dir() or not stated else Path(stated)
+
+
 def _load_tested(model: nn.Module, run: Run) -> None:
-    """Load the mean that was tested, the best by the run's monitor, or the newest."""
-    folder = run.folder / "save"
-    if number := run.value("average_last"):
-        mean = mean_of_newest(AtomicCheckpointer(folder), number)
+    """Load the mean that was tested, or else one checkpoint."""
+    if run.checkpoint is None and (number := run.value("average_last")):
+        mean = mean_of_newest(AtomicCheckpointer(_saved(run)), number)
         load_state(model, mean, run.folder)
         return
-    found = best_checkpoint(folder, run.value("monitor"))
-    if found is None:
-        raise ExportError(f"{folder}: no checkpoint; train first")
-    load_pretrained(model, found.path)
+    load_pretrained(model, run.checkpoint or tested_checkpoint(run).path)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import yaml
 from torch import nn
 
@@ -25,10 +24,10 @@ from modules.weights.demucs import (
     network_of,
     read_bag,
 )
-from modules.weights.export import CONFIG, load_exported, read_config
+from modules.weights.export import CONFIG, WEIGHTS, load_exported, read_config
 from modules.weights.hub import PREFIX, fetch
 from modules.weights.pretrained import PARTS, load_weights, read_weights
-from modules.weights.runs import SETTINGS, load_tested, read_run
+from modules.weights.runs import SETTINGS, load_tested, read_run, source_names
 from modules.weights.stated import CLEARERVOICE_RATE, number_in
 
 SEPREFORMER_RATE = 8000  # of the authors' models, whose files do not state it
@@ -78,7 +77,9 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
     if not place.exists():
         raise PretrainedError(f"model: {place} does not exist")
     # SpeechBrain's folders have files of the same names as ours.
-    foreign = any(list(place.glob(f"{part}.*")) for part in PARTS)
+    foreign = not (place / WEIGHTS).is_file() and any(
+        list(place.glob(f"{part}.*")) for part in PARTS
+    )
     if (place / CONFIG).is_file() and not foreign:
         network, rate = load_exported(place), read_config(place).get("sample_rate")
     elif (place / SETTINGS).is_file() and not foreign:
@@ -93,11 +94,8 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
         raise ExportError(f"{place}: states no sample rate; give --sample_rate")
     if sample_rate not in (None, rate):
         raise ExportError(f"--sample_rate={sample_rate}: {place} works at {rate} Hz")
-    sources = getattr(network, "sources", None) or sources
-    if sources is None:
-        with torch.no_grad():
-            count = network(torch.zeros(1, rate // 10)).shape[1]
-        sources = [f"s{number}" for number in range(1, count + 1)]
+    if hasattr(network, "sources") or sources is None:
+        sources = source_names(network, rate)
     return Loaded(network, rate, list(sources), tested)
 
 

@@ -116,6 +116,7 @@ class RunSettings:
     output_folder: str = setting(free=True)
     save_folder: str = setting(free=True)
     data_folder: str = setting(free=True)
+    test_folder: str | None = setting(free=True)
     pretrained: str | None = setting(free=True)
     pretrained_skip: list[str] = setting(free=True)
     allow_changes: bool = setting(free=True)
@@ -198,7 +199,6 @@ class SpeechSettings(RunSettings):
     """What the speech recipes read."""
 
     num_spks: int = setting(above=0)
-    test_folder: str | None = setting(free=True)
     dynamic_mixing: bool = setting()
     base_folder_dm: str | None = setting(free=True)
     speaker_pattern: str | None = setting(free=True)
@@ -221,7 +221,6 @@ class MusicSettings(RunSettings):
     sources: list[str] = setting()
     pretrained_sources: list[str] | None = setting(free=True)
     source_map: dict[str, str] | None = setting(free=True)
-    test_folder: str | None = setting(free=True)
     loss_upper_lim: float = setting(above=0)
     segment_seconds: float = setting(at_least=0.01, at_most=3600)
     stride_seconds: float = setting(at_least=0.01, at_most=3600)
