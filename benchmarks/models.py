@@ -92,6 +92,9 @@ VARIANTS_OF = {
 
 def reference_mossformer2(layers: int | None) -> nn.Module:
     """Build ClearVoice's network, importing only the files that hold it."""
+    module_name = "clearvoice.models.mossformer2_ss.mossformer2"
+    if module_name in sys.modules:
+        return sys.modules[module_name].MossFormer(num_blocks=layers or 24)
     spec = importlib.util.find_spec("clearvoice")
     if spec is None or not importlib.util.find_spec("rotary_embedding_torch"):
         raise SystemExit(f"benchmark: the MossFormer2 reference is missing: {INSTALL}")
@@ -103,8 +106,7 @@ def reference_mossformer2(layers: int | None) -> nn.Module:
         sys.modules[name] = package
     # Imported by the reference for a printed summary, never called here.
     sys.modules.setdefault("torchinfo", types.ModuleType("torchinfo")).summary = None
-    module = importlib.import_module("clearvoice.models.mossformer2_ss.mossformer2")
-    return module.MossFormer(num_blocks=layers or 24)
+    return importlib.import_module(module_name).MossFormer(num_blocks=layers or 24)
 
 
 def our_mossformer2(layers: int | None, checkpointing: bool) -> nn.Module:

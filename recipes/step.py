@@ -117,7 +117,7 @@ class TrainingStep(sb.Brain):
         """Make the optimizer, whose rate the schedule begins with."""
         try:
             super().init_optimizers()
-        except ValueError as error:
+        except (RuntimeError, ValueError) as error:
             raise HparamsError(f"optimizer: {error}") from error
         self.learning_rate.current = self.optimizer.defaults["lr"]
         self.first_norm = self._weights_norm()

@@ -155,10 +155,8 @@ def to_device(values: Sequence[float], like: Tensor) -> Tensor:
 
     Each is written by a kernel: to copy them would wait for the device.
     """
-    vector = like.new_empty(len(values))
-    for index, value in enumerate(values):
-        vector[index] = value
-    return vector
+    filled = [like.new_full((1,), value) for value in values]
+    return torch.cat(filled or [like.new_empty(0)])
 
 
 def _to_host(values: dict[str, Tensor]) -> dict[str, list[float]]:
