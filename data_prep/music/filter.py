@@ -217,7 +217,7 @@ def clean_stems(
     # Nothing need be held out; with a single track nothing can be.
     hold_out = None if (folder / "valid").is_dir() else 0
     found = find_tracks(folder, model.sources, hold_out)
-    tracks = sorted([*found["train"], *found.get("valid", ())], key=lambda t: t.name)
+    tracks = sorted([*found["train"], *found.get("valid", ())], key=lambda t: t.id)
     settings = {
         "data_folder": str(folder),
         "weights": label,
@@ -228,10 +228,10 @@ def clean_stems(
     margins = Margins(Path(out), model.sources, settings)
     known = {(row["track"], row["stem"]) for row in margins.rows}
     jobs = [
-        (track.name, stem, path)
+        (track.id, stem, path)
         for track in tracks
         for stem, path in zip(model.sources, track.sources, strict=True)
-        if (track.name, stem) not in known
+        if (track.id, stem) not in known
     ]
     total = len(known) + len(jobs)
     with tqdm(jobs, initial=len(known), total=total, desc="stems") as bar:

@@ -21,6 +21,7 @@ from data_prep.common.layout import (
     SPLITS,
     Layout,
     Tracks,
+    existing,
     folder_of,
     list_audio,
     list_names,
@@ -77,8 +78,7 @@ def find_rows(
     notes are those of the folder: of `splits` that are missing, of what is left out. A
     DataError says that nothing is found, or that several layouts fit.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: does not exist or is no folder")
+    existing(folder)
     known = find_layouts()
     if layout is not None:
         known = {layout: known[layout] if layout in known else _import(layout, known)}
@@ -184,9 +184,10 @@ def _rows_of_tracks(
         most = sum(1 for files in listed if files) / 2
         sources = sorted(name for name in counts if counts[name] > most)
     for place in places if sources else ():
-        listed_tracks, faults, texts = list_tracks(place, sources, layout.mixture)
+        faults: list[str] = []
+        left_out: list[str] = []
+        for track in list_tracks(place, sources, layout.mixture, faults, left_out):
+            name = str((place / track.id).relative_to(folder))
+            yield "", replace(track, id=name)
         notes += [Fault("missing", text) for text in faults]
-        notes += [Fault(NOTE, text) for text in texts]
-        for track in listed_tracks:
-            name = str((place / track.name).relative_to(folder))
-            yield "", Row(name, 0.0, 0, track.mixture, track.sources, channels=2)
+        notes += [Fault(NOTE, text) for text in left_out]

@@ -106,7 +106,7 @@ class StemsReport:
         self.figures: dict[str, Figures] = {}
         self.faults: dict[str, list[Fault]] = {}
 
-    def check(self, row: Row, contents: Contents | None = None) -> list[Fault]:
+    def check(self, row: Row, contents: Contents) -> list[Fault]:
         """Return the faults of a track, by reading all of it; threads call this."""
         headers: dict[str, Header] = {}
         bits: dict[str, int] = {}
@@ -115,7 +115,7 @@ class StemsReport:
             with suppress(AudioError), open_audio(path) as file:
                 headers[path], bits[path] = file.header, DEPTHS.get(file.subtype, 8)
         if not headers:
-            self.faults[row.id] = row_faults(row, None, contents)
+            self.faults[row.id] = row_faults(row, contents)
             return self.faults[row.id]
         rates = frozenset(header.sample_rate for header in headers.values())
         level: list[np.ndarray] = [np.zeros(1)]
@@ -124,12 +124,13 @@ class StemsReport:
         def observe(waves: Waves) -> None:
             """Keep the level of the mixture, or else of the sum of the stems."""
             chosen = [waves[row.mixture]] if row.mixture in waves else waves.values()
-            shortest = min(map(len, chosen), default=0)
-            whole_TC = sum(wave[:shortest] for wave in chosen)
+            whole_TC = np.zeros((max(map(len, chosen)), 2))
+            for wave_TC in chosen:
+                whole_TC[: len(wave_TC)] += wave_TC[:, :2]
             level.append(np.sqrt(np.square(whole_TC).mean(1)))
             alignment.add(waves)
 
-        faults = row_faults(row, observe, contents)
+        faults = row_faults(row, contents, observe)
         faults += [Fault(NOTE, text) for text in alignment.notes()]
         level_T = np.nan_to_num(np.concatenate(level))
         figures = Figures(
@@ -156,12 +157,9 @@ class StemsReport:
             path = min(headers, key=lambda path: headers[path].frames)
             text = f"{path} lasts {seconds:.1f} s, wanted {wanted.lengths}"
             yield Fault("duration", text)
-        if len(rates) > 1 or not rates <= set(wanted.rates):
-            counts = Counter(header.sample_rate for header in headers.values())
-            path = min(headers, key=lambda path: counts[headers[path].sample_rate])
-            found = " and ".join(map(str, sorted(rates)))
-            text = f"{path} is at {headers[path].sample_rate} Hz, its track at {found}"
-            yield Fault("rate", f"{text} Hz, wanted {wanted.one_rate}")
+        if len(rates) == 1 and not rates <= set(wanted.rates):
+            text = f"{next(iter(headers))} is at {min(rates)} Hz"
+            yield Fault("rate", f"{text}, wanted {wanted.one_rate}")
         path = min(bits, key=bits.__getitem__)
         if bits[path] < wanted.min_bits:
             text = f"{path} has {bits[path]} bits, wanted {wanted.min_bits}"
@@ -189,8 +187,7 @@ class StemsReport:
         files = sum(len(row.files) for row in rows)
         names = ", ".join(Path(path).stem for path in rows[0].sources)
         yield Line("whole files", names, f"{files} files", BROKEN)
-        aligned = ["length", "channels"]
-        yield Line("aligned stems", "equal lengths, stereo", "", aligned)
+        yield Line("aligned stems", "stereo, padded to one length", "", ["channels"])
         mixed = sum(1 for row in rows if row.mixture)
         within = f"within {round(SUM_TOLERANCE * 2**15)} LSB of 16 bits"
         found = f"{mixed} mixtures, {len(rows) - mixed} tracks without"

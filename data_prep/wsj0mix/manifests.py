@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.common.folders import write_manifests
-from data_prep.common.layout import SPLITS, Layout, find_parts
+from data_prep.common.folders import prepare_set
+from data_prep.common.layout import SPLITS, Layout
 from data_prep.common.versions import WSJ0_SPLITS
 
 PARENT = "#speakers"
@@ -57,6 +57,5 @@ def prepare(
         No layout fits, or a file is missing, unreadable, at another rate, or of
         another length than its mixture; the message names it.
     """
-    where = (data_folder, test_folder, splits)
-    parts = find_parts(LAYOUT, where, num_spks, sample_rate, mode)
-    return write_manifests(parts, save_folder, sample_rate, "wsj0mix")
+    where = (data_folder, save_folder, test_folder, splits)
+    return prepare_set("wsj0mix", LAYOUT, *where, num_spks, sample_rate, mode)

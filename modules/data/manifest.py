@@ -18,7 +18,8 @@ end earlier, in silence.
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,16 +27,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
-from modules.audio.io import read_header
-from modules.runtime.errors import AudioError, DataError
+from modules.audio.io import Header, read_header
+from modules.runtime.errors import AudioError, DataError, refuse
 from modules.runtime.tables import read_cells, write_table
 
 FIXED_COLUMNS = ("id", "duration", "sample_rate", "mixture", "noise")
 STEM_COLUMNS = ("channels", "unused")
-
-# Words of verify, too: what tells the length of a file, and that the rate is another.
-ROW_SAYS, MIXTURE_HAS = "the row says", "its mixture has"
-RATE_FAULT = "is at {} Hz, expected {} Hz; set --sample_rate, or resample it"
 
 NOT_PREPARED = "no such manifest; run the data preparation"
 
@@ -138,9 +135,7 @@ def read_manifest(
         Expect stems of music, whose mixture file is optional.
     """
     rows, faults = list_manifest(path, num_sources, sample_rate, stems)
-    if faults:
-        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
-        raise DataError(faults[0] + more)
+    refuse(faults)
     if check:
         check_audio(list(rows.values()), list(rows))
     return list(rows.values())
@@ -150,12 +145,12 @@ def list_manifest(
     path: str | Path,
     num_sources: int | None = None,
     sample_rate: int | None = None,
-    stems: bool = False,
+    stems: bool | None = None,
 ) -> tuple[dict[str, Row], list[str]]:
     """Return the rows that can be read by place ("FILE, row NUMBER"), and the faults.
 
-    Arguments are as in `read_manifest`; no audio file is opened. There is a line for
-    each faulty row, and at least one if there are no rows.
+    Arguments are as in `read_manifest`; the columns tell `stems` if it is None. No
+    audio is opened. There is a line for each faulty row, and one if there are no rows.
     """
     rows: dict[str, Row] = {}
     faults: list[str] = []
@@ -165,6 +160,7 @@ def list_manifest(
         header = [name.strip() for name in next(table, [])]
         if fault := _columns_fault(header, num_sources):
             raise DataError(f"{path}, row 1: {fault}")
+        stems = STEM_COLUMNS[0] in header if stems is None else stems
         for number, cells in enumerate(table, start=2):
             if not cells:  # a blank line
                 continue
@@ -186,12 +182,6 @@ def list_manifest(
     if not rows and not faults:
         faults.append(f"{path}: holds no rows: the data set is empty")
     return rows, faults
-
-
-def is_of_stems(path: str | Path) -> bool:
-    """Whether a manifest describes stereo stems, by its header."""
-    header = next(read_cells(path, NOT_PREPARED), [])
-    return STEM_COLUMNS[0] in [name.strip() for name in header]
 
 
 def _sources_of(header: Sequence[str]) -> list[str]:
@@ -309,33 +299,44 @@ def check_audio(
     with ThreadPoolExecutor(THREADS) as threads:
         faults = list(threads.map(partial(header_fault, remember=remember), rows))
     pairs = zip(places, faults, strict=True)
-    found = [f"{place}: {fault}" for place, fault in pairs if fault]
-    if found:
-        more = f" (and {len(found) - 1} more rows are faulty)" if len(found) > 1 else ""
-        raise DataError(found[0] + more)
+    refuse([f"{place}: {fault}" for place, fault in pairs if fault])
 
 
 def header_fault(row: Row, remember: bool = False) -> str:
-    """Describe the first fault in the headers of a row's files; "" if there is none.
+    """Describe the first fault in the headers of a row's files; "" if there is none."""
+    try:
+        headers = {path: read_header(path, remember) for path in row.files}
+    except AudioError as error:
+        return str(error)
+    return next((text for _, text in header_faults(row, headers)), "")
 
-    A row of `duration` 0 leaves the length to its mixture.
+
+def header_faults(row: Row, headers: Mapping[str, Header]) -> Iterator[tuple[str, str]]:
+    """Yield kind and text of what the headers of a row's files say otherwise.
+
+    `sample_rate` 0 stands for the rate of most of them, `duration` 0 for the length of
+    the first, the mixture.
     """
-    length, saying = row.frames, ROW_SAYS
-    found: dict[str, int] = {}
-    for path in row.files:
-        try:
-            rate, channels, found[path] = read_header(path, remember)
-        except AudioError as error:
-            return str(error)
-        if channels > row.channels:
+    rate, length = row.sample_rate, row.frames
+    hint, saying = "; resample it or set --sample_rate", "the row says"
+    if headers and not rate:
+        ((rate, _),) = Counter(h.sample_rate for h in headers.values()).most_common(1)
+        hint = " as other files of its track; resample it"
+    if headers and not length:
+        first = next(iter(headers))
+        owner = "its mixture" if first == row.mixture else Path(first).parent.name
+        length, saying = headers[first].frames, f"{owner} has"
+    for path, header in headers.items():
+        if header.sample_rate != rate:
+            found = f"is at {header.sample_rate} Hz"
+            yield "rate", f"{path} {found}, expected {rate} Hz{hint}"
+        if header.channels > row.channels:
             expected = "mono" if row.channels == 1 else "stereo"
-            return f"{path} has {channels} channels, expected {expected}"
-        if rate != row.sample_rate:
-            return f"{path} {RATE_FAULT.format(rate, row.sample_rate)}"
-        if not length:
-            length, saying = found[path], MIXTURE_HAS
-    wrong = [path for path, frames in found.items() if frames != length]
+            found = f"has {header.channels} channels"
+            yield "channels", f"{path} {found}, expected {expected}"
     # Stems may end early or late, but not all of them early.
-    if not wrong or (row.channels == 2 and max(found.values()) >= length):
-        return ""
-    return f"{wrong[0]} has {found[wrong[0]]} samples, {saying} {length}"
+    longest = max((header.frames for header in headers.values()), default=0)
+    if row.channels == 1 or longest < length:
+        for path, header in headers.items():
+            if header.frames != length:
+                yield "length", f"{path} has {header.frames} samples, {saying} {length}"

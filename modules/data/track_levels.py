@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modules.audio.faults import SILENT_STEM_DB
-from modules.audio.io import open_audio, sample_fault
+from modules.audio.io import check_samples, open_audio
 from modules.data.index import fingerprint, measure_once
 from modules.data.manifest import Row
 from modules.runtime.errors import DataError
@@ -85,11 +85,7 @@ def measure(row: Row) -> Level:
                     )
                 if not held:  # it ended earlier, in silence
                     continue
-                if fault := sample_fault(part_TC):
-                    raise DataError(
-                        f"{path}: {fault}; repair or remove the track "
-                        "(python -m data_prep.verify lists all such files)"
-                    )
+                check_samples(path, part_TC)
                 mono_T[:held] += part_TC.mean(1)
                 mix_TC[:held] += part_TC
             total += math.fsum(mono_T)
