@@ -132,10 +132,9 @@ class Layout:
             names = ", ".join(self.mixtures)
             raise DataError(f"task is {task!r}, expected one of {names}")
         sources = [part for part in self.mixtures[task] if part != NOISE]
-        if EACH not in "".join(sources) and len(sources) != num_spks:
-            raise DataError(
-                f"{task} has {len(sources)} speakers; set --num_spks={len(sources)}"
-            )
+        count = num_spks if EACH in "".join(sources) else len(sources)
+        if count != num_spks:
+            raise DataError(f"{task} has {count} speakers; set --num_spks={count}")
 
 
 @dataclass(frozen=True)
@@ -155,10 +154,14 @@ class _Place(NamedTuple):
     splits: dict[str, Parts]
 
     @property
+    def folders(self) -> list[Path]:
+        """All folders."""
+        return [path for parts in self.splits.values() for path in parts.folders]
+
+    @property
     def missing(self) -> list[Path]:
         """Folders that do not exist."""
-        folders = [path for parts in self.splits.values() for path in parts.folders]
-        return [path for path in folders if not path.is_dir()]
+        return [path for path in self.folders if not path.is_dir()]
 
     def describe(self) -> str:
         """Return the folders in the notation of the shell."""
@@ -215,20 +218,17 @@ def find_parts(
         place, name = parts.mixture.parent, parts.mixture.name
         one_more = layout.parts(place, name, [num_spks + 1]).sources[-1]
         if one_more not in parts.folders and one_more.is_dir():
-            raise DataError(
-                f"{one_more} exists, so the mixtures have more than {num_spks} "
-                f"sources; set --num_spks={num_spks + 1}"
-            )
+            fault = f"exists, so the mixtures have more than {num_spks} sources"
+            raise DataError(f"{one_more} {fault}; set --num_spks={num_spks + 1}")
     return parts_of
 
 
-def missing_split(layout: Layout, place: Path, splits: Sequence[str]) -> str:
-    """Say which of some splits a version of a data set lacks, or return ""."""
+def missing_splits(layout: Layout, place: Path, splits: Sequence[str]) -> Iterator[str]:
+    """Say which of some splits a version of a data set lacks."""
     for split in splits:
         paths = [found_path(place / name) for name in layout.folders(split)]
         if not any(map(Path.is_dir, paths)):
-            return missing_folder(paths[0])
-    return ""
+            yield missing_folder(paths[0])
 
 
 def _several_found(data_folder: Path, complete: Sequence[_Place]) -> str:
@@ -236,10 +236,8 @@ def _several_found(data_folder: Path, complete: Sequence[_Place]) -> str:
     first = complete[0]
     if all(p.layout is first.layout and p.root == first.root for p in complete):
         trains = [place.splits["train"].mixture.parent.name for place in complete]
-        return (
-            f"{data_folder}: has the training sets {' and '.join(trains)}; choose by "
-            f"--train_set={trains[0]}"
-        )
+        found = f"has the training sets {' and '.join(trains)}"
+        return f"{data_folder}: {found}; choose by --train_set={trains[0]}"
     found = " and ".join(f"{place.root}/{place.describe()}" for place in complete)
     return f"{data_folder}: found {found}; point data_folder at one of them"
 
@@ -247,7 +245,7 @@ def _several_found(data_folder: Path, complete: Sequence[_Place]) -> str:
 def _nothing_found(data_folder: Path, places: Sequence[_Place]) -> str:
     """Say which folder is missing, or what was looked for and what is there instead."""
     best = min(places, key=lambda place: len(place.missing))
-    if len(best.missing) < sum(len(parts.folders) for parts in best.splits.values()):
+    if len(best.missing) < len(best.folders):
         return missing_folder(best.missing[0])
     inner = {f"{p.root.name}/": None for p in places if p.root != data_folder}
     also = f" and in {' and '.join(inner)}" if inner else ""

@@ -42,10 +42,8 @@ def find_metadata(
         if not path.stem.endswith("_info")
     }
     if not files:
-        raise DataError(
-            f"{place}: holds no {prefix}*.csv; get the metadata from "
-            "github.com/JorisCos/LibriMix"
-        )
+        hint = "get the metadata from github.com/JorisCos/LibriMix"
+        raise DataError(f"{place}: holds no {prefix}*.csv; {hint}")
     for name in sets or ():
         if name not in files:
             raise DataError(f"{place}: holds {', '.join(files)}, but no {name}")

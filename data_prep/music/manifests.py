@@ -188,11 +188,9 @@ def _list_tracks(folder: str | Path, sources: Sequence[str]) -> list[Row]:
 
 def _warn(texts: Sequence[str]) -> None:
     """Log the first of some warnings."""
-    for text in texts[:NAMED]:
+    more = [f"and {len(texts) - NAMED} more like these: data_prep.verify lists all"]
+    for text in [*texts[:NAMED], *(more if len(texts) > NAMED else [])]:
         logger.warning("%s", text)
-    if len(texts) > NAMED:
-        more = len(texts) - NAMED
-        logger.warning("and %d more like these: data_prep.verify lists all", more)
 
 
 def _choose_valid(
@@ -214,12 +212,10 @@ def _choose_valid(
         held_out = set(names[: max(valid_tracks, 0)])
     else:
         held_out = set(valid_tracks)
-    unknown = sorted(held_out - set(names))
-    if unknown:
-        (near,) = get_close_matches(unknown[0], names, n=1, cutoff=0.0)
-        raise DataError(
-            f"valid_tracks: {folder} has no track {unknown[0]!r}; nearest is {near!r}"
-        )
+    for name in sorted(held_out - set(names))[:1]:
+        (near,) = get_close_matches(name, names, n=1, cutoff=0.0)
+        fault = f"has no track {name!r}; nearest is {near!r}"
+        raise DataError(f"valid_tracks: {folder} {fault}")
     if not 0 < len(held_out) < len(names):
         raise DataError(
             f"valid_tracks={valid_tracks}: of the {len(names)} tracks in {folder} at "
@@ -282,12 +278,10 @@ def _restrict(
     listed = _read_stems(stems, sources)
     known = {row.id for split in ("train", "valid") for row in rows.get(split, ())}
     trained = {row.id for row in rows["train"]}
-    for number, name in enumerate(sources, start=1):
-        unknown = sorted(listed[name] - known)
-        if unknown:
-            raise DataError(
-                f"{stems}: {name!r} lists {unknown[0]!r}, which is no track"
-            )
+    numbered = list(enumerate(sources, start=1))
+    for number, name in numbered:
+        for track in sorted(listed[name] - known)[:1]:
+            raise DataError(f"{stems}: {name!r} lists {track!r}, which is no track")
         if not listed[name] & trained:
             raise DataError(
                 f"{stems}: lists no training track for {name!r} (source_{number}); "
@@ -295,13 +289,12 @@ def _restrict(
             )
     counts = ", ".join(f"{len(listed[name] & trained)} {name}" for name in sources)
     logger.info("%s: of %d training tracks %s", stems, len(rows["train"]), counts)
-    numbered = list(enumerate(sources, start=1))
-    restricted = []
-    for row in rows["train"]:
-        unused = tuple(k for k, name in numbered if row.id not in listed[name])
-        if len(unused) < len(sources):
-            restricted.append(replace(row, unused=unused))
-    return restricted
+    unused = {
+        row: tuple(k for k, name in numbered if row.id not in listed[name])
+        for row in rows["train"]
+    }
+    used = [row for row in unused if len(unused[row]) < len(sources)]
+    return [replace(row, unused=unused[row]) for row in used]
 
 
 def _read_stems(path: Path, sources: Sequence[str]) -> dict[str, set[str]]:

@@ -201,14 +201,12 @@ def _sample_faults(
                     unreadable[path] = f"{error}, though it can be opened"
             heard[path].add(waves[path])
         observe(waves)
-        if summed and len({wave.shape for wave in waves.values()}) == 1:
+        alike = len({wave.shape for wave in waves.values()}) == 1
+        if summed and alike and waves[row.mixture].size:
             parts = [waves[path] for path in row.summands]
-            if waves[row.mixture].size:
-                distance = max(distance, distance_from_sum(waves[row.mixture], parts))
-    faults = []
+            distance = max(distance, distance_from_sum(waves[row.mixture], parts))
+    faults = [Fault("unreadable", text) for text in unreadable.values()]
     for path, file in files.items():
-        if path in unreadable:
-            faults.append(Fault("unreadable", unreadable[path]))
         promised = 0 if path in unreadable else file.header.frames
         for kind, text in heard[path].faults(promised):
             faults.append(Fault(kind, f"{path} {text}"))

@@ -307,14 +307,11 @@ def _read(
         found, fault = file.header, file.fault
         if found.channels not in channels:
             expected = "mono" if channels == (1,) else "stereo or mono"
-            raise AudioError(
-                f"{path}: has {found.channels} channels, expected a {expected} file"
-            )
-        if sample_rate is not None and found.sample_rate != sample_rate:
-            raise AudioError(
-                f"{path}: sample rate is {found.sample_rate} Hz, expected "
-                f"{sample_rate} Hz; resample it or set --sample_rate"
-            )
+            fault = f"has {found.channels} channels, expected a {expected} file"
+            raise AudioError(f"{path}: {fault}")
+        if sample_rate not in (None, found.sample_rate):
+            fault = f"is at {found.sample_rate} Hz, expected {sample_rate} Hz"
+            raise AudioError(f"{path}: {fault}; resample it or set --sample_rate")
         wanted = found.frames - start if frames is None else frames
         wave_TC = file.read(start, wanted)
     held = min(max(found.frames - start, 0), wanted)
@@ -336,10 +333,8 @@ def sample_fault(wave: "Tensor | np.ndarray") -> str:
 def check_samples(path: str | Path, wave: "Tensor | np.ndarray") -> None:
     """Raise an AudioError for NaN, Inf, or a peak beyond `faults.LARGEST_PEAK`."""
     if fault := sample_fault(wave):
-        raise AudioError(
-            f"{path}: {fault}; repair or remove it (python -m data_prep.verify lists "
-            "all such files)"
-        )
+        hint = "python -m data_prep.verify lists all such files"
+        raise AudioError(f"{path}: {fault}; repair or remove it ({hint})")
 
 
 def write_wave(

@@ -81,20 +81,17 @@ def write_manifest(path: str | Path, rows: Sequence[Row]) -> Path:
     if not rows:
         raise DataError(f"{path}: no rows to write: the data set is empty")
     rows = sorted(rows, key=lambda row: row.id)
-    for before, row in pairwise(rows):
-        if before.id == row.id:
-            raise DataError(f"{path}: two rows have the id {row.id!r}")
-        if len(before.sources) != len(row.sources):
-            raise DataError(
-                f"{path}: {before.id!r} has {len(before.sources)} sources but "
-                f"{row.id!r} has {len(row.sources)}"
-            )
-    for row in rows:
-        if len(row.images) != (len(row.sources) if rows[0].images else 0):
-            raise DataError(
-                f"{path}: {row.id!r} has {len(row.sources)} sources but "
-                f"{len(row.images)} images; {rows[0].id!r} has {len(rows[0].images)}"
-            )
+    for before, row in pairwise([rows[0], *rows]):
+        fault = ""
+        if before.id == row.id and before is not row:
+            fault = f"two rows have the id {row.id!r}"
+        elif len(before.sources) != len(row.sources):
+            fault = f"{before.id!r} has {len(before.sources)} sources but "
+            fault += f"{row.id!r} has {len(row.sources)}"
+        elif len(row.images) != (len(row.sources) if rows[0].images else 0):
+            fault = f"{row.id!r} has {len(row.sources)} sources but {len(row.images)} "
+            fault += f"images; {rows[0].id!r} has {len(rows[0].images)}"
+        refuse([f"{path}: {fault}"] if fault else [])
     names = [f"source_{k + 1}" for k in range(len(rows[0].sources))]
     images = [_image_of(name) for name in names] if rows[0].images else []
     stems = any(row.channels != 1 for row in rows)
@@ -168,15 +165,11 @@ def list_manifest(
             try:
                 row = _read_row(header, cells)
                 _check_row(row, sample_rate, stems)
-                if row.id in row_of_id:
-                    raise DataError(
-                        f"id {row.id!r} is already that of row {row_of_id[row.id]}"
-                    )
+                if (first := row_of_id.setdefault(row.id, number)) != number:
+                    raise DataError(f"id {row.id!r} is already that of row {first}")
+                rows[place] = row
             except DataError as error:
                 faults.append(f"{place}: {error}")
-                continue
-            row_of_id[row.id] = number
-            rows[place] = row
     except DataError as error:  # of the file as a whole, or it cannot be read on
         faults.append(str(error))
     if not rows and not faults:
@@ -203,10 +196,8 @@ def _columns_fault(header: Sequence[str], num_sources: int | None) -> str:
     for name in names:
         if header.count(name) != 1:
             fault = "there twice" if name in header else "missing"
-            return (
-                f"column {name!r} is {fault}; the header must be {expected} and is "
-                f"{','.join(header)!r}"
-            )
+            found = f"the header must be {expected} and is {','.join(header)!r}"
+            return f"column {name!r} is {fault}; {found}"
     images = [_image_of(name) for name in sources]
     for name in header:
         if name not in (*names, *images, *STEM_COLUMNS):
@@ -214,21 +205,17 @@ def _columns_fault(header: Sequence[str], num_sources: int | None) -> str:
     missing = [name for name in images if name not in header]
     if 0 < len(missing) < len(images):
         return f"has images, but no column {missing[0]!r}"
-    if num_sources is not None and len(sources) != num_sources:
-        return (
-            f"has {len(sources)} source columns, expected {num_sources}; set "
-            "--num_spks (for music --sources) or prepare the data anew"
-        )
-    return ""
+    if num_sources in (None, len(sources)):
+        return ""
+    hint = "set --num_spks (for music --sources) or prepare the data anew"
+    return f"has {len(sources)} source columns, expected {num_sources}; {hint}"
 
 
 def _read_row(header: Sequence[str], values: Sequence[str]) -> Row:
     """Turn the cells of a row into a `Row`, or raise for the first wrong one."""
     if len(values) != len(header):
-        raise DataError(
-            f"has {len(values)} fields, the header has {len(header)}; quote a field "
-            "that holds a comma"
-        )
+        counts = f"has {len(values)} fields, the header has {len(header)}"
+        raise DataError(f"{counts}; quote a field that holds a comma")
     cells = dict(zip(header, values, strict=True))
     sources = _sources_of(header)
     images = [name for name in map(_image_of, sources) if name in cells]
@@ -273,17 +260,14 @@ def _read_row(header: Sequence[str], values: Sequence[str]) -> Row:
 def _check_row(row: Row, sample_rate: int | None, stems: bool) -> None:
     """Raise unless a row is of the expected kind and rate."""
     if stems != (row.channels != 1):
-        wanted = "stereo stems" if stems else "mono files"
-        maker = "music" if stems else "wsj0mix"
-        raise DataError(
-            f"channels is {row.channels}, expected {wanted}; make the manifest with "
-            f"data_prep.{maker}"
+        wanted, maker = (
+            ("stereo stems", "music") if stems else ("mono files", "wsj0mix")
         )
-    if sample_rate is not None and row.sample_rate != sample_rate:
-        raise DataError(
-            f"sample_rate is {row.sample_rate} Hz, expected {sample_rate} Hz; prepare "
-            "the data at that rate or set --sample_rate"
-        )
+        hint = f"make the manifest with data_prep.{maker}"
+        raise DataError(f"channels is {row.channels}, expected {wanted}; {hint}")
+    if sample_rate not in (None, row.sample_rate):
+        found = f"sample_rate is {row.sample_rate} Hz, expected {sample_rate} Hz"
+        raise DataError(f"{found}; prepare the data at that rate or set --sample_rate")
 
 
 def check_audio(

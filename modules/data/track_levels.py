@@ -46,9 +46,7 @@ class Level:
 def measure_levels(rows: Sequence[Row], index: str | Path) -> dict[str, Level]:
     """Return the level of each track by its id; reading a collection takes minutes.
 
-    Without a mixture file a track's mixture is the sum of all stems, the unused ones
-    too. A DataError names a file that cannot be read, or holds NaN, Inf or an absurd
-    level.
+    A DataError names a file that cannot be read, or holds NaN, Inf or an absurd level.
     """
     row_of = {row.id: row for row in rows}
     found = measure_once(
@@ -61,7 +59,7 @@ def measure_levels(rows: Sequence[Row], index: str | Path) -> dict[str, Level]:
 
 
 def _mixture_files(row: Row) -> Sequence[str]:
-    """Return the files whose sum is the track's mixture."""
+    """Return the files whose sum is the track's mixture: without one, all stems."""
     return [row.mixture] if row.mixture else row.sources
 
 
@@ -79,10 +77,8 @@ def measure(row: Row) -> Level:
                 part_TC = file.read(start, frames, "float64")
                 held = min(max(file.header.frames - start, 0), frames)
                 if file.fault or len(part_TC) != held:
-                    raise DataError(
-                        f"{path}: is truncated or has changed; run the data "
-                        "preparation again"
-                    )
+                    fault = "is truncated or has changed"
+                    raise DataError(f"{path}: {fault}; run the data preparation again")
                 if not held:  # it ended earlier, in silence
                     continue
                 check_samples(path, part_TC)

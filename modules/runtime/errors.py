@@ -24,6 +24,12 @@ class AudioError(DataError):
     """A file cannot be used as audio."""
 
 
+def first_of(texts: Sequence[str], most: int) -> str:
+    """Join the first of some texts, and say how many more there are."""
+    more = [f"and {len(texts) - most} more"] if len(texts) > most else []
+    return ", ".join([*texts[:most], *more])
+
+
 def refuse(faults: Sequence[str]) -> None:
     """Raise a DataError for the first of some faults, if there are any."""
     if faults:
