@@ -117,7 +117,7 @@ def read_left(
 def check_rate(path: Path, rate: int, expected: int) -> None:
     """Raise unless a file's rate is as expected."""
     if rate != expected:
-        raise DataError(f"{path}: is at {rate} Hz, expected {expected} Hz")
+        raise DataError(f"{path} is at {rate} Hz, expected {expected} Hz")
 
 
 def pick(path: Path, found: Mapping[str, Cell], names: Iterable[str]) -> list[Cell]:

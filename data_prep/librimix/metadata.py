@@ -80,10 +80,8 @@ def _read_row(place: str, cells: dict[str, str], sources: Sequence[str]) -> Mixt
         except ValueError:
             value = math.nan
         if not path or not (math.isfinite(value) and value > 0):
-            raise DataError(
-                f"{place}: {part}_path is {path!r}, {part}_gain is {gain!r}; expected "
-                "a file and a number above 0"
-            )
+            found = f"{part}_path is {path!r}, {part}_gain is {gain!r}"
+            raise DataError(f"{place}: {found}; expected a file and a number above 0")
         return Part(path, value)
 
     noise = read_part("noise") if cells.get("noise_path") else None

@@ -153,8 +153,8 @@ class Margins:
         margin, track, stem = max(known)
         return (
             f"no stem reaches {threshold_db:g} dB; the largest margin is {margin:.1f} "
-            f"dB ({stem} of {track}). The model separates too badly for this margin: "
-            "train it longer, or lower --threshold (the margins are kept)"
+            f"dB ({stem} of {track}). The model separates too badly for it: train it "
+            "longer, or lower --threshold (the margins are kept)"
         )
 
     def draw(self, threshold_db: float) -> None:

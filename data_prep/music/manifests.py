@@ -56,7 +56,7 @@ def prepare(
     splits: Sequence[str] = SPLITS,
     unequal: Unequal = "pad",
 ) -> dict[str, str]:
-    """Write train, valid and test manifests.
+    """Write manifests; return their paths by split, of those that have tracks.
 
     Arguments
     ---------
@@ -85,20 +85,13 @@ def prepare(
         What is done where the files of a track end at different times: silence is
         appended (pad), all are cut to the shortest (cut), or it is an error (refuse).
 
-    Returns
-    -------
-    dict[str, str]
-        Paths of the manifests under the keys train, valid and test; valid and test
-        only if there are such tracks.
-
     Raises
     ------
     DataError
-        There is no track, a track lacks a stem, or a file is not of the track's rate or
-        of more than two channels; the message names it. So is a file that is
-        unreadable, empty or truncated, but a track to train on is left out with a
-        warning: only a score must be that of the whole set. A mono file is played on
-        both channels, with a warning.
+        There is no track, a track lacks a stem, or a file is at another rate than its
+        track, of more than two channels, unreadable, empty or truncated. For the last
+        three a track to train on is left out with a warning: only a score must be that
+        of the whole set. A mono file is played on both channels, with a warning.
     """
     sources = tuple(sources)
     _check_sources(sources)
@@ -145,9 +138,8 @@ def find_tracks(
     tracks = {name: _list_tracks(place, sources) for name, place in folders.items()}
     if "valid" in tracks:
         if valid_tracks is not None:
-            raise DataError(
-                f"valid_tracks is set, but {data_folder / 'valid'} exists: remove one"
-            )
+            there = data_folder / "valid"
+            raise DataError(f"valid_tracks is set, but {there} exists: remove one")
         return tracks
     if valid_tracks is not None and not valid_tracks:
         return tracks
@@ -162,10 +154,8 @@ def find_tracks(
 def _check_sources(sources: tuple[str, ...]) -> None:
     """Raise unless the names are those of files, distinct, and not the mixture's."""
     if not sources or any(not name or Path(name).name != name for name in sources):
-        raise DataError(
-            f"sources is {list(sources)}, expected names of files without .wav, such "
-            f"as {list(SOURCES)}"
-        )
+        expected = f"names of files without .wav, such as {list(SOURCES)}"
+        raise DataError(f"sources is {list(sources)}, expected {expected}")
     for name in sources:
         if name == MIXTURE or sources.count(name) > 1:
             fault = "the mixture" if name == MIXTURE else "there twice"
@@ -179,10 +169,8 @@ def _list_tracks(folder: str | Path, sources: Sequence[str]) -> list[Row]:
     _warn(notes)
     refuse(faults)
     if not tracks:
-        raise DataError(
-            f"{folder}: no tracks found; looked for <track>/{{{','.join(sources)}}}.wav"
-            f"; it holds {list_names(folder)}"
-        )
+        wanted = f"<track>/{{{','.join(sources)}}}.wav; it holds {list_names(folder)}"
+        raise DataError(f"{folder}: no tracks found; looked for {wanted}")
     return tracks
 
 
@@ -283,10 +271,8 @@ def _restrict(
         for track in sorted(listed[name] - known)[:1]:
             raise DataError(f"{stems}: {name!r} lists {track!r}, which is no track")
         if not listed[name] & trained:
-            raise DataError(
-                f"{stems}: lists no training track for {name!r} (source_{number}); "
-                "loosen the filter that wrote it"
-            )
+            fault = f"lists no training track for {name!r} (source_{number})"
+            raise DataError(f"{stems}: {fault}; loosen the filter that wrote it")
     counts = ", ".join(f"{len(listed[name] & trained)} {name}" for name in sources)
     logger.info("%s: of %d training tracks %s", stems, len(rows["train"]), counts)
     unused = {
@@ -308,8 +294,7 @@ def _read_stems(path: Path, sources: Sequence[str]) -> dict[str, set[str]]:
     for name in sources:
         tracks = listed.get(name) if isinstance(listed, dict) else None
         if not isinstance(tracks, list) or not all(isinstance(t, str) for t in tracks):
-            raise DataError(
-                f"{path}: has no list of tracks for {name!r}, expected "
-                f'{{"{name}": [track, ...], ...}}'
-            )
+            expected = f'{{"{name}": [track, ...], ...}}'
+            fault = f"has no list of tracks for {name!r}, expected {expected}"
+            raise DataError(f"{path}: {fault}")
     return {name: set(listed[name]) for name in sources}

@@ -27,10 +27,9 @@ def prepare(
     test_folder: str | Path | None = None,
     splits: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
-    """Write train, valid and test manifests; leave them alone if nothing changed.
+    """Write manifests, unless nothing changed; return their paths by split.
 
-    Arguments and result are those of `data_prep.wsj0mix.prepare`; mixtures in noise
-    were made in noise, and only mode "min" is made.
+    Arguments are those of `data_prep.wsj0mix.prepare`; only mode "min" is made.
     """
     if mode != "min":
         raise DataError(f"mode is {mode!r}, but these mixtures are of mode 'min'")

@@ -34,6 +34,7 @@ from modules.audio.io import read_header
 from modules.data.manifest import THREADS, Row, list_manifest
 from modules.runtime.cli import run
 from modules.runtime.errors import AudioError
+from modules.runtime.terminal import escaped
 
 Check = Callable[[Row], list[Fault]]
 
@@ -144,7 +145,7 @@ def _print_faults(found: Iterable[tuple[str, Fault]], once: bool = False) -> int
         if not once or fault.text not in known:
             known.add(fault.text)
             note = "note: " * (fault.kind == NOTE)
-            tqdm.write(f"{note}{place}: {fault.text}", file=sys.stdout)
+            tqdm.write(escaped(f"{note}{place}: {fault.text}"), file=sys.stdout)
             count += not note
     return count
 

@@ -26,9 +26,9 @@ def prepare(
     test_folder: str | Path | None = None,
     splits: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
-    """Write train, valid and test manifests; leave them alone if nothing changed.
+    """Write manifests, unless nothing changed; return their paths by split.
 
-    Result, errors and the other arguments are those of `data_prep.wsj0mix.prepare`.
+    Errors and the other arguments are those of `data_prep.wsj0mix.prepare`.
 
     Arguments
     ---------

@@ -185,10 +185,9 @@ def read_powers(path: Path) -> dict[str, float]:
                 if not 0 < powers[utterance] < math.inf:
                     raise ValueError
             except ValueError:
-                raise DataError(
-                    f"{file}, line {number}: is {line!r}, expected an utterance and "
-                    "its active power, above 0"
-                ) from None
+                expected = "an utterance and its active power, above 0"
+                fault = f"line {number}: is {line!r}, expected {expected}"
+                raise DataError(f"{file}, {fault}") from None
     return powers
 
 

@@ -26,7 +26,7 @@ def prepare(
     test_folder: str | Path | None = None,
     splits: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
-    """Write train, valid and test manifests; leave them alone if nothing changed.
+    """Write manifests, unless nothing changed; return their paths by split.
 
     Arguments
     ---------
@@ -45,11 +45,6 @@ def prepare(
         Another data set of these layouts, whose test set is taken.
     splits : Sequence[str]
         The manifests that are wanted; the folders of others need not exist.
-
-    Returns
-    -------
-    dict[str, str]
-        Paths of the manifests by split.
 
     Raises
     ------

@@ -318,10 +318,8 @@ def _read(
     if pad and not fault and len(wave_TC) == held:
         wave_TC = np.pad(wave_TC, ((0, max(wanted, 0) - held), (0, 0)))
     if len(wave_TC) != wanted or wanted <= 0:
-        raise AudioError(
-            f"{path}: holds {len(wave_TC)} of the {wanted} samples expected from "
-            f"sample {start} on; the file is truncated or has changed"
-        )
+        fault = f"holds {len(wave_TC)} of the {wanted} samples expected from sample"
+        raise AudioError(f"{path}: {fault} {start} on; it is truncated or has changed")
     return torch.from_numpy(wave_TC.T).contiguous()
 
 

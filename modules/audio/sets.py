@@ -78,10 +78,9 @@ def write_set(
             floats = {name: staging / path.name for name, path in paths.items()}
             peak = _write(floats, blocks, sample_rate, "rf64", "FLOAT", frames)
             if peak > 1 and clip == "error":
-                raise DataError(
-                    f"{folder}: samples of {peak:.3g} times full scale clip in {kind}; "
-                    "use --clip=scale or --subtype=float"
-                )
+                fault = f"samples of {peak:.3g} times full scale clip in {kind}"
+                hint = "use --clip=scale or --subtype=float"
+                raise DataError(f"{folder}: {fault}; {hint}")
             loud = max(1.0, peak) if clip == "scale" else 1.0
             for name, path in floats.items():
                 with soundfile.SoundFile(os.fsencode(path)) as file:

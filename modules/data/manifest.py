@@ -34,8 +34,6 @@ from modules.runtime.tables import read_cells, write_table
 FIXED_COLUMNS = ("id", "duration", "sample_rate", "mixture", "noise")
 STEM_COLUMNS = ("channels", "unused")
 
-NOT_PREPARED = "no such manifest; run the data preparation"
-
 # Opening a file waits for the disk, not for the processor: more threads than cores.
 THREADS = 16
 
@@ -81,19 +79,19 @@ def write_manifest(path: str | Path, rows: Sequence[Row]) -> Path:
     if not rows:
         raise DataError(f"{path}: no rows to write: the data set is empty")
     rows = sorted(rows, key=lambda row: row.id)
-    for before, row in pairwise([rows[0], *rows]):
-        fault = ""
-        if before.id == row.id and before is not row:
-            fault = f"two rows have the id {row.id!r}"
-        elif len(before.sources) != len(row.sources):
-            fault = f"{before.id!r} has {len(before.sources)} sources but "
-            fault += f"{row.id!r} has {len(row.sources)}"
-        elif len(row.images) != (len(row.sources) if rows[0].images else 0):
-            fault = f"{row.id!r} has {len(row.sources)} sources but {len(row.images)} "
-            fault += f"images; {rows[0].id!r} has {len(rows[0].images)}"
-        refuse([f"{path}: {fault}"] if fault else [])
+    for before, row in pairwise(rows):
+        if before.id == row.id:
+            raise DataError(f"{path}: two rows have the id {row.id!r}")
+        if len(before.sources) != len(row.sources):
+            found = f"{before.id!r} has {len(before.sources)} sources but"
+            raise DataError(f"{path}: {found} {row.id!r} has {len(row.sources)}")
+    for row in rows:
+        if len(row.images) != (len(row.sources) if rows[0].images else 0):
+            found = f"{row.id!r} has {len(row.sources)} sources but {len(row.images)}"
+            others = f"{rows[0].id!r} has {len(rows[0].images)}"
+            raise DataError(f"{path}: {found} images; {others}")
     names = [f"source_{k + 1}" for k in range(len(rows[0].sources))]
-    images = [_image_of(name) for name in names] if rows[0].images else []
+    images = map(_image_of, names if rows[0].images else ())
     stems = any(row.channels != 1 for row in rows)
     header = [*FIXED_COLUMNS, *names, *images, *(STEM_COLUMNS if stems else ())]
 
@@ -153,7 +151,7 @@ def list_manifest(
     faults: list[str] = []
     row_of_id: dict[str, int] = {}
     try:
-        table = read_cells(path, NOT_PREPARED)
+        table = read_cells(path, "no such manifest; run the data preparation")
         header = [name.strip() for name in next(table, [])]
         if fault := _columns_fault(header, num_sources):
             raise DataError(f"{path}, row 1: {fault}")

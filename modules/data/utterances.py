@@ -181,7 +181,7 @@ class UtterancePool:
                 first.setdefault(speaker, f"{speaker} ({printable(path)})")
                 now[path] = fingerprint([path])
             except DataError as error:  # of a link to nowhere
-                faults[path] = str(error).removeprefix(f"{path}: ")
+                faults[path] = error.args[0].removeprefix(f"{path}: ")
         told = f"{len(first)} speakers by {rule}, such as "
         logger.info("%s: %s%s", origin, told, ", ".join([*first.values()][:EXAMPLES]))
         measured = measure_once(index_file, INDEX_COLUMNS, now, _measure_file)
@@ -244,9 +244,9 @@ def spoken_in(row: Row) -> list[tuple[str, str]]:
         found = zip(map(LIBRISPEECH_NAME.fullmatch, named), named, strict=True)
         return [(name, match[1] if match else name[:3]) for match, name in found]
     raise DataError(
-        f"mixture {row.id!r}: its name does not tell who speaks, as the names of "
-        "WSJ0-mix and LibriMix do; for dynamic mixing set --base_folder_dm to a "
-        "folder with a folder of utterances a speaker, or set --dynamic_mixing=False"
+        f"mixture {row.id!r}: its name does not tell who speaks, as those of WSJ0-mix "
+        "and LibriMix do; set --base_folder_dm to a folder that has one of utterances "
+        "for each speaker, or --dynamic_mixing=False"
     )
 
 

@@ -206,6 +206,7 @@ def test_a_run_and_what_is_exported_of_it_give_the_same_model(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "hyperparams.yaml").write_text(
+        "sample_rate: 8000\n"
         f"separator: !new:modules.models.sepformer.SepFormer {{{size}}}\n"
     )
     trained = read_run(run).make_network()
