@@ -1,17 +1,27 @@
 """Write the manifests of a data set that has a folder for each part of its mixtures."""
 
-import hashlib
 import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep.common.layout import Parts, list_audio, match
+from data_prep.common.layout import (
+    SPLITS,
+    Layout,
+    Parts,
+    find_parts,
+    list_audio,
+    match,
+)
+from data_prep.common.versions import check_choices
 from modules.audio.io import SUFFIXES, read_header
+from modules.data.index import fingerprint
 from modules.data.manifest import Row, check_audio, write_manifest
-from modules.runtime.errors import DataError
+from modules.runtime.errors import DataError, refuse
+from modules.runtime.files import fingerprint as content_of
 from modules.runtime.files import write_text
 
 Listing = Mapping[Path, Mapping[str, os.DirEntry]]
@@ -19,6 +29,35 @@ logger = logging.getLogger(__name__)
 
 # Part of the fingerprint: raise it when the same files would give other manifests.
 FORMAT = 1
+
+
+def prepare_set(
+    maker: str,
+    layouts: Sequence[Layout],
+    data_folder: str | Path,
+    save_folder: str | Path,
+    test_folder: str | Path | None,
+    splits: Sequence[str],
+    num_spks: int,
+    sample_rate: int,
+    mode: str,
+    mixture: str | None = None,
+    targets: str | None = None,
+    train_set: str | None = None,
+) -> dict[str, str]:
+    """Write the manifests of some splits; the folders of others need not exist.
+
+    The test set is that of `test_folder` if there is one; see `find_parts`.
+    """
+    check_choices("splits", splits, SPLITS)
+    other = test_folder if "test" in splits else None
+    own = [split for split in splits if split != "test" or other is None]
+    found: dict[str, Parts] = {}
+    for folder, wanted in ((data_folder, own), (other, ["test"])):
+        if folder is not None and wanted:
+            chosen = (num_spks, sample_rate, mode, mixture, targets, train_set)
+            found |= find_parts(layouts, folder, *chosen, wanted)
+    return write_manifests(found, save_folder, sample_rate, maker)
 
 
 def write_manifests(
@@ -31,57 +70,36 @@ def write_manifests(
     names a file that is missing, unreadable, not at `sample_rate` in Hz, or of another
     length than its mixture.
     """
-    save_folder = Path(save_folder)
-    folders = {folder for parts in splits.values() for folder in parts.folders}
-    listing = {folder: list_audio(folder) for folder in sorted(folders)}
-    paths = {split: save_folder / f"{split}.csv" for split in splits}
-    state_file = save_folder / f"{maker}.json"
-    files = _fingerprint(splits, listing, sample_rate)
-    if _is_current(state_file, files, list(paths.values())):
-        logger.info("%s: manifests are up to date", save_folder)
-    else:
-        rows = {
-            split: _make_rows(parts, listing, sample_rate)
-            for split, parts in splits.items()
-        }
-        state_file.unlink(missing_ok=True)
-        for split, path in paths.items():
-            write_manifest(path, rows[split])
-            logger.info("%s: %d mixtures", path, len(rows[split]))
-        state = {"files": files, "manifests": _digest(list(paths.values()))}
-        write_text(state_file, json.dumps(state) + "\n")
+    faults: list[str] = []
+    folders = dict.fromkeys(one for parts in splits.values() for one in parts.folders)
+    listing = {folder: list_audio(folder, faults) for folder in folders}
+    refuse(faults)
+    paths = {split: Path(save_folder) / f"{split}.csv" for split in splits}
+    state_file = Path(save_folder) / f"{maker}.json"
+    listed = [entry.path for found in listing.values() for entry in found.values()]
+    # Reading the header of a link to nowhere names it.
+    present = filter(os.path.exists, listed)
+    files = fingerprint(present, FORMAT, sample_rate, dict(splits))
+
+    def state() -> str:
+        """Return what the manifests were made from, and what they are."""
+        manifests = [content_of(path) for path in paths.values()]
+        return json.dumps({"files": files, "manifests": manifests}) + "\n"
+
+    with suppress(OSError, ValueError):
+        if state_file.read_text() == state():
+            logger.info("%s: manifests are up to date", save_folder)
+            return {split: str(path) for split, path in paths.items()}
+    rows = {
+        split: _make_rows(parts, listing, sample_rate)
+        for split, parts in splits.items()
+    }
+    state_file.unlink(missing_ok=True)
+    for split, path in paths.items():
+        write_manifest(path, rows[split])
+        logger.info("%s: %d mixtures", path, len(rows[split]))
+    write_text(state_file, state())
     return {split: str(path) for split, path in paths.items()}
-
-
-def _fingerprint(
-    splits: Mapping[str, Parts], listing: Listing, sample_rate: int
-) -> str:
-    """Return a digest of names, sizes and times of all files, and of the settings."""
-    digest = hashlib.sha256(repr((FORMAT, sample_rate, dict(splits))).encode())
-    for folder, entries in listing.items():
-        digest.update(os.fsencode(folder) + b"\0")
-        for _, entry in sorted(entries.items()):
-            try:
-                status = entry.stat()
-            except OSError:  # a link to nowhere: reading its header says so
-                continue
-            fields = f"\0{status.st_size}\0{status.st_mtime_ns}\0"
-            digest.update(os.fsencode(entry.name) + fields.encode())
-    return digest.hexdigest()
-
-
-def _digest(paths: Sequence[Path]) -> str:
-    """Return a digest of the contents of files."""
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()
-
-
-def _is_current(state_file: Path, files: str, manifests: Sequence[Path]) -> bool:
-    """Return whether these manifests were made from exactly these files."""
-    try:
-        state = json.loads(state_file.read_text())
-        return state == {"files": files, "manifests": _digest(manifests)}
-    except (OSError, ValueError):
-        return False
 
 
 def list_rows(

@@ -31,29 +31,27 @@ SETTINGS = "generated.json"
 BUSY = threading.Lock()
 
 
-def claim_folder(folder: str | Path, settings: dict) -> Path:
+def claim_folder(folder: str | Path, settings: dict, name: str = SETTINGS) -> Path:
     """Note in an output folder what is being made there; return the folder.
 
     It must be absent, empty, or claimed before with equal settings, else a DataError
     says so. `settings` are all that decides the content of the files, as JSON can hold
-    it, without paths that may change between two calls.
+    it, without paths that may change between two calls. The note is called `name`.
     """
     folder = Path(folder)
-    note = folder / SETTINGS
+    note = folder / name
     if note.is_file():
         try:
             before = json.loads(note.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise DataError(
-                f"{note}: is damaged ({error}); give another folder, or remove this one"
-            ) from None
-        for name in sorted(before | settings):
-            old, new = before.get(name), settings.get(name)
+            hint = "give another folder, or remove this one"
+            raise DataError(f"{note}: is damaged ({error}); {hint}") from None
+        for key in sorted(before | settings):
+            old, new = before.get(key), settings.get(key)
             if old != new:
-                raise DataError(
-                    f"{folder}: was begun with {name}={old!r}, now it is {new!r}; give "
-                    "the same settings or another folder"
-                )
+                fault = f"was begun with {key}={old!r}, now it is {new!r}"
+                hint = "give the same settings or another folder"
+                raise DataError(f"{folder}: {fault}; {hint}")
     elif folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder}: is not empty; give an empty or a new folder")
     else:
@@ -109,10 +107,9 @@ def make_all(
                 done.result()
                 bar.update()
         except BrokenProcessPool:
-            raise DataError(
-                f"{desc}: a worker was killed, perhaps for want of memory; the same "
-                "command with fewer --workers continues"
-            ) from None
+            fault = "a worker was killed, perhaps for want of memory"
+            hint = "the same command with fewer --workers continues"
+            raise DataError(f"{desc}: {fault}; {hint}") from None
         finally:
             pool.shutdown(cancel_futures=True)
     return len(todo)

@@ -26,10 +26,6 @@ NOISE = "noise"
 RATES = (8000, 16000)
 MODES = ("min", "max")
 
-# A data set's folder, another whose test set is taken instead, and the splits wanted:
-# the folders of others need not exist.
-Where = tuple[str | Path, str | Path | None, Sequence[str]]
-
 # How many names of what a folder holds a message lists.
 NAMED = 8
 
@@ -50,8 +46,8 @@ class Parts(NamedTuple):
     @property
     def folders(self) -> list[Path]:
         """Mixture, sources, noise and images."""
-        noise = [self.noise] if self.noise else []
-        return [self.mixture, *self.sources, *noise, *self.images]
+        parts = (self.mixture, *self.sources, self.noise, *self.images)
+        return [path for path in parts if path]
 
 
 @dataclass(frozen=True)
@@ -108,19 +104,22 @@ class Layout:
         wanted = self.parts(place, targets, talkers).sources
         return Parts(found[mixture], wanted, noise, images=sources)
 
+    def folders(self, split: str) -> list[str]:
+        """Return the folders that a split may have."""
+        return [name for name, its_split in self.splits.items() if its_split == split]
+
     def choices(
         self, splits: Sequence[str], train_set: str | None
     ) -> Iterator[tuple[str, ...]]:
         """Return the folders that the splits can be made of."""
-        folders: dict[str, list[str]] = {split: [] for split in SPLITS}
-        for folder, split in self.splits.items():
-            folders[split].append(folder)
-        if train_set not in (None, *folders["train"]):
-            expected = " or ".join(folders["train"])
+        trains = self.folders("train")
+        if train_set not in (None, *trains):
+            expected = " or ".join(trains)
             raise DataError(f"train_set is {train_set!r}, expected {expected}")
-        if train_set:
+        folders = {split: self.folders(split) for split in splits}
+        if train_set and "train" in folders:
             folders["train"] = [train_set]
-        return itertools.product(*(folders[split] for split in splits))
+        return itertools.product(*folders.values())
 
     def roots(self, folder: Path, counts: Iterable[int]) -> list[Path]:
         """Return a folder, and those in it that are named by a number of talkers."""
@@ -133,10 +132,9 @@ class Layout:
             names = ", ".join(self.mixtures)
             raise DataError(f"task is {task!r}, expected one of {names}")
         sources = [part for part in self.mixtures[task] if part != NOISE]
-        if EACH not in "".join(sources) and len(sources) != num_spks:
-            raise DataError(
-                f"{task} has {len(sources)} speakers; set --num_spks={len(sources)}"
-            )
+        count = num_spks if EACH in "".join(sources) else len(sources)
+        if count != num_spks:
+            raise DataError(f"{task} has {count} speakers; set --num_spks={count}")
 
 
 @dataclass(frozen=True)
@@ -156,10 +154,14 @@ class _Place(NamedTuple):
     splits: dict[str, Parts]
 
     @property
+    def folders(self) -> list[Path]:
+        """All folders."""
+        return [path for parts in self.splits.values() for path in parts.folders]
+
+    @property
     def missing(self) -> list[Path]:
         """Folders that do not exist."""
-        folders = [path for parts in self.splits.values() for path in parts.folders]
-        return [path for path in folders if not path.is_dir()]
+        return [path for path in self.folders if not path.is_dir()]
 
     def describe(self) -> str:
         """Return the folders in the notation of the shell."""
@@ -172,37 +174,26 @@ class _Place(NamedTuple):
 
 def find_parts(
     layouts: Sequence[Layout],
-    where: str | Path | Where,
+    data_folder: str | Path,
     num_spks: int,
     sample_rate: int,
     mode: str,
     mixture: str | None = None,
     targets: str | None = None,
     train_set: str | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, Parts]:
     """Find which layout a folder has by looking; return the folders of its splits.
 
-    The data folder is the data set's or its parent. `mixture` chooses among the folders
+    `data_folder` is the data set's or its parent. `mixture` chooses among the folders
     of mixtures, `train_set` among those to train on; None where there is one. `targets`
     is the folder of mixtures whose sources are wanted instead, those of `mixture` being
     its images. A DataError says that none or more than one layout fits, or that the
     mixtures have more than `num_spks` sources.
     """
-    if isinstance(where, (str, Path)):
-        where = (where, None, SPLITS)
-    data_folder, test_folder, splits = where
-    chosen = (num_spks, sample_rate, mode, mixture, targets, train_set)
-    if test_folder is not None and "test" in splits:
-        others = (data_folder, None, [split for split in splits if split != "test"])
-        found = find_parts(layouts, others, *chosen) if others[2] else {}
-        return found | find_parts(layouts, (test_folder, None, ["test"]), *chosen)
-    if not splits or set(splits) - set(SPLITS):
-        raise DataError(f"splits: {list(splits)}, expected some of {SPLITS}")
     if mode not in MODES:
         raise DataError(f"mode is {mode!r}, expected 'min' or 'max'")
-    data_folder = Path(data_folder).absolute()
-    if not data_folder.is_dir():
-        raise DataError(f"{data_folder} does not exist or is no folder")
+    data_folder = existing(data_folder)
     places: list[_Place] = []
     talkers = range(1, num_spks + 1)
     for layout in layouts:
@@ -227,23 +218,17 @@ def find_parts(
         place, name = parts.mixture.parent, parts.mixture.name
         one_more = layout.parts(place, name, [num_spks + 1]).sources[-1]
         if one_more not in parts.folders and one_more.is_dir():
-            raise DataError(
-                f"{one_more} exists, so the mixtures have more than {num_spks} "
-                f"sources; set --num_spks={num_spks + 1}"
-            )
+            fault = f"exists, so the mixtures have more than {num_spks} sources"
+            raise DataError(f"{one_more} {fault}; set --num_spks={num_spks + 1}")
     return parts_of
 
 
-def missing_split(layout: Layout, place: Path, splits: Sequence[str]) -> str:
-    """Say which of some splits a version of a data set lacks, or return ""."""
-    folders: dict[str, list[Path]] = {split: [] for split in splits}
-    for name, split in layout.splits.items():
-        if split in folders:
-            folders[split].append(found_path(place / name))
-    for paths in folders.values():
+def missing_splits(layout: Layout, place: Path, splits: Sequence[str]) -> Iterator[str]:
+    """Say which of some splits a version of a data set lacks."""
+    for split in splits:
+        paths = [found_path(place / name) for name in layout.folders(split)]
         if not any(map(Path.is_dir, paths)):
-            return missing_folder(paths[0])
-    return ""
+            yield missing_folder(paths[0])
 
 
 def _several_found(data_folder: Path, complete: Sequence[_Place]) -> str:
@@ -251,10 +236,8 @@ def _several_found(data_folder: Path, complete: Sequence[_Place]) -> str:
     first = complete[0]
     if all(p.layout is first.layout and p.root == first.root for p in complete):
         trains = [place.splits["train"].mixture.parent.name for place in complete]
-        return (
-            f"{data_folder}: has the training sets {' and '.join(trains)}; choose by "
-            f"--train_set={trains[0]}"
-        )
+        found = f"has the training sets {' and '.join(trains)}"
+        return f"{data_folder}: {found}; choose by --train_set={trains[0]}"
     found = " and ".join(f"{place.root}/{place.describe()}" for place in complete)
     return f"{data_folder}: found {found}; point data_folder at one of them"
 
@@ -262,7 +245,7 @@ def _several_found(data_folder: Path, complete: Sequence[_Place]) -> str:
 def _nothing_found(data_folder: Path, places: Sequence[_Place]) -> str:
     """Say which folder is missing, or what was looked for and what is there instead."""
     best = min(places, key=lambda place: len(place.missing))
-    if len(best.missing) < sum(len(parts.folders) for parts in best.splits.values()):
+    if len(best.missing) < len(best.folders):
         return missing_folder(best.missing[0])
     inner = {f"{p.root.name}/": None for p in places if p.root != data_folder}
     also = f" and in {' and '.join(inner)}" if inner else ""
@@ -280,16 +263,22 @@ def missing_folder(folder: Path) -> str:
     return f"{folder}: does not exist, but other folders of its layout do"
 
 
+def existing(folder: str | Path) -> Path:
+    """Return the absolute path of a folder; raise if there is none."""
+    if not Path(folder).is_dir():
+        raise DataError(f"{Path(folder).absolute()} does not exist or is no folder")
+    return Path(folder).absolute()
+
+
 def list_names(folder: Path) -> str:
     """Name the first things in a folder, for a message."""
     return ", ".join(sorted(os.listdir(folder))[:NAMED]) or "nothing"
 
 
-def list_audio(folder: Path, faults: list[str] | None = None) -> dict[str, os.DirEntry]:
+def list_audio(folder: Path, faults: list[str]) -> dict[str, os.DirEntry]:
     """Return a folder's audio files by their stem, sorted, without hidden files.
 
-    Two files that differ only in their suffix are a DataError, or are added to
-    `faults`, and the first is taken.
+    Of two that differ only in their suffix the first is taken; `faults` gets a line.
     """
     with os.scandir(folder) as scanned:
         entries = sorted(scanned, key=lambda entry: entry.name)
@@ -298,23 +287,17 @@ def list_audio(folder: Path, faults: list[str] | None = None) -> dict[str, os.Di
         stem, suffix = os.path.splitext(entry.name)
         if suffix.lower() not in SUFFIXES or stem.startswith("."):
             continue
-        if stem in found:
-            fault = f"{entry.path}: there is {found[stem].name} as well"
-            if faults is None:
-                raise DataError(fault)
-            faults.append(fault)
-            continue
-        found[stem] = entry
+        if found.setdefault(stem, entry) is not entry:
+            faults.append(f"{entry.path}: there is {found[stem].name} as well")
     return found
 
 
 def match(
     names: Iterable[str], entries: Mapping[str, os.DirEntry]
 ) -> dict[str, os.DirEntry]:
-    """Return the entry of each name that has one.
+    """Return the entry of each name that has one, or the only one that is like it.
 
-    An entry of another name is taken where it alone differs from the name in nothing
-    but case or Unicode form.
+    Names are alike that differ in nothing but case or Unicode form.
     """
     names = list(names)
     alike: dict[str, list[os.DirEntry]] = {}
@@ -322,7 +305,7 @@ def match(
         alike.setdefault(folded(stem), []).append(entries[stem])
     found = {}
     for name in names:
-        others = alike.get(folded(name), [])
-        if name in entries or len(others) == 1:
-            found[name] = entries.get(name) or others[0]
+        fitting = [entries[name]] if name in entries else alike.get(folded(name), [])
+        if len(fitting) == 1:
+            found[name] = fitting[0]
     return found

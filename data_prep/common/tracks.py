@@ -1,41 +1,31 @@
 """Songs in stems, a folder for each: one look for preparing and for verifying."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data_prep.common.layout import list_audio, list_names, match
+from modules.audio.io import Header
+from modules.data.manifest import Row
 from modules.runtime.files import found_path
 
 # What else a song may lie in.
 SONG_SUFFIXES = (".wav", ".flac", ".mp3", ".mp4", ".m4a", ".ogg", ".opus", ".aif")
 
 
-@dataclass(frozen=True)
-class Track:
-    """A song: its name and files; `mixture` is empty if the song has none."""
-
-    name: str
-    sources: tuple[str, ...]
-    mixture: str = ""
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The sources, and the mixture if there is one."""
-        return (*self.sources, *([self.mixture] if self.mixture else []))
-
-
 def list_tracks(
-    folder: Path, sources: Sequence[str], mixture: str
-) -> tuple[list[Track], list[str], list[str]]:
-    """Return the tracks in a folder by name, what is wrong, and what is to be noted.
+    folder: Path,
+    sources: Sequence[str],
+    mixture: str,
+    faults: list[str],
+    notes: list[str],
+) -> list[Row]:
+    """Return the tracks in a folder by name; no file is opened.
 
-    The files of a stem that is missing are as they should be called. Notes say what is
-    left out, and which files are spelt otherwise.
+    `duration` and `sample_rate` are 0; a stem that is missing has the name that it
+    should have. `faults` gets what is wrong, `notes` what is left out or
+    spelt otherwise.
     """
-    tracks: list[Track] = []
-    faults: list[str] = []
-    notes: list[str] = []
+    tracks: list[Row] = []
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
@@ -56,11 +46,22 @@ def list_tracks(
         paths = {name: str(entry / f"{name}.wav") for name in sources}
         paths |= {name: file.path for name, file in found.items()}
         stems = tuple(paths[name] for name in sources)
-        tracks.append(Track(entry.name, stems, paths.get(mixture, "")))
-    return tracks, faults, notes
+        whole = paths.get(mixture, "")
+        tracks.append(Row(entry.name, 0.0, 0, whole, stems, channels=2))
+    return tracks
 
 
 def split_folders(folder: Path, splits: Sequence[str]) -> dict[str, Path]:
     """Return those of the folders of splits that exist."""
     found = {split: found_path(folder / split) for split in splits}
     return {split: path for split, path in found.items() if path.is_dir()}
+
+
+def ends_early(headers: Mapping[str, Header]) -> Iterator[str]:
+    """Yield which file of a track ends first, and how long before the last."""
+    ends = {path: header.frames for path, header in headers.items()}
+    if len(set(ends.values())) > 1:
+        first = min(ends, key=lambda path: (ends[path], path))
+        last = min(ends, key=lambda path: (-ends[path], path))
+        seconds = (ends[last] - ends[first]) / headers[first].sample_rate
+        yield f"{first} ends {seconds:.3g} s before {Path(last).name}"

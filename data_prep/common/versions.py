@@ -11,7 +11,7 @@ import numpy as np
 
 from data_prep.common.layout import MODES, RATES, folder_of
 from modules.audio.io import open_whole, read_header
-from modules.runtime.errors import DataError
+from modules.runtime.errors import DataError, refuse
 from modules.runtime.files import list_files
 
 Cell = TypeVar("Cell")
@@ -72,10 +72,8 @@ def mixture_lengths(
         for part in ("s1", "s2"):
             folder = root / folder_of(rate, mode) / split / part
             if not folder.is_dir():
-                raise DataError(
-                    f"{folder}: does not exist; make this version of the set or leave "
-                    "it out of --sample_rates and --modes"
-                )
+                hint = "make it or leave it out of --sample_rates and --modes"
+                raise DataError(f"{folder}: does not exist; {hint}")
             found = [path.stem for path in list_files(folder, "*.wav")]
             if names is None:
                 names, first = found, folder
@@ -94,9 +92,9 @@ def mixture_lengths(
 
 def frames_of(path: Path, sample_rate: int) -> int:
     """Return the number of samples in a file, by its header."""
-    rate, _, frames = read_header(path)
-    _check_rate(path, rate, sample_rate)
-    return frames
+    header = read_header(path)
+    check_rate(path, header.sample_rate, sample_rate)
+    return header.frames
 
 
 def read_left(
@@ -107,7 +105,7 @@ def read_left(
     A DataError says that it is unreadable, too short, at another rate or not finite.
     """
     with open_whole(path) as file:
-        _check_rate(path, file.header.sample_rate, sample_rate)
+        check_rate(path, file.header.sample_rate, sample_rate)
         wave_T = file.read(start, frames, "float64")[:, 0]
     if len(wave_T) < (wanted := frames or 1):
         raise DataError(f"{path}: holds no {wanted} samples from {start} on")
@@ -116,15 +114,14 @@ def read_left(
     return wave_T
 
 
-def _check_rate(path: Path, rate: int, expected: int) -> None:
+def check_rate(path: Path, rate: int, expected: int) -> None:
+    """Raise unless a file's rate is as expected."""
     if rate != expected:
-        raise DataError(f"{path}: is at {rate} Hz, expected {expected} Hz")
+        raise DataError(f"{path} is at {rate} Hz, expected {expected} Hz")
 
 
 def pick(path: Path, found: Mapping[str, Cell], names: Iterable[str]) -> list[Cell]:
     """Return what a table holds for each name; raise if it lacks one."""
     missing = [name for name in names if name not in found]
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise DataError(f"{path}: has no row for {missing[0]!r}{more}")
+    refuse([f"{path}: has no row for {name!r}" for name in missing])
     return [found[name] for name in names]

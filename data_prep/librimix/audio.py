@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import scipy.signal
 
+from data_prep.common.versions import check_rate
 from data_prep.librimix.metadata import Mixture
 from modules.audio.io import open_whole
 from modules.runtime.errors import DataError
@@ -48,12 +49,8 @@ def find_noise(folder: Path, path: str) -> tuple[Path, tuple[int, int]]:
 def read_part(path: Path, frames: int | None = None) -> np.ndarray:
     """Return the first channel of a 16 kHz file as float32 [T], or its start."""
     with open_whole(path) as file:
-        rate, wave_TC = file.header.sample_rate, file.read(0, frames)
-    if rate != RATE:
-        raise DataError(f"{path} is at {rate} Hz, expected {RATE} Hz")
-    if not len(wave_TC):
-        raise DataError(f"{path} holds no samples")
-    return wave_TC[:, 0]
+        check_rate(path, file.header.sample_rate, RATE)
+        return file.read(0, frames)[:, 0]
 
 
 def read_noise(folder: Path, path: str, length: int) -> np.ndarray:
@@ -77,10 +74,8 @@ def extend(noise_T: np.ndarray, length: int) -> np.ndarray:
     if len(noise_T) >= length:
         return noise_T[:length]
     if len(noise_T) <= FADE:
-        raise DataError(
-            f"a noise of {len(noise_T)} samples is too short to be repeated; leave "
-            f"those under {FADE / RATE:.1f} s out"
-        )
+        fault = f"a noise of {len(noise_T)} samples is too short to be repeated"
+        raise DataError(f"{fault}; leave those under {FADE / RATE:.1f} s out")
     window_T = np.hanning(2 * FADE - 1).astype(np.float32)
     rise_T, fall_T = window_T[:FADE], window_T[FADE - 1 :]
     pieces, total = [noise_T], len(noise_T)

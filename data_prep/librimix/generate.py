@@ -204,10 +204,9 @@ def _check_sources(plan: Plan, jobs: Sequence[Job]) -> None:
             paths[find_speech(plan.librispeech, part.path)] = "--librispeech"
         if plan.wham_noise:
             if job.mixture.noise is None:
-                raise DataError(
-                    f"{job.mixture.name}: the metadata has no noise for it; use "
-                    "--types mix_clean, or metadata with noise"
-                )
+                hint = "use --types mix_clean, or metadata with noise"
+                fault = "the metadata has no noise for it"
+                raise DataError(f"{job.mixture.name}: {fault}; {hint}")
             path, _ = find_noise(plan.wham_noise, job.mixture.noise.path)
             paths[path] = "--wham_noise"
     missing = [path for path in paths if not path.is_file()]

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.common.folders import write_manifests
-from data_prep.common.layout import SPLITS, Layout, find_parts
+from data_prep.common.folders import prepare_set
+from data_prep.common.layout import SPLITS, Layout
 
 LIBRIMIX = Layout(
     {"train-100": "train", "train-360": "train", "dev": "valid", "test": "test"},
@@ -26,30 +26,23 @@ def prepare(
     test_folder: str | Path | None = None,
     splits: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
-    """Write train, valid and test manifests; leave them alone if nothing changed.
+    """Write manifests, unless nothing changed; return their paths by split.
 
-    Result, errors and the last arguments are those of `data_prep.wsj0mix.prepare`.
+    Errors and the other arguments are those of `data_prep.wsj0mix.prepare`.
 
     Arguments
     ---------
     data_folder : str | Path
         The folder that holds `wav8k` or `wav16k`, or the parent of such folders named
         `Libri2Mix` and `Libri3Mix`.
-    save_folder : str | Path
-        Where `train.csv`, `valid.csv` and `test.csv` go.
     num_spks : int
         Talkers in each mixture; 1 for the task mix_single.
-    sample_rate : int
-        In Hz; 8000 or 16000 are made.
-    mode : str
-        "min" or "max": mixtures as long as the shortest or the longest utterance.
     task : str
         Which mixture is the input: mix_clean, mix_both or mix_single.
     train_set : str | None
         "train-100" or "train-360"; None takes the only one.
     """
     LIBRIMIX.check_task(task, num_spks)
-    where = (data_folder, test_folder, splits)
-    choice = (num_spks, sample_rate, mode, task, None, train_set)
-    parts = find_parts(LAYOUT, where, *choice)
-    return write_manifests(parts, save_folder, sample_rate, "librimix")
+    where = (data_folder, save_folder, test_folder, splits)
+    version = (num_spks, sample_rate, mode, task)
+    return prepare_set("librimix", LAYOUT, *where, *version, train_set=train_set)

@@ -42,10 +42,8 @@ def find_metadata(
         if not path.stem.endswith("_info")
     }
     if not files:
-        raise DataError(
-            f"{place}: holds no {prefix}*.csv; get the metadata from "
-            "github.com/JorisCos/LibriMix"
-        )
+        hint = "get the metadata from github.com/JorisCos/LibriMix"
+        raise DataError(f"{place}: holds no {prefix}*.csv; {hint}")
     for name in sets or ():
         if name not in files:
             raise DataError(f"{place}: holds {', '.join(files)}, but no {name}")
@@ -82,10 +80,8 @@ def _read_row(place: str, cells: dict[str, str], sources: Sequence[str]) -> Mixt
         except ValueError:
             value = math.nan
         if not path or not (math.isfinite(value) and value > 0):
-            raise DataError(
-                f"{place}: {part}_path is {path!r}, {part}_gain is {gain!r}; expected "
-                "a file and a number above 0"
-            )
+            found = f"{part}_path is {path!r}, {part}_gain is {gain!r}"
+            raise DataError(f"{place}: {found}; expected a file and a number above 0")
         return Part(path, value)
 
     noise = read_part("noise") if cells.get("noise_path") else None

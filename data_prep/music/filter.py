@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data_prep.common.jobs import claim_folder
 from data_prep.music.manifests import find_tracks
 from modules.audio.faults import SILENT_STEM_DB
 from modules.audio.io import read_header, read_stereo
@@ -38,7 +39,6 @@ from modules.audio.resample import resample
 from modules.inference.songs import SongModel, apply_model
 from modules.runtime.cli import run
 from modules.runtime.devices import check_device
-from modules.runtime.errors import DataError
 from modules.runtime.files import write_text
 from modules.runtime.tables import read_table, write_table
 from modules.weights.export import CONFIG, load_exported
@@ -105,18 +105,7 @@ class Margins:
     def __init__(self, folder: Path, sources: Sequence[str], settings: dict) -> None:
         self.folder = folder
         self.sources = list(sources)
-        folder.mkdir(parents=True, exist_ok=True)
-        known = folder / "settings.json"
-        if known.is_file():
-            before = json.loads(known.read_text(encoding="utf-8"))
-            names = sorted(before.keys() | settings.keys())
-            changed = [n for n in names if before.get(n) != settings.get(n)]
-            if changed:
-                raise DataError(
-                    f"{folder} holds margins made with another {', '.join(changed)}; "
-                    "give another --out, or remove it"
-                )
-        write_text(known, json.dumps(settings, indent=2) + "\n")
+        claim_folder(folder, settings, "settings.json")
         self.table = folder / "margins.csv"
         rows = read_table(self.table, COLUMNS) if self.table.is_file() else ()
         self.rows = [row for _, row in rows]
@@ -164,8 +153,8 @@ class Margins:
         margin, track, stem = max(known)
         return (
             f"no stem reaches {threshold_db:g} dB; the largest margin is {margin:.1f} "
-            f"dB ({stem} of {track}). The model separates too badly for this margin: "
-            "train it longer, or lower --threshold (the margins are kept)"
+            f"dB ({stem} of {track}). The model separates too badly for it: train it "
+            "longer, or lower --threshold (the margins are kept)"
         )
 
     def draw(self, threshold_db: float) -> None:
@@ -217,7 +206,7 @@ def clean_stems(
     # Nothing need be held out; with a single track nothing can be.
     hold_out = None if (folder / "valid").is_dir() else 0
     found = find_tracks(folder, model.sources, hold_out)
-    tracks = sorted([*found["train"], *found.get("valid", ())], key=lambda t: t.name)
+    tracks = sorted([*found["train"], *found.get("valid", ())], key=lambda t: t.id)
     settings = {
         "data_folder": str(folder),
         "weights": label,
@@ -228,10 +217,10 @@ def clean_stems(
     margins = Margins(Path(out), model.sources, settings)
     known = {(row["track"], row["stem"]) for row in margins.rows}
     jobs = [
-        (track.name, stem, path)
+        (track.id, stem, path)
         for track in tracks
         for stem, path in zip(model.sources, track.sources, strict=True)
-        if (track.name, stem) not in known
+        if (track.id, stem) not in known
     ]
     total = len(known) + len(jobs)
     with tqdm(jobs, initial=len(known), total=total, desc="stems") as bar:

@@ -1,6 +1,5 @@
 """Manifests of music in stems, a folder for each track."""
 
-import functools
 import json
 import logging
 import os
@@ -9,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from data_prep.common.layout import NAMED, SPLITS, Tracks, list_names
-from data_prep.common.tracks import Track, list_tracks, split_folders
+from data_prep.common.layout import NAMED, SPLITS, Tracks, existing, list_names
+from data_prep.common.tracks import ends_early, list_tracks, split_folders
 from modules.audio.io import read_header
-from modules.data.manifest import THREADS, Row, write_manifest
-from modules.runtime.errors import AudioError, DataError
+from modules.data.manifest import THREADS, Row, header_faults, write_manifest
+from modules.runtime.errors import AudioError, DataError, refuse
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ def prepare(
     splits: Sequence[str] = SPLITS,
     unequal: Unequal = "pad",
 ) -> dict[str, str]:
-    """Write train, valid and test manifests.
+    """Write manifests; return their paths by split, of those that have tracks.
 
     Arguments
     ---------
@@ -86,37 +85,30 @@ def prepare(
         What is done where the files of a track end at different times: silence is
         appended (pad), all are cut to the shortest (cut), or it is an error (refuse).
 
-    Returns
-    -------
-    dict[str, str]
-        Paths of the manifests under the keys train, valid and test; valid and test
-        only if there are such tracks.
-
     Raises
     ------
     DataError
-        There is no track, a track lacks a stem, or a file is not of the track's rate or
-        of more than two channels; the message names it. So is a file that is
-        unreadable, empty or truncated, but a track to train on is left out with a
-        warning: only a score must be that of the whole set. A mono file is played on
-        both channels, with a warning.
+        There is no track, a track lacks a stem, or a file is at another rate than its
+        track, of more than two channels, unreadable, empty or truncated. For the last
+        three a track to train on is left out with a warning: only a score must be that
+        of the whole set. A mono file is played on both channels, with a warning.
     """
     sources = tuple(sources)
     _check_sources(sources)
     if unequal not in get_args(Unequal):
         raise DataError(f"unequal is {unequal!r}, expected pad, cut or refuse")
     data_folder, save_folder = Path(data_folder).absolute(), Path(save_folder)
-    only_test, own_test = list(splits) == ["test"], data_folder / "test"
-    if only_test and test_folder is None and own_test.is_dir():
-        test_folder = own_test
-    tracks: dict[str, list[Track]] = {}
+    only_test = list(splits) == ["test"]
+    if only_test and test_folder is None:
+        test_folder = split_folders(data_folder, splits).get("test")
+    tracks: dict[str, list[Row]] = {}
     if not (only_test and test_folder):
         tracks = find_tracks(data_folder, sources, valid_tracks)
     if test_folder is not None:
-        tracks["test"] = _list_tracks(Path(test_folder).absolute(), sources)
+        tracks["test"] = _list_tracks(test_folder, sources)
     rows = {
-        split: _make_rows(split_tracks, sample_rate, unequal, split == "train")
-        for split, split_tracks in tracks.items()
+        split: _make_rows(of_split, sample_rate, unequal, split == "train")
+        for split, of_split in tracks.items()
     }
     if train_stems is not None and "train" in splits:
         rows["train"] = _restrict(rows, Path(train_stems), sources)
@@ -138,68 +130,55 @@ def find_tracks(
     data_folder: Path,
     sources: Sequence[str],
     valid_tracks: Sequence[str] | int | None = None,
-) -> dict[str, list[Track]]:
+) -> dict[str, list[Row]]:
     """Return the tracks of each set by name, as `prepare` finds them."""
-    if not data_folder.is_dir():
-        raise DataError(f"data_folder {data_folder} does not exist or is no folder")
     folders = split_folders(data_folder, SPLITS)
     if "train" not in folders:
         folders = {"train": data_folder}
-    train_folder = folders["train"]
     tracks = {name: _list_tracks(place, sources) for name, place in folders.items()}
     if "valid" in tracks:
         if valid_tracks is not None:
-            raise DataError(
-                f"valid_tracks is set, but {data_folder / 'valid'} exists: remove one"
-            )
+            there = data_folder / "valid"
+            raise DataError(f"valid_tracks is set, but {there} exists: remove one")
         return tracks
     if valid_tracks is not None and not valid_tracks:
         return tracks
     everything = tracks["train"]
-    names = [track.name for track in everything]
-    held_out = _choose_valid(train_folder, names, valid_tracks)
-    tracks["valid"] = [track for track in everything if track.name in held_out]
-    tracks["train"] = [track for track in everything if track.name not in held_out]
+    names = [track.id for track in everything]
+    held_out = _choose_valid(folders["train"], names, valid_tracks)
+    tracks["valid"] = [track for track in everything if track.id in held_out]
+    tracks["train"] = [track for track in everything if track.id not in held_out]
     return tracks
 
 
 def _check_sources(sources: tuple[str, ...]) -> None:
     """Raise unless the names are those of files, distinct, and not the mixture's."""
     if not sources or any(not name or Path(name).name != name for name in sources):
-        raise DataError(
-            f"sources is {list(sources)}, expected names of files without .wav, such "
-            f"as {list(SOURCES)}"
-        )
+        expected = f"names of files without .wav, such as {list(SOURCES)}"
+        raise DataError(f"sources is {list(sources)}, expected {expected}")
     for name in sources:
         if name == MIXTURE or sources.count(name) > 1:
             fault = "the mixture" if name == MIXTURE else "there twice"
             raise DataError(f"sources: {name!r} is {fault}, expected distinct stems")
 
 
-def _list_tracks(folder: Path, sources: Sequence[str]) -> list[Track]:
+def _list_tracks(folder: str | Path, sources: Sequence[str]) -> list[Row]:
     """Return the tracks in a folder by name; name what is left out."""
-    if not folder.is_dir():
-        raise DataError(f"{folder} does not exist or is no folder")
-    tracks, faults, notes = list_tracks(folder, sources, MIXTURE)
+    folder, faults, notes = existing(folder), list[str](), list[str]()
+    tracks = list_tracks(folder, sources, MIXTURE, faults, notes)
     _warn(notes)
-    if faults:
-        more = f" (and {len(faults) - 1} more such faults)" if len(faults) > 1 else ""
-        raise DataError(faults[0] + more)
+    refuse(faults)
     if not tracks:
-        raise DataError(
-            f"{folder}: no tracks found; looked for <track>/{{{','.join(sources)}}}.wav"
-            f"; it holds {list_names(folder)}"
-        )
+        wanted = f"<track>/{{{','.join(sources)}}}.wav; it holds {list_names(folder)}"
+        raise DataError(f"{folder}: no tracks found; looked for {wanted}")
     return tracks
 
 
 def _warn(texts: Sequence[str]) -> None:
     """Log the first of some warnings."""
-    for text in texts[:NAMED]:
+    more = [f"and {len(texts) - NAMED} more like these: data_prep.verify lists all"]
+    for text in [*texts[:NAMED], *(more if len(texts) > NAMED else [])]:
         logger.warning("%s", text)
-    if len(texts) > NAMED:
-        more = len(texts) - NAMED
-        logger.warning("and %d more like these: data_prep.verify lists all", more)
 
 
 def _choose_valid(
@@ -221,12 +200,10 @@ def _choose_valid(
         held_out = set(names[: max(valid_tracks, 0)])
     else:
         held_out = set(valid_tracks)
-    unknown = sorted(held_out - set(names))
-    if unknown:
-        (near,) = get_close_matches(unknown[0], names, n=1, cutoff=0.0)
-        raise DataError(
-            f"valid_tracks: {folder} has no track {unknown[0]!r}; nearest is {near!r}"
-        )
+    for name in sorted(held_out - set(names))[:1]:
+        (near,) = get_close_matches(name, names, n=1, cutoff=0.0)
+        fault = f"has no track {name!r}; nearest is {near!r}"
+        raise DataError(f"valid_tracks: {folder} {fault}")
     if not 0 < len(held_out) < len(names):
         raise DataError(
             f"valid_tracks={valid_tracks}: of the {len(names)} tracks in {folder} at "
@@ -235,16 +212,10 @@ def _choose_valid(
     return held_out
 
 
-def _make_rows(
-    tracks: Sequence[Track], sample_rate: int | None, unequal: Unequal, may_skip: bool
-) -> list[Row]:
-    """Return a row for each track, with every header checked.
-
-    With `may_skip` a track with an unreadable or truncated file is left out and named.
-    """
-    make = functools.partial(_make_row, sample_rate=sample_rate, unequal=unequal)
+def _make_rows(tracks: Sequence[Row], *settings: Any) -> list[Row]:
+    """Return the tracks as `_make_row` does; name those that are left out."""
     with ThreadPoolExecutor(THREADS) as threads:
-        made = list(threads.map(functools.partial(make, may_skip=may_skip), tracks))
+        made = list(threads.map(lambda track: _make_row(track, *settings), tracks))
     warnings = [warning for _, warning in made if warning]
     _warn(warnings)
     rows = [row for row, _ in made if row is not None]
@@ -254,47 +225,38 @@ def _make_rows(
 
 
 def _make_row(
-    track: Track, sample_rate: int | None, unequal: Unequal, may_skip: bool
+    track: Row, sample_rate: int | None, unequal: Unequal, may_skip: bool
 ) -> tuple[Row | None, str]:
-    """Return the row of a track, and a warning or ""."""
+    """Return a track as its headers are, and a warning or "".
+
+    With `may_skip` it is None where a file is unreadable or truncated.
+    """
     try:
         headers = {path: read_header(path, remember=True) for path in track.files}
     except AudioError as error:
         if not all(map(os.path.lexists, track.files)):
-            raise DataError(
-                f"{error}; add it (silence will do) or set --sources"
-            ) from None
+            hint = "add it (silence will do) or set --sources"
+            raise DataError(f"{error}; {hint}") from None
         if may_skip:
             return None, f"{error}; its track is left out of training"
         raise
-    first = next(iter(headers))
-    rate, expected = sample_rate, f"{sample_rate} Hz; resample it"
-    if rate is None:
-        rate = headers[first].sample_rate
-        expected = f"{rate} Hz as {Path(first).name}; resample one of them"
-    for path, (own_rate, channels, _) in headers.items():
-        if own_rate != rate:
-            raise DataError(f"{path} is at {own_rate} Hz, expected {expected}")
-        if channels > 2:
-            raise DataError(
-                f"{path} has {channels} channels, expected stereo; mix it down"
-            )
-    frames = {path: header.frames for path, header in headers.items()}
-    shortest, longest = (pick(frames, key=frames.__getitem__) for pick in (min, max))
-    faults = []
-    if less := frames[longest] - frames[shortest]:
-        text = f"{shortest} ends {less / rate:.3f} s before {Path(longest).name}"
+    track = replace(track, sample_rate=sample_rate or 0)
+    refuse([text for _, text in header_faults(track, headers)])
+    warnings = []
+    for text in ends_early(headers):
         if unequal == "refuse":
             raise DataError(f"{text}; set --unequal=pad or --unequal=cut")
         done = "silence is appended" if unequal == "pad" else "all are cut to it"
-        faults.append(f"{text}: {done}")
+        warnings.append(f"{text}: {done}")
     mono = [Path(p).name for p, header in headers.items() if header.channels == 1]
     if mono:
-        names = ", ".join(mono)
-        faults.append(f"{Path(first).parent}: {names} mono, played on both channels")
-    seconds = frames[longest if unequal == "pad" else shortest] / rate
-    row = Row(track.name, seconds, rate, track.mixture, track.sources, channels=2)
-    return row, "; ".join(faults)
+        place, names = Path(track.sources[0]).parent, ", ".join(mono)
+        warnings.append(f"{place}: {names} mono, played on both channels")
+    lengths = [header.frames for header in headers.values()]
+    frames = (max if unequal == "pad" else min)(lengths)
+    rate = next(iter(headers.values())).sample_rate
+    row = replace(track, duration=frames / rate, sample_rate=rate)
+    return row, "; ".join(warnings)
 
 
 def _restrict(
@@ -304,26 +266,21 @@ def _restrict(
     listed = _read_stems(stems, sources)
     known = {row.id for split in ("train", "valid") for row in rows.get(split, ())}
     trained = {row.id for row in rows["train"]}
-    for number, name in enumerate(sources, start=1):
-        unknown = sorted(listed[name] - known)
-        if unknown:
-            raise DataError(
-                f"{stems}: {name!r} lists {unknown[0]!r}, which is no track"
-            )
+    numbered = list(enumerate(sources, start=1))
+    for number, name in numbered:
+        for track in sorted(listed[name] - known)[:1]:
+            raise DataError(f"{stems}: {name!r} lists {track!r}, which is no track")
         if not listed[name] & trained:
-            raise DataError(
-                f"{stems}: lists no training track for {name!r} (source_{number}); "
-                "loosen the filter that wrote it"
-            )
+            fault = f"lists no training track for {name!r} (source_{number})"
+            raise DataError(f"{stems}: {fault}; loosen the filter that wrote it")
     counts = ", ".join(f"{len(listed[name] & trained)} {name}" for name in sources)
     logger.info("%s: of %d training tracks %s", stems, len(rows["train"]), counts)
-    numbered = list(enumerate(sources, start=1))
-    restricted = []
-    for row in rows["train"]:
-        unused = tuple(k for k, name in numbered if row.id not in listed[name])
-        if len(unused) < len(sources):
-            restricted.append(replace(row, unused=unused))
-    return restricted
+    unused = {
+        row: tuple(k for k, name in numbered if row.id not in listed[name])
+        for row in rows["train"]
+    }
+    used = [row for row in unused if len(unused[row]) < len(sources)]
+    return [replace(row, unused=unused[row]) for row in used]
 
 
 def _read_stems(path: Path, sources: Sequence[str]) -> dict[str, set[str]]:
@@ -337,8 +294,7 @@ def _read_stems(path: Path, sources: Sequence[str]) -> dict[str, set[str]]:
     for name in sources:
         tracks = listed.get(name) if isinstance(listed, dict) else None
         if not isinstance(tracks, list) or not all(isinstance(t, str) for t in tracks):
-            raise DataError(
-                f"{path}: has no list of tracks for {name!r}, expected "
-                f'{{"{name}": [track, ...], ...}}'
-            )
+            expected = f'{{"{name}": [track, ...], ...}}'
+            fault = f"has no list of tracks for {name!r}, expected {expected}"
+            raise DataError(f"{path}: {fault}")
     return {name: set(listed[name]) for name in sources}

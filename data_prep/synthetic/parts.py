@@ -50,10 +50,8 @@ def make(folder: str | Path, parameters: Parameters, made_by: str) -> Path:
         logger.info("%s: is there already", folder)
         return folder
     if folder.exists() and not known.is_file() and any(folder.iterdir()):
-        raise DataError(
-            f"{folder}: is not empty and was not made by {made_by}; give an empty or "
-            "a new folder"
-        )
+        fault = f"is not empty and was not made by {made_by}"
+        raise DataError(f"{folder}: {fault}; give an empty or a new folder")
     partial_folder = folder.with_name(f".{folder.name}.part")
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(partial_folder, ignore_errors=True)

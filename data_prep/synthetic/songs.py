@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.common.layout import SPLITS
 from data_prep.music.manifests import MIXTURE, SOURCES
 from data_prep.music.manifests import prepare as prepare_stems
 from data_prep.synthetic import parts
@@ -66,22 +67,20 @@ class Parameters:
 
     def check(self) -> None:
         """Raise a DataError for songs that cannot be made."""
-        for name in ("train_songs", "valid_songs", "test_songs"):
-            if getattr(self, name) < 1:
-                raise DataError(f"{name}={getattr(self, name)}: at least 1")
+        for name, value in vars(self).items():
+            if name.endswith("_songs") and value < 1:
+                raise DataError(f"{name}={value}: at least 1")
         if self.sample_rate < 4000 or self.seconds < 1:
-            raise DataError(
-                f"sample_rate={self.sample_rate}, seconds={self.seconds}: at least "
-                "4000 Hz and 1 s"
-            )
+            given = f"sample_rate={self.sample_rate}, seconds={self.seconds}"
+            raise DataError(f"{given}: at least 4000 Hz and 1 s")
         if not 0 <= self.noise_probability <= 1:
             raise DataError(f"noise_probability={self.noise_probability}: within 0, 1")
 
     def fill(self, folder: Path) -> None:
         """Make all songs and write both layouts."""
-        names = [f"train{k:02d}" for k in range(self.train_songs)]
-        names += [f"valid{k:02d}" for k in range(self.valid_songs)]
-        names += [f"test{k:02d}" for k in range(self.test_songs)]
+        counts = (self.train_songs, self.valid_songs, self.test_songs)
+        sets = zip(SPLITS, counts, strict=True)
+        names = [f"{name}{k:02d}" for name, count in sets for k in range(count)]
         truth = []
         songs = parts.in_threads(self._play, range(len(names)))
         for number, (name, instruments) in enumerate(zip(names, songs, strict=True)):

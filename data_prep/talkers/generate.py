@@ -138,12 +138,12 @@ def generate(
 
 def _named(pool: UtterancePool, speakers: Sequence[str]) -> UtterancePool:
     """Return the utterances of some speakers, named SPEAKER/UTTERANCE."""
+    spoken = [one for of_one in pool.by_speaker for one in of_one]
     return UtterancePool(
         [
-            utterance._replace(name=f"{speaker}/{utterance.name}")
-            for speaker, utterances in zip(pool.speakers, pool.by_speaker, strict=True)
-            if speaker in speakers
-            for utterance in utterances
+            u._replace(name=f"{u.speaker}/{u.name}")
+            for u in spoken
+            if u.speaker in speakers
         ]
     )
 
@@ -154,9 +154,8 @@ def _divide(
     """Divide names among the sets at random, so that each gets `least` or more."""
     count = len(names)
     if count < len(SPLITS) * least:
-        raise DataError(
-            f"{what}: only {count}, but training, validation and test need {least} each"
-        )
+        need = f"training, validation and test need {least} each"
+        raise DataError(f"{what}: only {count}, but {need}")
     few = max(least, min(round(SHARE * count), (count - least) // 2))
     order = [names[k] for k in named_rng(seed, "talkers").permutation(count)]
     cuts = (order[2 * few :], order[:few], order[few : 2 * few])

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.common.folders import write_manifests
+from data_prep.common.folders import prepare_set
 from data_prep.common.jobs import SETTINGS
-from data_prep.common.layout import SPLITS, Layout, find_parts
+from data_prep.common.layout import SPLITS, Layout
 from modules.runtime.errors import DataError
 
 MIXTURE, NOISY_MIXTURE = "mix_clean", "mix_both"
@@ -27,16 +27,14 @@ def prepare(
     test_folder: str | Path | None = None,
     splits: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
-    """Write train, valid and test manifests; leave them alone if nothing changed.
+    """Write manifests, unless nothing changed; return their paths by split.
 
-    Arguments and result are those of `data_prep.wsj0mix.prepare`; mixtures in noise
-    were made in noise, and only mode "min" is made.
+    Arguments are those of `data_prep.wsj0mix.prepare`; only mode "min" is made.
     """
     if mode != "min":
         raise DataError(f"mode is {mode!r}, but these mixtures are of mode 'min'")
     for folder in map(Path, (data_folder, test_folder or data_folder)):
         if (folder / SETTINGS).is_file() and not (folder / SPEAKERS).is_file():
             raise DataError(f"{folder}: is not finished; the same command continues it")
-    where = (data_folder, test_folder, splits)
-    parts = find_parts(LAYOUT, where, num_spks, sample_rate, mode)
-    return write_manifests(parts, save_folder, sample_rate, "talkers")
+    where = (data_folder, save_folder, test_folder, splits)
+    return prepare_set("talkers", LAYOUT, *where, num_spks, sample_rate, mode)

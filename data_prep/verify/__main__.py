@@ -14,11 +14,13 @@ in it (rate, mode, split) is read.
 """
 
 import functools
+import itertools
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,9 +31,10 @@ from data_prep.verify.layouts import find_rows
 from data_prep.verify.rows import NOTE, Contents, Fault, row_faults
 from data_prep.verify.stems import USUAL, Requirements, StemsReport
 from modules.audio.io import read_header
-from modules.data.manifest import THREADS, Row, is_of_stems, list_manifest
+from modules.data.manifest import THREADS, Row, list_manifest
 from modules.runtime.cli import run
-from modules.runtime.errors import AudioError, DataError
+from modules.runtime.errors import AudioError
+from modules.runtime.terminal import escaped
 
 Check = Callable[[Row], list[Fault]]
 
@@ -76,14 +79,12 @@ def verify(
 
 def verify_manifest(path: str, workers: int | None, contents: Contents) -> int:
     """List the faults of a manifest and of its audio; return how many."""
-    try:
-        rows, faults = list_manifest(path, stems=is_of_stems(path))
-    except DataError as error:
-        rows, faults = {}, [str(error)]
+    rows, faults = list_manifest(path)
     for fault in faults:
         print(fault)
+    for row in rows.values():
+        contents.add_name(Path(path).stem, row)
     named = {f"{place} ({row.id})": row for place, row in rows.items()}
-    contents.splits[Path(path).stem] += rows.values()
     check = functools.partial(row_faults, contents=contents)
     found = verify_rows(named, workers, Path(path).name, check)
     count = len(faults) + _print_faults(found)
@@ -103,16 +104,15 @@ def verify_folder(
     place = Path(folder).absolute()
     layout, placed, notes = find_rows(place, layout, requirements.sources, splits)
     for split, row in placed:
-        contents.splits[split].append(row)
+        contents.add_name(split, row)
     rows = [row for _, row in placed]
     report = StemsReport(requirements) if rows[0].channels != 1 else None
     named = {row.id: row for row in (rows if report else _with_rates(rows))}
     check = functools.partial(report.check if report else row_faults, contents=contents)
     found = verify_rows(named, workers, Path(folder).name, check)
-    count = _print_faults([("folder", note) for note in notes], once=True)
-    count += _print_faults(found, once=True)
-    if report:
-        count += report.print_table(rows)
+    told = itertools.chain((("folder", note) for note in notes), found)
+    count = _print_faults(told, once=True)
+    count += report.print_table(rows) if report else 0
     unit = "tracks" if report else "mixtures"
     print(f"{folder} ({layout}): {len(rows)} {unit}, {count} faults")
     return count
@@ -121,22 +121,18 @@ def verify_folder(
 def verify_rows(
     rows: Mapping[str, Row], workers: int | None, desc: str, check: Check
 ) -> Iterator[tuple[str, Fault]]:
-    """Yield the faults of rows in order, each with the name of its row.
+    """Yield the faults that `check` finds in rows, in order, each with its row's name.
 
-    `rows` are named as messages call them; `check`, which finds the faults of a row,
-    runs in several threads.
+    It runs in threads: long files in blocks keep the processor busy, short ones wait
+    for the disk.
     """
-    # Long files in blocks keep the processor busy, short ones wait for the disk.
     stems = any(row.channels != 1 for row in rows.values())
     workers = workers or ((os.cpu_count() or 1) if stems else THREADS)
-    with (
-        tqdm(total=len(rows), desc=desc, unit=" rows", smoothing=0) as bar,
-        ThreadPoolExecutor(max(1, workers)) as threads,
-    ):
+    bar = tqdm(total=len(rows), desc=desc, unit=" rows", smoothing=0)
+    with bar, ThreadPoolExecutor(max(1, workers)) as threads:
         for place, faults in zip(rows, threads.map(check, rows.values()), strict=True):
             bar.update()
-            for fault in faults:
-                yield place, fault
+            yield from ((place, fault) for fault in faults)
 
 
 def _print_faults(found: Iterable[tuple[str, Fault]], once: bool = False) -> int:
@@ -149,7 +145,7 @@ def _print_faults(found: Iterable[tuple[str, Fault]], once: bool = False) -> int
         if not once or fault.text not in known:
             known.add(fault.text)
             note = "note: " * (fault.kind == NOTE)
-            tqdm.write(f"{note}{place}: {fault.text}", file=sys.stdout)
+            tqdm.write(escaped(f"{note}{place}: {fault.text}"), file=sys.stdout)
             count += not note
     return count
 
@@ -166,10 +162,9 @@ def _with_rates(rows: list[Row]) -> list[Row]:
 
 def _read_rate(path: str) -> int:
     """Return the rate of a file in Hz, 0 if it cannot be read."""
-    try:
+    with suppress(AudioError):
         return read_header(path).sample_rate
-    except AudioError:
-        return 0
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -59,11 +59,9 @@ class Alignment:
         for first, second, kind in self.pairs:
             if first in waves and second in waves:
                 one_F, two_F = (self._spectrum(waves[p], kind) for p in (first, second))
-                sums = np.stack(
-                    [two_F * one_F.conj(), abs(one_F) ** 2, abs(two_F) ** 2]
-                )
-                key = first, second, kind
-                self.spectra[key] = self.spectra[key] + sums
+                powers = abs(one_F) ** 2, abs(two_F) ** 2
+                key, sums = (first, second, kind), (two_F * one_F.conj(), *powers)
+                self.spectra[key] = self.spectra[key] + np.stack(sums)
 
     def _spectrum(self, wave_TC: np.ndarray, kind: Signal) -> np.ndarray:
         """Return the spectrum [F] of a wave at a low rate, or of its onsets."""
@@ -78,8 +76,7 @@ class Alignment:
     def notes(self) -> Iterator[str]:
         """Yield what is suspicious."""
         for (first, second, kind), (cross_F, one_F, two_F) in self.spectra.items():
-            late = self._delay(cross_F, one_F.real, two_F.real, kind)
-            if late:
+            if late := self._delay(cross_F, one_F.real, two_F.real, kind):
                 how = f"{abs(late) * 1000:.0f} ms {'late' if late > 0 else 'early'}"
                 what = "the beats of " if kind is BEATS else ""
                 yield f"{second} seems {how} against {what}{Path(first).name}"

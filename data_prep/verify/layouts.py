@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +22,12 @@ from data_prep.common.layout import (
     SPLITS,
     Layout,
     Tracks,
+    existing,
     folder_of,
     list_audio,
     list_names,
     missing_folder,
-    missing_split,
+    missing_splits,
 )
 from data_prep.common.tracks import list_tracks, split_folders
 from data_prep.verify.rows import NOTE, Fault
@@ -45,14 +47,12 @@ def find_layouts() -> dict[str, Layouts]:
     folders of other things with like names could be stems.
     """
     found: dict[str, Layouts] = {}
-    stems: dict[str, Layouts] = {}
     for _, name, is_package in pkgutil.iter_modules(data_prep.__path__):
         layouts = layouts_in(f"data_prep.{name}") if is_package else ()
-        if any(isinstance(layout, Tracks) for layout in layouts):
-            stems[STEMS] = layouts
-        elif layouts and layouts not in found.values():
-            found[name] = layouts
-    return found | stems
+        if layouts and layouts not in found.values():
+            is_stems = any(isinstance(layout, Tracks) for layout in layouts)
+            found[STEMS if is_stems else name] = layouts
+    return dict(sorted(found.items(), key=lambda pair: pair[0] == STEMS))
 
 
 def layouts_in(name: str) -> Layouts:
@@ -77,8 +77,7 @@ def find_rows(
     notes are those of the folder: of `splits` that are missing, of what is left out. A
     DataError says that nothing is found, or that several layouts fit.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: does not exist or is no folder")
+    existing(folder)
     known = find_layouts()
     if layout is not None:
         known = {layout: known[layout] if layout in known else _import(layout, known)}
@@ -91,23 +90,21 @@ def find_rows(
         placed = [pair for one in layouts for pair in _rows(folder, one, *asked)]
         if placed:
             found[name] = placed, notes
-    if len(found) == 1:
-        ((name, (placed, notes)),) = found.items()
-        return name, placed, notes
-    if found:
+    if not found:
+        names = " or ".join(known)
+        fault = f"no mixtures of the layout {names} found; it holds"
+        raise DataError(f"{folder}: {fault} {list_names(folder)}")
+    if len(found) > 1:
         raise DataError(f"{folder}: may be {' or '.join(found)}; set --layout")
-    raise DataError(
-        f"{folder}: no mixtures of the layout {' or '.join(known)} found; it holds "
-        f"{list_names(folder)}"
-    )
+    ((name, (placed, notes)),) = found.items()
+    return name, placed, notes
 
 
 def _import(name: str, known: dict[str, Layouts]) -> Layouts:
     """Return the layouts of a data set that lies outside of `data_prep`."""
-    try:
+    layouts: Layouts = ()
+    with suppress(ImportError):
         layouts = layouts_in(name)
-    except ImportError:
-        layouts = ()
     if not layouts:
         names = ", ".join(known)
         raise DataError(f"--layout={name}: expected {names} or a module with LAYOUT")
@@ -130,8 +127,8 @@ def _rows(
         for version, rate in versions if layout.versioned else [("", 0)]:
             place = found_path(root / version)
             rows = list(_rows_of_version(folder, place, layout, rate, notes))
-            missing = missing_split(layout, place, splits) if rows else ""
-            notes += [Fault("missing", missing)] if missing else []
+            missing = missing_splits(layout, place, splits) if rows else ()
+            notes += [Fault("missing", text) for text in missing]
             yield from rows
 
 
@@ -184,9 +181,10 @@ def _rows_of_tracks(
         most = sum(1 for files in listed if files) / 2
         sources = sorted(name for name in counts if counts[name] > most)
     for place in places if sources else ():
-        listed_tracks, faults, texts = list_tracks(place, sources, layout.mixture)
+        faults: list[str] = []
+        left_out: list[str] = []
+        for track in list_tracks(place, sources, layout.mixture, faults, left_out):
+            name = str((place / track.id).relative_to(folder))
+            yield "", replace(track, id=name)
         notes += [Fault("missing", text) for text in faults]
-        notes += [Fault(NOTE, text) for text in texts]
-        for track in listed_tracks:
-            name = str((place / track.name).relative_to(folder))
-            yield "", Row(name, 0.0, 0, track.mixture, track.sources, channels=2)
+        notes += [Fault(NOTE, text) for text in left_out]

@@ -1,7 +1,8 @@
 """Find everything that is wrong with the audio of a row, by reading all of it.
 
-Speech (mono rows) must be just what the row says. Stems of music are judged more
-strictly than in training, which copes with mono files and files cut short.
+Speech (mono rows) must be just what the row says. Stems of music should be stereo,
+though training copes with mono files; those that end early are a note, as silence is
+appended to them.
 
 Legend: T sample, C channel.
 """
@@ -11,7 +12,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +20,10 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.common.layout import NAMED
+from data_prep.common.tracks import ends_early
 from modules.audio.faults import SILENT_PEAK, level_fault
 from modules.audio.io import AudioFile, open_audio
-from modules.data.manifest import MIXTURE_HAS, RATE_FAULT, ROW_SAYS, Row
+from modules.data.manifest import Row, header_faults
 from modules.data.sums import distance_from_sum, sum_fault
 from modules.data.utterances import spoken_in
 from modules.runtime.errors import AudioError, DataError
@@ -46,41 +48,32 @@ class Fault(NamedTuple):
     text: str
 
 
-def named_in(row: Row) -> dict[str, list[str]]:
-    """Return a mixture's name and who speaks in it, if the name tells."""
-    name = Path(row.id).name
-    try:
-        speakers = [speaker for _, speaker in spoken_in(replace(row, id=name))]
-    except DataError:
-        return {"mixtures": [], "talkers": []}
-    return {"mixtures": [name], "talkers": speakers}
-
-
 class Contents:
     """What the files of all sets hold: the same samples twice, the test in training."""
 
     def __init__(self) -> None:
         self.paths: dict[bytes, dict[str, str]] = defaultdict(dict)
-        self.splits: dict[str, list[Row]] = defaultdict(list)
+        self.named: dict[tuple[str, str], set[str]] = defaultdict(set)
 
-    def add(self, digest: bytes, name: str, path: str) -> None:
-        """Take in a file's samples; `name` is that of its mixture, track or talker."""
-        self.paths[digest].setdefault(name, path)
+    def add_name(self, split: str, row: Row) -> None:
+        """Take in a mixture's name and who speaks in it, if the name tells."""
+        name = Path(row.id).name
+        with suppress(DataError):
+            talkers = {talker for _, talker in spoken_in(replace(row, id=name))}
+            self.named[split, "mixtures"].add(name)
+            self.named[split, "talkers"] |= talkers
 
     def add_row(self, row: Row, digests: Mapping[str, bytes]) -> None:
         """Take in the files of a row; versions and tasks of a data set share names."""
         for path, digest in digests.items():
             split = Path(path).parent.parent.name  # SPLIT/PART/NAME, SPLIT/TRACK/STEM
-            self.add(digest, f"{split}/{row.id.split('/')[-1]}", path)
+            name = f"{split}/{row.id.split('/')[-1]}"
+            self.paths[digest].setdefault(name, path)
 
     def notes(self) -> Iterator[tuple[str, Fault]]:
         """Yield what is to be noted of several files, each with a name."""
         for what in ("mixtures", "talkers"):
-            trained, tested = (
-                {name for row in self.splits[split] for name in named_in(row)[what]}
-                for split in ("train", "test")
-            )
-            if both := sorted(trained & tested):
+            if both := sorted(self.named["train", what] & self.named["test", what]):
                 names = ", ".join(both[:NAMED]) + ", ..." * (len(both) > NAMED)
                 text = f"{len(both)} {what} are in the training set: {names}"
                 yield "test", Fault(NOTE, text)
@@ -94,13 +87,10 @@ class Contents:
 
 
 def row_faults(
-    row: Row,
-    observe: Callable[[Waves], None] | None = None,
-    contents: Contents | None = None,
+    row: Row, contents: Contents, observe: Callable[[Waves], None] = lambda waves: None
 ) -> list[Fault]:
-    """Return all that is wrong with the files of a row.
+    """Return all that is wrong with the files of a row, see `header_faults`.
 
-    A row of `duration` 0 leaves the length open: the files must agree with the mixture.
     `observe` is given every block of samples, {path: [T, C]}, `contents` what every
     file holds.
     """
@@ -113,10 +103,21 @@ def row_faults(
             except AudioError as error:
                 kind = "unreadable" if os.path.exists(path) else "missing"
                 faults.append(Fault(kind, str(error)))
-        expected, saying = _expected_frames(row, files)
         for path, file in files.items():
-            for kind, text in _header_faults(row, file, expected, saying):
-                faults.append(Fault(kind, f"{path} {text}"))
+            if file.fault:
+                kind = "truncated" if file.header.frames else "empty"
+                faults.append(Fault(kind, f"{path} {file.fault}"))
+            if file.note:
+                faults.append(Fault(NOTE, f"{path} {file.note}"))
+        whole = {path: one.header for path, one in files.items() if not one.fault}
+        faults += [Fault(*found) for found in header_faults(row, whole)]
+        if row.channels == 2:
+            faults += [
+                Fault("channels", f"{path} is mono, expected stereo")
+                for path, header in whole.items()
+                if header.channels == 1
+            ]
+            faults += [Fault(NOTE, text) for text in ends_early(whole)]
         is_faulty = any(fault.kind != NOTE for fault in faults)
         found, digests = _sample_faults(row, files, is_faulty, observe)
     first: dict[bytes, str] = {}
@@ -124,44 +125,9 @@ def row_faults(
         twin = first.setdefault(digests[path], path)
         if twin != path:
             found.append(Fault(NOTE, f"{path} holds the samples of {twin}"))
-    if contents is not None:
-        contents.add_row(row, digests)
+    contents.add_row(row, digests)
     faults += found
     return [Fault(kind, text.replace("\n", " ")) for kind, text in faults]
-
-
-def _expected_frames(row: Row, files: Files) -> tuple[int, str]:
-    """Return the length that every file should have, and who says so."""
-    if row.channels != 1:
-        longest = max((file.header.frames for file in files.values()), default=0)
-        return longest, "others of the track up to"
-    if row.frames:
-        return row.frames, ROW_SAYS
-    first = row.mixture if row.mixture in files else next(iter(files), "")
-    frames = files[first].header.frames if first else 0
-    named = f"{Path(first).parent.name} has"
-    return frames, MIXTURE_HAS if first == row.mixture else named
-
-
-def _header_faults(
-    row: Row, file: AudioFile, expected: int, saying: str
-) -> Iterator[tuple[str, str]]:
-    """Yield kind and text of the faults that a header shows."""
-    rate, channels, frames = file.header
-    if row.sample_rate and rate != row.sample_rate:
-        yield "rate", RATE_FAULT.format(rate, row.sample_rate)
-    if channels != row.channels:
-        found = "is mono" if channels == 1 else f"has {channels} channels"
-        wanted = "mono" if row.channels == 1 else "stereo"
-        yield "channels", f"{found}, expected {wanted}"
-    if file.note:
-        yield NOTE, file.note
-    if file.fault:
-        yield "truncated" if frames else "empty", file.fault
-    elif frames != expected:
-        yield "length", f"has {frames} samples, {saying} {expected}"
-    elif frames < row.frames:
-        yield "length", f"has {frames} samples, the row says {row.frames}"
 
 
 class _Heard:
@@ -214,7 +180,7 @@ class _Heard:
 
 
 def _sample_faults(
-    row: Row, files: Files, is_faulty: bool, observe: Callable[[Waves], None] | None
+    row: Row, files: Files, is_faulty: bool, observe: Callable[[Waves], None]
 ) -> tuple[list[Fault], dict[str, bytes]]:
     """Return faults that only the samples show, and digests of what can be heard."""
     heard = {path: _Heard() for path in files}
@@ -234,16 +200,13 @@ def _sample_faults(
                 except AudioError as error:
                     unreadable[path] = f"{error}, though it can be opened"
             heard[path].add(waves[path])
-        if observe is not None:
-            observe(waves)
-        if summed and len({wave.shape for wave in waves.values()}) == 1:
+        observe(waves)
+        alike = len({wave.shape for wave in waves.values()}) == 1
+        if summed and alike and waves[row.mixture].size:
             parts = [waves[path] for path in row.summands]
-            if waves[row.mixture].size:
-                distance = max(distance, distance_from_sum(waves[row.mixture], parts))
-    faults = []
+            distance = max(distance, distance_from_sum(waves[row.mixture], parts))
+    faults = [Fault("unreadable", text) for text in unreadable.values()]
     for path, file in files.items():
-        if path in unreadable:
-            faults.append(Fault("unreadable", unreadable[path]))
         promised = 0 if path in unreadable else file.header.frames
         for kind, text in heard[path].faults(promised):
             faults.append(Fault(kind, f"{path} {text}"))

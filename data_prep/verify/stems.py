@@ -89,13 +89,8 @@ class Figures(NamedTuple):
     level_db: float
 
 
-class Line(NamedTuple):
-    """A line of the table; `faults` is their number, or the kinds that count."""
-
-    requirement: str
-    wanted: str
-    found: str
-    faults: int | Sequence[str]
+# Requirement, what is wanted, what is found, and how many faults or of which kinds.
+Line = tuple[str, str, str, int | Sequence[str]]
 
 
 class StemsReport:
@@ -106,7 +101,7 @@ class StemsReport:
         self.figures: dict[str, Figures] = {}
         self.faults: dict[str, list[Fault]] = {}
 
-    def check(self, row: Row, contents: Contents | None = None) -> list[Fault]:
+    def check(self, row: Row, contents: Contents) -> list[Fault]:
         """Return the faults of a track, by reading all of it; threads call this."""
         headers: dict[str, Header] = {}
         bits: dict[str, int] = {}
@@ -115,7 +110,7 @@ class StemsReport:
             with suppress(AudioError), open_audio(path) as file:
                 headers[path], bits[path] = file.header, DEPTHS.get(file.subtype, 8)
         if not headers:
-            self.faults[row.id] = row_faults(row, None, contents)
+            self.faults[row.id] = row_faults(row, contents)
             return self.faults[row.id]
         rates = frozenset(header.sample_rate for header in headers.values())
         level: list[np.ndarray] = [np.zeros(1)]
@@ -124,12 +119,13 @@ class StemsReport:
         def observe(waves: Waves) -> None:
             """Keep the level of the mixture, or else of the sum of the stems."""
             chosen = [waves[row.mixture]] if row.mixture in waves else waves.values()
-            shortest = min(map(len, chosen), default=0)
-            whole_TC = sum(wave[:shortest] for wave in chosen)
+            whole_TC = np.zeros((max(map(len, chosen)), 2))
+            for wave_TC in chosen:
+                whole_TC[: len(wave_TC)] += wave_TC[:, :2]
             level.append(np.sqrt(np.square(whole_TC).mean(1)))
             alignment.add(waves)
 
-        faults = row_faults(row, observe, contents)
+        faults = row_faults(row, contents, observe)
         faults += [Fault(NOTE, text) for text in alignment.notes()]
         level_T = np.nan_to_num(np.concatenate(level))
         figures = Figures(
@@ -140,11 +136,9 @@ class StemsReport:
         )
         faults += self._faults_of(headers, bits, figures)
         if quiet := level_fault(float(np.sqrt(np.square(level_T).mean()))):
-            faults.append(
-                Fault("silent", f"{row.mixture or Path(row.sources[0]).parent} {quiet}")
-            )
-        self.figures[row.id] = figures
-        self.faults[row.id] = faults
+            place = row.mixture or Path(row.sources[0]).parent
+            faults.append(Fault("silent", f"{place} {quiet}"))
+        self.figures[row.id], self.faults[row.id] = figures, faults
         return faults
 
     def _faults_of(
@@ -156,76 +150,78 @@ class StemsReport:
             path = min(headers, key=lambda path: headers[path].frames)
             text = f"{path} lasts {seconds:.1f} s, wanted {wanted.lengths}"
             yield Fault("duration", text)
-        if len(rates) > 1 or not rates <= set(wanted.rates):
-            counts = Counter(header.sample_rate for header in headers.values())
-            path = min(headers, key=lambda path: counts[headers[path].sample_rate])
-            found = " and ".join(map(str, sorted(rates)))
-            text = f"{path} is at {headers[path].sample_rate} Hz, its track at {found}"
-            yield Fault("rate", f"{text} Hz, wanted {wanted.one_rate}")
-        path = min(bits, key=bits.__getitem__)
-        if bits[path] < wanted.min_bits:
-            text = f"{path} has {bits[path]} bits, wanted {wanted.min_bits}"
-            yield Fault("depth", text)
+        if len(rates) == 1 and not rates <= set(wanted.rates):
+            text = f"{next(iter(headers))} is at {min(rates)} Hz"
+            yield Fault("rate", f"{text}, wanted {wanted.one_rate}")
+        fewest, path = min((count, path) for path, count in bits.items())
+        if fewest < wanted.min_bits:
+            yield Fault("depth", f"{path} has {fewest} bits, wanted {wanted.min_bits}")
 
     def print_table(self, rows: Sequence[Row]) -> int:
         """Print a line for each requirement; return the faults of the whole set."""
         kinds = Counter(fault.kind for found in self.faults.values() for fault in found)
-        table = [("requirement", "wanted", "found", "faults")]
+        table: list[list[str]] = [["requirement", "wanted", "found", "faults"]]
         whole_set = 0
-        for name, wanted, found, faults in self._lines(rows):
+        for *line, faults in self._lines(rows):
             if isinstance(faults, int):
                 whole_set += faults
             else:
                 faults = sum(kinds[kind] for kind in faults)
-            table.append((name, wanted, found, str(faults or "none")))
+            table.append([*line, str(faults or "none")])
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         for line in table:
             print("  ".join(map(str.ljust, line, widths)).rstrip())
         return whole_set
 
-    def _lines(self, rows: Sequence[Row]) -> Iterator[Line]:
-        """Yield the requirements of each track, then those of the set."""
+    def _lines(self, rows: Sequence[Row]) -> list[Line]:
+        """Return the requirements of each track, then those of the set."""
         wanted, figures = self.wanted, self.figures.values()
-        files = sum(len(row.files) for row in rows)
+        files = f"{sum(len(row.files) for row in rows)} files"
         names = ", ".join(Path(path).stem for path in rows[0].sources)
-        yield Line("whole files", names, f"{files} files", BROKEN)
-        aligned = ["length", "channels"]
-        yield Line("aligned stems", "equal lengths, stereo", "", aligned)
-        mixed = sum(1 for row in rows if row.mixture)
+        mixed = sum(bool(row.mixture) for row in rows)
+        mixtures = f"{mixed} mixtures, {len(rows) - mixed} tracks without"
         within = f"within {round(SUM_TOLERANCE * 2**15)} LSB of 16 bits"
-        found = f"{mixed} mixtures, {len(rows) - mixed} tracks without"
-        yield Line("mixture is the sum", within, found, ["sum"])
-        yield Line("clipping", "none", "", ["clipped"])
-        yield Line("silence", "no silent file", "", ["silent"])
         lengths = [figure.seconds for figure in figures] or [0.0]
         minutes = sum(lengths) / 60
-        found = f"{min(lengths):.1f} to {max(lengths):.1f} s, {minutes:.1f} min"
-        yield Line("durations", wanted.lengths, found, ["duration"])
-        rates = Counter(rate for figure in figures for rate in figure.rates)
+        spans = f"{min(lengths):.1f} to {max(lengths):.1f} s, {minutes:.1f} min"
         hours = f"{minutes / 60:.2f} h in all"
-        yield Line("hours of music", "2 to 3 to adapt a model", hours, 0)
-        yield Line("sample rate", wanted.one_rate, _counted(rates, "Hz"), ["rate"])
-        bits = _counted(Counter(n for figure in figures for n in figure.bits), "bits")
-        yield Line("bit depth", f"at least {wanted.min_bits}", bits, ["depth"])
-
-        spread, found = self._spread()
-        most = wanted.max_spread_db
-        yield Line("loudness spread", f"at most {most:g} dB", found, int(spread > most))
-        several = int(len(rates) > 1)
-        yield Line("one sample rate", "the same in all", str(len(rates)), several)
+        rates = Counter(rate for figure in figures for rate in figure.rates)
+        depths = _counted(Counter(n for one in figures for n in one.bits), "bits")
+        spread, ends = self._spread()
+        most, several = f"at most {wanted.max_spread_db:g} dB", int(len(rates) > 1)
+        far = int(spread > wanted.max_spread_db)
         splits = Counter(Path(row.id).parts[0] for row in rows if "/" in row.id)
         # Without a folder for them, validation tracks are held out of the training set.
-        sizes = splits or Counter(train=len(rows))
-        for split, least in (("train", wanted.min_train), ("valid", wanted.min_valid)):
-            if split == "train" or split in splits:
-                few = int(sizes[split] < least)
-                found = f"{sizes[split]} tracks"
-                yield Line(f"size of {split}", f"at least {least}", found, few)
+        sizes = splits or {"train": len(rows)}
+        least = {"train": wanted.min_train, "valid": wanted.min_valid}
+        return [
+            ("whole files", names, files, BROKEN),
+            ("aligned stems", "stereo, padded to one length", "", ["channels"]),
+            ("mixture is the sum", within, mixtures, ["sum"]),
+            ("clipping", "none", "", ["clipped"]),
+            ("silence", "no silent file", "", ["silent"]),
+            ("durations", wanted.lengths, spans, ["duration"]),
+            ("hours of music", "2 to 3 to adapt a model", hours, 0),
+            ("sample rate", wanted.one_rate, _counted(rates, "Hz"), ["rate"]),
+            ("bit depth", f"at least {wanted.min_bits}", depths, ["depth"]),
+            ("loudness spread", most, ends, far),
+            ("one sample rate", "the same in all", str(len(rates)), several),
+            *(
+                (
+                    f"size of {name}",
+                    f"at least {few}",
+                    f"{size} tracks",
+                    int(size < few),
+                )
+                for name, few in least.items()
+                if (size := sizes.get(name, 0)) or name == "train"
+            ),
+        ]
 
     def _spread(self) -> tuple[float, str]:
         """Return the spread of loudness in dB, and which tracks are at its ends."""
-        named = [(figure.level_db, name) for name, figure in self.figures.items()]
-        levels = [pair for pair in named if np.isfinite(pair[0])]
+        levels = [(figure.level_db, name) for name, figure in self.figures.items()]
+        levels = [pair for pair in levels if np.isfinite(pair[0])]
         if not levels:
             return 0.0, "no sound"
         (low, softest), (high, loudest) = min(levels), max(levels)

@@ -151,10 +151,8 @@ def _make(
         start = place.speech_start * rate // NOISE_RATE
         under_T = noises[rate][start : start + src_ST.shape[1]]
         if len(under_T) < src_ST.shape[1]:
-            raise DataError(
-                f"{noise_file}: ends before the speech of {paths[0]} placed in it; is "
-                "this another version of the set?"
-            )
+            fault = f"ends before the speech of {paths[0]} placed in it"
+            raise DataError(f"{noise_file}: {fault}; is this another version?")
         if mixture.scales:
             speech_gain, noise_gain = mixture.scales.by_version[rate, mode]
         else:
@@ -177,9 +175,8 @@ def read_sources(paths: Sequence[Path], sample_rate: int) -> np.ndarray:
     waves = [read_left(path, sample_rate) for path in paths]
     for path, wave_T in zip(paths, waves, strict=True):
         if len(wave_T) != len(waves[0]):
-            raise DataError(
-                f"{path}: has {len(wave_T)} samples, {paths[0]} {len(waves[0])}"
-            )
+            fault = f"has {len(wave_T)} samples, {paths[0]} {len(waves[0])}"
+            raise DataError(f"{path}: {fault}")
     return np.stack(waves)
 
 

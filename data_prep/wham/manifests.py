@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.common.folders import write_manifests
-from data_prep.common.layout import SPLITS, Layout, find_parts
+from data_prep.common.folders import prepare_set
+from data_prep.common.layout import SPLITS, Layout
 from data_prep.common.versions import WSJ0_SPLITS
 
 MIXTURES = {
@@ -26,25 +26,20 @@ def prepare(
     test_folder: str | Path | None = None,
     splits: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
-    """Write train, valid and test manifests; leave them alone if nothing changed.
+    """Write manifests, unless nothing changed; return their paths by split.
 
-    Result, errors and the last arguments are those of `data_prep.wsj0mix.prepare`.
+    Errors and the other arguments are those of `data_prep.wsj0mix.prepare`.
 
     Arguments
     ---------
     data_folder : str | Path
         Holds `wav{8k,16k}/{min,max}/{tr,cv,tt}`.
-    save_folder : str | Path
-        Where `train.csv`, `valid.csv` and `test.csv` go.
     num_spks : int
         Sources in each mixture: 2, for mix_single 1.
-    sample_rate, mode
-        Which version.
     task : str
         "mix_both": two speakers in noise; "mix_single": the first in noise;
         "mix_clean": two without noise, the manifest's column `noise` is then empty.
     """
     WHAM.check_task(task, num_spks)
-    where = (data_folder, test_folder, splits)
-    parts = find_parts(LAYOUT, where, num_spks, sample_rate, mode, task)
-    return write_manifests(parts, save_folder, sample_rate, "wham")
+    where = (data_folder, save_folder, test_folder, splits)
+    return prepare_set("wham", LAYOUT, *where, num_spks, sample_rate, mode, task)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep.common.folders import write_manifests
-from data_prep.common.layout import NOISE, SPLITS, find_parts
+from data_prep.common.folders import prepare_set
+from data_prep.common.layout import NOISE, SPLITS
 from data_prep.wham.manifests import WHAM
 from modules.runtime.errors import DataError
 
@@ -32,9 +32,9 @@ def prepare(
     test_folder: str | Path | None = None,
     splits: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
-    """Write train, valid and test manifests; leave them alone if nothing changed.
+    """Write manifests, unless nothing changed; return their paths by split.
 
-    Result, errors and the other arguments are those of `data_prep.wham.prepare`.
+    Errors and the other arguments are those of `data_prep.wham.prepare`.
 
     Arguments
     ---------
@@ -51,7 +51,7 @@ def prepare(
             raise DataError(f"{name} is {value!r}, expected {' or '.join(KINDS)}")
     if (mixture, targets) == ("anechoic", "reverb"):
         raise DataError("targets is 'reverb', but nobody can hear that in 'anechoic'")
+    where = (data_folder, save_folder, test_folder, splits)
     heard, wanted = f"{task}_{mixture}", f"{task}_{targets}"
-    where = (data_folder, test_folder, splits)
-    parts = find_parts(LAYOUT, where, num_spks, sample_rate, mode, heard, wanted)
-    return write_manifests(parts, save_folder, sample_rate, "whamr")
+    version = (num_spks, sample_rate, mode, heard)
+    return prepare_set("whamr", LAYOUT, *where, *version, wanted)

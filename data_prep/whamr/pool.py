@@ -46,9 +46,8 @@ def make_pool(
     """
     out = Path(out).absolute()
     if rooms < 1 or sample_rate < 1:
-        raise DataError(
-            f"rooms is {rooms}, sample_rate {sample_rate}; both must be > 0"
-        )
+        found = f"rooms is {rooms}, sample_rate {sample_rate}"
+        raise DataError(f"{found}; both must be > 0")
     if out.suffix != ".npz":
         raise DataError(f"{out}: the name of a pool ends in .npz")
     if out.exists():
@@ -60,11 +59,9 @@ def make_pool(
     make = functools.partial(_make_block, parts, sample_rate, seed)
     make_all(make, blocks, lambda block: [paths[block]], workers, f"{BLOCK} rooms")
     pools = [RoomPool.load(path) for path in paths.values()]
-    RoomPool(
-        sample_rate,
-        [response for pool in pools for response in pool.direct],
-        [response for pool in pools for response in pool.reverberant],
-    ).save(out)
+    direct = [response for pool in pools for response in pool.direct]
+    reverberant = [response for pool in pools for response in pool.reverberant]
+    RoomPool(sample_rate, direct, reverberant).save(out)
     shutil.rmtree(parts)
     return out
 

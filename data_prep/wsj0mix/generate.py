@@ -124,13 +124,10 @@ def generate(
     """
     check_choices("num_spks", [num_spks], (2, 3))
     versions = check_versions(sample_rates, modes)
-    listed = [
-        mixture
-        for split in SETS
-        for mixture in read_list(
-            Path(lists) / f"mix_{num_spks}_spk_{split}.txt", split, num_spks
-        )
-    ]
+    listed: list[Mixture] = []
+    for split in SETS:
+        path = Path(lists) / f"mix_{num_spks}_spk_{split}.txt"
+        listed += read_list(path, split, num_spks)
     powers = None if levels is None else read_powers(Path(levels))
     root = Path(out) / f"{num_spks}speakers"
     settings = {
@@ -156,12 +153,10 @@ def read_list(path: Path, split: str, num_spks: int) -> list[Mixture]:
     for number, line in _read_lines(path):
         place, fields = f"{path}, line {number}", line.split()
         if len(fields) != 2 * num_spks:
-            raise DataError(
-                f"{place}: has {len(fields)} fields, expected an utterance and a level "
-                f"for each of {num_spks} talkers"
-            )
+            expected = f"an utterance and a level for each of {num_spks} talkers"
+            raise DataError(f"{place}: has {len(fields)} fields, expected {expected}")
         try:
-            levels = tuple(float(level) for level in fields[1::2])
+            levels = tuple(map(float, fields[1::2]))
         except ValueError:
             levels = (math.nan,)
         if not all(map(math.isfinite, levels)):
@@ -190,10 +185,9 @@ def read_powers(path: Path) -> dict[str, float]:
                 if not 0 < powers[utterance] < math.inf:
                     raise ValueError
             except ValueError:
-                raise DataError(
-                    f"{file}, line {number}: is {line!r}, expected an utterance and "
-                    "its active power, above 0"
-                ) from None
+                expected = "an utterance and its active power, above 0"
+                fault = f"line {number}: is {line!r}, expected {expected}"
+                raise DataError(f"{file}, {fault}") from None
     return powers
 
 
@@ -253,10 +247,8 @@ def make_mixture(recipe: Recipe, mixture: Mixture) -> None:
         elif (stem := Path(path).stem) in recipe.powers:
             power = recipe.powers[stem]
         else:
-            raise DataError(
-                f"--levels: has no line for {stem} ({path}); leave it out to measure "
-                "all levels"
-            )
+            hint = "leave it out to measure all levels"
+            raise DataError(f"--levels: has no line for {stem} ({path}); {hint}")
         gain = 10 ** (level_db / 20) / math.sqrt(power)
         for new in rates:
             waves[new].append(gain * resample_poly(wave_T, new, rate))

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.common.folders import write_manifests
-from data_prep.common.layout import SPLITS, Layout, find_parts
+from data_prep.common.folders import prepare_set
+from data_prep.common.layout import SPLITS, Layout
 from data_prep.common.versions import WSJ0_SPLITS
 
 PARENT = "#speakers"
@@ -26,7 +26,7 @@ def prepare(
     test_folder: str | Path | None = None,
     splits: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
-    """Write train, valid and test manifests; leave them alone if nothing changed.
+    """Write manifests, unless nothing changed; return their paths by split.
 
     Arguments
     ---------
@@ -46,17 +46,11 @@ def prepare(
     splits : Sequence[str]
         The manifests that are wanted; the folders of others need not exist.
 
-    Returns
-    -------
-    dict[str, str]
-        Paths of the manifests by split.
-
     Raises
     ------
     DataError
         No layout fits, or a file is missing, unreadable, at another rate, or of
         another length than its mixture; the message names it.
     """
-    where = (data_folder, test_folder, splits)
-    parts = find_parts(LAYOUT, where, num_spks, sample_rate, mode)
-    return write_manifests(parts, save_folder, sample_rate, "wsj0mix")
+    where = (data_folder, save_folder, test_folder, splits)
+    return prepare_set("wsj0mix", LAYOUT, *where, num_spks, sample_rate, mode)

@@ -34,7 +34,7 @@ CUT_SHORT = re.compile(
     re.MULTILINE,
 )
 
-OGG_CUT_SHORT = "Last page lacks an end-of-stream bit"
+OGG_CUT_SHORT = "Last page lacks an end-of-stream bit"  # libsndfile's words, too
 SPHERE_SAMPLES = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
 
 # More than a header without samples takes.
@@ -55,17 +55,16 @@ def promised_frames(file: soundfile.SoundFile) -> int:
     return file.frames if file.frames < UNKNOWN_FRAMES else 0
 
 
-def length_fault(held: int, promised: int, rate: int, size: int) -> tuple[str, str]:
-    """Say what is wrong, or else to be noted, of a file's length.
-
-    >>> length_fault(held=90, promised=100, rate=8000, size=224)
-    ('', 'holds 90 of the 100 samples that its header claims')
-    """
+def length_fault(file: soundfile.SoundFile, held: int, size: int) -> tuple[str, str]:
+    """Say what is wrong, or else to be noted, of a file's samples and bytes."""
+    if OGG_CUT_SHORT in file.extra_info:
+        return "is truncated: its last page is missing", ""
     if not held and size > LARGEST_HEADER:
         return f"has 0 samples by its header, but {size} bytes: repair it", ""
     if not held:
         return "is empty: it holds no samples", ""
-    if promised - held > HEADER_SLACK * rate:
+    promised = promised_frames(file)
+    if promised - held > HEADER_SLACK * file.samplerate:
         return f"is truncated: holds {held} of {promised} samples", ""
     note = f"holds {held} of the {promised} samples that its header claims"
     return "", note * (promised > held)

@@ -11,6 +11,7 @@ processes that make a data set need none.
 Legend: S source, C channel, T sample.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -26,12 +27,7 @@ import numpy as np
 import soundfile
 from scipy.io import wavfile
 
-from modules.audio.faults import (
-    OGG_CUT_SHORT,
-    length_fault,
-    level_fault,
-    promised_frames,
-)
+from modules.audio.faults import length_fault, level_fault, promised_frames
 from modules.runtime.errors import AudioError, DataError
 from modules.runtime.files import folded, open_file, write_whole
 
@@ -96,10 +92,7 @@ class AudioFile:
             if sound.format in UNSURE:
                 held = _count_frames(os.fspath(path), _stamp(status))
             self.header = Header(sound.samplerate, sound.channels, held)
-            promised, size = promised_frames(sound), status.st_size
-            self.fault, self.note = length_fault(held, promised, sound.samplerate, size)
-            if OGG_CUT_SHORT in sound.extra_info:
-                self.fault = "is truncated: its last page is missing"
+            self.fault, self.note = length_fault(sound, held, status.st_size)
         except BaseException:
             self.close()
             raise
@@ -138,7 +131,7 @@ class AudioFile:
             self._position = start + count
             return self._sound.read(count, dtype=dtype, always_2d=True)
         except (OSError, RuntimeError) as error:
-            raise _unreadable(self.path, error) from error
+            raise unreadable(self.path, error) from error
 
     def _read_plain(self, start: int, frames: int | None, dtype: str) -> np.ndarray:
         _, channels, total = self.header
@@ -159,7 +152,7 @@ def open_audio(path: str | Path) -> AudioFile:
     try:
         return AudioFile(path)
     except (OSError, RuntimeError) as error:  # of soundfile, too
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def open_whole(path: str | Path) -> AudioFile:
@@ -179,10 +172,9 @@ def read_header(path: str | Path, remember: bool = False) -> Header:
     reads every header, and training checks the same files right after.
     """
     try:
-        status = os.stat(path)
+        stamp = _stamp(os.stat(path))
     except OSError as error:
-        raise _unreadable(path, error) from error
-    stamp = _stamp(status)
+        raise unreadable(path, error) from error
     known, header = _REMEMBERED.pop(str(path), (None, None))
     if header is None or known != stamp:
         with open_whole(path) as file:
@@ -203,53 +195,40 @@ def _stamp(status: os.stat_result) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=2**16)
 def _count_frames(path: str, stamp: tuple[int, ...]) -> int:
-    """Return how many samples a file holds, by reading it all if its header is wrong.
-
-    That is done once for each `stamp` of the file.
-    """
-    with _Sound(os.fsencode(path)) as file:
+    """Return how many samples a file holds, by reading it if its header is wrong."""
+    ends_early = contextlib.suppress(soundfile.LibsndfileError)
+    with _Sound(os.fsencode(path)) as file, ends_early:
         if promised := promised_frames(file):
-            try:
-                file.seek(promised - 1)
-                if len(file.read(1)):
-                    return promised
-            except soundfile.LibsndfileError:  # it ends before
-                pass
+            file.seek(promised - 1)
+            if len(file.read(1)):
+                return promised
     count = 0
-    with _Sound(os.fsencode(path)) as file:
-        try:
-            while found := len(file.read(COUNTED_FRAMES, dtype="float32")):
-                count += found
-        except soundfile.LibsndfileError:  # it breaks off
-            pass
+    with _Sound(os.fsencode(path)) as file, ends_early:
+        while found := len(file.read(COUNTED_FRAMES, dtype="float32")):
+            count += found
     return count
 
 
-def _unreadable(path: str | Path, error: Exception) -> AudioError:
+def unreadable(path: str | Path, error: Exception) -> AudioError:
     """Return an error of one line, in which the path stands once."""
     if isinstance(error, FileNotFoundError):
-        return AudioError(missing(path))
-    reason: str | None = str(error)
-    if isinstance(error, OSError):
-        reason = error.strerror
-    elif isinstance(error, soundfile.LibsndfileError):
-        reason = error.error_string
+        return AudioError(f"{path}: {_missing(Path(path))}")
+    reason = getattr(error, "strerror", None) or getattr(error, "error_string", error)
     return AudioError(f"{path}: cannot be read as audio ({reason})")
 
 
-def missing(path: str | Path) -> str:
+def _missing(path: Path) -> str:
     """Say that a file does not exist, and what there is instead."""
-    path = Path(path)
     if path.is_symlink():
-        return f"{path}: is a link to {os.readlink(path)}, which does not exist"
-    alike: list[str] = []
+        return f"is a link to {os.readlink(path)}, which does not exist"
+    there = ""
     if path.parent.is_dir():
         named = _names_in(path.parent, path.parent.stat().st_mtime_ns)
-        alike = named.get(folded(path.stem), alike)
-    there = f"; there is {', '.join(alike)}" if alike else ""
-    if not str(path).isascii() and re.search("[\udc80-\udcff]", str(path)):
+        alike = named.get(folded(path.stem), ())
+        there = f"; there is {', '.join(alike)}" if alike else ""
+    if re.search("[\udc80-\udcff]", str(path)):
         there += "; its name is not UTF-8, as a table must be that names other files"
-    return f"{path}: does not exist{there}"
+    return f"does not exist{there}"
 
 
 @functools.lru_cache(maxsize=16)
@@ -328,24 +307,19 @@ def _read(
         found, fault = file.header, file.fault
         if found.channels not in channels:
             expected = "mono" if channels == (1,) else "stereo or mono"
-            raise AudioError(
-                f"{path}: has {found.channels} channels, expected a {expected} file"
-            )
-        if sample_rate is not None and found.sample_rate != sample_rate:
-            raise AudioError(
-                f"{path}: sample rate is {found.sample_rate} Hz, expected "
-                f"{sample_rate} Hz; resample it or set --sample_rate"
-            )
+            fault = f"has {found.channels} channels, expected a {expected} file"
+            raise AudioError(f"{path}: {fault}")
+        if sample_rate not in (None, found.sample_rate):
+            fault = f"is at {found.sample_rate} Hz, expected {sample_rate} Hz"
+            raise AudioError(f"{path}: {fault}; resample it or set --sample_rate")
         wanted = found.frames - start if frames is None else frames
         wave_TC = file.read(start, wanted)
     held = min(max(found.frames - start, 0), wanted)
     if pad and not fault and len(wave_TC) == held:
         wave_TC = np.pad(wave_TC, ((0, max(wanted, 0) - held), (0, 0)))
     if len(wave_TC) != wanted or wanted <= 0:
-        raise AudioError(
-            f"{path}: holds {len(wave_TC)} of the {wanted} samples expected from "
-            f"sample {start} on; the file is truncated or has changed"
-        )
+        fault = f"holds {len(wave_TC)} of the {wanted} samples expected from sample"
+        raise AudioError(f"{path}: {fault} {start} on; it is truncated or has changed")
     return torch.from_numpy(wave_TC.T).contiguous()
 
 
@@ -357,10 +331,8 @@ def sample_fault(wave: "Tensor | np.ndarray") -> str:
 def check_samples(path: str | Path, wave: "Tensor | np.ndarray") -> None:
     """Raise an AudioError for NaN, Inf, or a peak beyond `faults.LARGEST_PEAK`."""
     if fault := sample_fault(wave):
-        raise AudioError(
-            f"{path}: {fault}; repair or remove it (python -m data_prep.verify lists "
-            "all such files)"
-        )
+        hint = "python -m data_prep.verify lists all such files"
+        raise AudioError(f"{path}: {fault}; repair or remove it ({hint})")
 
 
 def write_wave(

@@ -186,14 +186,12 @@ class RoomPool:
                     parts = np.split(arrays[name], np.cumsum(sizes)[:-1])
                     pools.append([part.reshape(sources, -1) for part in parts])
         except FileNotFoundError:
-            raise DataError(
-                f"{path}: no such file; make it by python -m data_prep.whamr pool"
-            ) from None
+            hint = "make it by python -m data_prep.whamr pool"
+            raise DataError(f"{path}: no such file; {hint}") from None
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: is not a pool of rooms ({error})") from None
         if sample_rate not in (None, rate):
-            raise DataError(
-                f"{path}: its rooms are at {rate} Hz, expected {sample_rate} Hz; make "
-                f"a pool with --sample_rate={sample_rate}"
-            )
+            fault = f"its rooms are at {rate} Hz, expected {sample_rate} Hz"
+            hint = f"make a pool with --sample_rate={sample_rate}"
+            raise DataError(f"{path}: {fault}; {hint}")
         return cls(rate, *pools)

@@ -78,10 +78,9 @@ def write_set(
             floats = {name: staging / path.name for name, path in paths.items()}
             peak = _write(floats, blocks, sample_rate, "rf64", "FLOAT", frames)
             if peak > 1 and clip == "error":
-                raise DataError(
-                    f"{folder}: samples of {peak:.3g} times full scale clip in {kind}; "
-                    "use --clip=scale or --subtype=float"
-                )
+                fault = f"samples of {peak:.3g} times full scale clip in {kind}"
+                hint = "use --clip=scale or --subtype=float"
+                raise DataError(f"{folder}: {fault}; {hint}")
             loud = max(1.0, peak) if clip == "scale" else 1.0
             for name, path in floats.items():
                 with soundfile.SoundFile(os.fsencode(path)) as file:
@@ -109,20 +108,12 @@ def _write(
         for block in blocks:
             for name, wave_Ct in block.items():
                 if name not in files:
-                    is_long = (
-                        format == "wav" and 4 * frames * len(wave_Ct) > LARGEST_WAV
-                    )
-                    files[name] = soundfile.SoundFile(
-                        *(
-                            os.fsencode(paths[name]),
-                            "w",
-                            sample_rate,
-                            len(wave_Ct),
-                            subtype,
-                        ),
-                        format="rf64" if is_long and format == "wav" else format,
-                    )
-                    stack.enter_context(files[name])
+                    is_long = 4 * frames * len(wave_Ct) > LARGEST_WAV
+                    kind = "rf64" if is_long and format == "wav" else format
+                    shape = (sample_rate, len(wave_Ct), subtype)
+                    place = os.fsencode(paths[name])
+                    file = soundfile.SoundFile(place, "w", *shape, format=kind)
+                    files[name] = stack.enter_context(file)
                 peak = max(peak, float(np.abs(wave_Ct).max(initial=0)))
                 for start in range(0, wave_Ct.shape[1], WRITE_FRAMES):
                     files[name].write(wave_Ct[:, start : start + WRITE_FRAMES].T)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from modules.runtime.errors import DataError
+from modules.audio.io import unreadable
 from modules.runtime.tables import read_cells, write_table
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ def fingerprint(paths: Iterable[str], *settings: object) -> str:
         try:
             status = os.stat(path)
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+            raise unreadable(path, error) from None
         fields = f"\0{status.st_size}\0{status.st_mtime_ns}\0"
         digest.update(os.fsencode(path) + fields.encode())
     return digest.hexdigest()[:16]

@@ -18,7 +18,8 @@ end earlier, in silence.
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,18 +27,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
-from modules.audio.io import read_header
-from modules.runtime.errors import AudioError, DataError
+from modules.audio.io import Header, read_header
+from modules.runtime.errors import AudioError, DataError, refuse
 from modules.runtime.tables import read_cells, write_table
 
 FIXED_COLUMNS = ("id", "duration", "sample_rate", "mixture", "noise")
 STEM_COLUMNS = ("channels", "unused")
-
-# Words of verify, too: what tells the length of a file, and that the rate is another.
-ROW_SAYS, MIXTURE_HAS = "the row says", "its mixture has"
-RATE_FAULT = "is at {} Hz, expected {} Hz; set --sample_rate, or resample it"
-
-NOT_PREPARED = "no such manifest; run the data preparation"
 
 # Opening a file waits for the disk, not for the processor: more threads than cores.
 THREADS = 16
@@ -88,18 +83,15 @@ def write_manifest(path: str | Path, rows: Sequence[Row]) -> Path:
         if before.id == row.id:
             raise DataError(f"{path}: two rows have the id {row.id!r}")
         if len(before.sources) != len(row.sources):
-            raise DataError(
-                f"{path}: {before.id!r} has {len(before.sources)} sources but "
-                f"{row.id!r} has {len(row.sources)}"
-            )
+            found = f"{before.id!r} has {len(before.sources)} sources but"
+            raise DataError(f"{path}: {found} {row.id!r} has {len(row.sources)}")
     for row in rows:
         if len(row.images) != (len(row.sources) if rows[0].images else 0):
-            raise DataError(
-                f"{path}: {row.id!r} has {len(row.sources)} sources but "
-                f"{len(row.images)} images; {rows[0].id!r} has {len(rows[0].images)}"
-            )
+            found = f"{row.id!r} has {len(row.sources)} sources but {len(row.images)}"
+            others = f"{rows[0].id!r} has {len(rows[0].images)}"
+            raise DataError(f"{path}: {found} images; {others}")
     names = [f"source_{k + 1}" for k in range(len(rows[0].sources))]
-    images = [_image_of(name) for name in names] if rows[0].images else []
+    images = map(_image_of, names if rows[0].images else ())
     stems = any(row.channels != 1 for row in rows)
     header = [*FIXED_COLUMNS, *names, *images, *(STEM_COLUMNS if stems else ())]
 
@@ -138,9 +130,7 @@ def read_manifest(
         Expect stems of music, whose mixture file is optional.
     """
     rows, faults = list_manifest(path, num_sources, sample_rate, stems)
-    if faults:
-        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
-        raise DataError(faults[0] + more)
+    refuse(faults)
     if check:
         check_audio(list(rows.values()), list(rows))
     return list(rows.values())
@@ -150,21 +140,22 @@ def list_manifest(
     path: str | Path,
     num_sources: int | None = None,
     sample_rate: int | None = None,
-    stems: bool = False,
+    stems: bool | None = None,
 ) -> tuple[dict[str, Row], list[str]]:
     """Return the rows that can be read by place ("FILE, row NUMBER"), and the faults.
 
-    Arguments are as in `read_manifest`; no audio file is opened. There is a line for
-    each faulty row, and at least one if there are no rows.
+    Arguments are as in `read_manifest`; the columns tell `stems` if it is None. No
+    audio is opened. There is a line for each faulty row, and one if there are no rows.
     """
     rows: dict[str, Row] = {}
     faults: list[str] = []
     row_of_id: dict[str, int] = {}
     try:
-        table = read_cells(path, NOT_PREPARED)
+        table = read_cells(path, "no such manifest; run the data preparation")
         header = [name.strip() for name in next(table, [])]
         if fault := _columns_fault(header, num_sources):
             raise DataError(f"{path}, row 1: {fault}")
+        stems = STEM_COLUMNS[0] in header if stems is None else stems
         for number, cells in enumerate(table, start=2):
             if not cells:  # a blank line
                 continue
@@ -172,26 +163,16 @@ def list_manifest(
             try:
                 row = _read_row(header, cells)
                 _check_row(row, sample_rate, stems)
-                if row.id in row_of_id:
-                    raise DataError(
-                        f"id {row.id!r} is already that of row {row_of_id[row.id]}"
-                    )
+                if (first := row_of_id.setdefault(row.id, number)) != number:
+                    raise DataError(f"id {row.id!r} is already that of row {first}")
+                rows[place] = row
             except DataError as error:
                 faults.append(f"{place}: {error}")
-                continue
-            row_of_id[row.id] = number
-            rows[place] = row
     except DataError as error:  # of the file as a whole, or it cannot be read on
         faults.append(str(error))
     if not rows and not faults:
         faults.append(f"{path}: holds no rows: the data set is empty")
     return rows, faults
-
-
-def is_of_stems(path: str | Path) -> bool:
-    """Whether a manifest describes stereo stems, by its header."""
-    header = next(read_cells(path, NOT_PREPARED), [])
-    return STEM_COLUMNS[0] in [name.strip() for name in header]
 
 
 def _sources_of(header: Sequence[str]) -> list[str]:
@@ -213,10 +194,8 @@ def _columns_fault(header: Sequence[str], num_sources: int | None) -> str:
     for name in names:
         if header.count(name) != 1:
             fault = "there twice" if name in header else "missing"
-            return (
-                f"column {name!r} is {fault}; the header must be {expected} and is "
-                f"{','.join(header)!r}"
-            )
+            found = f"the header must be {expected} and is {','.join(header)!r}"
+            return f"column {name!r} is {fault}; {found}"
     images = [_image_of(name) for name in sources]
     for name in header:
         if name not in (*names, *images, *STEM_COLUMNS):
@@ -224,21 +203,17 @@ def _columns_fault(header: Sequence[str], num_sources: int | None) -> str:
     missing = [name for name in images if name not in header]
     if 0 < len(missing) < len(images):
         return f"has images, but no column {missing[0]!r}"
-    if num_sources is not None and len(sources) != num_sources:
-        return (
-            f"has {len(sources)} source columns, expected {num_sources}; set "
-            "--num_spks (for music --sources) or prepare the data anew"
-        )
-    return ""
+    if num_sources in (None, len(sources)):
+        return ""
+    hint = "set --num_spks (for music --sources) or prepare the data anew"
+    return f"has {len(sources)} source columns, expected {num_sources}; {hint}"
 
 
 def _read_row(header: Sequence[str], values: Sequence[str]) -> Row:
     """Turn the cells of a row into a `Row`, or raise for the first wrong one."""
     if len(values) != len(header):
-        raise DataError(
-            f"has {len(values)} fields, the header has {len(header)}; quote a field "
-            "that holds a comma"
-        )
+        counts = f"has {len(values)} fields, the header has {len(header)}"
+        raise DataError(f"{counts}; quote a field that holds a comma")
     cells = dict(zip(header, values, strict=True))
     sources = _sources_of(header)
     images = [name for name in map(_image_of, sources) if name in cells]
@@ -283,17 +258,14 @@ def _read_row(header: Sequence[str], values: Sequence[str]) -> Row:
 def _check_row(row: Row, sample_rate: int | None, stems: bool) -> None:
     """Raise unless a row is of the expected kind and rate."""
     if stems != (row.channels != 1):
-        wanted = "stereo stems" if stems else "mono files"
-        maker = "music" if stems else "wsj0mix"
-        raise DataError(
-            f"channels is {row.channels}, expected {wanted}; make the manifest with "
-            f"data_prep.{maker}"
+        wanted, maker = (
+            ("stereo stems", "music") if stems else ("mono files", "wsj0mix")
         )
-    if sample_rate is not None and row.sample_rate != sample_rate:
-        raise DataError(
-            f"sample_rate is {row.sample_rate} Hz, expected {sample_rate} Hz; prepare "
-            "the data at that rate or set --sample_rate"
-        )
+        hint = f"make the manifest with data_prep.{maker}"
+        raise DataError(f"channels is {row.channels}, expected {wanted}; {hint}")
+    if sample_rate not in (None, row.sample_rate):
+        found = f"sample_rate is {row.sample_rate} Hz, expected {sample_rate} Hz"
+        raise DataError(f"{found}; prepare the data at that rate or set --sample_rate")
 
 
 def check_audio(
@@ -309,33 +281,44 @@ def check_audio(
     with ThreadPoolExecutor(THREADS) as threads:
         faults = list(threads.map(partial(header_fault, remember=remember), rows))
     pairs = zip(places, faults, strict=True)
-    found = [f"{place}: {fault}" for place, fault in pairs if fault]
-    if found:
-        more = f" (and {len(found) - 1} more rows are faulty)" if len(found) > 1 else ""
-        raise DataError(found[0] + more)
+    refuse([f"{place}: {fault}" for place, fault in pairs if fault])
 
 
 def header_fault(row: Row, remember: bool = False) -> str:
-    """Describe the first fault in the headers of a row's files; "" if there is none.
+    """Describe the first fault in the headers of a row's files; "" if there is none."""
+    try:
+        headers = {path: read_header(path, remember) for path in row.files}
+    except AudioError as error:
+        return str(error)
+    return next((text for _, text in header_faults(row, headers)), "")
 
-    A row of `duration` 0 leaves the length to its mixture.
+
+def header_faults(row: Row, headers: Mapping[str, Header]) -> Iterator[tuple[str, str]]:
+    """Yield kind and text of what the headers of a row's files say otherwise.
+
+    `sample_rate` 0 stands for the rate of most of them, `duration` 0 for the length of
+    the first, the mixture.
     """
-    length, saying = row.frames, ROW_SAYS
-    found: dict[str, int] = {}
-    for path in row.files:
-        try:
-            rate, channels, found[path] = read_header(path, remember)
-        except AudioError as error:
-            return str(error)
-        if channels > row.channels:
+    rate, length = row.sample_rate, row.frames
+    hint, saying = "; resample it or set --sample_rate", "the row says"
+    if headers and not rate:
+        ((rate, _),) = Counter(h.sample_rate for h in headers.values()).most_common(1)
+        hint = " as other files of its track; resample it"
+    if headers and not length:
+        first = next(iter(headers))
+        owner = "its mixture" if first == row.mixture else Path(first).parent.name
+        length, saying = headers[first].frames, f"{owner} has"
+    for path, header in headers.items():
+        if header.sample_rate != rate:
+            found = f"is at {header.sample_rate} Hz"
+            yield "rate", f"{path} {found}, expected {rate} Hz{hint}"
+        if header.channels > row.channels:
             expected = "mono" if row.channels == 1 else "stereo"
-            return f"{path} has {channels} channels, expected {expected}"
-        if rate != row.sample_rate:
-            return f"{path} {RATE_FAULT.format(rate, row.sample_rate)}"
-        if not length:
-            length, saying = found[path], MIXTURE_HAS
-    wrong = [path for path, frames in found.items() if frames != length]
+            found = f"has {header.channels} channels"
+            yield "channels", f"{path} {found}, expected {expected}"
     # Stems may end early or late, but not all of them early.
-    if not wrong or (row.channels == 2 and max(found.values()) >= length):
-        return ""
-    return f"{wrong[0]} has {found[wrong[0]]} samples, {saying} {length}"
+    longest = max((header.frames for header in headers.values()), default=0)
+    if row.channels == 1 or longest < length:
+        for path, header in headers.items():
+            if header.frames != length:
+                yield "length", f"{path} has {header.frames} samples, {saying} {length}"

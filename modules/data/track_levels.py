@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modules.audio.faults import SILENT_STEM_DB
-from modules.audio.io import open_audio, sample_fault
+from modules.audio.io import check_samples, open_audio
 from modules.data.index import fingerprint, measure_once
 from modules.data.manifest import Row
 from modules.runtime.errors import DataError
@@ -46,9 +46,7 @@ class Level:
 def measure_levels(rows: Sequence[Row], index: str | Path) -> dict[str, Level]:
     """Return the level of each track by its id; reading a collection takes minutes.
 
-    Without a mixture file a track's mixture is the sum of all stems, the unused ones
-    too. A DataError names a file that cannot be read, or holds NaN, Inf or an absurd
-    level.
+    A DataError names a file that cannot be read, or holds NaN, Inf or an absurd level.
     """
     row_of = {row.id: row for row in rows}
     found = measure_once(
@@ -61,7 +59,7 @@ def measure_levels(rows: Sequence[Row], index: str | Path) -> dict[str, Level]:
 
 
 def _mixture_files(row: Row) -> Sequence[str]:
-    """Return the files whose sum is the track's mixture."""
+    """Return the files whose sum is the track's mixture: without one, all stems."""
     return [row.mixture] if row.mixture else row.sources
 
 
@@ -79,17 +77,11 @@ def measure(row: Row) -> Level:
                 part_TC = file.read(start, frames, "float64")
                 held = min(max(file.header.frames - start, 0), frames)
                 if file.fault or len(part_TC) != held:
-                    raise DataError(
-                        f"{path}: is truncated or has changed; run the data "
-                        "preparation again"
-                    )
+                    fault = "is truncated or has changed"
+                    raise DataError(f"{path}: {fault}; run the data preparation again")
                 if not held:  # it ended earlier, in silence
                     continue
-                if fault := sample_fault(part_TC):
-                    raise DataError(
-                        f"{path}: {fault}; repair or remove the track "
-                        "(python -m data_prep.verify lists all such files)"
-                    )
+                check_samples(path, part_TC)
                 mono_T[:held] += part_TC.mean(1)
                 mix_TC[:held] += part_TC
             total += math.fsum(mono_T)

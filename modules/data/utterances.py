@@ -23,7 +23,7 @@ from modules.audio.io import SUFFIXES, open_audio, sample_fault
 from modules.audio.levels import active_level_db
 from modules.data.index import fingerprint, measure_once, printable
 from modules.data.manifest import Row
-from modules.runtime.errors import AudioError, DataError
+from modules.runtime.errors import AudioError, DataError, first_of
 from modules.runtime.files import walk_files
 
 logger = logging.getLogger(__name__)
@@ -110,8 +110,7 @@ class UtterancePool:
         shorter than `min_seconds` are left out, and those whose path names no speaker.
         `speaker_pattern` is one of `SPEAKER_RULES` or a regular expression, searched in
         the path below the folder: its group, or all that it matches, is the speaker.
-        None takes the rule that the paths show. A DataError is raised where there is no
-        folder or no usable file.
+        None takes the rule that the paths show. A DataError says that nothing is found.
         """
         root = Path(folder).absolute()
         if not root.is_dir():
@@ -133,13 +132,10 @@ class UtterancePool:
                 *(root, ", ".join(sorted(inside & EVALUATION_FOLDERS))),
             )
         rule, speakers = _name_speakers(below, speaker_pattern)
-        rule, named, faults = f"the rule {rule!r}", {}, []
-        for path, speaker in zip(paths, speakers, strict=True):
-            if speaker:
-                named[path] = (Path(path).stem, speaker)
-            else:
-                faults.append(f"{printable(path)} (names no speaker by {rule})")
-        return cls._measure(named, faults, index_file, min_seconds, str(root), rule)
+        pairs = zip(paths, speakers, strict=True)
+        named = {path: (Path(path).stem, speaker) for path, speaker in pairs}
+        told = f"the rule {rule!r}"
+        return cls._measure(named, index_file, min_seconds, str(root), told)
 
     @classmethod
     def from_manifest(
@@ -163,51 +159,48 @@ class UtterancePool:
                     longest[spoken] = (row.duration, path)
         named = {path: spoken for spoken, (_, path) in sorted(longest.items())}
         origin, rule = "the training sources", "the names of the mixtures"
-        return cls._measure(named, [], index_file, min_seconds, origin, rule)
+        return cls._measure(named, index_file, min_seconds, origin, rule)
 
     @classmethod
     def _measure(
         cls,
         named: Mapping[str, tuple[str, str]],
-        faults: list[str],
         index_file: str | Path | None,
         min_seconds: float,
         origin: str,
         rule: str,
     ) -> "UtterancePool":
         """Say who speaks; measure what the index lacks, leave out what is faulty."""
-        number = len(named) + len(faults)
         first: dict[str, str] = {}
         now: dict[str, str] = {}
+        faults: dict[str, str] = {}
         for path, (_, speaker) in named.items():
-            first.setdefault(speaker, f"{speaker} ({printable(path)})")
             try:
+                if not speaker:
+                    raise DataError(f"names no speaker by {rule}")
+                first.setdefault(speaker, f"{speaker} ({printable(path)})")
                 now[path] = fingerprint([path])
-            except DataError as error:  # a link to nowhere
-                reason = str(error).removeprefix(f"{path}: ")
-                faults.append(f"{printable(path)} ({reason})")
+            except DataError as error:  # of a link to nowhere
+                faults[path] = error.args[0].removeprefix(f"{path}: ")
         told = f"{len(first)} speakers by {rule}, such as "
         logger.info("%s: %s%s", origin, told, ", ".join([*first.values()][:EXAMPLES]))
         measured = measure_once(index_file, INDEX_COLUMNS, now, _measure_file)
         usable = []
-        for path in now:
-            name, speaker = named[path]
-            rate, frames, level_db, fault = measured[path]
+        for path, (rate, frames, level_db, fault) in measured.items():
             if not fault and frames < min_seconds * rate:
                 fault = f"{frames / rate:.2f} s, shorter than {min_seconds} s"
             if fault:
-                faults.append(f"{printable(path)} ({fault})")
+                faults[path] = fault
             else:
+                name, speaker = named[path]
                 found = (rate, frames, level_db, now[path])
                 usable.append(Utterance(path, name, speaker, *found))
-        if faults:
-            more = f", and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
-            logger.warning(
-                "%s: left out %d of %d files: %s%s",
-                *(origin, len(faults), number, ", ".join(faults[:NAMED]), more),
-            )
+        listed = [f"{printable(path)} ({fault})" for path, fault in faults.items()]
+        if listed:
+            left_out = f"left out {len(listed)} of {len(named)} files"
+            logger.warning("%s: %s: %s", origin, left_out, first_of(listed, NAMED))
         if not usable:
-            raise DataError(f"{origin}: no file can be used; the first is {faults[0]}")
+            raise DataError(f"{origin}: no file can be used; the first is {listed[0]}")
         return cls(usable)
 
 
@@ -218,13 +211,10 @@ def _name_speakers(
 
     def search(rule: str) -> list[str]:
         try:
-            pattern = re.compile(SPEAKER_RULES.get(rule, rule))
+            found = map(re.compile(SPEAKER_RULES.get(rule, rule)).search, paths)
         except re.error as error:
-            raise DataError(
-                f"speaker_pattern: {rule!r} is neither {', '.join(SPEAKER_RULES)} nor "
-                f"a regular expression ({error})"
-            ) from None
-        found = map(pattern.search, paths)
+            text = f"neither {', '.join(SPEAKER_RULES)} nor a regular expression"
+            raise DataError(f"speaker_pattern: {rule!r} is {text} ({error})") from None
         named = [next(filter(None, m.groups()), m[0]) if m else "" for m in found]
         return [name.replace("/", "_") for name in named]
 
@@ -254,9 +244,9 @@ def spoken_in(row: Row) -> list[tuple[str, str]]:
         found = zip(map(LIBRISPEECH_NAME.fullmatch, named), named, strict=True)
         return [(name, match[1] if match else name[:3]) for match, name in found]
     raise DataError(
-        f"mixture {row.id!r}: its name does not tell who speaks, as the names of "
-        "WSJ0-mix and LibriMix do; for dynamic mixing set --base_folder_dm to a "
-        "folder with a folder of utterances a speaker, or set --dynamic_mixing=False"
+        f"mixture {row.id!r}: its name does not tell who speaks, as those of WSJ0-mix "
+        "and LibriMix do; set --base_folder_dm to a folder that has one of utterances "
+        "for each speaker, or --dynamic_mixing=False"
     )
 
 
@@ -264,10 +254,7 @@ def check_unchanged(utterance: Utterance) -> None:
     """Raise if a file holds other samples than were measured, whatever its time."""
     if not utterance.fingerprint:
         return
-    try:
-        now = fingerprint([utterance.path])
-    except DataError as error:
-        raise AudioError(str(error)) from None
+    now = fingerprint([utterance.path])
     if now != utterance.fingerprint and (why := _change(utterance, now)):
         raise AudioError(
             f"{utterance.path}: has changed since it was measured ({why}); the same "
@@ -286,31 +273,25 @@ def _change(utterance: Utterance, now: str) -> str:
 def _measure_file(path: str) -> _Measured:
     """Read a file whole: rate, length, level, or why it cannot be used."""
 
-    def faulty(fault: str, rate: int = 0, frames: int = 0) -> _Measured:
-        return _Measured(rate, frames, -math.inf, fault)
-
     try:
         with open_audio(path) as file:
-            rate, _, promised = file.header
-            fault = file.fault
-            wave_TC = file.read()
+            rate, channels, promised = file.header
+            fault, wave_TC = file.fault, file.read()
     except AudioError as error:
-        return faulty(f"unreadable: {error.__cause__}".replace("\n", " "))
-    frames, channels = wave_TC.shape
+        reason = f"unreadable: {error.__cause__}".replace("\n", " ")
+        return _Measured(0, 0, -math.inf, reason)
+    frames, wave_T, level_db = len(wave_TC), wave_TC[:, 0], -math.inf
     if channels != 1:
-        return faulty(f"{channels} channels, not mono", rate, frames)
-    if frames < promised:
+        fault = f"{channels} channels, not mono"
+    elif frames < promised:
         fault = f"is truncated: holds {frames} of {promised} samples"
-    if fault:
-        return faulty(fault, rate, frames)
-    wave_T = wave_TC[:, 0]
-    if fault := sample_fault(wave_T):
-        return faulty(fault, rate, frames)
-    level_db = active_level_db(wave_T, rate)
-    if level_db < SILENT_SPEECH_DB:
-        return faulty("silent", rate, frames)
-    # An offset is no sound, however large.
-    offset = float(wave_T.mean(dtype=np.float64))
-    if active_level_db(wave_T - offset, rate) < SILENT_SPEECH_DB:
-        return faulty(f"silent: a constant ({offset:.2g})", rate, frames)
-    return _Measured(rate, frames, level_db)
+    fault = fault or sample_fault(wave_T)
+    if not fault:
+        level_db = active_level_db(wave_T, rate)
+        # An offset is no sound, however large.
+        offset = float(wave_T.mean(dtype=np.float64))
+        if level_db < SILENT_SPEECH_DB:
+            fault = "silent"
+        elif active_level_db(wave_T - offset, rate) < SILENT_SPEECH_DB:
+            fault = f"silent: a constant ({offset:.2g})"
+    return _Measured(rate, frames, -math.inf if fault else level_db, fault)

@@ -4,6 +4,8 @@ Each message names the file, key or value and says what to do. `train.py` and th
 commands print it as one line; any other exception is a bug and shows its traceback.
 """
 
+from collections.abc import Sequence
+
 from modules.runtime.terminal import escaped
 
 
@@ -20,6 +22,19 @@ class DataError(UserError, ValueError):
 
 class AudioError(DataError):
     """A file cannot be used as audio."""
+
+
+def first_of(texts: Sequence[str], most: int) -> str:
+    """Join the first of some texts, and say how many more there are."""
+    more = [f"and {len(texts) - most} more"] if len(texts) > most else []
+    return ", ".join([*texts[:most], *more])
+
+
+def refuse(faults: Sequence[str]) -> None:
+    """Raise a DataError for the first of some faults, if there are any."""
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise DataError(faults[0] + more)
 
 
 class HparamsError(UserError, ValueError):

@@ -299,7 +299,10 @@ def _parse_value(name: str, text: str) -> Any:
     try:
         value = ruamel.yaml.YAML().load(text)
     except ruamel.yaml.YAMLError as error:
-        raise HparamsError(f"--{name}: {text!r} is not valid YAML") from error
+        why = "is not valid YAML"
+        if any("\udc80" <= character <= "\udcff" for character in text):
+            why = "is not UTF-8, as YAML must be; give a link of another name (ln -s)"
+        raise HparamsError(f"--{name}: {text!r} {why}") from error
     # A path may hold ` #`, and there is nobody to write a comment to.
     is_cut = isinstance(value, str) and " #" in text and text[:1] not in "'\""
     value = text if is_cut else value

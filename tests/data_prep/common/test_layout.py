@@ -19,5 +19,5 @@ def test_every_set_can_be_prepared_for_a_test_alone(package):
 def test_a_test_asks_for_no_training_set(tmp_path):
     for part in ("mix", "s1", "s2"):
         (tmp_path / "tt" / part).mkdir(parents=True)
-    found = find_parts([LAYOUT], (tmp_path, None, ["test"]), 2, 8000, "min")
+    found = find_parts([LAYOUT], tmp_path, 2, 8000, "min", splits=["test"])
     assert list(found) == ["test"] and found["test"].mixture == tmp_path / "tt" / "mix"

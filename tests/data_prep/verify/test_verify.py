@@ -223,7 +223,7 @@ def test_what_preparing_refuses_is_a_fault_in_the_same_words(tmp_path, capsys, s
     spoil(root)
     with pytest.raises(DataError) as refused:
         prepare(root, tmp_path / "save")
-    reason = re.sub(r"^mixture \S+: | \(and \d+ more rows .*", "", str(refused.value))
+    reason = re.sub(r"^mixture \S+: | \(and \d+ more\)", "", str(refused.value))
     assert main([str(root)]) == 1
     output = capsys.readouterr()
     assert reason in output.out + output.err
@@ -266,7 +266,7 @@ def test_a_folder_of_nothing_known(tmp_path, capsys):
     assert main([str(tmp_path)]) == 1
     assert "no mixtures of the layout" in capsys.readouterr().err
     assert main(["--layout=wsj0mix", str(tmp_path / "absent")]) == 1
-    assert "absent: does not exist" in capsys.readouterr().err
+    assert "absent does not exist" in capsys.readouterr().err
 
 
 def test_workers_do_not_change_the_report(tmp_path, capsys):

@@ -291,7 +291,7 @@ def test_short_noise_is_repeated_without_a_jump(folders, tmp_path):
         ),
         (
             lambda s, n: soundfile.write(n / "tr" / "hum.wav", np.ones(9000), 8000),
-            "hum.wav: is at 8000 Hz, expected 16000",
+            "hum.wav is at 8000 Hz, expected 16000",
         ),
     ],
 )

@@ -129,7 +129,7 @@ def replace_with(frames=FRAMES["mid"], rate=8000, channels=1):
         (
             "mix",
             replace_with(rate=16000),
-            "mid.wav is at 16000 Hz, expected 8000 Hz; set",
+            "mid.wav is at 16000 Hz, expected 8000 Hz; resample",
         ),
         ("mix", replace_with(frames=0), "mix/mid.wav is empty"),
         ("mix", lambda path: os.truncate(path, 100), "mix/mid.wav is truncated"),

@@ -377,7 +377,7 @@ def test_no_signal_is_left_to_the_step_or_an_error_where_it_is_scored(tmp_path, 
     assert float(example.src[0].abs().max()) > 100
     with pytest.raises(AudioError, match="1.wav: h"):
         StemDataset([row], RATE)[0]
-    with pytest.raises(DataError, match="1.wav: h.* repair or remove the track"):
+    with pytest.raises(DataError, match="1.wav: h.* repair or remove it"):
         measure_levels([replace(row, mixture="")], tmp_path / "levels.csv")
 
 

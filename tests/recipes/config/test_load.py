@@ -232,6 +232,7 @@ def test_a_variant_changes_only_what_it_names(tmp_path):
         (["--precision=fp8"], "precision"),
         (["--optimizer_step_limit=few"], "optimizer_step_limit"),
         (["--select=[1"], "not valid YAML"),
+        (["--data_folder=/caf\udce9"], "is not UTF-8, as YAML must be; give a link"),
     ],
 )
 def test_a_wrong_argument_is_one_clear_line(arguments, message):
