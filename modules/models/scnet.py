@@ -162,8 +162,8 @@ class SCNet(nn.Module):
             up = Upsampling(inside, out, lengths, layer.reduced, spread)
             if min(lengths) < 1 or not up.is_long_enough:
                 raise ValueError(
-                    f"SCNet: {lengths} frequencies in bands of level {level} do not fit "
-                    f"{band_shares=}, {band_strides=}, {band_kernels=}, {n_fft=}"
+                    f"SCNet: bands of {lengths} frequencies at level {level} do not "
+                    f"suit {band_shares=}, {band_strides=}, {band_kernels=}, {n_fft=}"
                 )
             self.decoder.insert(0, nn.ModuleList([fusion, up]))
             frequencies = sum(layer.reduced)
