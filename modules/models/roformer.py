@@ -43,7 +43,6 @@ KEYS: dict[str, tuple[str, Any]] = {
     "stft_n_fft": ("n_fft", 2048),
     "stft_hop_length": ("hop", 512),
     "stft_win_length": ("window_length", 2048),
-    "stft_normalized": ("normalized", False),
     "mask_estimator_depth": ("mask_hidden_layers", 2),
     "mlp_expansion_factor": ("mask_expansion", 4),
     "skip_connection": ("skip_connection", False),
@@ -57,8 +56,10 @@ MEL_KEYS: dict[str, tuple[str, Any]] = {  # where Mel-Band RoFormer differs
     "ff_dropout": ("dropout", 0.1),
     "mask_estimator_depth": ("mask_hidden_layers", 1),
 }
-#: Those of kernels, of the loss and of the output's length: they change no result.
+#: Those of kernels, of the loss and of the output's length, and a scale of the spectrum
+#: that comes off again: they change no result.
 PASSED_OVER = {"flash_attn", "dim_freqs_in", "match_input_audio_length"}
+PASSED_OVER |= {"stft_normalized"}
 PASSED_OVER |= {"multi_stft_resolution_loss_weight", "multi_stft_hop_size"}
 PASSED_OVER |= {"multi_stft_resolutions_window_sizes", "multi_stft_normalized"}
 
@@ -79,20 +80,18 @@ class BSRoFormer(nn.Module):
         Of the mixture and of each source.
     bands : Sequence[int] | int | None
         Bins of each band; in MelRoFormer their number. None: as published.
-    channels, layers : int
-        Features D, and blocks.
+    channels, layers, heads, head_channels : int
+        Features D, blocks, attention heads, and features of each, an even number.
     time_layers, band_layers, linear_layers : int
         Layers of a block's transformers: along time, along the bands, and of a first
         one over both at once, with linear attention (0: none).
-    heads, head_channels : int
-        Attention heads, and the features of each, an even number.
     n_fft, hop, window_length : int
         Samples of a frame, between two frames, and of the window (0: n_fft).
     mask_hidden_layers, mask_expansion : int
         Hidden layers of the network of a mask, and their features as a multiple of D.
-    normalized, skip_connection, zero_dc : bool
-        Divide the spectrum by the root of n_fft; add the outputs of all earlier blocks
-        to the input of a block; leave the lowest bin out of the estimates.
+    skip_connection, zero_dc : bool
+        Add the outputs of all earlier blocks to the input of a block; leave the lowest
+        bin out of the estimates.
     attention_dropout, dropout : float
         In attention and in the feed-forward layers, in training only.
     activation_checkpointing : bool
@@ -126,7 +125,6 @@ class BSRoFormer(nn.Module):
         n_fft: int = 2048,
         hop: int = 441,
         window_length: int = 0,
-        normalized: bool = False,
         mask_hidden_layers: int = 1,
         mask_expansion: int = 4,
         skip_connection: bool = False,
@@ -153,8 +151,10 @@ class BSRoFormer(nn.Module):
         self.segment = Fraction(str(segment_seconds))
         self.sources, self.sample_rate = list(sources), sample_rate
         self.audio_channels, self.n_fft, self.hop = audio_channels, n_fft, hop
-        self.normalized, self.skip_connection = normalized, skip_connection
-        self.zero_dc, self.activation_checkpointing = zero_dc, activation_checkpointing
+        #: Arguments that leave no trace in the shapes of the weights.
+        self.config = {"n_fft": n_fft, "hop": hop, "zero_dc": zero_dc}
+        self.config["skip_connection"] = skip_connection
+        self.activation_checkpointing = activation_checkpointing
         bins_K = self._bins(bands, n_fft // 2, sample_rate / n_fft)
         index = list(chain(*bins_K))
         times_F = [index.count(number) for number in range(n_fft // 2 + 1)]
@@ -198,9 +198,8 @@ class BSRoFormer(nn.Module):
             # Reflection needs more samples than it adds.
             short = max(0, self.n_fft // 2 + 1 - samples)
             wave_XT = F.pad(_widen(mixture_BCT), (0, short)).flatten(0, 1)
-            window = self.window.to(wave_XT.dtype)
             framing: Any = {"n_fft": self.n_fft, "hop_length": self.hop}
-            framing |= {"window": window, "normalized": self.normalized}
+            framing["window"] = self.window.to(wave_XT.dtype)
             spectrum_XFN = torch.stft(wave_XT, **framing, return_complex=True)
             spectrum_BCFN2 = torch.view_as_real(spectrum_XFN).unflatten(0, (batch, -1))
             spectrum_BNFC2 = spectrum_BCFN2.permute(0, 3, 2, 1, 4)
@@ -210,7 +209,7 @@ class BSRoFormer(nn.Module):
             mask_re, mask_im = _widen(mask_BSNFC2).unbind(-1)
             product = re * mask_re - im * mask_im, re * mask_im + im * mask_re
             estimate_BSNFC = torch.complex(*product)
-            if self.zero_dc:
+            if self.config["zero_dc"]:
                 estimate_BSNFC = F.pad(estimate_BSNFC[..., 1:, :], (0, 0, 1, 0))
             estimate_BSCFN = estimate_BSNFC.permute(0, 1, 4, 3, 2)
             framing["length"] = samples + short
@@ -227,18 +226,18 @@ class BSRoFormer(nn.Module):
         frames, bands = x_BNKD.shape[1:3]
         time_rope, band_rope = self.ropes
         time_table, band_table = time_rope.table(frames), band_rope.table(bands)
-        earlier: Any = 0
+        earlier, skips = torch.zeros_like(x_BNKD), self.config["skip_connection"]
         for *linear, along_time, along_bands in self.layers:
             for transformer in linear:
                 x_BLD = self._run(transformer, x_BNKD.flatten(1, 2), None)
                 x_BNKD = x_BLD.unflatten(1, (frames, bands))
-            x_BNKD = x_BNKD + earlier if self.skip_connection else x_BNKD
+            x_BNKD = x_BNKD + earlier if skips else x_BNKD
             x_XND = x_BNKD.transpose(1, 2).flatten(0, 1)
             x_XND = self._run(along_time, x_XND, time_table)
             x_XKD = x_XND.unflatten(0, (-1, bands)).transpose(1, 2).flatten(0, 1)
             x_XKD = self._run(along_bands, x_XKD, band_table)
             x_BNKD = x_XKD.unflatten(0, (-1, frames))
-            earlier = x_BNKD + earlier if self.skip_connection else 0
+            earlier = x_BNKD + earlier if skips else earlier
         x_BNKD = self.final_norm(x_BNKD)
         masks = [self._run(estimator, x_BNKD) for estimator in self.mask_estimators]
         mask = torch.stack(masks, dim=1).unflatten(-1, (-1, self.audio_channels, 2))

@@ -141,7 +141,13 @@ class SCNet(nn.Module):
         self.segment = Fraction(str(segment_seconds))
         self.sources, self.sample_rate = list(sources), sample_rate
         self.audio_channels, self.n_fft, self.hop = audio_channels, n_fft, hop
-        self.normalized, self.normalize_spectrum = normalized, normalize_spectrum
+        #: Arguments that leave no trace in the shapes of the weights.
+        self.config = {
+            "n_fft": n_fft,
+            "hop": hop,
+            "normalized": normalized,
+            "normalize_spectrum": normalize_spectrum,
+        }
         self.activation_checkpointing = activation_checkpointing
         around = (n_fft - window_length) // 2, (n_fft - window_length + 1) // 2
         window = F.pad(torch.ones(window_length), around)
@@ -187,14 +193,14 @@ class SCNet(nn.Module):
             wave_XT = _widen(mixture_BCT).flatten(0, 1)
             framing: Any = {"n_fft": self.n_fft, "hop_length": self.hop}
             framing["window"] = self.window.to(wave_XT.dtype)
-            framing["normalized"] = self.normalized
+            framing["normalized"] = self.config["normalized"]
             wave_XT = F.pad(wave_XT, (0, padded - samples))
             spectrum_XFN = torch.stft(wave_XT, **framing, return_complex=True)
             parts_BCFN2 = torch.view_as_real(spectrum_XFN).unflatten(0, (batch, -1))
             x_BZFN = parts_BCFN2.permute(0, 1, 4, 2, 3).flatten(1, 2)
             mean: Any = 0.0
             scale: Any = 1.0
-            if self.normalize_spectrum:
+            if self.config["normalize_spectrum"]:
                 mean = x_BZFN.mean((1, 2, 3), keepdim=True)
                 scale = x_BZFN.std((1, 2, 3), keepdim=True)
                 x_BZFN = (x_BZFN - mean) / (1e-5 + scale)
