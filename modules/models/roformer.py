@@ -8,8 +8,8 @@ Mel-Band RoFormer overlap, and the masks of a bin are averaged.
 
 Legend of the shape suffixes
     B batch, S source, C audio channel, T sample, N frame, F bin, K band, D feature,
-    Z number of one or of all bands (bin, channel, real and imaginary part in turn),
-    X sequence, L element of a sequence, H head, E feature of a head.
+    Z number of bands (bin, channel, real and imaginary part), X sequence, L its element,
+    H head, E feature of a head.
 """
 
 import math
@@ -56,12 +56,11 @@ MEL_KEYS: dict[str, tuple[str, Any]] = {  # where Mel-Band RoFormer differs
     "ff_dropout": ("dropout", 0.1),
     "mask_estimator_depth": ("mask_hidden_layers", 1),
 }
-#: Those of kernels, of the loss and of the output's length, and a scale of the spectrum
-#: that comes off again: they change no result.
+#: Of kernels, loss and output length, and a scale that comes off again: no results.
 PASSED_OVER = {"flash_attn", "dim_freqs_in", "match_input_audio_length"}
-PASSED_OVER |= {"stft_normalized"}
 PASSED_OVER |= {"multi_stft_resolution_loss_weight", "multi_stft_hop_size"}
 PASSED_OVER |= {"multi_stft_resolutions_window_sizes", "multi_stft_normalized"}
+PASSED_OVER |= {"stft_normalized"}
 
 
 class BSRoFormer(nn.Module):
@@ -89,9 +88,9 @@ class BSRoFormer(nn.Module):
         Samples of a frame, between two frames, and of the window (0: n_fft).
     mask_hidden_layers, mask_expansion : int
         Hidden layers of the network of a mask, and their features as a multiple of D.
-    skip_connection, zero_dc : bool
-        Add the outputs of all earlier blocks to the input of a block; leave the lowest
-        bin out of the estimates.
+    skip_connection, zero_dc, residual : bool
+        Add the outputs of earlier blocks to the input of one; leave out the lowest bin;
+        take the mixture minus the other sources for the last one, without a mask.
     attention_dropout, dropout : float
         In attention and in the feed-forward layers, in training only.
     activation_checkpointing : bool
@@ -104,8 +103,7 @@ class BSRoFormer(nn.Module):
     torch.Size([3, 2, 2, 101])
     """
 
-    norm_each = False  # after every transformer, and not once in the end
-    keys = KEYS
+    norm_each, keys = False, KEYS  # a norm in the end, not after every transformer
 
     def __init__(
         self,
@@ -129,6 +127,7 @@ class BSRoFormer(nn.Module):
         mask_expansion: int = 4,
         skip_connection: bool = False,
         zero_dc: bool = True,
+        residual: bool = False,
         attention_dropout: float = 0.0,
         dropout: float = 0.0,
         activation_checkpointing: bool = False,
@@ -136,7 +135,7 @@ class BSRoFormer(nn.Module):
         super().__init__()
         window_length = window_length or n_fft
         for name, fits in {
-            "sources": len(sources) > 0,
+            "sources": len(sources) > residual,
             "audio_channels": audio_channels > 0,
             "channels": channels > 0,
             "layers": layers > 0,
@@ -151,15 +150,15 @@ class BSRoFormer(nn.Module):
         self.segment = Fraction(str(segment_seconds))
         self.sources, self.sample_rate = list(sources), sample_rate
         self.audio_channels, self.n_fft, self.hop = audio_channels, n_fft, hop
-        #: Arguments that leave no trace in the shapes of the weights.
+        #: What leaves no trace in the shapes of the weights.
         self.config = {"n_fft": n_fft, "hop": hop, "zero_dc": zero_dc}
-        self.config["skip_connection"] = skip_connection
+        self.config |= {"skip_connection": skip_connection, "residual": residual}
         self.activation_checkpointing = activation_checkpointing
         bins_K = self._bins(bands, n_fft // 2, sample_rate / n_fft)
-        index = list(chain(*bins_K))
-        times_F = [index.count(number) for number in range(n_fft // 2 + 1)]
+        index = [*chain(*bins_K)]
+        times = torch.tensor([index.count(number) for number in range(n_fft // 2 + 1)])
         self.index: Any = nn.Buffer(torch.tensor(index), persistent=False)
-        self.times_F: Any = nn.Buffer(torch.tensor(times_F), persistent=False)
+        self.times_F: Any = nn.Buffer(times, persistent=False)
         around = (n_fft - window_length) // 2, (n_fft - window_length + 1) // 2
         window = F.pad(torch.hann_window(window_length), around)
         self.window: Any = nn.Buffer(window, persistent=False)
@@ -176,7 +175,7 @@ class BSRoFormer(nn.Module):
             self.layers.append(nn.ModuleList(block))
         self.final_norm = nn.Identity() if self.norm_each else RMSNorm(channels)
         features = [channels] + [channels * mask_expansion] * mask_hidden_layers
-        masks = [MaskEstimator(features, widths) for _ in sources]
+        masks = [MaskEstimator(features, widths) for _ in sources[residual:]]
         self.mask_estimators = nn.ModuleList(masks)
 
     def _bins(self, bands: Any, last: int, spacing: float) -> list[list[int]]:
@@ -215,7 +214,10 @@ class BSRoFormer(nn.Module):
             framing["length"] = samples + short
             estimate_XT = torch.istft(estimate_BSCFN.flatten(0, 2), **framing)
         estimate_BSCT = estimate_XT[:, :samples].unflatten(0, estimate_BSCFN.shape[:3])
-        return estimate_BSCT.to(mixture_BCT.dtype)
+        parts = [*estimate_BSCT.unbind(1)]
+        if self.config["residual"]:
+            parts.append(mixture_BCT - sum(parts))
+        return torch.stack(parts, dim=1).to(mixture_BCT.dtype)
 
     def masks(self, spectrum_BNFC2: Tensor) -> Tensor:
         """Return the complex masks of a spectrum, ``[B, S, N, F, C, 2]``."""
@@ -224,8 +226,7 @@ class BSRoFormer(nn.Module):
         parts = zip(layers, banded.split(self.widths, dim=-1), strict=True)
         x_BNKD = torch.stack([layer(part) for layer, part in parts], dim=2)
         frames, bands = x_BNKD.shape[1:3]
-        time_rope, band_rope = self.ropes
-        time_table, band_table = time_rope.table(frames), band_rope.table(bands)
+        time_table, band_table = map(Rotary.table, self.ropes, (frames, bands))
         earlier, skips = torch.zeros_like(x_BNKD), self.config["skip_connection"]
         for *linear, along_time, along_bands in self.layers:
             for transformer in linear:

@@ -83,6 +83,9 @@ class SCNet(nn.Module):
     dual_layers, expansion : int
         Dual-path layers, an even number, and the features of an LSTM's state as a
         multiple of those of its input.
+    residual, song_level : bool
+        The last source is the mixture minus the others; songs are brought to one level
+        before they are separated (MSST's own large network takes them as they are).
     activation_checkpointing : bool
         Compute each layer again in the backward pass, to save memory.
 
@@ -114,13 +117,15 @@ class SCNet(nn.Module):
         kernel_size: int = 3,
         dual_layers: int = 6,
         expansion: int = 1,
+        residual: bool = False,
+        song_level: bool = True,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         window_length = window_length or n_fft
         bands = len(band_shares)
         for name, fits in {
-            "sources": len(sources) > 0,
+            "sources": len(sources) > residual,
             "audio_channels": audio_channels > 0,
             "channels": len(channels) > 0 and min(channels) >= max(1, compression),
             "hop": 0 < 2 * hop <= window_length <= n_fft and n_fft % 2 == 0,
@@ -147,7 +152,10 @@ class SCNet(nn.Module):
             "hop": hop,
             "normalized": normalized,
             "normalize_spectrum": normalize_spectrum,
+            "residual": residual,
+            "song_level": song_level,
         }
+        self.song_level = song_level
         self.activation_checkpointing = activation_checkpointing
         around = (n_fft - window_length) // 2, (n_fft - window_length + 1) // 2
         window = F.pad(torch.ones(window_length), around)
@@ -163,7 +171,7 @@ class SCNet(nn.Module):
             lengths = _split(frequencies, band_shares)
             layer = EncoderLayer(outside, inside, lengths, spread, *convs)
             self.encoder.append(layer)
-            out = outside if level else outside * len(sources)
+            out = outside if level else outside * (len(sources) - residual)
             fusion = nn.ModuleDict({"conv": nn.Conv2d(2 * inside, 2 * inside, 3, 1, 1)})
             up = Upsampling(inside, out, lengths, layer.reduced, spread)
             if min(lengths) < 1 or not up.is_long_enough:
@@ -207,13 +215,15 @@ class SCNet(nn.Module):
         x_BZFN = self._networks(x_BZFN)
         with torch.autocast(device, enabled=False):
             x_BZFN = _widen(x_BZFN) * scale + mean
-            shape = len(self.sources), self.audio_channels, 2
+            shape = -1, self.audio_channels, 2
             re, im = x_BZFN.unflatten(1, shape).unbind(3)
             estimate_BSCFN = torch.complex(re, im)
             framing["length"] = padded
             estimate_XT = torch.istft(estimate_BSCFN.flatten(0, 2), **framing)
-        estimate_BSCT = estimate_XT[:, :samples].unflatten(0, re.shape[:3])
-        return estimate_BSCT.to(mixture_BCT.dtype)
+        parts = [*estimate_XT[:, :samples].unflatten(0, re.shape[:3]).unbind(1)]
+        if self.config["residual"]:
+            parts.append(mixture_BCT - sum(parts))
+        return torch.stack(parts, dim=1).to(mixture_BCT.dtype)
 
     def _networks(self, x_BDFN: Tensor) -> Tensor:
         """Return the spectra of the sources."""
