@@ -8,7 +8,7 @@ Mel-Band RoFormer overlap, and the masks of a bin are averaged.
 
 Legend of the shape suffixes
     B batch, S source, C audio channel, T sample, N frame, F bin, K band, D feature,
-    Z number of bands (bin, channel, real and imaginary part), X sequence, L its element,
+    Z number of a band (bin, channel, real and imaginary part), X sequence, L element,
     H head, E feature of a head.
 """
 
