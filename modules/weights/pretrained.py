@@ -29,6 +29,7 @@ from modules.weights.transfer_sources import take_sources
 PARTS = ("encoder", "masknet", "decoder")
 POINTER = "last_best_checkpoint"
 SINGLE = (".th", ".pth", ".ckpt", ".safetensors")
+KINDS = f"{', '.join(SINGLE[:-1])} or {SINGLE[-1]}"
 #: Where training checkpoints keep their weights: of ours, MSST, SepReformer and SCNet.
 ENTRIES = ("model_state_dict", "state_dict", "state", "best_state")
 LISTED = 20  # names given in an error, of each kind
@@ -373,7 +374,7 @@ READERS: dict[str, Callable[[Path], Found | None]] = {
         _read_parts
     ),
     "pytorch_model.bin": partial(_read_named, "pytorch_model.bin"),
-    f"one {', '.join(SINGLE)} file (demucs, ESPnet, SepReformer, MSST)": _read_single,
+    f"one {KINDS} file (demucs, ESPnet, SepReformer, MSST)": _read_single,
     "CKPT+*/separator.ckpt (a run folder of ours)": _read_run,
 }
 
@@ -395,8 +396,8 @@ def _read_file(path: Path) -> Found:
         return _tensors(_entry(_load(path), *ENTRIES), path), [path]
     if path.suffix != ".th":
         raise PretrainedError(
-            f"pretrained: {path} is not a {', '.join(SINGLE)} file; give one, or a "
-            f"folder that holds {LAYOUTS}"
+            f"pretrained: {path} is not a {KINDS} file; give one, or a folder that "
+            f"holds {LAYOUTS}"
         )
     content = _load(path, demucs.stand_ins())
     if not (isinstance(content, dict) and "klass" in content):
