@@ -100,6 +100,20 @@ def test_one_source_keeps_its_axis(kind):
 
 
 @KINDS
+def test_what_the_mask_leaves_is_the_last_source(kind):
+    model, mixture = (
+        tiny(kind, sources=["a", "b"], residual=True),
+        torch.randn(2, 2, 99),
+    )
+    other = tiny(kind, sources=["a"])
+    other.load_state_dict(model.state_dict(), strict=True)
+    first = other(mixture)[:, 0]
+    close(model(mixture), torch.stack([first, mixture - first], dim=1))
+    with pytest.raises(ValueError, match="sources="):
+        tiny(kind, sources=["a"], residual=True)
+
+
+@KINDS
 def test_examples_do_not_see_each_other_and_keep_their_level(kind):
     model = tiny(kind).eval()
     mixture = torch.randn(2, 2, 500) * torch.tensor([1.0, 0.01]).view(2, 1, 1)

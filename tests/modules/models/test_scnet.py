@@ -100,6 +100,15 @@ def test_bands_of_any_kind_come_back(options):
     assert tiny(**options)(torch.randn(1, 2, 500)).shape == (1, 2, 2, 500)
 
 
+def test_what_the_others_leave_is_the_last_source():
+    model, mixture = tiny(["a", "b", "c"], residual=True), torch.randn(2, 2, 99)
+    other = tiny(["a", "b"])
+    other.load_state_dict(model.state_dict(), strict=True)
+    first = other(mixture)
+    rest = (mixture - first.sum(1)).unsqueeze(1)
+    close(model(mixture), torch.cat([first, rest], dim=1))
+
+
 def test_checkpointing_gives_the_same_gradients():
     mixture, results = torch.randn(1, 2, 501), []
     for checkpointing in (False, True):
