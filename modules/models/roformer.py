@@ -347,7 +347,7 @@ class Transformer(nn.Module):
             self.layers.append(nn.ModuleList([attention, nn.ModuleDict({"net": net})]))
         self.norm = RMSNorm(channels) if has_norm else nn.Identity()
 
-    def forward(self, x_XLD: Tensor, table: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x_XLD: Tensor, table: Tensor | None) -> Tensor:
         for attention, feed_forward in self.layers:
             x_XLD = x_XLD + attention(x_XLD, table)
             x_XLD = x_XLD + feed_forward["net"](x_XLD)
@@ -368,15 +368,16 @@ class Attention(nn.Module):
         out = nn.Linear(inner, channels, bias=False)
         self.to_out = nn.Sequential(out, nn.Dropout(dropout))
 
-    def forward(self, x_XLD: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x_XLD: Tensor, table: Tensor) -> Tensor:
         x_XLD = self.norm(x_XLD)
         qkv_XL3HE = self.to_qkv(x_XLD).unflatten(-1, (3, self.heads, -1))
-        q, k, v = (part.transpose(1, 2) for part in qkv_XL3HE.unbind(2))
-        whole = Rotary.rotate(q, table), Rotary.rotate(k, table), v
-        pieces: Any = zip(*(part.split(ROWS) for part in whole), strict=True)
-        share = self.dropout if self.training else 0.0
+        q, k, v = qkv_XL3HE.unbind(2)
+        rotated = Rotary.rotate(q, table), Rotary.rotate(k, table), v
+        splits = [x.transpose(1, 2).split(ROWS) for x in rotated]
         attend: Any = F.scaled_dot_product_attention
-        seen_XHLE = torch.cat([attend(*piece, None, share) for piece in pieces])
+        share = self.dropout if self.training else 0.0
+        parts = [attend(*qkv, None, share) for qkv in zip(*splits, strict=True)]
+        seen_XHLE = parts[0] if len(parts) == 1 else torch.cat(parts)
         gate_XLH = torch.sigmoid(self.to_gates(x_XLD))
         seen_XLHE = seen_XHLE.transpose(1, 2) * gate_XLH.unsqueeze(-1)
         return self.to_out(seen_XLHE.flatten(2))
@@ -411,17 +412,16 @@ class Rotary(nn.Module):
         # A frozen parameter: the published weights carry it in every layer.
         self.freqs = nn.Parameter(_frequencies(width), requires_grad=False)
 
-    def table(self, positions: int) -> tuple[Tensor, Tensor]:
+    def table(self, positions: int) -> Tensor:
         steps = torch.arange(positions, device=self.freqs.device)
         angle = steps.unsqueeze(1) * _widen(self.freqs)
-        return angle.cos(), angle.sin()
+        return torch.polar(torch.ones_like(angle), angle)
 
     @staticmethod
-    def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-        cos, sin = table
-        even, odd = _widen(x[..., 0::2]), _widen(x[..., 1::2])
-        pairs = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
-        return pairs.flatten(-2).to(x.dtype)
+    def rotate(x_XLHE: Tensor, table: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(_widen(x_XLHE).unflatten(-1, (-1, 2)))
+        rotated = torch.view_as_real(pairs * table.unsqueeze(1))
+        return rotated.flatten(-2).to(x_XLHE.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -432,7 +432,7 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(_widen(x), dim=-1) * (len(self.gamma) ** 0.5 * self.gamma)
+        return F.rms_norm(_widen(x), self.gamma.shape, self.gamma, eps=1e-24)
 
 
 def _refuse(network: nn.Module, name: str, value: object) -> None:
