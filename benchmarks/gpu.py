@@ -19,6 +19,8 @@ import gc
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,12 +28,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import SAMPLES, STEREO, build_ours, build_reference, forward
+from modules.models.roformer import BSRoFormer, MelRoFormer
+from modules.models.scnet import STEMS, SCNet
 from modules.models.sepreformer import SepReformer
 from modules.models.tf_locoformer import TFLocoformer
 
-# Networks without a reference that can be installed, at their published size, and the
-# samples of an example.
-OURS: dict[str, tuple[type[nn.Module], int]] = {
+# Networks that have no reference here, at their published size, and the samples of an
+# example.
+OURS: dict[str, tuple[Callable[..., nn.Module], int]] = {
+    "bs_roformer": (partial(BSRoFormer, STEMS, layers=8, mask_expansion=2), 8 * 44100),
+    "mel_roformer": (partial(MelRoFormer, ["a"], mask_hidden_layers=2), 8 * 44100),
+    "scnet": (SCNet, 11 * 44100),
     "tf_locoformer": (TFLocoformer, 4 * 8000),
     "sepreformer": (SepReformer, 4 * 8000),
 }
@@ -82,7 +89,8 @@ class Cell:
 
     def mixture(self, batch: int) -> Tensor:
         """Return noise [B, T], or [B, 2, T] for music."""
-        channels = (2,) if self.job["model"] in STEREO else ()
+        stereo = self.job["model"] in STEREO or hasattr(self.network, "audio_channels")
+        channels = (2,) if stereo else ()
         shape = (batch, *channels, self.job["samples"])
         return 0.1 * torch.randn(shape, device="cuda")
 

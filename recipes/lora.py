@@ -162,6 +162,16 @@ class Adapting(Separation):
         tensors = len(self.adapted.lora_config.ranks)
         share = trainable_share(self.adapted)
         logger.info(f"Adapters on {tensors} weights: {share:.2%} of the model trains")
+        recurrent = [
+            name
+            for name, layer in self.adapted.named_modules()
+            if isinstance(layer, nn.RNNBase)
+        ]
+        if recurrent:
+            logger.warning(
+                f"No adapters on recurrent layers ({', '.join(recurrent)}); "
+                "--train_fully trains them as a whole"
+            )
 
     def _gradients(self, train_set: Any) -> dict[str, Tensor]:
         """Sum the gradient of the loss by each weight over the first batches.

@@ -157,7 +157,7 @@ class MusicSeparation(Separation):
             shifts=self.config.shifts,
             overlap=self.config.overlap,
             batch_size=self.config.segments_per_call,
-            normalize=True,
+            normalize=getattr(self.network, "song_level", True),
             seed=self.config.seed,
         )
 

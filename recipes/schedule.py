@@ -88,6 +88,8 @@ class Phases(EpochSchedule):
         Length, learning rate and truncation quantile of every phase.
     only : int | None
         Run this phase alone, counted from 1.
+    factor : float
+        The rate falls by it, at most 1, after every `every_epochs` of a phase.
 
     Raises
     ------
@@ -107,6 +109,8 @@ class Phases(EpochSchedule):
         lr: Sequence[float],
         quantile: Sequence[float],
         only: int | None = None,
+        factor: float = 1.0,
+        every_epochs: int = 1,
     ) -> None:
         if not len(epochs) == len(lr) == len(quantile) > 0:
             raise ValueError(
@@ -118,6 +122,12 @@ class Phases(EpochSchedule):
                 f"epochs={[*epochs]}, lr={[*lr]}, quantile={[*quantile]}: epochs must "
                 "be 1 or more, rates above 0, quantiles above 0 and at most 1"
             )
+        if not 0 < factor <= 1 or every_epochs < 1:
+            raise ValueError(
+                f"factor={factor} must be above 0 and at most 1, and {every_epochs=} "
+                "1 or more"
+            )
+        self.factor, self.every_epochs = factor, every_epochs
         numbers = range(1, len(epochs) + 1)
         if only is not None and only not in numbers:
             raise ValueError(f"phase={only}: there are phases 1 to {len(epochs)}")
@@ -141,7 +151,9 @@ class Phases(EpochSchedule):
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch."""
-        return self.at(epoch).lr
+        phase = self.at(epoch)
+        falls = (epoch - phase.first_epoch) // self.every_epochs
+        return phase.lr * self.factor**falls
 
 
 def total_epochs(phases: Phases) -> int:

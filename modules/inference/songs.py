@@ -71,6 +71,7 @@ class Bag(nn.Module):
         self.models = nn.ModuleList(models)
         self.weights = [[float(value) for value in row] for row in weights]
         self.sources = first.sources
+        self.song_level = any(getattr(model, "song_level", True) for model in models)
         self.sample_rate, self.segment = first.sample_rate, first.segment
         self.audio_channels = getattr(first, "audio_channels", 2)
         columns = zip(*self.weights, strict=True)

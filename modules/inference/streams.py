@@ -60,7 +60,8 @@ class Views(nn.Module):
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
-        for name in ("segment", "sources", "sample_rate", "audio_channels"):
+        names = "segment", "sources", "sample_rate", "audio_channels", "song_level"
+        for name in names:
             if hasattr(network, name):
                 setattr(self, name, getattr(network, name))
 
@@ -138,7 +139,9 @@ def separate_blocks(
         single = getattr(network, "audio_channels", 2) == 1
         return (x[:, None] if single else x[None] for x in blocks())
 
-    mean_B11, level_B11 = measure_songs(batch())
+    mean_B11, level_B11 = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    if getattr(network, "song_level", True):
+        mean_B11, level_B11 = measure_songs(batch())
 
     def reader() -> Window:
         return Window((x_BCt - mean_B11) / level_B11 for x_BCt in batch())

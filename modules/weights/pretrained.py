@@ -28,7 +28,10 @@ from modules.weights.transfer_sources import take_sources
 
 PARTS = ("encoder", "masknet", "decoder")
 POINTER = "last_best_checkpoint"
-SINGLE = (".th", ".pth", ".safetensors")
+SINGLE = (".th", ".pth", ".ckpt", ".safetensors")
+KINDS = f"{', '.join(SINGLE[:-1])} or {SINGLE[-1]}"
+#: Where training checkpoints keep their weights: of ours, MSST, SepReformer and SCNet.
+ENTRIES = ("model_state_dict", "state_dict", "state", "best_state")
 LISTED = 20  # names given in an error, of each kind
 
 Weights = State | Package
@@ -60,7 +63,7 @@ def load_pretrained(
         it has one, renames the keys first.
     folder : str | Path
         Read in the first layout of `READERS` that it has; or a file, ``.th``,
-        ``.pth``, ``.safetensors`` or the YAML of a bag of demucs' models.
+        ``.pth``, ``.ckpt``, ``.safetensors`` or the YAML of a bag of demucs' models.
     sample_rate : int | None
         Of the audio, in Hz; None is not compared.
     sources : Sequence[str] | None
@@ -371,7 +374,7 @@ READERS: dict[str, Callable[[Path], Found | None]] = {
         _read_parts
     ),
     "pytorch_model.bin": partial(_read_named, "pytorch_model.bin"),
-    "one .th, .pth or .safetensors file (demucs, ESPnet, SepReformer)": _read_single,
+    f"one {KINDS} file (demucs, ESPnet, SepReformer, MSST)": _read_single,
     "CKPT+*/separator.ckpt (a run folder of ours)": _read_run,
 }
 
@@ -389,12 +392,12 @@ def _read_file(path: Path) -> Found:
             return state, [path]
         with _errors_name(path):
             return demucs.package_of_metadata(metadata, state), [path]
-    if path.suffix in (".bin", ".pth"):
-        return _tensors(_entry(_load(path), "model_state_dict"), path), [path]
+    if path.suffix in (".bin", ".pth", ".ckpt"):
+        return _tensors(_entry(_load(path), *ENTRIES), path), [path]
     if path.suffix != ".th":
         raise PretrainedError(
-            f"pretrained: {path} is not a .th, .pth or .safetensors file; give one, or "
-            f"a folder that holds {LAYOUTS}"
+            f"pretrained: {path} is not a {KINDS} file; give one, or a folder that "
+            f"holds {LAYOUTS}"
         )
     content = _load(path, demucs.stand_ins())
     if not (isinstance(content, dict) and "klass" in content):
@@ -434,11 +437,11 @@ def _short_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _entry(content: object, key: str) -> object:
-    """Return an entry of a training checkpoint; a bare state_dict as it is."""
-    if isinstance(content, dict) and isinstance(content.get(key), dict):
-        return content[key]
-    return content
+def _entry(content: object, *keys: str) -> object:
+    """Return the first entry of a training checkpoint; a bare state_dict as it is."""
+    entries = content if isinstance(content, dict) else {}
+    found = (entries[key] for key in keys if isinstance(entries.get(key), dict))
+    return next(found, content)
 
 
 def _tensors(content: Any, path: Path) -> State:

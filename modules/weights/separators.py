@@ -17,6 +17,7 @@ from modules.models.sepformer import SepFormer
 from modules.models.sepreformer import SepReformer
 from modules.models.tf_locoformer import TFLocoformer
 from modules.runtime.errors import ExportError, PretrainedError
+from modules.weights import msst
 from modules.weights.demucs import (
     Package,
     State,
@@ -61,8 +62,9 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
         A run's folder (the weights that it tested), a folder that `export.py` wrote, a
         package of demucs (`.th`, `.safetensors`, or a folder with one), SpeechBrain's
         folder of a SepFormer, ClearerVoice's of a MossFormer2, ESPnet's of a
-        TF-Locoformer (a `.pth` with its `config.yaml`), a `.pth` of a SepReformer; a
-        folder of any of these at huggingface.co, `hf:ORGANISATION/NAME[@REVISION]`.
+        TF-Locoformer (a `.pth` with its `config.yaml`), a `.pth` of a SepReformer, a
+        `.ckpt` of MSST with its YAML (BS-RoFormer, Mel-Band RoFormer, SCNet); a folder
+        of any of these at huggingface.co, `hf:ORGANISATION/NAME[@REVISION]`.
     sample_rate : int | None
         For models that do not state theirs, in Hz.
 
@@ -163,6 +165,8 @@ def _published(place: Path) -> tuple[nn.Module, int | None]:
             network, rate = _sepreformer(weights), SEPREFORMER_RATE
         elif any(key.endswith(".attn.rope.freqs") for key in weights):
             network = _tf_locoformer(files[0].parent / ESPNET)
+        elif msst.kind_of(weights):
+            network = msst.network_of(weights, files[0])
         else:
             raise ValueError(
                 "does not say which network its weights belong to; export the run that "

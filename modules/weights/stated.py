@@ -2,7 +2,7 @@
 
 An exported folder says it in `config.json`, a checkpoint in the settings that it was
 saved with (or its run's `hyperparams.yaml`), a package of demucs in its arguments,
-SpeechBrain's folder in its `hyperparams.yaml`.
+SpeechBrain's folder in its `hyperparams.yaml`, a file of MSST in the YAML beside it.
 """
 
 import inspect
@@ -18,6 +18,7 @@ from torch import nn
 
 from modules.models.htdemucs import seconds
 from modules.runtime.errors import DamagedCheckpoint, ExportError, PretrainedError
+from modules.weights import msst
 from modules.weights.checkpoint_files import read_checkpoint
 from modules.weights.demucs import NAMES, Package, arguments_of
 
@@ -93,6 +94,8 @@ def stated_of(weights: object, files: Sequence[Path]) -> Stated:
         return Stated(sample_rate=CLEARERVOICE_RATE)
     if (folder / "config.json").is_file() and name == "model.safetensors":
         return _of_export(folder / "config.json")
+    if isinstance(weights, Mapping) and msst.kind_of(weights):
+        return _of_msst(weights, files[0])
     return _of_yaml(folder / "hyperparams.yaml")
 
 
@@ -106,6 +109,17 @@ def _of_export(path: Path) -> Stated:
         return Stated(content["model"], given, content.get("sample_rate"))
     except (OSError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise PretrainedError(f"pretrained: {path}: not readable ({error})") from error
+
+
+def _of_msst(weights: Any, file: Path) -> Stated:
+    """Read the YAML of MSST beside a file of weights; without one nothing is said."""
+    if not msst.settings_of(file):
+        return Stated()
+    network = msst.network_of(weights, file)
+    own = {**network.config, "sources": network.sources}
+    own |= {name: getattr(network, name) for name in ("sample_rate", "audio_channels")}
+    own["segment_seconds"] = str(network.segment)
+    return Stated(type(network).__name__, own, network.sample_rate)
 
 
 def _of_checkpoint(folder: Path) -> Stated:

@@ -45,6 +45,14 @@ def test_the_linear_decay_needs_no_validation():
     assert rate_after(decay, [None] * 9) == 0  # also beyond its end
 
 
+def test_the_rate_of_a_phase_falls_by_its_factor():
+    falling = Phases([4, 2], [1.0, 0.1], [1.0, 1.0], factor=0.5, every_epochs=2)
+    assert [falling.rate(epoch) for epoch in range(1, 7)] == [1, 1, 0.5, 0.5, 0.1, 0.1]
+    for wrong in ({"factor": 0.0}, {"factor": 2.0}, {"every_epochs": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Phases([1], [1.0], [1.0], **wrong)
+
+
 def test_without_validation_the_others_wait():
     plateau = ReduceLROnPlateau(factor=0.5, patience=1, dont_halve_until_epoch=0)
     assert rate_after(plateau, [0, None, None, None]) == 1

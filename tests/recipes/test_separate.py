@@ -388,6 +388,22 @@ def test_a_model_of_one_channel_separates_each():
     torch.testing.assert_close(parts["b"], 0.75 * wave_CT, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("song_level", [True, False])
+def test_a_network_may_take_songs_as_they_are(song_level):
+    class Loud(torch.nn.Module):
+        segment, sources, sample_rate, audio_channels = 0.5, ["a"], RATE, 2
+
+        def forward(self, mix_BCT):
+            return mix_BCT.abs().unsqueeze(1)
+
+    network = Loud()
+    network.song_level = song_level
+    wave_CT = 3 + torch.from_numpy(noise(1.0, 2).T).float()
+    separator = Separator(network, RATE, ["a"], Computing("cpu"))
+    (est_CT,) = separator.separate(wave_CT, RATE).values()
+    assert torch.allclose(est_CT, wave_CT.abs(), atol=1e-5) != song_level
+
+
 def test_bf16_is_close_and_float(speech):
     wave_CT = torch.from_numpy(noise(1.0).T).float()
     exact = Separator.load(speech, device="cpu").separate(wave_CT, RATE)

@@ -40,12 +40,24 @@ def close(value: Tensor, truth: Tensor, share: float = 1e-5) -> None:
     assert (value - truth).abs().max() <= share * truth.abs().max()
 
 
+def check_keys(model: nn.Module, name: str, size: str) -> None:
+    """Compare names, shapes and counts with those of a published size."""
+    truth = json.loads(golden(f"{name}_keys.json").read_text())[size]
+    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    assert shapes == truth["state_dict"]
+    assert sum(p.numel() for p in model.parameters()) == truth["parameters"]
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trainable == truth["trainable"]
+
+
 def check_gradients(
     model: nn.Module, tensors: dict[str, Tensor], expected: int
 ) -> None:
     """Compare the loss and the gradients of a file's gradient case."""
     model.zero_grad()
-    loss = (model(tensors["grad/mixture_BT"]) - tensors["grad/target_BST"]).abs().mean()
+    (mixture,) = (v for key, v in tensors.items() if key.startswith("grad/mixture_B"))
+    (target,) = (v for key, v in tensors.items() if key.startswith("grad/target_BS"))
+    loss = (model(mixture) - target).abs().mean()
     loss.backward()
     torch.testing.assert_close(loss, tensors["grad/loss_l1_mean"], rtol=1e-5, atol=0)
     parameters = dict(model.named_parameters())

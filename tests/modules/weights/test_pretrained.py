@@ -541,7 +541,7 @@ def test_bad_metadata_is_named(tmp_path, metadata, message):
 def test_a_file_of_another_kind_is_named(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("none")
-    with pytest.raises(PretrainedError, match="notes.txt is not a .th, .pth or"):
+    with pytest.raises(PretrainedError, match="notes.txt is not a .th, .pth, .ckpt or"):
         load_pretrained(make_model(1), path)
 
 

@@ -398,7 +398,7 @@ def test_arguments_reach_their_objects():
             "--lr_decay_factor=1",
             "mean --lr_scheduler='{factor: ",
         ),
-        ("htdemucs", "--lr_decay_factor=1", "did you mean lr_decay?"),
+        ("htdemucs", "--lr_decay_factor=1", "mean --lr_scheduler='{factor: "),
         ("mossformer2", "--save_audio=1", "did you mean n_audio_to_save?"),
         ("htdemucs", "--segment=11", "did you mean segment_seconds?"),
         ("mossformer2", "--encoder_kernel_size=8", "'{kernel_size: ...}'?"),
