@@ -13,13 +13,7 @@ SPARE = 2
 
 
 class SaveClock:
-    """Says when a checkpoint within an epoch is due.
-
-    Arguments
-    ---------
-    minutes, steps : float
-        Between two checkpoints; 0 switches the rule off.
-    """
+    """Says when a checkpoint within an epoch is due: 0 switches a rule off."""
 
     def __init__(self, minutes: float, steps: float) -> None:
         self.minutes = minutes

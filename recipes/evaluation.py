@@ -11,6 +11,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import speechbrain as sb
@@ -61,50 +62,26 @@ def make_manifests(
     return prepare(**given)
 
 
+@dataclass
 class Evaluator:
-    """Scores the examples of one validation or test, each alone; merges the ranks.
+    """Scores the examples of one validation or test, each alone; merges the ranks."""
 
-    Arguments
-    ---------
-    separate : Callable
-        Maps mixtures [1, ..., T] to estimates [1, S, ..., T].
-    score : Callable
-        Maps (estimates, targets, mixture) of one example to scores in dB by name, None
-        where there is no score.
-    metric : str
-        Score that the progress bar shows.
-    silent_targets : Callable
-        Maps (id, targets) to names of targets that have no score.
-    on_example : OnExample | None
-        Called with every example, for instance to keep its audio.
-    """
-
-    def __init__(
-        self,
-        separate: Callable[[Tensor], Tensor],
-        score: Callable[[Tensor, Tensor, Tensor], Scores],
-        metric: str,
-        silent_targets: Callable[[str, Tensor], list[str]] = silent_talkers,
-        on_example: OnExample | None = None,
-    ) -> None:
-        self.separate = separate
-        self.score = score
-        self.metric = metric
-        self.silent_targets = silent_targets
-        self.on_example = on_example
-        self.table = ResultTable()
-        self.silent: list[str] = []
-        self.notes: list[str] = []
-        self.has_nonfinite = False
+    separate: Callable[[Tensor], Tensor]  # mixtures [1, ..., T] to [1, S, ..., T]
+    #: Of estimates, targets and mixture of an example, in dB; None for no score.
+    score: Callable[[Tensor, Tensor, Tensor], Scores]
+    metric: str  # the score that the progress bar shows
+    silent_targets: Callable[[str, Tensor], list[str]]  # names those without a score
+    on_example: OnExample | None
+    table: ResultTable = field(default_factory=ResultTable)
+    silent: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    has_nonfinite: bool = False
 
     @torch.no_grad()
     def add(self, batch: Batch) -> Tensor:
         """Separate and score the examples of a batch, so that no score sees padding.
 
-        Returns
-        -------
-        Tensor
-            Mean of the negated metric over the batch; NaN if no example has one.
+        Return the mean of the negated metric; NaN if no example has one.
         """
         self.notes += batch.notes
         values = []
@@ -126,14 +103,9 @@ class Evaluator:
         return torch.tensor(values).mean()
 
     def merge_ranks(self) -> tuple[dict, dict[str, float]]:
-        """Give every rank the whole table; call it on every rank.
+        """Give every rank the whole table; return its summary and all means.
 
-        Returns
-        -------
-        summary : dict
-            What `ResultTable.summary` says.
-        means : dict[str, float]
-            Mean of every score, NaN where no example has it.
+        Call it on every rank. The mean of a score that no example has is NaN.
         """
         self.table.merge_ranks()
         everyone = distributed.gather_objects(
@@ -161,47 +133,24 @@ class Evaluator:
             logger.warning(f"{name}: {notes}; set check_sums=False to silence this")
 
 
+@dataclass
 class AudioKeeper:
     """Keeps the first examples that the main process scores, at their true level.
 
     A test writes files and the page `listen.html`; else TensorBoard gets the first two.
-
-    Arguments
-    ---------
-    folder : Path | None
-        Where a test writes; None for a validation.
-    log : RunLog | None
-        Writes TensorBoard.
-    epoch : int
-        Number of the epoch, for TensorBoard.
-    sample_rate : int
-        In Hz.
-    limit : int
-        How many examples to keep.
-    names : tuple[Sequence[str], Sequence[str]]
-        Of the estimates and of the targets; numbers where there are none.
-    to_hear : ToHear
-        Arranges the estimates for the page.
     """
 
-    def __init__(
-        self,
-        folder: Path | None,
-        log: RunLog | None,
-        epoch: int,
-        sample_rate: int,
-        limit: int,
-        names: tuple[Sequence[str], Sequence[str]],
-        to_hear: ToHear,
-    ) -> None:
-        self.folder = folder
-        self.page = None if folder is None else ListenPage(folder)
-        self.to_hear = to_hear
-        self.log = log
-        self.epoch = epoch
-        self.sample_rate = sample_rate
-        self.left = limit if folder is not None else min(limit, 2)
-        self.names = names
+    folder: Path | None  # where a test writes; None for a validation
+    log: RunLog | None
+    epoch: int
+    sample_rate: int
+    left: int  # how many examples to keep
+    names: tuple[Sequence[str], Sequence[str]]  # of estimates and targets, if any
+    to_hear: ToHear  # arranges the estimates for the page
+
+    def __post_init__(self) -> None:
+        self.page = None if self.folder is None else ListenPage(self.folder)
+        self.left = self.left if self.page else min(self.left, 2)
 
     def keep(self, id_: str, mix_T: Tensor, est_ST: Tensor, target_ST: Tensor) -> None:
         """Keep one example, unless there are enough."""
@@ -225,14 +174,11 @@ class AudioKeeper:
     def _tracks(self, mix_T: Tensor, est_ST: Tensor, target_ST: Tensor) -> list[Track]:
         """The mixture, then each estimate beside its target."""
         est_ST, notes = self.to_hear(est_ST, target_ST)
-        waves = named_waves(mix_T, est_ST, target_ST, *self.names)
         shown = itertools.chain([""], notes, itertools.repeat(""))
-        tracks = [
-            Track.of_wave(
-                name.replace("_", " ", 1), wave.numpy(), self.sample_rate, note
-            )
-            for (name, wave), note in zip(waves, shown, strict=False)
-        ]
+        tracks = []
+        for name, wave in named_waves(mix_T, est_ST, target_ST, *self.names):
+            title, own = name.replace("_", " ", 1), (self.sample_rate, next(shown))
+            tracks.append(Track.of_wave(title, wave.numpy(), *own))
         first_target = 1 + len(est_ST)
         pairs = itertools.zip_longest(tracks[1:first_target], tracks[first_target:])
         return [tracks[0], *(track for pair in pairs for track in pair if track)]
@@ -246,34 +192,19 @@ class AudioKeeper:
         """
         if self.page is None or self.folder is None:
             return
+        title = "/".join(self.folder.absolute().parts[-2:])
         improvement = f"{metric}_i"
-        has_improvement = any(improvement in row for row in rows)
-        self.page.write(
-            "/".join(self.folder.absolute().parts[-2:]),
-            rows,
-            improvement if has_improvement else metric,
-            metric_names,
-        )
+        sort_by = improvement if any(improvement in row for row in rows) else metric
+        self.page.write(title, rows, sort_by, metric_names)
 
 
 def load_best(
     checkpointer: AtomicCheckpointer, metric: str | None, pretrained: str | None
 ) -> Checkpoint | None:
-    """Load the best checkpoint, or the newest where none was validated.
+    """Load the checkpoint that is best by the metric, or the newest if none has it.
 
-    Arguments
-    ---------
-    checkpointer : AtomicCheckpointer
-        Of the run.
-    metric : str | None
-        What the checkpoints are ranked by; higher is better.
-    pretrained : str | None
-        Where the present weights are from; they are tested if there is no checkpoint.
-
-    Raises
-    ------
-    HparamsError
-        There is neither a checkpoint nor a pretrained model.
+    Without any, the present weights are tested, which are from `pretrained`; raise an
+    `HparamsError` if they are from nowhere.
     """
     found = checkpointer.recover_if_possible(max_key=metric)
     if found is None:

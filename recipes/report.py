@@ -27,16 +27,7 @@ NAMED = 5
 class Reporter:
     """Tells a run's story: train_log.txt, curves, TensorBoard, the log, a callback.
 
-    Arguments
-    ---------
-    folder : Path
-        Where curves and TensorBoard files go.
-    train_logger : FileTrainLogger
-        SpeechBrain's writer of train_log.txt.
-    every : int
-        Batches between two points of the curves.
-    tensorboard : bool
-        Whether to write its events.
+    The curves have a point after `every` batches.
     """
 
     def __init__(
@@ -66,16 +57,8 @@ class Reporter:
     ) -> None:
         """Log a training batch, if it is the turn of this one.
 
-        Arguments
-        ---------
-        step : int
-            Batches since the start of training.
-        number : int
-            Batches since the start of the epoch.
-        examples : int
-            Examples of this rank's batch.
-        values : Mapping[str, float]
-            What to log.
+        It is the batch `step` of the training and `number` of the epoch, and has as
+        many `examples` on this rank.
         """
         if self.curves is None or number % self.every:
             return
@@ -151,17 +134,8 @@ def short_line(
 ) -> str:
     """Put the statistics of an epoch on one line; train_log.txt has them all.
 
-    Arguments
-    ---------
-    head : str
-        What the line begins with.
-    stages : Mapping
-        Values of each stage, by name.
-    hidden : Sequence[str]
-        Loss terms: values that carry their names are left out, as are counts of 0.
+    Values of the `hidden` loss terms and counts of 0 are left out.
 
-    Example
-    -------
     >>> train = {"loss": 0.71, "kept_share": 0.75, "nonfinite": 0, "drums_kept": 0.5}
     >>> valid = {"nsdr": 1.234, "nsdr_drums": 2.0}
     >>> short_line("epoch 1", {"train": train, "valid": valid}, ["drums"])
@@ -183,15 +157,7 @@ def short_line(
 
 
 def print_scores(summary: Mapping, metric_names: Mapping[str, str]) -> None:
-    """Print the table of a test's scores.
-
-    Arguments
-    ---------
-    summary : Mapping
-        What `ResultTable.summary` returned.
-    metric_names : Mapping[str, str]
-        How to write the metrics; one that is missing keeps its name.
-    """
+    """Print what `ResultTable.summary` returned; `metric_names` are how to write it."""
     shown = [metric_names.get(name, name) for name in summary["metrics"]]
     print(
         f"\n{'metric':<14} {'mean':>8} {'std. error':>11} {'median':>8} {'examples':>9}"
@@ -230,13 +196,6 @@ def rewind_epochs(path: Path, epochs_done: int) -> None:
     """Forget the epochs in train_log.txt that are about to be trained again.
 
     A kill between the line of an epoch and its checkpoint leaves such a line.
-
-    Arguments
-    ---------
-    path : Path
-        The file; it may be missing.
-    epochs_done : int
-        Epochs finished in the state from which the run goes on.
     """
     if not path.is_file():
         return
@@ -244,11 +203,10 @@ def rewind_epochs(path: Path, epochs_done: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except UnicodeDecodeError:
         return set_aside(path)
-    numbers = [re.match(r"epoch: (\d+)", line) for line in lines]
-    kept = [
-        line
-        for line, number in zip(lines, numbers, strict=True)
-        if number is None or int(number[1]) <= epochs_done
-    ]
-    if kept != lines:
-        write_text(path, "".join(kept))
+
+    def is_done(line: str) -> bool:
+        number = re.match(r"epoch: (\d+)", line)
+        return number is None or int(number[1]) <= epochs_done
+
+    if not all(map(is_done, lines)):
+        write_text(path, "".join(filter(is_done, lines)))

@@ -36,18 +36,9 @@ class EpochSchedule:
 class LinearDecay(EpochSchedule):
     """A straight line from one rate in the first epoch to another in the last.
 
-    (SpeechBrain's LinearScheduler cannot be put into a checkpoint and fails when a
-    finished run is given more epochs.)
+    `final_value` holds from epoch `epoch_count` on. (SpeechBrain's LinearScheduler
+    cannot be put into a checkpoint and fails when a finished run is given more epochs.)
 
-    Arguments
-    ---------
-    initial_value, final_value : float
-        Rates of the first epoch and of epoch `epoch_count`.
-    epoch_count : int
-        Length of the line; `final_value` holds from there on.
-
-    Example
-    -------
     >>> LinearDecay(initial_value=1.0, final_value=0.5, epoch_count=3).rate(epoch=2)
     0.75
     """
@@ -79,25 +70,11 @@ class Phase:
 class Phases(EpochSchedule):
     """Training in phases that follow each other, each with its own settings.
 
-    All of it is a function of the epoch alone, so a run that resumes is in the right
-    phase by itself.
+    `epochs`, `lr` and `quantile` are the length, the learning rate and the truncation
+    quantile of every phase; `only` runs one alone, counted from 1. The rate falls by
+    `factor`, at most 1, after every `every_epochs` of a phase. A ValueError says what
+    is out of range.
 
-    Arguments
-    ---------
-    epochs, lr, quantile : Sequence[float]
-        Length, learning rate and truncation quantile of every phase.
-    only : int | None
-        Run this phase alone, counted from 1.
-    factor : float
-        The rate falls by it, at most 1, after every `every_epochs` of a phase.
-
-    Raises
-    ------
-    ValueError
-        Lists of different lengths; a number out of range; an unknown phase.
-
-    Example
-    -------
     >>> phases = Phases(epochs=[500, 200], lr=[3e-4, 1e-4], quantile=[0.7, 0.5])
     >>> phases.total, phases.at(500).number, phases.at(501).lr
     (700, 1, 0.0001)
@@ -134,20 +111,16 @@ class Phases(EpochSchedule):
         self.rates = [*lr]
         self.phases: list[Phase] = []
         self.total = 0
-        for number, length, rate, share in zip(
-            numbers, epochs, lr, quantile, strict=True
-        ):
+        pairs = zip(numbers, epochs, lr, quantile, strict=True)
+        for number, length, rate, share in pairs:
             if only in (None, number):
-                phase = Phase(number, self.total + 1, length, rate, share)
-                self.phases.append(phase)
+                first = self.total + 1
+                self.phases.append(Phase(number, first, length, rate, share))
                 self.total += length
 
     def at(self, epoch: int) -> Phase:
         """Return the phase of an epoch, counted from 1; the last phase never ends."""
-        return max(
-            (phase for phase in self.phases if phase.first_epoch <= epoch),
-            key=lambda phase: phase.first_epoch,
-        )
+        return [phase for phase in self.phases if phase.first_epoch <= epoch][-1]
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch."""
@@ -174,23 +147,10 @@ class RateFactor:
         (s + 1) / w                          while s < w,
         1 - p  or  (1 + cos(pi p)) / 2       after that, p = (s - w) / (n - w).
 
-    (SpeechBrain's LinearWarmupScheduler spends the first step at a rate of 0 and counts
-    its calls, which a resume would have to restore.)
+    `decay` is `none`, `linear` or `cosine`. (SpeechBrain's LinearWarmupScheduler spends
+    the first step at a rate of 0 and counts its calls, which a resume would have to
+    restore.)
 
-    Arguments
-    ---------
-    warmup_steps : int
-        Steps until the factor is 1.
-    decay : str
-        What follows: `none`, `linear` or `cosine`, to 0 after the last step.
-
-    Raises
-    ------
-    ValueError
-        Another decay; a negative number of steps.
-
-    Example
-    -------
     >>> factor = RateFactor(warmup_steps=2, decay="linear")
     >>> [factor.at(step, total=6) for step in range(6)]
     [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
@@ -220,21 +180,9 @@ Scheduler: TypeAlias = EpochSchedule | ReduceLROnPlateau | NewBobScheduler | Non
 
 
 class LearningRate:
-    """Gives each optimizer step its rate, in every recipe.
+    """Gives each optimizer step its rate: the initial one until a scheduler changes it.
 
-    Arguments
-    ---------
-    initial : float
-        The rate until a scheduler changes it.
-    scheduler : Scheduler
-        None keeps the initial rate.
-    factor : RateFactor
-        Warm-up and decay.
-
-    Raises
-    ------
-    HparamsError
-        A scheduler of another kind.
+    Raise an `HparamsError` for a scheduler of another kind.
     """
 
     def __init__(
@@ -260,16 +208,9 @@ class LearningRate:
     def end_epoch(
         self, optimizer: torch.optim.Optimizer, epoch: int, loss: float | None
     ) -> None:
-        """Let a scheduler that waits for the loss change the rate.
+        """Let a scheduler that waits for the loss change the optimizer's rate.
 
-        Arguments
-        ---------
-        optimizer : torch.optim.Optimizer
-            Its rate becomes that of the next epoch.
-        epoch : int
-            The epoch that ended, from 1.
-        loss : float | None
-            What it reached, lower is better; None when it was not validated.
+        The epoch that ended reached this loss; None when it was not validated.
         """
         if isinstance(self.scheduler, EpochSchedule):
             self.current = self.scheduler.rate(epoch + 1)

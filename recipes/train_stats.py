@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 #: Why examples are left out though they are finite, in the words of `Choice`.
 REASONS = ("silent", "over_limit", "dropped")
+COUNTED = ("nonfinite", *REASONS)
 
 
 @dataclass
@@ -51,11 +52,8 @@ class TrainStats:
 
     def add(self, choice: Choice) -> None:
         """Add the counts and the sums of losses of one global batch."""
-        self.seen += choice.seen
-        self.nonfinite += choice.nonfinite
-        self.silent += choice.silent
-        self.over_limit += choice.over_limit
-        self.dropped += choice.dropped
+        for name in ("seen", *COUNTED):
+            setattr(self, name, getattr(self, name) + getattr(choice, name))
         self.offered_K = _sum(self.offered_K, choice.usable_K)
         self.kept_K = _sum(self.kept_K, choice.kept_K)
         self.loss_offered_K = _sum(self.loss_offered_K, choice.usable_loss_K)
@@ -91,10 +89,7 @@ class TrainStats:
         """Return what the log line of an epoch shows; `names` are of the loss terms."""
         return {
             **known(loss=self.loss, kept_share=self.kept_share),
-            "nonfinite": self.nonfinite,
-            "silent": self.silent,
-            "over_limit": self.over_limit,
-            "dropped": self.dropped,
+            **{name: getattr(self, name) for name in COUNTED},
             "steps_skipped": self.steps_skipped,
             **self.per_term(names),
         }
@@ -125,20 +120,9 @@ class Accumulation:
         over_kept: bool,
         name_silent: bool,
     ) -> None:
-        """Add one batch.
+        """Add a batch, of which this rank has its share.
 
-        Arguments
-        ---------
-        choice : Choice
-            Of the global batch.
-        batch : Batch
-            This rank's share of it.
-        term_weights : Sequence[float]
-            Weights of the loss terms.
-        over_kept : bool
-            The mean runs over the kept terms; otherwise over all usable ones.
-        name_silent : bool
-            Whether silent targets are worth a name in the log.
+        The mean runs `over_kept` terms, or else over all usable ones.
         """
         averaged_K = choice.kept_K if over_kept else choice.usable_K
         pairs = zip(term_weights, averaged_K, strict=True)
@@ -157,12 +141,9 @@ class Accumulation:
 class NonFiniteWatch:
     """Names examples that are not finite, and ends a run that learns nothing.
 
-    Arguments
-    ---------
-    patience : int
-        Consecutive bad optimizer steps, or bad epochs, that end the run. A step is bad
-        when all of its examples were left out as not finite, or when its gradient is
-        not finite.
+    `patience` consecutive bad optimizer steps, or bad epochs, end it. A step is bad
+    when all of its examples were left out as not finite, or when its gradient is not
+    finite.
     """
 
     def __init__(self, patience: int) -> None:
@@ -173,23 +154,10 @@ class NonFiniteWatch:
     def look(
         self, accumulated: Accumulation, is_finite: bool, searching: bool, where: str
     ) -> None:
-        """Judge one optimizer step; call it on every rank.
+        """Judge an optimizer step; raise `NonFiniteTraining` on all ranks or on none.
 
-        Arguments
-        ---------
-        accumulated : Accumulation
-            What the step was made from.
-        is_finite : bool
-            Whether its gradient was.
-        searching : bool
-            A gradient scaler can still lower its scale: overflow is its normal work.
-        where : str
-            Epoch and step, for the message.
-
-        Raises
-        ------
-        NonFiniteTraining
-            On all ranks, when the patience is over.
+        `is_finite` is of its gradient. While a gradient scaler is `searching`, overflow
+        is its normal work. `where` is for the message.
         """
         lost_all = accumulated.kept == 0 and accumulated.nonfinite > 0
         is_bad = lost_all or not (is_finite or searching)
@@ -233,10 +201,8 @@ class NonFiniteWatch:
     def end_epoch(self, epoch: int, fault: str | None, is_last: bool) -> None:
         """Judge an epoch, whose `fault` says why nothing was learned; on every rank.
 
-        Raises
-        ------
-        NothingLearned
-            The patience is over, or the run is and all of its epochs were bad.
+        Raise `NothingLearned` if the patience is over, or the run is and all of its
+        epochs were bad.
         """
         self.bad_epochs = self.bad_epochs + 1 if fault else 0
         if fault is None:

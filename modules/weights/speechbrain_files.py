@@ -8,7 +8,7 @@ import ast
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -24,31 +24,16 @@ HUB_FILES = (SETTINGS, CODE, WHOLE, *(f"{part}.ckpt" for part in PARTS))
 
 CHUNK_SECONDS = 16.0  # of speech, as separate.py has it
 
-HEAD = """# Made by sepbrain's export.py. To load this folder with SpeechBrain:
-#     from speechbrain.inference.{module} import {name}
-#     model = {name}{call}("FOLDER")
-"""
+# The YAML of SpeechBrain's own classes of a SepFormer.
+STOCK = Path(__file__).with_name("stock_sepformer.yaml")
 
-BLOCK = """!new:speechbrain.lobes.models.dual_path.SBTransformerBlock
-    {{num_layers: {layers}, d_model: {channels}, nhead: {heads}, d_ffn: {ffn_channels},
-    dropout: 0.0, use_positional_encoding: True, norm_before: True}}
-"""
-STOCK = """sample_rate: {sample_rate}
-num_spks: {num_sources}
-sources: {sources}
-encoder: !new:speechbrain.lobes.models.dual_path.Encoder
-    {{kernel_size: {kernel_size}, out_channels: {encoder_channels}}}
-intra: {intra}
-inter: {inter}
-masknet: !new:speechbrain.lobes.models.dual_path.Dual_Path_Model
-    {{num_spks: {num_sources}, in_channels: {encoder_channels},
-    out_channels: {channels}, num_layers: {dual_layers}, K: {chunk_size},
-    intra_model: !ref <intra>, inter_model: !ref <inter>, norm: ln,
-    linear_layer_after_inter_intra: False, skip_around_intra: True}}
-decoder: !new:speechbrain.lobes.models.dual_path.Decoder
-    {{in_channels: {encoder_channels}, out_channels: 1, kernel_size: {kernel_size},
-    stride: {stride}, bias: False}}
-"""
+
+class Loader(NamedTuple):
+    """Module, name and method of what loads a folder in SpeechBrain."""
+
+    module: str
+    name: str
+    call: str
 
 
 def write_hub_files(
@@ -72,18 +57,17 @@ def write_hub_files(
     listed = "".join(f"    {name}: !ref <{name}>\n" for name in modules)
     loader = "!new:speechbrain.utils.parameter_transfer.Pretrainer"
     listed += f"pretrainer: {loader}\n    loadables: !ref <modules>\n"
-    module, name, call = loaded_by(model)
-    head = HEAD.format(module=module, name=name, call=call)
+    head = "# Made by sepbrain's export.py; README.md says how to load it.\n"
     write_text(folder / SETTINGS, f"{head}{text}modules:\n{listed}")
-    code = set() if call else {CODE}
+    code = set() if loaded_by(model).call else {CODE}
     return {SETTINGS, *code, *(f"{name}.ckpt" for name in modules)}
 
 
-def loaded_by(model: nn.Module) -> tuple[str, str, str]:
-    """Return module, name and method of what loads the folder in SpeechBrain."""
+def loaded_by(model: nn.Module) -> Loader:
+    """Return what loads the folder of a model in SpeechBrain."""
     if isinstance(model, SepFormer):
-        return "separation", "SepformerSeparation", ".from_hparams"
-    return "interfaces", "foreign_class", ""
+        return Loader("separation", "SepformerSeparation", ".from_hparams")
+    return Loader("interfaces", "foreign_class", "")
 
 
 def code_of(kind: type[nn.Module]) -> str:
@@ -103,9 +87,7 @@ def _stock(model: nn.Module, arguments: Mapping[str, Any], sample_rate: int) -> 
     values["sources"] = source_names(model, sample_rate)
     values["channels"] = values["channels"] or values["encoder_channels"]
     values["stride"] = values["kernel_size"] // 2
-    for name in ("intra", "inter"):
-        values[name] = BLOCK.format(**values, layers=values[f"{name}_layers"])
-    return STOCK.format(**values)
+    return STOCK.read_text(encoding="utf-8").format(**values)
 
 
 def _custom(model: Any, arguments: Mapping[str, Any], sample_rate: int) -> str:

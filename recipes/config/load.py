@@ -233,7 +233,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Layers, RunOptions, dict[str, Any]
     options -= {"param_file", "overridden_args", "data_parallel_count"}
     param_file, *tokens = arguments
     for key, value in given_options(tokens).items():
-        if other := VALUES.get((key, value.lower())):
+        if other := VALUES.get(f"{key}={value.lower()}"):
             raise HparamsError(f"--{key}={value}: this is {other} here")
     layers = Layers(param_file, given_options(tokens))
     known: list[str] = [param_file]

@@ -3,37 +3,30 @@
 import difflib
 from collections.abc import Collection
 
-#: The setting here by a name of elsewhere: the first that a recipe has is meant.
+#: Names of elsewhere by what they are here: the first that a recipe has is meant.
 #: `a.b` is the argument b of the object a; after `=` stands what to give.
-KEYS: dict[str, tuple[str, ...]] = {
-    "gradient_clip": ("clip_grad_norm",),
-    "gradient_clip_val": ("clip_grad_norm",),
-    "grad_clip": ("clip_grad_norm",),
-    "learning_rate": ("lr",),
-    "lr_decay_factor": ("lr_scheduler.factor", "lr_decay"),
-    "epochs": ("lr_scheduler.epochs", "N_epochs"),
-    "max_epochs": ("lr_scheduler.epochs", "N_epochs"),
-    "save_audio": ("n_audio_to_save",),
-    "segment": ("segment_seconds",),
-    "segment_length": ("segment_seconds",),
-    "samplerate": ("sample_rate",),
-    "n_src": ("num_spks",),
-    "num_speakers": ("num_spks",),
-    "encoder_kernel_size": ("kernel_size", "separator.kernel_size"),
-    "num_mossformer_layer": ("layers", "separator.layers"),
-    "encoder_embedding_dim": ("channels", "separator.encoder_channels"),
-    "enable_checkpointing": ("activation_checkpointing",),
-    "gradient_checkpointing": ("activation_checkpointing",),
-    "trunc_ratio": ("lr_scheduler.quantile",),
-    "loss": ("truncation",),
-    "rank": ("lora_rank",),
-    "min_rank": ("lora_min_rank",),
-    "max_rank": ("lora_max_rank",),
-    "rank_mode": ("lora_mode",),
-    "mixed_precision": ("precision=bf16",),
-    "use_amp": ("precision=bf16",),
-    "continue_from": ("pretrained",),
-    "hop_length": ("separator.nfft=4*hop_length", "separator.kernel_size=2*hop_length"),
+KEYS = {
+    "clip_grad_norm": "gradient_clip gradient_clip_val grad_clip",
+    "lr": "learning_rate",
+    "lr_scheduler.factor lr_decay": "lr_decay_factor",
+    "lr_scheduler.epochs N_epochs": "epochs max_epochs",
+    "n_audio_to_save": "save_audio",
+    "segment_seconds": "segment segment_length",
+    "sample_rate": "samplerate",
+    "num_spks": "n_src num_speakers",
+    "kernel_size separator.kernel_size": "encoder_kernel_size",
+    "layers separator.layers": "num_mossformer_layer",
+    "channels separator.encoder_channels": "encoder_embedding_dim",
+    "activation_checkpointing": "enable_checkpointing gradient_checkpointing",
+    "lr_scheduler.quantile": "trunc_ratio",
+    "truncation": "loss",
+    "lora_rank": "rank",
+    "lora_min_rank": "min_rank",
+    "lora_max_rank": "max_rank",
+    "lora_mode": "rank_mode",
+    "precision=bf16": "mixed_precision use_amp",
+    "pretrained": "continue_from",
+    "separator.nfft=4*hop_length separator.kernel_size=2*hop_length": "hop_length",
 }
 
 #: What to say of a key that has no counterpart.
@@ -42,17 +35,17 @@ NOTES = {
     "pretrained_seconds": "leave it out, the weights may be of any segment",
 }
 
-#: The value here by a key and a value of elsewhere.
-VALUES: dict[tuple[str, str], str] = {
-    ("precision", "float16"): "--precision=fp16",
-    ("precision", "bfloat16"): "--precision=bf16",
-    ("precision", "float32"): "--precision=fp32",
-    ("truncation", "l1_trunc"): "--truncation=ccom",
-    ("loss", "l1_trunc"): "--truncation=ccom",
-    ("dataset", "wsj0-2mix"): "--dataset=wsj0mix --num_spks=2",
-    ("dataset", "wsj0-3mix"): "--dataset=wsj0mix --num_spks=3",
-    ("dataset", "libri2mix"): "--dataset=librimix --num_spks=2",
-    ("dataset", "libri3mix"): "--dataset=librimix --num_spks=3",
+#: What to give here instead of `--key=value` of elsewhere.
+VALUES = {
+    "precision=float16": "--precision=fp16",
+    "precision=bfloat16": "--precision=bf16",
+    "precision=float32": "--precision=fp32",
+    "truncation=l1_trunc": "--truncation=ccom",
+    "loss=l1_trunc": "--truncation=ccom",
+    "dataset=wsj0-2mix": "--dataset=wsj0mix --num_spks=2",
+    "dataset=wsj0-3mix": "--dataset=wsj0mix --num_spks=3",
+    "dataset=libri2mix": "--dataset=librimix --num_spks=2",
+    "dataset=libri3mix": "--dataset=librimix --num_spks=3",
 }
 
 #: From this likeness on a name is taken for a misspelt one.
@@ -69,9 +62,10 @@ def meant(key: str, names: Collection[str]) -> str:
     >>> meant("q", ["factor", "patience"])
     ''
     """
-    for other in KEYS.get(key.lower(), ()):
-        if other.partition("=")[0] in names:
-            return other
+    for here, elsewhere in KEYS.items():
+        for other in here.split() if key.lower() in elsewhere.split() else ():
+            if other.partition("=")[0] in names:
+                return other
 
     def likeness(name: str) -> float:
         leaf = name.rpartition(".")[2].lower()

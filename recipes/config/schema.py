@@ -33,73 +33,50 @@ from recipes.schedule import Phases, RateFactor, Scheduler
 #: The SI-SNR of training lies within +- this many dB (modules/losses/si_snr.py).
 LARGEST_SI_SNR = 100
 
+
+def _of_each(names: str, **limits: float) -> dict[str, Limits]:
+    return dict.fromkeys(names.split(), Limits(**limits))
+
+
 #: Ranges of SpeechBrain's run options, and of keys that the YAML hands to an object.
 LIMITS = {
-    "grad_accumulation_factor": Limits(at_least=1),
-    "max_grad_norm": Limits(other_than=0),
-    "nonfinite_patience": Limits(at_least=1),
-    "optimizer_step_limit": Limits(at_least=1),
-    "ckpt_interval_minutes": Limits(at_least=0),
-    "ckpt_interval_steps": Limits(at_least=0),
-    "debug_batches": Limits(at_least=1),
-    "debug_epochs": Limits(at_least=1),
-    "profile_warmup": Limits(at_least=0),
-    "profile_steps": Limits(at_least=1),
-    "threshold": Limits(below=LARGEST_SI_SNR),
-    "warmup_steps": Limits(at_least=0),
-    "dont_halve_until_epoch": Limits(at_least=0),
-    "loss_memory": Limits(at_least=1),
-    "phase": Limits(at_least=1),
-    "valid_tracks": Limits(at_least=0),
-    "channels": Limits(at_least=1),
-    "layers": Limits(at_least=1),
-    "nfft": Limits(at_least=1),
-    "dropout": Limits(at_least=0, below=1),
-    "t_dropout": Limits(at_least=0, below=1),
+    **_of_each("grad_accumulation_factor nonfinite_patience loss_memory", at_least=1),
+    **_of_each("optimizer_step_limit debug_batches debug_epochs", at_least=1),
+    **_of_each("profile_steps phase channels layers nfft", at_least=1),
+    **_of_each("ckpt_interval_minutes ckpt_interval_steps valid_tracks", at_least=0),
+    **_of_each("profile_warmup warmup_steps dont_halve_until_epoch", at_least=0),
+    **_of_each("dropout t_dropout", at_least=0, below=1),
+    **_of_each("max_grad_norm", other_than=0),
+    **_of_each("threshold", below=LARGEST_SI_SNR),
 }
 
 #: Ranges of arguments of networks, optimizers, schedulers and data sets.
-ARGUMENTS = LIMITS | {
-    **dict.fromkeys(("t_layers", "bottom_channels"), Limits(at_least=0)),
-    **dict.fromkeys(("weight_decay", "lr_min", "final_value"), Limits(at_least=0)),
-    **dict.fromkeys(("patience", "momentum", "eps"), Limits(at_least=0)),
-    **dict.fromkeys(("kernel_size", "chunk_size"), Limits(at_least=2)),
-    **dict.fromkeys(("depth", "growth", "heads", "t_heads"), Limits(at_least=1)),
-    **dict.fromkeys(("encoder_channels", "memory_channels"), Limits(at_least=1)),
-    **dict.fromkeys(("ffn_channels", "audio_channels"), Limits(at_least=1)),
-    **dict.fromkeys(("intra_layers", "inter_layers"), Limits(at_least=1)),
-    **dict.fromkeys(("dual_layers", "dconv_comp", "dconv_depth"), Limits(at_least=1)),
-    **dict.fromkeys(("epochs", "epoch_count", "memory"), Limits(at_least=1)),
-    **dict.fromkeys(("lr", "initial_value"), Limits(above=0)),
-    **dict.fromkeys(("quantile", "factor"), Limits(above=0, at_most=1)),
-    "betas": Limits(at_least=0, below=1),
-    "noise_probability": Limits(at_least=0, at_most=1),
+ARGUMENTS = {
+    **LIMITS,
+    **_of_each("t_layers bottom_channels weight_decay lr_min final_value", at_least=0),
+    **_of_each("patience momentum eps", at_least=0),
+    **_of_each("kernel_size chunk_size", at_least=2),
+    **_of_each("depth growth heads t_heads intra_layers inter_layers", at_least=1),
+    **_of_each("encoder_channels memory_channels ffn_channels", at_least=1),
+    **_of_each("audio_channels dual_layers dconv_comp dconv_depth", at_least=1),
+    **_of_each("epochs epoch_count memory", at_least=1),
+    **_of_each("lr initial_value", above=0),
+    **_of_each("quantile factor", above=0, at_most=1),
+    **_of_each("betas", at_least=0, below=1),
+    **_of_each("noise_probability", at_least=0, at_most=1),
 }
 
 
 def setting(
-    *,
-    above: float | None = None,
-    at_least: float | None = None,
-    below: float | None = None,
-    at_most: float | None = None,
-    other_than: float | None = None,
-    free: bool = False,
-    default: Any = dataclasses.MISSING,
+    *, free: bool = False, default: Any = dataclasses.MISSING, **limits: float
 ) -> Any:
-    """Declare a number, a text or a list of the YAML.
+    """Declare a number, a text or a list of the YAML; `limits` are those of `Limits`.
 
-    Arguments
-    ---------
-    above, at_least, below, at_most, other_than : float | None
-        Range of a number; None is no limit, but it must be finite.
-    free : bool
-        A resumed run may change it: it does not alter what is trained.
-    default : Any
-        Value where the YAML has no such key. Without it the key must exist.
+    What is `free` may change in a resumed run: it does not alter what is trained.
+    Without a default the key must exist.
     """
-    limits = Limits(above, at_least, below, at_most, other_than)
-    return dataclasses.field(default=default, metadata={"limits": limits, "free": free})
+    metadata = {"limits": Limits(**limits), "free": free}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def built(*, free: bool = False, default: Any = dataclasses.MISSING) -> Any:

@@ -451,9 +451,9 @@ def test_what_other_names_lead_to_exists():
         names |= {*tree, *RunOptions.__dataclass_fields__}
         for key in ("separator", "lr_scheduler"):
             names |= {f"{key}.{name}" for name in parameters(tree[key])[0]}
-    for other, here in KEYS.items():
-        assert {name.partition("=")[0] for name in here} & names, other
-        assert other not in names, f"{other} is a name here too"
+    for here, others in KEYS.items():
+        assert {name.partition("=")[0] for name in here.split()} & names, others
+        assert not names & {*others.split()}, f"{others}: a name here too"
 
 
 def test_the_launcher_of_old_is_told_of_torchrun():
