@@ -119,8 +119,6 @@ class Reporter:
 def listed(names: Sequence[str], total: int) -> str:
     """List the first names, and say how many of `total` are left out.
 
-    Example
-    -------
     >>> listed(["a", "b"], 2), listed(["a", "b"], 7)
     ('a, b', 'a, b and 5 more')
     """

@@ -22,15 +22,8 @@ class RunningStatistics:
     """Takes back what the BatchNorms of a network have learnt.
 
     Call `begin_batch` before a forward pass, `end_batch` after it and `end_step` after
-    the optimizer step that one or more batches make up.
+    the optimizer step that one or more batches make up. The network may be wrapped.
 
-    Arguments
-    ---------
-    network : nn.Module
-        Wrapped or not.
-
-    Example
-    -------
     >>> norm = nn.BatchNorm1d(1)
     >>> statistics = RunningStatistics(norm)
     >>> statistics.begin_batch()

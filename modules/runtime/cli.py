@@ -159,8 +159,6 @@ def _call(callee: Callable, values: Mapping[str, Any]) -> object:
 def plain_type(hint: Any) -> tuple[type, tuple, bool]:
     """Return the type of a value in a string, its choices, and whether several may be.
 
-    Example
-    -------
     >>> plain_type(Sequence[int]), plain_type(str | Path | None)
     ((<class 'int'>, (), True), (<class 'str'>, (), False))
     """

@@ -28,8 +28,6 @@ class RunLock:
     how many seconds to wait for a holder that is about to die, such as the killed job
     that this one continues.
 
-    Example
-    -------
     >>> folder = getfixture("tmp_path")
     >>> with RunLock(folder):
     ...     RunLock(folder, patience=0).acquire()

@@ -44,8 +44,6 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
 def mismatches(file: Shapes, model: Shapes) -> dict[str, list[str]]:
     """Return what differs between a file and a model, by kind; {} if they are equal.
 
-    Example
-    -------
     >>> mismatches({"a": [2], "b": [3]}, {"a": [4], "b": [3]})
     {'another shape': ['a: [2] in the file, [4] in the model']}
     """

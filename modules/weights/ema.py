@@ -22,16 +22,9 @@ class EMA:
     parameters stay as they are. Ranks with equal weights hold equal averages, and a
     run that resumes continues its average exactly.
 
-    Arguments
-    ---------
-    decay : float
-        Weight d of the past, 0 <= decay < 1.
-    warmup : bool
-        Use d = min(decay, (1 + t) / (10 + t)), as TensorFlow does, to forget the first
-        weights after a few steps instead of 1 / (1 - decay) of them.
+    With `warmup`, d = min(decay, (1 + t) / (10 + t)), as in TensorFlow, to forget the
+    first weights after a few steps instead of 1 / (1 - decay) of them.
 
-    Example
-    -------
     >>> layer = nn.Linear(1, 1, bias=False)
     >>> _ = nn.init.zeros_(layer.weight)
     >>> ema = EMA(decay=0.5, warmup=False).attach(layer)

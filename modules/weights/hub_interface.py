@@ -92,10 +92,14 @@ class CustomInterface(Pretrained):
 
     def _music(self, mix_BCT: Tensor) -> Tensor:
         """Average segments with triangular weights; songs are standardised for it."""
-        mono_B1T = mix_BCT.mean(1, keepdim=True)
-        mean_B11, std_B11 = mono_B1T.mean(-1, True), mono_B1T.std(-1, keepdim=True)
-        std_B11 = 1e-8 + std_B11.nan_to_num()
-        song_BCT = (mix_BCT - mean_B11) / std_B11
+        mean_B11 = mix_BCT.mean((1, 2), keepdim=True)
+        centred_BCT = mix_BCT - mean_B11
+        mono_B11 = centred_BCT.mean(1, keepdim=True).square().sum(-1, keepdim=True)
+        # Channels that cancel have no mean: a level that any layout bears.
+        power_B11 = centred_BCT.square().mean(1, keepdim=True).sum(-1, keepdim=True)
+        level_B11 = mono_B11.maximum(power_B11 / 4) / max(mix_BCT.shape[-1] - 1, 1)
+        std_B11 = 1e-8 + level_B11.sqrt()
+        song_BCT = centred_BCT / std_B11
         samples, length = mix_BCT.shape[-1], self.hparams.chunk_samples
         ramp = torch.arange(1, length + 1, device=mix_BCT.device)
         weight_t = torch.minimum(ramp, ramp.flip(0)).float()

@@ -29,8 +29,6 @@ def quantize(weight: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
 
     The scales have size 1 in all other dimensions; that of an all-zero channel is 0.
 
-    Example
-    -------
     >>> weight_int8, scale = quantize(torch.tensor([[1.27, 0.5], [0.0, 0.0]]))
     >>> weight_int8.tolist(), round(scale[0].item(), 4)
     ([[127, 50], [0, 0]], 0.01)

@@ -139,8 +139,6 @@ def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
 def network_class(name: object) -> type[nn.Module] | None:
     """Return the class `modules.models.FILE.CLASS`; None for any other name.
 
-    Example
-    -------
     >>> network_class("modules.models.sepformer.SepFormer").__name__
     'SepFormer'
     >>> network_class("modules.models.sepformer.nn.Linear") is None

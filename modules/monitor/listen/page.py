@@ -71,13 +71,7 @@ class Track(NamedTuple):
 
 
 class ListenPage:
-    """Writes the page of a folder, example by example.
-
-    Arguments
-    ---------
-    folder : str | Path
-        Where `listen.html` and `listen/` go.
-    """
+    """Writes `listen.html` and `listen/` in a folder, example by example."""
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / "listen.html"
@@ -90,12 +84,8 @@ class ListenPage:
 
         Tracks are shown in their order, two in a row, the first alone if their number
         is odd. Where one exceeds full scale all are lowered together, and the note says
-        so.
-
-        Raises
-        ------
-        DataError
-            A track holds no samples, or its file cannot be read or written.
+        so. A DataError names a track without samples, or a file that cannot be read or
+        written.
         """
         title = _place(len(self._examples) + 1, id_)
         folder = self._files / title
@@ -144,17 +134,9 @@ class ListenPage:
     ) -> Path:
         """Write the page and delete what only the old one used; return its path.
 
-        Arguments
-        ---------
-        title : str
-            Heading of the page.
-        rows : Iterable[Row]
-            Scores in dB of each example by "id" and name of the score, None where it
-            has none. Examples without audio have no player.
-        sort_by : str
-            Score to sort by, the lowest first; by id where there is none.
-        names : Mapping[str, str] | None
-            How to write the scores; one that is missing keeps its name.
+        Each row has the "id" of an example and its scores in dB, None where it has
+        none. Examples without audio have no player. The lowest score `sort_by` comes
+        first; without one the id decides. `names` says how to write the scores.
         """
         known: dict[str, None] = {}
         for row in rows:
