@@ -169,9 +169,8 @@ class MusicSeparation(Separation):
         In a validation also by the loss, relative to the mixture's level.
         """
         is_test, rate = stage == Stage.TEST, self.config.sample_rate
-        scores = score_song(
-            est_SCT, target_SCT, mix_CT, rate, self.stems, with_bsseval=is_test
-        )
+        waves = est_SCT, target_SCT, mix_CT
+        scores = score_song(*waves, rate, self.stems, with_bsseval=is_test)
         if is_test:
             return scores
         level = float(measure_songs([mix_CT[None]])[1])
@@ -198,9 +197,8 @@ class MusicSeparation(Separation):
         means = []
         for name, weight in zip(self.term_names, self.term_weights, strict=True):
             values = [row[f"nsdr_{name}"] for row in self.evaluator.table.rows]
-            finite = sorted(
-                v for v in values if isinstance(v, float) and math.isfinite(v)
-            )
+            known = (value for value in values if isinstance(value, float))
+            finite = sorted(filter(math.isfinite, known))
             best = finite[dropped_of(len(finite), quantile) if finite else 0 :]
             if weight and best:
                 means.append(math.fsum(best) / len(best))

@@ -143,14 +143,12 @@ def _separate_all(
             except (UserError, OSError) as error:
                 note(path, error)
                 continue
-            wall = time.monotonic() - start
+            wall, name = time.monotonic() - start, _shown(path, spool)
             if lowered:
-                logger.info(
-                    f"{_shown(path, spool)}: all stems lowered by {lowered:.2f} dB"
-                )
+                logger.info(f"{name}: all stems lowered by {lowered:.2f} dB")
             summary["separated"].append(
                 {
-                    "input": _shown(path, spool),
+                    "input": name,
                     "outputs": {stem: str(place) for stem, place in paths.items()},
                     "seconds": seconds,
                     "wall_seconds": wall,

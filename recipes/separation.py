@@ -92,12 +92,8 @@ class Separation(TrainingStep):
             config.train_logger.save_file = self.output_folder / "train_log.txt"
         if config.lr_scheduler is None:  # the rate stays, nothing to save
             self.checkpointer.recoverables.pop("lr_scheduler", None)
-        self.reporter = Reporter(
-            self.output_folder,
-            config.train_logger,
-            config.log_every,
-            config.tensorboard,
-        )
+        options = config.train_logger, config.log_every, config.tensorboard
+        self.reporter = Reporter(self.output_folder, *options)
         self.memory: Any = nullcontext()
 
     # ------------------------------------------------------------------ one epoch
@@ -362,9 +358,7 @@ class Separation(TrainingStep):
 
     def _load_for_evaluation(self, max_key: str | None) -> None:
         """Load the weights that are tested."""
-        if (
-            self.test_only and self.settings
-        ):  # else `on_fit_start` has compared all settings
+        if self.test_only and self.settings:  # else `on_fit_start` has compared all
             found = self.checkpointer.find_checkpoint()
             check_settings(found, self.settings, self.config.allow_changes, True)
         number = self.config.average_last
@@ -546,11 +540,9 @@ class Separation(TrainingStep):
     @mark_as_loader
     def _recover(self, path: Path, end_of_epoch: bool) -> None:
         state = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        self.step = state["step"]
-        self.steps_before = state["steps_before"]
-        self.optimizer_step = state["optimizer_step"]
+        for name in ("step", "steps_before", "optimizer_step", "grad_norm"):
+            setattr(self, name, state[name])
         self.watch.count = state["nonfinite_count"]
         self.watch.bad_epochs = state.get("bad_epochs", 0)
         self.learning_rate.current = state["learning_rate"]
-        self.grad_norm = state["grad_norm"]
         self.stats = TrainStats(**state["stats"])

@@ -55,12 +55,9 @@ class Bag(nn.Module):
             raise ValueError("a bag needs at least one model")
         first: Any = models[0]
         for name in ("sources", "sample_rate"):
-            own = getattr(first, name)
-            for other in (getattr(model, name) for model in models):
-                if other != own:
-                    raise ValueError(
-                        f"models of a bag differ in {name}: {own}, {other}"
-                    )
+            own, *others = (getattr(model, name) for model in models)
+            if other := [value for value in others if value != own]:
+                raise ValueError(f"models of a bag differ in {name}: {own}, {other[0]}")
         if weights is None:
             weights = [[1.0] * len(first.sources) for _ in models]
         if [len(row) for row in weights] != [len(first.sources)] * len(models):

@@ -86,13 +86,11 @@ def export(
         See `modules.weights.runs.load_tested` and `write_onnx`.
     """
     out = Path(out).absolute()
-    for option, given, why in (
-        ("--int8", int8, "takes float weights"),
-        ("--lora=separate", lora == "separate", "takes one set of weights"),
-    ):
+    taken = {"--int8": int8, "--lora=separate": lora == "separate"}
+    for option in [name for name, given in taken.items() if given and (hub or onnx)]:
         other = "--hub" if hub else "--onnx"
-        if given and (hub or onnx):
-            raise ExportError(f"{other} {option}: {other} {why}; leave {option} out")
+        what = "float weights" if int8 else "one set of weights"
+        raise ExportError(f"{other} {option}: {other} takes {what}; leave {option} out")
     if int8 and lora == "separate":
         raise ExportError(
             "--int8 --lora=separate: adapters belong to the very weights that they "

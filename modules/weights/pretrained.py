@@ -211,14 +211,11 @@ def load_state(
         other = [line.split(":")[0] for line in differ.get("another shape", [])]
         layers = sorted({f"{key.rpartition('.')[0]}.*" for key in other})
         hint = f"; --pretrained_skip='[{', '.join(layers)}]' leaves these layers out"
+        lines = [f"  {kind} ({len(v)}): {_listed(v)}" for kind, v in differ.items()]
+        hint = hint if 0 < len(layers) <= 4 and len(differ) == 1 else ""
         raise PretrainedError(
             f"pretrained: {where} does not fit {type(model).__name__} "
-            f"({len(mine)} entries); nothing was loaded"
-            + (hint if 0 < len(layers) <= 4 and len(differ) == 1 else "")
-            + "\n"
-            + "\n".join(
-                f"  {kind} ({len(v)}): {_listed(v)}" for kind, v in differ.items()
-            )
+            f"({len(mine)} entries); nothing was loaded{hint}\n" + "\n".join(lines)
         )
     # In the model's precision: a float64 may be too large for it.
     bad = [key for key, t in state.items() if not is_finite(t.to(mine[key].dtype))]

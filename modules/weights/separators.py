@@ -18,13 +18,7 @@ from modules.models.sepreformer import SepReformer
 from modules.models.tf_locoformer import TFLocoformer
 from modules.runtime.errors import ExportError, PretrainedError
 from modules.weights import msst
-from modules.weights.demucs import (
-    Package,
-    State,
-    model_beside,
-    network_of,
-    read_bag,
-)
+from modules.weights.demucs import Package, State, model_beside, network_of, read_bag
 from modules.weights.export import CONFIG, WEIGHTS, load_exported, read_config
 from modules.weights.hub import PREFIX, fetch
 from modules.weights.pretrained import PARTS, load_weights, read_weights

@@ -58,30 +58,13 @@ class Run(NamedTuple):
 def load(arguments: Sequence[str]) -> Run:
     """Read a command line and the YAML files that it names, once each.
 
-    Arguments
-    ---------
-    arguments : Sequence[str]
-        As typed: `file.yaml --precision=bf16 --num_spks=3`. The YAML is code: `!new:`
-        and `!apply:` run what they name. A nested mapping, as
-        `--lr_scheduler={patience: 3}`, changes only the keys that it names.
-
-    Raises
-    ------
-    HparamsError
-        An option is neither a run option nor a key of the YAML; a value is missing, of
-        the wrong type, out of its range, or the object that it configures refuses it; a
-        file or the device does not exist.
+    The arguments are as typed: `file.yaml --precision=bf16 --num_spks=3`. The YAML is
+    code: `!new:` and `!apply:` run what they name. A nested mapping, as
+    `--lr_scheduler={patience: 3}`, changes only the keys that it names. An
+    `HparamsError` says what is unknown, missing, of the wrong type or out of range.
     """
-    layers, run_opts, overrides = _parse(arguments)
+    layers, run_opts, overrides = parse_command_line(arguments)
     return Run(run_opts, *_build(layers, overrides))
-
-
-def parse_command_line(
-    arguments: Sequence[str],
-) -> tuple[str, RunOptions, dict[str, Any]]:
-    """Split a command line into YAML file, run options and YAML overrides."""
-    layers, run_opts, overrides = _parse(arguments)
-    return str(layers.path), run_opts, overrides
 
 
 def load_hparams(
@@ -216,8 +199,10 @@ def _build(layers: Layers, overrides: Mapping[str, Any]) -> tuple[dict[str, Any]
         raise HparamsError(f"{layers.path}: {_one_line(error)}") from error
 
 
-def _parse(arguments: Sequence[str]) -> tuple[Layers, RunOptions, dict[str, Any]]:
-    """Read a command line; see `parse_command_line`."""
+def parse_command_line(
+    arguments: Sequence[str],
+) -> tuple[Layers, RunOptions, dict[str, Any]]:
+    """Split a command line into YAML files, run options and YAML overrides."""
     if any(argument.startswith(LAUNCH) for argument in arguments):
         raise HparamsError(
             "python -m torch.distributed.launch is replaced by torchrun: torchrun "
