@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import speechbrain as sb
 import torch
@@ -52,13 +53,12 @@ def make_manifests(
 
     Raise an `HparamsError` if the data set cannot be tested on another folder.
     """
-    takes, given = inspect.signature(prepare).parameters, {}
-    if test_folder and "test_folder" not in takes:
+    takes = inspect.signature(prepare).parameters
+    given: dict[str, Any] = {"test_folder": test_folder} if test_folder else {}
+    if given and "test_folder" not in takes:
         raise HparamsError("test_folder: this data set's prepare does not take it")
-    if test_folder:
-        given["test_folder"] = test_folder
     if test_only and "splits" in takes:
-        return prepare(**given, splits=["test"])
+        given["splits"] = ["test"]
     return prepare(**given)
 
 
@@ -108,18 +108,13 @@ class Evaluator:
         Call it on every rank. The mean of a score that no example has is NaN.
         """
         self.table.merge_ranks()
-        everyone = distributed.gather_objects(
-            (self.silent, self.notes, self.has_nonfinite)
-        )
-        self.silent = [name for silent, _, _ in everyone for name in silent]
-        self.notes = [note for _, notes, _ in everyone for note in notes]
-        self.has_nonfinite = any(bad for _, _, bad in everyone)
+        mine = self.silent, self.notes, self.has_nonfinite
+        silent, notes, bad = zip(*distributed.gather_objects(mine), strict=True)
+        self.silent, self.notes = sum(silent, []), sum(notes, [])
+        self.has_nonfinite = any(bad)
         summary = self.table.summary()
-        means = {
-            name: math.nan if entry["mean"] is None else entry["mean"]
-            for name, entry in summary["metrics"].items()
-        }
-        return summary, means
+        means = {name: entry["mean"] for name, entry in summary["metrics"].items()}
+        return summary, {k: math.nan if v is None else v for k, v in means.items()}
 
     def warn(self, name: str) -> None:
         """Log, on the main process, the targets without a score and odd files."""
@@ -207,8 +202,7 @@ def load_best(
     `HparamsError` if they are from nowhere.
     """
     found = checkpointer.recover_if_possible(max_key=metric)
-    if found is None:
-        found = checkpointer.recover_if_possible()
+    found = found or checkpointer.recover_if_possible()
     if found is None and not pretrained:
         raise HparamsError(
             f"{checkpointer.checkpoints_dir}: no checkpoint to evaluate; "

@@ -231,11 +231,10 @@ class Adapting(Separation):
             return None
         found = json.loads(self._ranks_file.read_text(encoding="utf-8"))
         for name, value in self._settings().items():
-            if found["settings"].get(name) != value:
+            if (old := found["settings"].get(name)) != value:
                 raise HparamsError(
-                    f"{self._ranks_file}: was chosen with {name}="
-                    f"{found['settings'].get(name)}, not {value}: go on with that, or "
-                    "take another output_folder"
+                    f"{self._ranks_file}: was chosen with {name}={old}, not {value}: "
+                    "go on with that, or take another output_folder"
                 )
         return found["ranks"]
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from modules.audio.io import read_header
 from modules.monitor.listen.page import ListenPage, Track
 from modules.runtime.errors import DataError, UserError
-from modules.runtime.files import one_line
+from modules.runtime.files import list_files, one_line
 from recipes.separator import Computing, Output, Separator, load_model
 
 # Files that are taken from a folder; a file that is named may have any suffix.
@@ -194,10 +194,9 @@ def _files(inputs: Sequence[Path], out: Path) -> Iterator[tuple[Path, str]]:
             continue
         found = [
             path
-            for path in sorted(given.rglob("*"))
+            for path in list_files(given, "**/*")
             if path.suffix.lower() in SUFFIXES
             and path.is_file()
-            and not path.name.startswith(".")
             and not path.resolve().is_relative_to(out.resolve())
         ]
         if not found:
