@@ -155,8 +155,6 @@ class Output:
     ) -> dict[str, Path]:
         """Return the file of each stem.
 
-        Example
-        -------
         >>> Output(name="{name}_{stem}").paths("out", "live/song", ["bass"])["bass"]
         PosixPath('out/live/song_bass.wav')
         """

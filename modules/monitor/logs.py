@@ -33,8 +33,6 @@ class RunLog:
     killed run loses nothing. Raise an `ImportError` if TensorBoard is wanted and not
     installed. A `curves.csv` of another program is set aside.
 
-    Example
-    -------
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
     >>> log = RunLog(folder, tensorboard=False)

@@ -59,8 +59,6 @@ class MemoryProfile:
     `memory.csv` and `memory.png` are written to `folder` after each measured step; in
     the first one the optimizer has no state yet.
 
-    Example
-    -------
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh())
     >>> optimizer = torch.optim.Adam(model.parameters())
     >>> profile = MemoryProfile(model, optimizer, getfixture("tmp_path"), steps=1)

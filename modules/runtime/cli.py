@@ -74,8 +74,6 @@ def run(
     word of `arguments`; without such a word the first runs. `report` prints the result
     of the function, and may return an exit status.
 
-    Example
-    -------
     >>> def double(number: int, /, times: int = 2) -> Path:
     ...     return Path(str(number * times))
     >>> run("double", "Multiply.", double, ["4", "--times=3"])

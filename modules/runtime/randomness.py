@@ -60,8 +60,6 @@ def numpy_rng(seed: int, *counters: int) -> np.random.Generator:
     different number of counters is a different stream. All are 0 to 2**32 - 1;
     otherwise a TypeError or ValueError names the argument.
 
-    Example
-    -------
     >>> numpy_rng(1, 0).random() == numpy_rng(1, 0, 0).random()
     False
     """

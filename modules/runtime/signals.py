@@ -35,8 +35,6 @@ class StopRun(BaseException):
 class StopRequest:
     """Raises `StopRun` at a stop signal, once; a second Ctrl-C always interrupts.
 
-    Example
-    -------
     >>> with StopRequest() as stop:
     ...     with stop.later():
     ...         signal.raise_signal(signal.SIGTERM)

@@ -13,8 +13,6 @@ _EFFECTS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 def escaped(text: str) -> str:
     r"""Return a text whose characters only print; line ends and tabs stay.
 
-    Example
-    -------
     >>> print(escaped("song\x1b[2J.wav"))
     song\x1b[2J.wav
     """

@@ -73,8 +73,6 @@ class AtomicCheckpointer(sb.Checkpointer):
     Call every method on all ranks: rank 0 alone reads directories, writes and deletes,
     all ranks load, and an error of one is raised by all. Hold a `RunLock` meanwhile.
 
-    Example
-    -------
     >>> model = torch.nn.Linear(2, 2)
     >>> checkpointer = AtomicCheckpointer(getfixture("tmp_path"), {"model": model})
     >>> saved = checkpointer.save_checkpoint(meta={"loss": torch.tensor(0.5)})

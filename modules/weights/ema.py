@@ -142,8 +142,6 @@ def mean_state(states: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     SpeechBrain's `average_state_dicts` adds in place, and so adds entries that share
     memory, as MossFormer2's rotary frequencies do, several times.
 
-    Example
-    -------
     >>> mean_state([{"weight": torch.tensor([1.0])}, {"weight": torch.tensor([2.0])}])
     {'weight': tensor([1.5000])}
     """

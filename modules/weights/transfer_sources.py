@@ -25,8 +25,6 @@ def take_sources(
     `source_map` names the old source that a new one starts from; equal names need no
     entry. Raise a `PretrainedError` if a source of the model starts from none of them.
 
-    Example
-    -------
     >>> size = {"channels": 8, "depth": 1, "nfft": 64, "t_layers": 0, "dconv_mode": 0}
     >>> old = HTDemucs(["drums", "bass"], 1, 8000, bottom_channels=0, **size)
     >>> new = HTDemucs(["kick", "hihat", "bass"], 1, 8000, bottom_channels=0, **size)
