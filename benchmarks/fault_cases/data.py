@@ -178,8 +178,12 @@ def unsaid(form: Form, status: int, text: str, name: str) -> list[str]:
 #: mixture file as well, and only that is read before training.
 STEMS = [
     *(
+        Form(f"{name} stem", "track2/low.wav", damage, "said")
+        for name, damage in UNREADABLE.items()
+    ),
+    *(
         Form(f"{name} stem", "track2/low.wav", damage, "error")
-        for name, damage in {**UNREADABLE, **NO_SIGNAL}.items()
+        for name, damage in NO_SIGNAL.items()
     ),
     *(
         Form(f"{name} beside a mixture", "track2+/low.wav", damage, "nonfinite")

@@ -49,6 +49,7 @@ MANIFESTS: list[tuple[str, Callable[[list[str]], list[str]], str]] = [
     ("id with slashes", lambda t: [*t[:2], _cells(t[2], 0, "../a/b"), *t[3:]], ""),
     ("id with a comma", lambda t: [*t[:2], _cells(t[2], 0, "a, b"), *t[3:]], ""),
     ("UTF-8 id", lambda t: [*t[:2], _cells(t[2], 0, "ä日"), *t[3:]], ""),
+    ("an id in bytes", lambda t: [*t[:2], _cells(t[2], 0, "\udce4"), *t[3:]], ""),
 ]
 
 
@@ -60,7 +61,8 @@ def try_manifests(folder: Path) -> list[str]:
     wrong = []
     for name, change, message in MANIFESTS:
         path = folder / f"{name.replace(' ', '_')}.csv"
-        path.write_text("\n".join(change(list(lines))) + "\n", newline="")
+        text = "\n".join(change(list(lines))) + "\n"
+        path.write_bytes(text.encode(errors="surrogateescape"))
         try:
             rows, said = len(read_manifest(path, 2, RATE)), ""
         except DataError as error:
@@ -75,12 +77,4 @@ def try_manifests(folder: Path) -> list[str]:
         # A wrong rate is right for a run at that rate, but not for these files.
         if (status == 0) == bool(message) or (message and str(path) not in text):
             wrong.append(f"manifest, {name}: verify says {status}: {text[:100]!r}")
-    path = folder / "latin.csv"
-    path.write_bytes("\n".join(lines).encode().replace(b"a00", b"\xe4", 1))
-    try:
-        read_manifest(path)
-        wrong.append("manifest, not UTF-8: read")
-    except DataError as error:
-        if str(path) not in str(error):
-            wrong.append(f"manifest, not UTF-8: {error}")
     return wrong

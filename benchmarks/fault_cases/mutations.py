@@ -11,15 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import soundfile
 import torch
 
+from modules.audio import io
 from modules.data import mixtures
 from modules.data.batch import Batch
 from modules.runtime import cli, distributed, signals
 from modules.runtime.run_lock import RunLock
 from modules.runtime.signals import StopRequest
 from modules.weights import checkpoint_files, checkpointer
-from recipes import separation, step
+from recipes import evaluation, separation, step
 from recipes.train_stats import NonFiniteWatch
 
 
@@ -133,6 +135,17 @@ def plain_streams() -> None:
     put(cli, "keep_printing", lambda: None)
 
 
+def names_collide() -> None:
+    def printable(id_: str) -> str:
+        return "".join(c if c.isprintable() and c != "/" else "_" for c in id_)
+
+    put(evaluation, "safe_name", printable)
+
+
+def headers_are_believed() -> None:
+    put(io, "_count_frames", lambda path, stamp: soundfile.info(path).frames)
+
+
 def unsafe_loading() -> None:
     """Make torch.load as it was before 2.6."""
     load = torch.load
@@ -159,6 +172,8 @@ MUTATIONS = {
     "at_once": Mutation("validations end", "R15", validations_are_finished),
     "together": Mutation("each rank refuses alone", "R16", refuses_alone),
     "streams": Mutation("streams can fail", "R17", plain_streams),
+    "names": Mutation("outputs are named without a digest", "R18", names_collide),
+    "lengths": Mutation("headers are believed", "R19", headers_are_believed),
     "weights_only": Mutation("pickles are executed", "R14", unsafe_loading),
 }
 

@@ -108,6 +108,7 @@ class SepReformer(nn.Module):
             )
         self.num_sources, self.auxiliary_heads = num_sources, auxiliary_heads
         self.kernel_size, self.stride, self.stages = kernel_size, stride, stages
+        self.config = {"stride": stride}  # leaves no trace in the shapes of the weights
         sizes = channels, heads, local_taps, dropout, num_sources
         recompute, down = activation_checkpointing, down_taps
 

@@ -11,8 +11,8 @@ import contextlib
 import dataclasses
 import datetime
 import gc
+import json
 import os
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -206,7 +206,7 @@ def _exchange(item: object, failure: BaseException | None) -> list:
     pairs: list = [None] * world
     with waiting():
         if not is_distributed():
-            _exchange_by_store(pairs, (item, failure))
+            _exchange_by_store(pairs, failure)
         else:
             if failure is not None and _meeting:
                 _meet().set(REFUSED, "")
@@ -218,12 +218,17 @@ def _exchange(item: object, failure: BaseException | None) -> list:
     return [item for item, _ in pairs]
 
 
-def _exchange_by_store(pairs: list, mine: tuple) -> None:
-    """Fill a list by rank, once, before there is a group; the main rank leaves last."""
+def _exchange_by_store(pairs: list, failure: BaseException | None) -> None:
+    """Tell failures, once, before there is a group; the main rank leaves last.
+
+    What is read here is text: the address of the store comes from the environment.
+    """
     store, number, others = _meet(), os.environ["RANK"], range(len(pairs))
-    said: Any = pickle.dumps(mine)
-    store.set(f"said/{number}", said)
-    pairs[:] = [pickle.loads(store.get(f"said/{other}")) for other in others]
+    mine = failure and [isinstance(failure, StopRun), str(failure)]
+    store.set(f"said/{number}", json.dumps(mine))
+    for other in others:
+        said = json.loads(store.get(f"said/{other}"))
+        pairs[other] = (None, said and (StopRun if said[0] else UserError)(said[1]))
     store.set(f"heard/{number}", "")
     if number == "0":
         store.wait([f"heard/{other}" for other in others])

@@ -14,7 +14,7 @@ from speechbrain.utils.checkpoints import Checkpoint
 
 from modules.runtime.errors import HparamsError
 from modules.weights.stated import matters
-from recipes.config.nodes import settings_class, tag_of
+from recipes.config.nodes import parameters, settings_class, tag_of
 
 logger = logging.getLogger(__name__)
 
@@ -72,19 +72,32 @@ def changed_settings(
 ) -> dict[str, tuple[object, object]]:
     """Return the former and the present value of all settings that differ.
 
-    A setting that only one side has counts as "not set" on the other.
+    A setting that only one side has counts as its default on the other, or "not set".
 
     >>> changed_settings({"lr": 0.1, "seed": 1}, {"lr": 0.2, "seed": 1})
     {'lr': (0.1, 0.2)}
     """
-    absent = "not set"
-    pairs = {
-        key: (before.get(key, absent), now.get(key, absent)) for key in before | now
-    }
+    pairs = {key: (_value(before, key), _value(now, key)) for key in before | now}
     differ = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     # The network gets the key of this name, which is free.
     differ.pop("separator.activation_checkpointing", None)
     return differ
+
+
+def _value(settings: Settings, key: str) -> object:
+    """Return a setting, or the default of the object's argument that is not given."""
+    if key in settings:
+        return settings[key]
+    owner, _, argument = key.rpartition(".")
+    tag = str(settings.get(owner, "")).partition(" ")[0]
+    node = ruamel.yaml.YAML().load(f"{tag} {{}}") if tag.startswith("!") else None
+    known = parameters(node)[0].get(argument)
+    if known is None or known.default is known.empty:
+        return "not set"
+    default: Settings = {}
+    is_list = isinstance(known.default, list | tuple)
+    _flatten(default, key, list(known.default) if is_list else known.default)
+    return default.get(key, "not set")
 
 
 def describe(changed: Mapping[str, tuple[object, object]]) -> str:

@@ -61,6 +61,7 @@ def rewrite(change, rate=RATE, subtype="PCM_16"):
     [
         (lambda path: path.unlink(), "whole files", "bass.wav: does not exist"),
         (rewrite(lambda w: w[:, 0]), "aligned stems", "bass.wav is mono"),
+        (rewrite(lambda w: w[:, [0, 0, 0]]), "aligned stems", "has 3 channels"),
         (rewrite(lambda w: np.roll(w, 1, 0)), "mixture is the sum", "is not the sum"),
         (rewrite(lambda w: np.clip(50 * w, -1, 1)), "clipping", "bass.wav is clipped"),
         (rewrite(np.zeros_like), "silence", "bass.wav is silent"),

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from speechbrain.utils.run_opts import RunOptions
 
 from modules.runtime import distributed
-from modules.runtime.errors import DataError
+from modules.runtime.errors import DataError, UserError
 from modules.runtime.signals import StopRun
 
 WORLD = 3
@@ -93,7 +93,7 @@ def one_rank(rank: int, port: int, folder: str) -> None:
         try:
             with distributed.together():
                 action()
-        except (DataError, StopRun) as error:
+        except (UserError, StopRun) as error:
             return str(error), distributed.is_shared(error)
         return ("not refused",)
 

@@ -1,7 +1,9 @@
 """What weights say of themselves is compared with the model that gets them."""
 
+import inspect
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,13 @@ from modules.lora.files import load_lora_weights
 from modules.models.htdemucs import HTDemucs
 from modules.models.mossformer2 import MossFormer2
 from modules.models.sepformer import SepFormer
+from modules.models.sepreformer import SepReformer
+from modules.models.tf_locoformer import TFLocoformer
 from modules.runtime.errors import LoraError, PretrainedError
 from modules.weights.checkpointer import AtomicCheckpointer
 from modules.weights.pretrained import load_pretrained
+from modules.weights.stated import matters
+from tests import ROOT
 from tests.modules.weights.test_pretrained import write_parts, write_pointer
 from tests.toy import same_weights
 
@@ -165,6 +171,61 @@ def test_a_configuration_of_another_tool_says_nothing(tmp_path):
     export(music(), tmp_path, {**SIZE, "sources": OWN, "segment_seconds": "long"})
     with pytest.raises(PretrainedError, match="segment.*long"):
         load_pretrained(music(), tmp_path)
+
+
+#: Of each network a small one, and another value of each of its arguments.
+NETWORKS: dict[type, tuple[dict, dict]] = {
+    HTDemucs: (
+        {"sources": OWN, **SIZE},
+        {"sample_rate": 8000, "audio_channels": 1, "channels": 16, "growth": 3,
+         "depth": 1, "nfft": 512, "dconv_mode": 1, "dconv_comp": 2, "dconv_depth": 1,
+         "bottom_channels": 16, "t_layers": 2, "t_heads": 2},
+    ),
+    MossFormer2: (
+        {"encoder_channels": 16, "channels": 16, "layers": 1},
+        {"encoder_channels": 32, "kernel_size": 8, "channels": 32, "layers": 2,
+         "norm": "gln", "mask_mode": "map", "memory_channels": 8},
+    ),
+    SepFormer: (
+        SEPFORMER,
+        {"encoder_channels": 32, "kernel_size": 8, "dual_layers": 2, "chunk_size": 20,
+         "intra_layers": 2, "inter_layers": 2, "heads": 4, "ffn_channels": 8,
+         "channels": 8},
+    ),
+    TFLocoformer: (
+        {"layers": 1, "channels": 8, "attention_channels": 8, "heads": 2,
+         "ffn_channels": (8, 8), "n_fft": 32, "hop": 8, "kernel_size": 4},
+        {"layers": 2, "channels": 4, "attention_channels": 16, "heads": 1,
+         "ffn_channels": (4, 8), "kernel_size": 2, "kernel_shift": 2, "order": "tf",
+         "norm_groups": 2, "n_fft": 64, "hop": 16, "normalize": False, "eps": 1e-8},
+    ),
+    SepReformer: (
+        {"stages": 1, "encoder_channels": 8, "channels": 8, "heads": 2},
+        {"stages": 2, "encoder_channels": 16, "kernel_size": 8, "stride": 8,
+         "channels": 16, "heads": 4, "max_offset": 100, "local_taps": 9,
+         "down_taps": 3, "split_per_level": True, "auxiliary_heads": True},
+    ),
+}  # fmt: skip
+#: Other checks know these.
+NOT_COMPARED = {"sources", "num_sources", "segment_seconds", "max_length"}
+
+
+def test_an_argument_changes_the_shapes_or_is_compared():
+    texts = [path.read_text() for path in (ROOT / "hparams").rglob("*.yaml")]
+    named = {
+        name for t in texts for name in re.findall(r"^separator: !new:(\S+)", t, re.M)
+    }
+    assert named == {f"{kind.__module__}.{kind.__name__}" for kind in NETWORKS}
+    for kind, (small, others) in NETWORKS.items():
+        model = kind(**small)
+        shapes = {key: value.shape for key, value in model.state_dict().items()}
+        for name in inspect.signature(kind).parameters:
+            if name in NOT_COMPARED or not matters(name) or name in model.config:
+                continue
+            assert name in others, f"{kind.__name__}: give another value of {name} here"
+            other = kind(**{**small, name: others[name]}).state_dict()
+            changed = {key: value.shape for key, value in other.items()}
+            assert changed != shapes, f"{kind.__name__}.config lacks {name}"
 
 
 # ---------------------------------------------------------------------- partial fits

@@ -58,6 +58,22 @@ def test_another_object_is_named():
     )
 
 
+def test_a_default_that_is_given_is_no_change():
+    own = settings_of(
+        "separator: !new:modules.models.htdemucs.HTDemucs\n    nfft: 256\n"
+        "optimizer: !name:torch.optim.Adam\n    lr: 0.1\n"
+    )
+    defaults = {"separator.t_heads": 8, "optimizer.betas": "[0.9, 0.999]"}
+    assert changed_settings(own, own | defaults) == {}
+    assert changed_settings(own | defaults, own) == {}
+    other = own | {"separator.t_heads": 4, "optimizer.betas": "[0.9, 0.9]", "lr": 1}
+    assert changed_settings(own, other) == {
+        "separator.t_heads": (8, 4),
+        "optimizer.betas": ("[0.9, 0.999]", "[0.9, 0.9]"),
+        "lr": ("not set", 1),
+    }
+
+
 def test_every_value_is_plain():
     for path in (ROOT / "hparams").glob("*.yaml"):
         try:
