@@ -159,9 +159,9 @@ class TFLocoformer(nn.Module):
         self.order, self.normalize = order, normalize
         self.activation_checkpointing = activation_checkpointing
         #: Arguments that leave no trace in the shapes of the weights.
-        self.config = {"norm_groups": norm_groups, "kernel_shift": kernel_shift}
-        self.config |= {"order": order, "n_fft": n_fft, "hop": hop}
-        self.config |= {"normalize": normalize, "eps": eps}
+        self.config: dict[str, object] = {"norm_groups": norm_groups}
+        self.config |= {"kernel_shift": kernel_shift, "order": order, "n_fft": n_fft}
+        self.config |= {"hop": hop, "normalize": normalize, "eps": eps}
 
         first = nn.Conv2d(2, channels, 3, padding=1)
         self.conv = nn.Sequential(first, nn.GroupNorm(1, channels, eps=eps))
