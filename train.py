@@ -23,6 +23,7 @@ from modules.runtime.files import naming, write_text
 from modules.runtime.run_lock import RunLock
 from modules.runtime.signals import EXIT_REQUEUE, StopRequest
 from recipes.config.load import load
+from recipes.config.schema import RunSettings
 from recipes.config.settings import settings_of
 from recipes.config.usage import usage
 from recipes.evaluation import make_manifests
@@ -58,9 +59,10 @@ def main(arguments: Sequence[str], on_metrics: OnMetrics | None = None) -> dict 
         return None
     with distributed.together(), StopRequest() as stop_request:
         run_opts, hparams, resolved = load(arguments)
-        run_opts = distributed.init_process_group(run_opts, hparams["ddp_timeout"])
-        output_folder = Path(hparams["output_folder"])
-        folders = {output_folder, Path(hparams["save_folder"])}
+        config = RunSettings.read(hparams)  # any YAML may be named
+        run_opts = distributed.init_process_group(run_opts, config.ddp_timeout)
+        output_folder = Path(config.output_folder)
+        folders = {output_folder, Path(config.save_folder)}
         with naming(output_folder), RunLock(*folders):
             apart = run_opts.debug and not run_opts.debug_persistently
             run_folder = output_folder / "debug" if apart else output_folder

@@ -278,7 +278,7 @@ def _measure_file(path: str) -> _Measured:
             rate, channels, promised = file.header
             fault, wave_TC = file.fault, file.read()
     except AudioError as error:
-        reason = f"unreadable: {error.__cause__}".replace("\n", " ")
+        reason = error.args[0].removeprefix(f"{path}: ")
         return _Measured(0, 0, -math.inf, reason)
     frames, wave_T, level_db = len(wave_TC), wave_TC[:, 0], -math.inf
     if channels != 1:

@@ -154,6 +154,8 @@ class SCNet(nn.Module):
             "normalize_spectrum": normalize_spectrum,
             "residual": residual,
             "song_level": song_level,
+            "band_shares": list(band_shares),
+            "band_strides": list(band_strides),
         }
         self.song_level = song_level
         self.activation_checkpointing = activation_checkpointing

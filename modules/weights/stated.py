@@ -60,6 +60,7 @@ class Stated:
             parameters = inspect.signature(type(model)).parameters if kind else {}
             theirs |= {name: p.default for name, p in parameters.items()}
             theirs |= self.arguments
+            theirs = {k: [*v] if isinstance(v, tuple) else v for k, v in theirs.items()}
         pairs = {name: (theirs.get(name), ours[name]) for name in ours}
         return {
             name: pair

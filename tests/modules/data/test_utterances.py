@@ -212,7 +212,7 @@ def spoil(folder):
         "none": "empty",
         "nan": "holds NaN or Inf",
         "inf": "holds NaN or Inf",
-        "html": "unreadable",
+        "html": "cannot be read as audio (Format not recognised.",
     }
 
 
@@ -242,7 +242,7 @@ def test_a_file_may_be_touched_but_not_changed_while_it_is_used(tmp_path):
         (lambda: write(path, 1.0, level_db=-30), "other samples"),
         (lambda: write(path, 2.0), "other samples"),
         (lambda: soundfile.write(path, np.zeros(RATE), RATE), "silent"),
-        (lambda: path.write_text("<html>"), "unreadable"),
+        (lambda: path.write_text("<html>"), "cannot be read as audio"),
     ):
         change()
         with pytest.raises(AudioError, match=f"one.wav: has changed .*{reason}") as e:

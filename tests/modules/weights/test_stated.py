@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from modules.lora.files import load_lora_weights
 from modules.models.htdemucs import HTDemucs
 from modules.models.mossformer2 import MossFormer2
+from modules.models.roformer import BSRoFormer, MelRoFormer
+from modules.models.scnet import SCNet
 from modules.models.sepformer import SepFormer
 from modules.models.sepreformer import SepReformer
 from modules.models.tf_locoformer import TFLocoformer
@@ -199,6 +201,24 @@ NETWORKS: dict[type, tuple[dict, dict]] = {
          "ffn_channels": (4, 8), "kernel_size": 2, "kernel_shift": 2, "order": "tf",
          "norm_groups": 2, "n_fft": 64, "hop": 16, "normalize": False, "eps": 1e-8},
     ),
+    **{
+        kind: (
+            {"sources": OWN, "channels": 8, "layers": 1, "heads": 2, "head_channels": 4,
+             "n_fft": 64, "hop": 16, "bands": bands},
+            {"audio_channels": 1, "bands": others, "channels": 16, "layers": 2,
+             "time_layers": 2, "band_layers": 2, "linear_layers": 1, "heads": 1,
+             "head_channels": 8, "mask_hidden_layers": 2, "mask_expansion": 2},
+        )
+        for kind, bands, others in (
+            (BSRoFormer, [2] * 8 + [8, 9], [4] * 4 + [8, 9]), (MelRoFormer, 8, 6)
+        )
+    },
+    SCNet: (
+        {"channels": (4, 8), "n_fft": 256, "hop": 64, "dual_layers": 2},
+        {"audio_channels": 1, "channels": (4, 16), "band_shares": (0.2, 0.4, 0.4),
+         "band_strides": (1, 2, 8), "band_kernels": (3, 4, 8), "conv_depths": (1, 1, 1),
+         "compression": 2, "kernel_size": 5, "dual_layers": 4, "expansion": 2},
+    ),
     SepReformer: (
         {"stages": 1, "encoder_channels": 8, "channels": 8, "heads": 2},
         {"stages": 2, "encoder_channels": 16, "kernel_size": 8, "stride": 8,
@@ -206,8 +226,9 @@ NETWORKS: dict[type, tuple[dict, dict]] = {
          "down_taps": 3, "split_per_level": True, "auxiliary_heads": True},
     ),
 }  # fmt: skip
-#: Other checks know these.
+#: Other checks know these; a window of 0 samples is one of n_fft.
 NOT_COMPARED = {"sources", "num_sources", "segment_seconds", "max_length"}
+NOT_COMPARED |= {"sample_rate", "window_length"}
 
 
 def test_an_argument_changes_the_shapes_or_is_compared():

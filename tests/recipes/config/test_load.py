@@ -489,6 +489,12 @@ def test_a_file_that_cannot_be_read_is_one_line_at_once(tmp_path, text, message)
         assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_yaml_that_is_no_recipe_is_one_line(tmp_path):
+    (tmp_path / "a.yaml").write_text("lr: 1")
+    with pytest.raises(HparamsError, match="^the YAML file has no key experiment_name"):
+        train.main([str(tmp_path / "a.yaml")])
+
+
 def test_two_files_may_build_on_one(tmp_path):
     (tmp_path / "c.yaml").write_bytes(b"\xef\xbb\xbflr: 1")  # as some editors save it
     for name in "ab":
