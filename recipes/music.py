@@ -62,7 +62,7 @@ class MusicSeparation(Separation):
         ):
             raise HparamsError(
                 f"weights={self.stem_weights}: give one number, 0 or more, for each of "
-                f"{', '.join(self.stems)}"
+                f"{', '.join(self.stems)}, not all of them 0"
             )
         self.term_names, self.term_weights = self.stems, self.stem_weights
         self.target_names = self.stems
