@@ -37,7 +37,7 @@ NAMES = sorted(path.stem.removesuffix("_tiny") for path in TINY)
 SMALLER = {
     "mossformer2": "layers: 1",
     "sepformer": "layers: 1",
-    "htdemucs": "nfft: 256\nsegment_seconds: 0.5\nseparator: {depth: 1}",
+    "htdemucs": "nfft: 512\nsegment_seconds: 0.5\nseparator: {depth: 3}",
 }
 SCORES = {"si_snr_i": {"mean": 9.876, "standard_error": 0.5, "median": 9, "count": 7}}
 
