@@ -23,8 +23,9 @@ def model_card(
     folder: Path,
     licence: str,
     hub: bool,
+    onnx: bool,
 ) -> str:
-    """Return the text of the card; `hub` says whether SpeechBrain loads the folder."""
+    """Return the text of the card; `hub` and `onnx` say what else the folder holds."""
     name = f"{type(model).__name__}: {run.folder.parent.name}/{run.folder.name}"
     sources = source_names(model, config["sample_rate"])
     what = "music" if hasattr(model, "sources") else "speech"
@@ -50,6 +51,7 @@ def model_card(
         config=config,
         folder=folder.name,
         hub=hub,
+        onnx=onnx,
         loader=loaded_by(model),
         training=_training(run, config),
         scores=scores,

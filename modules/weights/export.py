@@ -125,7 +125,7 @@ def export(
     for name in set(OPTIONAL) - written:  # they would belong to other weights
         (out / name).unlink(missing_ok=True)
     write_text(out / CONFIG, json.dumps(config, indent=2) + "\n")
-    write_text(out / CARD, model_card(known, model, config, out, license, hub))
+    write_text(out / CARD, model_card(known, model, config, out, license, hub, onnx))
     if license == "unknown":
         logger.info("%s: the licence is unknown; --license=ID says it", CARD)
     return out

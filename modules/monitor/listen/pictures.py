@@ -5,6 +5,7 @@ R row of the picture.
 """
 
 import io
+import zlib
 
 import numpy as np
 import scipy.fft
@@ -93,8 +94,9 @@ class Sketch:
         centre_L = (self._begun + np.arange(len(wave_LW))) * self._hop
         self._begun += len(wave_LW)
         column_L = np.minimum(centre_L * self.columns // self.frames, self.columns - 1)
-        np.add.at(self._power_LR, column_L, power_LR)
-        np.add.at(self._windows_L, column_L, 1)
+        starts = np.flatnonzero(np.diff(column_L, prepend=-1))
+        self._power_LR[column_L[starts]] += np.add.reduceat(power_LR, starts)
+        self._windows_L[column_L[starts]] += np.diff(starts, append=len(column_L))
 
     def png(self, peak: float, power: float) -> bytes:
         """Draw with the full height at `peak` and the brightest colour at `power`."""
@@ -110,7 +112,7 @@ class Sketch:
         picture = Image.fromarray(image_RL.astype(np.uint8))
         picture.putpalette(PALETTE)
         encoded = io.BytesIO()
-        picture.save(encoded, "PNG", compress_level=1)
+        picture.save(encoded, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
         return encoded.getvalue()
 
 
