@@ -95,6 +95,7 @@ def run(
         prog=prog,
         description=(doc or "").split("\nLegend:")[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a shortened name means another when options are added
     )
     _add_options(parser, function)
     values = vars(parser.parse_args(arguments))

@@ -342,8 +342,9 @@ addEventListener("click", (event) => {
 
 document.title = $("#title").textContent = data.title;
 const audible = data.examples.filter((e) => e.tracks.length).length;
-$("#about").textContent = data.examples.length === audible
-  ? `${audible} examples` : `${data.examples.length} examples, ${audible} of them with audio`;
+const inAll = data.examples.length;
+$("#about").textContent = `${inAll} example${inAll === 1 ? "" : "s"}`
+  + (inAll === audible ? "" : `, ${audible} of them with audio`);
 $("#heard").hidden = audible === data.examples.length || !audible;
 $("#play").onclick = keys[" "];
 $("#previous").onclick = keys.p;

@@ -94,6 +94,7 @@ def test_types_and_defaults_are_those_of_the_signature():
         (["in", "--out=x", "--seed=y"], "--seed: invalid int value: 'y'"),
         (["in", "--out=x", "--rates=y"], "--rates: invalid int value: 'y'"),
         (["in", "--out=x", "--kind=c"], "--kind: invalid choice: 'c'"),
+        (["in", "--out=x", "--kin=b"], "unrecognized arguments: --kin=b"),
         (["fail"], "required: paths"),
     ],
 )
