@@ -27,9 +27,12 @@ from tests.toy import RATE
 
 #: Damage to an utterance, and what the log must say of it.
 UTTERANCES: list[tuple[str, Damage, str]] = [
-    *((name, damage, "unreadable") for name, damage in list(UNREADABLE.items())[:2]),
+    *(
+        (name, damage, "cannot be read")
+        for name, damage in list(UNREADABLE.items())[:2]
+    ),
     ("no samples", UNREADABLE["no samples"], "empty"),
-    ("32 channels", UNREADABLE["32 channels"], "unreadable|32 channels"),
+    ("32 channels", UNREADABLE["32 channels"], "cannot be read|32 channels"),
     ("NaN", NO_SIGNAL["NaN"], "NaN or Inf"),
     ("Inf", NO_SIGNAL["Inf"], "NaN or Inf"),
     ("1e25", NO_SIGNAL["1e25"], "times full scale"),

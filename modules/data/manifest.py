@@ -303,7 +303,8 @@ def header_faults(row: Row, headers: Mapping[str, Header]) -> Iterator[tuple[str
     hint, saying = "; resample it or set --sample_rate", "the row says"
     if headers and not rate:
         ((rate, _),) = Counter(h.sample_rate for h in headers.values()).most_common(1)
-        hint = " as other files of its track; resample it"
+        alike = next(p for p, header in headers.items() if header.sample_rate == rate)
+        hint = f" as {alike}; resample one of them"
     if headers and not length:
         first = next(iter(headers))
         owner = "its mixture" if first == row.mixture else Path(first).parent.name

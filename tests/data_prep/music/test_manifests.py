@@ -165,7 +165,7 @@ def three_channels(path: Path) -> None:
     ("spoil", "message"),
     [
         (os.remove, "05-uuid/bass.wav: does not exist; add it"),
-        (resample_file, "bass.wav is at 16000 Hz, expected 8000 Hz as other"),
+        (resample_file, "bass.wav is at 16000 Hz, expected 8000 Hz as "),
         (three_channels, "bass.wav has 3 channels, expected stereo"),
         (lambda path: os.link(path, path.with_suffix(".flac")), "there is bass.flac"),
     ],
