@@ -33,6 +33,10 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
+
+from modules.models.sepformer import SepFormer
+from modules.weights.speechbrain_files import write_hub_files
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,57 +64,6 @@ model, path, out = sys.argv[1:]
 separator = SepformerSeparation.from_hparams(source=model, savedir=model)
 for number, wave in enumerate(separator.separate_file(path)[0].T, start=1):
     soundfile.write(f"{out}/s{number}.wav", wave.numpy(), 8000, "FLOAT")
-"""
-
-# As published beside speechbrain/sepformer-wsj02mix.
-SEPFORMER = """
-sample_rate: 8000
-num_spks: 2
-encoder: !new:speechbrain.lobes.models.dual_path.Encoder
-    kernel_size: 16
-    out_channels: 256
-intra: !new:speechbrain.lobes.models.dual_path.SBTransformerBlock
-    num_layers: {layers}
-    d_model: 256
-    nhead: 8
-    d_ffn: 1024
-    dropout: 0
-    use_positional_encoding: True
-    norm_before: True
-inter: !new:speechbrain.lobes.models.dual_path.SBTransformerBlock
-    num_layers: {layers}
-    d_model: 256
-    nhead: 8
-    d_ffn: 1024
-    dropout: 0
-    use_positional_encoding: True
-    norm_before: True
-masknet: !new:speechbrain.lobes.models.dual_path.Dual_Path_Model
-    num_spks: 2
-    in_channels: 256
-    out_channels: 256
-    num_layers: 2
-    K: 250
-    intra_model: !ref <intra>
-    inter_model: !ref <inter>
-    norm: ln
-    linear_layer_after_inter_intra: False
-    skip_around_intra: True
-decoder: !new:speechbrain.lobes.models.dual_path.Decoder
-    in_channels: 256
-    out_channels: 1
-    kernel_size: 16
-    stride: 8
-    bias: False
-modules:
-    encoder: !ref <encoder>
-    masknet: !ref <masknet>
-    decoder: !ref <decoder>
-pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
-    loadables:
-        encoder: !ref <encoder>
-        masknet: !ref <masknet>
-        decoder: !ref <decoder>
 """
 
 Figures = dict[str, float]
@@ -228,18 +181,13 @@ def agreement_db(path: Path, other: Path) -> float:
     return 10 * np.log10(power / max(error, 1e-30))
 
 
-def write_sepformer(model: Path, layers: int) -> Path:
+def write_sepformer(folder: Path, layers: int) -> Path:
     """Write a SepFormer with random weights as SpeechBrain publishes it."""
-    import torch
-    from hyperpyyaml import load_hyperpyyaml
-
-    model.mkdir()
-    settings = SEPFORMER.format(layers=layers)
-    (model / "hyperparams.yaml").write_text(settings)
     torch.manual_seed(0)
-    for name, part in load_hyperpyyaml(settings)["modules"].items():
-        torch.save(part.state_dict(), model / f"{name}.ckpt")
-    return model
+    folder.mkdir()
+    arguments = {"intra_layers": layers, "inter_layers": layers}
+    write_hub_files(folder, SepFormer(**arguments), arguments, SPEECH_RATE)
+    return folder
 
 
 def speech(arguments: argparse.Namespace, folder: Path) -> list[str]:

@@ -45,8 +45,8 @@ class SepReformer(nn.Module):
     """SepReformer: ``mixture_BT -> estimate_BST``.
 
     The defaults are the published size B (14.1 M parameters, 14.7 M with the heads for
-    training); L has 256 channels and a dropout of 0.1. Norms run over the whole input,
-    so batch only equal lengths. Other values and shapes are a ValueError.
+    training); L has 256 channels, dropout 0.1. Norms run over the whole input, so batch
+    only equal lengths. Other values and shapes are a ValueError.
 
     Arguments
     ---------
@@ -60,11 +60,10 @@ class SepReformer(nn.Module):
         Coarse frames apart from which on all positions are the same; in every block.
     local_taps, down_taps : int
         Taps of the convolutions in local blocks and between stages, odd.
-    split_per_level, auxiliary_heads : bool
+    split_per_level, auxiliary_heads, activation_checkpointing : bool
         Split into sources by own weights at each rate, as published for WHAM!; have
-        the heads for ``forward(..., auxiliary=True)``, which only training needs.
-    activation_checkpointing : bool
-        Keep only the input of each block and compute it again in the backward pass.
+        the heads for ``forward(..., auxiliary=True)``, which only training needs; keep
+        only the input of each block and compute it again in the backward pass.
 
     Example
     -------

@@ -87,13 +87,11 @@ class TFLocoformer(nn.Module):
         "ft": frequency comes first in each block; "tf": time does.
     n_fft, hop : int
         Samples of a frame, even, and between two frames, at most half as many.
-    normalize : bool
-        Divide each mixture by its standard deviation, and multiply the estimates.
-    dropout, eps : float
-        Dropout in every layer, in training only; what the norms add to a divisor.
+    normalize, dropout, eps : bool, float, float
+        Divide each mixture by its standard deviation, and multiply the estimates;
+        dropout in every layer, in training only; what the norms add to a divisor.
     activation_checkpointing : bool
-        Keep only the input of each half of a block and compute it again in the
-        backward pass.
+        Keep only the input of each half of a block for the backward pass.
 
     Example
     -------
