@@ -618,7 +618,8 @@ def test_a_resume_with_other_data_is_refused(toy_arguments, tmp_path, monkeypatc
     """As many files, of the same names and lengths."""
     monkeypatch.setattr(RunLog, "curves", lambda self: None)  # which takes longest
     corpus = make_corpus(tmp_path / "data")
-    for mixing, text in ((True, "talkers: 12 ("), (False, "train files: 6 (")):
+    kinds = ((True, "talkers: 12 (", 1), (False, "train files: 6 (", 2))
+    for mixing, text, changed_at in kinds:  # whole seconds tell two changes apart
         given = {"data_folder": corpus, "dynamic_mixing": mixing, "valid_every": 0}
         given["output_folder"] = tmp_path / text[:5]
         train.main(toy_arguments(N_epochs=1, **given))
@@ -631,7 +632,7 @@ def test_a_resume_with_other_data_is_refused(toy_arguments, tmp_path, monkeypatc
         whole, _ = soundfile.read(mixture)
         soundfile.write(mixture, whole + wave, rate, subtype="FLOAT")
         soundfile.write(path, 2 * wave, rate, subtype="FLOAT")
-        os.utime(path, (1, 1))
+        os.utime(path, (changed_at, changed_at))
         with pytest.raises(HparamsError, match=re.escape(text)) as refusal:
             train.main(toy_arguments(N_epochs=3, **given))
         assert "\n" not in str(refusal.value)
