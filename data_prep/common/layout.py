@@ -139,10 +139,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class Tracks:
-    """Songs in stems: `[SPLIT/]TRACK/STEM.wav`, and a mixture that may be missing."""
+    """Songs in stems: `[SPLIT/]TRACK/STEM.wav` or `[SPLIT/]STEM/TRACK.wav`.
+
+    The mixture may be missing. Folders of the usual `sources` tell the second from the
+    first where nobody names the stems.
+    """
 
     splits: tuple[str, ...] = SPLITS
     mixture: str = "mixture"
+    sources: tuple[str, ...] = ("drums", "bass", "other", "vocals")
 
 
 class _Place(NamedTuple):

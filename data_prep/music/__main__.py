@@ -1,12 +1,13 @@
-r"""Music in stems, a folder for each track, into manifests.
+r"""Music in stems, a folder for each track or each stem, into manifests.
 
     python -m data_prep.music --data_folder=/data/musdb18hq --save_folder=MANIFESTS \
         [--sources=drums,bass,other,vocals] [--valid_tracks=8] [--test_folder=FOLDER]
 
-Two layouts are in use; which one a folder has is found by looking into it:
+These layouts are in use; which one a folder has is found by looking into it:
 
     {train[,valid][,test]}/<track>/{drums,bass,other,vocals}.wav   MUSDB18-HQ, your own
     <track>/{drums,bass,other,vocals}.wav                          SDXDB23
+    [<split>/]{drums,bass,other,vocals}/<track>.wav                a folder a stem
 
 The sources may have any names; files are WAV or FLAC. `mixture.wav` is used where it
 exists; elsewhere the mixture is the sum of the stems. Other files are ignored.

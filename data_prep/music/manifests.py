@@ -1,4 +1,4 @@
-"""Manifests of music in stems, a folder for each track."""
+"""Manifests of music in stems, a folder for each track or each stem."""
 
 import json
 import logging
@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from data_prep.common.layout import NAMED, SPLITS, Tracks, existing, list_names
-from data_prep.common.tracks import ends_early, list_tracks, split_folders
+from data_prep.common.tracks import (
+    MissingStems,
+    declare,
+    ends_early,
+    list_tracks,
+    split_folders,
+)
 from modules.audio.io import read_header
 from modules.data.manifest import THREADS, Row, header_faults, write_manifest
 from modules.runtime.errors import AudioError, DataError, refuse
@@ -22,7 +28,7 @@ Unequal = Literal["pad", "cut", "refuse"]
 
 SOURCES = ("drums", "bass", "other", "vocals")
 MIXTURE = "mixture"
-LAYOUT = (Tracks(mixture=MIXTURE),)
+LAYOUT = (Tracks(mixture=MIXTURE, sources=SOURCES),)
 
 # Held out of MUSDB18's training set by its authors (musdb, configs/mus.yaml).
 MUSDB_VALID_TRACKS = (
@@ -55,6 +61,7 @@ def prepare(
     sample_rate: int | None = None,
     splits: Sequence[str] = SPLITS,
     unequal: Unequal = "pad",
+    missing_stems: MissingStems = "refuse",
 ) -> dict[str, str]:
     """Write manifests; return their paths by split, of those that have tracks.
 
@@ -84,6 +91,9 @@ def prepare(
     unequal : str
         What is done where the files of a track end at different times: silence is
         appended (pad), all are cut to the shortest (cut), or it is an error (refuse).
+    missing_stems : str
+        A stem that a track lacks is an error (refuse), or silent (silent): its cell in
+        the manifest is empty then, and no score has it.
 
     Raises
     ------
@@ -97,15 +107,18 @@ def prepare(
     _check_sources(sources)
     if unequal not in get_args(Unequal):
         raise DataError(f"unequal is {unequal!r}, expected pad, cut or refuse")
+    if missing_stems not in get_args(MissingStems):
+        given = f"missing_stems is {missing_stems!r}"
+        raise DataError(f"{given}, expected refuse or silent")
     data_folder, save_folder = Path(data_folder).absolute(), Path(save_folder)
     only_test = list(splits) == ["test"]
     if only_test and test_folder is None:
         test_folder = split_folders(data_folder, splits).get("test")
     tracks: dict[str, list[Row]] = {}
     if not (only_test and test_folder):
-        tracks = find_tracks(data_folder, sources, valid_tracks)
+        tracks = find_tracks(data_folder, sources, valid_tracks, missing_stems)
     if test_folder is not None:
-        tracks["test"] = _list_tracks(test_folder, sources)
+        tracks["test"] = _list_tracks(test_folder, sources, missing_stems)
     rows = {
         split: _make_rows(of_split, sample_rate, unequal, split == "train")
         for split, of_split in tracks.items()
@@ -122,7 +135,9 @@ def prepare(
             path.unlink(missing_ok=True)  # of tracks that are trained on now
             continue
         paths[split] = str(write_manifest(path, rows[split]))
-        logger.info("%s: %d tracks", path, len(rows[split]))
+        silent = sum(not path for row in rows[split] for path in row.sources)
+        lacking = f", which lack {silent} stems" * bool(silent)
+        logger.info("%s: %d tracks%s", path, len(rows[split]), lacking)
     return paths
 
 
@@ -130,12 +145,13 @@ def find_tracks(
     data_folder: Path,
     sources: Sequence[str],
     valid_tracks: Sequence[str] | int | None = None,
+    missing: MissingStems = "refuse",
 ) -> dict[str, list[Row]]:
     """Return the tracks of each set by name, as `prepare` finds them."""
     folders = split_folders(data_folder, SPLITS)
     if "train" not in folders:
         folders = {"train": data_folder}
-    tracks = {name: _list_tracks(place, sources) for name, place in folders.items()}
+    tracks = {name: _list_tracks(at, sources, missing) for name, at in folders.items()}
     if "valid" in tracks:
         if valid_tracks is not None:
             there = data_folder / "valid"
@@ -162,10 +178,12 @@ def _check_sources(sources: tuple[str, ...]) -> None:
             raise DataError(f"sources: {name!r} is {fault}, expected distinct stems")
 
 
-def _list_tracks(folder: str | Path, sources: Sequence[str]) -> list[Row]:
+def _list_tracks(
+    folder: str | Path, sources: Sequence[str], missing: MissingStems
+) -> list[Row]:
     """Return the tracks in a folder by name; name what is left out."""
     folder, faults, notes = existing(folder), list[str](), list[str]()
-    tracks = list_tracks(folder, sources, MIXTURE, faults, notes)
+    tracks = declare(list_tracks(folder, sources, MIXTURE, faults, notes), missing)
     _warn(notes)
     refuse(faults)
     if not tracks:
@@ -235,7 +253,7 @@ def _make_row(
         headers = {path: read_header(path, remember=True) for path in track.files}
     except AudioError as error:
         if not all(map(os.path.lexists, track.files)):
-            hint = "add it (silence will do) or set --sources"
+            hint = "add it, or set --sources or --missing_stems=silent"
             raise DataError(f"{error}; {hint}") from None
         if may_skip:
             return None, f"{error}; its track is left out of training"
@@ -248,10 +266,11 @@ def _make_row(
             raise DataError(f"{text}; set --unequal=pad or --unequal=cut")
         done = "silence is appended" if unequal == "pad" else "all are cut to it"
         warnings.append(f"{text}: {done}")
-    mono = [Path(p).name for p, header in headers.items() if header.channels == 1]
+    place = Path(track.files[0]).parents[int(track.by_stem)]
+    ones = [path for path, header in headers.items() if header.channels == 1]
+    mono = [str(Path(path).relative_to(place)) for path in ones]
     if mono:
-        place, names = Path(track.sources[0]).parent, ", ".join(mono)
-        warnings.append(f"{place}: {names} mono, played on both channels")
+        warnings.append(f"{place}: {', '.join(mono)} mono, played on both channels")
     lengths = [header.frames for header in headers.values()]
     frames = (max if unequal == "pad" else min)(lengths)
     rate = next(iter(headers.values())).sample_rate

@@ -27,6 +27,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_prep.common.layout import NAMED, SPLITS
+from data_prep.common.tracks import declare
 from data_prep.verify.layouts import find_rows
 from data_prep.verify.rows import NOTE, Contents, Fault, row_faults
 from data_prep.verify.stems import USUAL, Requirements, StemsReport
@@ -105,7 +106,7 @@ def verify_folder(
     layout, placed, notes = find_rows(place, layout, requirements.sources, splits)
     for split, row in placed:
         contents.add_name(split, row)
-    rows = [row for _, row in placed]
+    rows = declare([row for _, row in placed], requirements.missing_stems)
     report = StemsReport(requirements) if rows[0].channels != 1 else None
     named = {row.id: row for row in (rows if report else _with_rates(rows))}
     check = functools.partial(report.check if report else row_faults, contents=contents)

@@ -3,6 +3,7 @@
 Legend: T sample, t sample of a coarse signal, F frequency, D lag, S stem.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import combinations
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_prep.common.tracks import stem_name
 from modules.data.manifest import Row
 
 KICK = "kick"
@@ -42,19 +44,20 @@ class Alignment:
         self.dots_SS: np.ndarray | float = 0.0
         # By the pair of files and the signals compared: cross and two power spectra.
         self.spectra: dict[tuple, np.ndarray] = defaultdict(lambda: np.zeros(1))
-        names = {Path(path).stem.lower(): path for path in row.sources}
+        self.sources = [path for path in row.sources if path]
+        names = {stem_name(row, path).lower(): path for path in self.sources}
         others = [names[name] for name in DRUMS if name in names and KICK in names]
         self.pairs = [(names[KICK], other, BEATS) for other in others]
         if row.mixture:
-            self.pairs += [(row.mixture, path, WAVES) for path in row.sources]
+            self.pairs += [(row.mixture, path, WAVES) for path in self.sources]
 
     def add(self, waves: Mapping[str, np.ndarray]) -> None:
         """Take in a block, if all files have it."""
         if len({wave.shape for wave in waves.values()}) != 1:
             return
         waves = {p: np.nan_to_num(x, posinf=0, neginf=0) for p, x in waves.items()}
-        if all(path in waves for path in self.row.sources):
-            flat_ST = np.stack([waves[path].ravel() for path in self.row.sources])
+        if all(path in waves for path in self.sources):
+            flat_ST = np.stack([waves[path].ravel() for path in self.sources])
             self.dots_SS = self.dots_SS + flat_ST @ flat_ST.T
         for first, second, kind in self.pairs:
             if first in waves and second in waves:
@@ -79,14 +82,16 @@ class Alignment:
             if late := self._delay(cross_F, one_F.real, two_F.real, kind):
                 how = f"{abs(late) * 1000:.0f} ms {'late' if late > 0 else 'early'}"
                 what = "the beats of " if kind is BEATS else ""
-                yield f"{second} seems {how} against {what}{Path(first).name}"
+                what += os.path.relpath(first, Path(second).parent)
+                yield f"{second} seems {how} against {what}"
         if np.ndim(self.dots_SS):
             norm_S = np.sqrt(np.diag(self.dots_SS)) + 1e-12
             correlation_SS = abs(self.dots_SS / np.outer(norm_S, norm_S))
             for a, b in combinations(range(len(norm_S)), 2):
                 found = correlation_SS[a, b]
                 if self.max_correlation < found < 0.999:  # equal ones are noted anyway
-                    one, two = self.row.sources[a], Path(self.row.sources[b]).name
+                    one = self.sources[a]
+                    two = os.path.relpath(self.sources[b], Path(one).parent)
                     yield f"{one} and {two} correlate by {found:.2f}: bleed?"
 
     def _delay(

@@ -29,7 +29,7 @@ from data_prep.common.layout import (
     missing_folder,
     missing_splits,
 )
-from data_prep.common.tracks import list_tracks, split_folders
+from data_prep.common.tracks import has_stem_folders, list_tracks, split_folders
 from data_prep.verify.rows import NOTE, Fault
 from modules.data.manifest import Row
 from modules.runtime.errors import DataError
@@ -81,6 +81,8 @@ def find_rows(
     known = find_layouts()
     if layout is not None:
         known = {layout: known[layout] if layout in known else _import(layout, known)}
+    elif has_stem_folders(folder, sources or Tracks.sources, SPLITS):
+        known = {STEMS: known[STEMS]}  # `mixture` alone may be that of talkers
     found: dict[str, tuple[list[Placed], list[Fault]]] = {}
     for name, layouts in known.items():
         if found and name == STEMS:
@@ -170,7 +172,8 @@ def _rows_of_tracks(
 ) -> Iterator[Placed]:
     """Yield a row for each track, whatever of it is missing.
 
-    Without names of sources they are the stems that most of the tracks have.
+    Without names of sources they are the stems that most of the tracks have, or the
+    folders beside one of a usual stem.
     """
     places = list(split_folders(folder, layout.splits).values()) or [folder]
     if not sources:
@@ -180,6 +183,9 @@ def _rows_of_tracks(
         counts.pop(layout.mixture, None)
         most = sum(1 for files in listed if files) / 2
         sources = sorted(name for name in counts if counts[name] > most)
+        if has_stem_folders(folder, layout.sources, layout.splits):
+            names = {track.name for track in tracks if track.is_dir()}
+            sources = sorted({n for n in names if n[0] != "."} - {layout.mixture})
     for place in places if sources else ():
         faults: list[str] = []
         left_out: list[str] = []

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_prep.common.tracks import MissingStems, stem_name
 from data_prep.verify.alignment import Alignment
 from data_prep.verify.rows import NOTE, Contents, Fault, Waves, row_faults
 from modules.audio.faults import SUM_TOLERANCE
@@ -54,6 +55,8 @@ class Requirements:
         In Hz; every file must have one and the same of them.
     sources : Sequence[str]
         Names of the stems; found by looking if not given.
+    missing_stems : str
+        A stem that a track lacks is a fault (refuse) or silent (silent).
     """
 
     min_train: int = 20
@@ -65,6 +68,7 @@ class Requirements:
     max_correlation: float = 0.15
     rates: Sequence[int] = (44100, 48000)
     sources: Sequence[str] = ()
+    missing_stems: MissingStems = "refuse"
 
     @property
     def one_rate(self) -> str:
@@ -136,8 +140,7 @@ class StemsReport:
         )
         faults += self._faults_of(headers, bits, figures)
         if quiet := level_fault(float(np.sqrt(np.square(level_T).mean()))):
-            place = row.mixture or Path(row.sources[0]).parent
-            faults.append(Fault("silent", f"{place} {quiet}"))
+            faults.append(Fault("silent", f"{row.place} {quiet}"))
         self.figures[row.id], self.faults[row.id] = figures, faults
         return faults
 
@@ -177,7 +180,8 @@ class StemsReport:
         """Return the requirements of each track, then those of the set."""
         wanted, figures = self.wanted, self.figures.values()
         files = f"{sum(len(row.files) for row in rows)} files"
-        names = ", ".join(Path(path).stem for path in rows[0].sources)
+        pairs = [(row, path) for row in rows for path in row.sources if path]
+        names = ", ".join({stem_name(row, path): None for row, path in pairs})
         mixed = sum(bool(row.mixture) for row in rows)
         mixtures = f"{mixed} mixtures, {len(rows) - mixed} tracks without"
         within = f"within {round(SUM_TOLERANCE * 2**15)} LSB of 16 bits"

@@ -10,7 +10,8 @@ noise. Without them the sources are their own images.
 
 Stems of music get two more columns at the end. `channels` is 2: the files are stereo,
 and an empty `mixture` stands for the sum of the sources. `unused` holds the numbers of
-the sources that belong to the mixture but are not to be trained on, such as "2 4".
+the sources that belong to the mixture but are not to be trained on, such as "2 4". An
+empty source is a stem that the song does not have: silence.
 Collections of music are not uniform: a file may be mono, longer than the row says, or
 end earlier, in silence.
 """
@@ -66,8 +67,24 @@ class Row:
     @property
     def summands(self) -> tuple[str, ...]:
         """The files whose sum the mixture is: images, or else sources, and noise."""
-        noise = (self.noise,) if self.noise else ()
-        return (*(self.images or self.sources), *noise)
+        parts = (*(self.images or self.sources), self.noise)
+        return tuple(path for path in parts if path)
+
+    def offers(self, number: int) -> bool:
+        """Whether the source of a number, from 1, is there and may be trained on."""
+        return bool(self.sources[number - 1]) and number not in self.unused
+
+    @property
+    def by_stem(self) -> bool:
+        """Whether a song's stems lie in a folder each: `STEM/SONG.wav`."""
+        first, name = Path(self.files[0]), Path(self.id).name
+        return first.stem == name != first.parent.name
+
+    @property
+    def place(self) -> str:
+        """What messages call a song: its mixture, or else the folder of its stems."""
+        first = Path(self.files[0])
+        return str(first if self.mixture or self.by_stem else first.parent)
 
 
 def write_manifest(path: str | Path, rows: Sequence[Row]) -> Path:
@@ -238,7 +255,9 @@ def _read_row(header: Sequence[str], values: Sequence[str]) -> Row:
     unused = cells.get("unused", "").split()
     if not all(f"source_{number}" in sources for number in unused):
         fail("unused", f"numbers of sources, 1 to {len(sources)}")
-    optional = ("noise", "mixture") if channels == "2" else ("noise",)
+    optional = ["noise", *(["mixture"] if channels == "2" else [])]
+    if channels == "2" and any(cells[name] for name in sources):
+        optional += sources
     for name in ("mixture", "noise", *sources, *images):
         if not os.path.isabs(cells[name]) and (cells[name] or name not in optional):
             fail(name, "an absolute path")

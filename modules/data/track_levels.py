@@ -60,7 +60,7 @@ def measure_levels(rows: Sequence[Row], index: str | Path) -> dict[str, Level]:
 
 def _mixture_files(row: Row) -> Sequence[str]:
     """Return the files whose sum is the track's mixture: without one, all stems."""
-    return [row.mixture] if row.mixture else row.sources
+    return [row.mixture] if row.mixture else row.files
 
 
 def measure(row: Row) -> Level:
@@ -101,8 +101,7 @@ def level_fault(std: float) -> str:
 def loud_enough(rows: Sequence[Row], levels: Mapping[str, Level]) -> list[Row]:
     """Return the tracks that can be normalised; a warning names the others."""
     faults = {row.id: level_fault(levels[row.id].std) for row in rows}
-    places = {row.id: row.mixture or Path(row.sources[0]).parent for row in rows}
-    named = [f"{places[name]} {fault}" for name, fault in faults.items() if fault]
+    named = [f"{row.place} {faults[row.id]}" for row in rows if faults[row.id]]
     if named:
         text = f"{len(named)} tracks are left out of training: {'; '.join(named)}"
         if len(named) == len(rows):

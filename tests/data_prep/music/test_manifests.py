@@ -316,7 +316,7 @@ def test_what_is_found_instead_of_a_stem_is_said(flat, tmp_path, capsys):
     message = f"{path}: does not exist; there is Bass.mp3"
     with pytest.raises(DataError) as error:
         prepare(flat, tmp_path / "save")
-    assert str(error.value).startswith(f"{message}; add it (silence will do)")
+    assert str(error.value).startswith(f"{message}; add it, or set --sources or")
     check([str(flat), "--layout=stems"])
     assert f"05-uuid: {message}\n" in capsys.readouterr().out
 
@@ -410,3 +410,115 @@ def test_a_test_set_needs_no_other_folder(tmp_path):
 def test_a_test_without_test_tracks_is_of_the_validation_tracks(flat, tmp_path):
     manifests = prepare(flat, tmp_path / "save", splits=["test"])
     assert list(manifests) == ["test"] and ids(manifests["test"]) == ["00-uuid"]
+
+
+def by_stem(folder: Path, tracks: Path) -> Path:
+    """The same files in a folder for each stem."""
+    for path in sorted(tracks.glob("*/*.wav")):
+        place = folder / path.stem / f"{path.parent.name}.wav"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(place)
+    return folder
+
+
+def test_a_stem_that_a_song_lacks_may_be_silent_by_declaration(flat, tmp_path, capsys):
+    (flat / "03-uuid" / "bass.wav").unlink()
+    (flat / "04-uuid" / "vocals.wav").rename(flat / "04-uuid" / "vocal.wav")
+    with pytest.raises(DataError, match=r"03-uuid/bass.wav: .* --missing_stems=silent"):
+        prepare(flat, tmp_path / "save")
+    assert check([str(flat), "--layout=stems"]) == 1
+    assert "bass.wav: does not exist" in capsys.readouterr().out
+    manifests = prepare(flat, tmp_path / "save", missing_stems="silent")
+    rows = {row.id: row for row in read_manifest(manifests["train"], 4, stems=True)}
+    assert rows["03-uuid"].sources[1] == "" and len(rows["03-uuid"].files) == 3
+    assert [Path(path).stem for path in rows["05-uuid"].sources] == list(SOURCES)
+    lax, stems = ["--min_seconds=0.1", f"--rates={RATE}"], ",".join(SOURCES)
+    check([str(flat), *lax, "--missing_stems=silent", f"--sources={stems}"])
+    out = capsys.readouterr().out
+    assert "03-uuid" not in out.split("requirement")[0]
+    assert f"{flat}/04-uuid: has no vocals; not used: vocal\n" in out
+    check([manifests["train"]])
+    assert "11 rows, 0 faults" in capsys.readouterr().out
+    with pytest.raises(DataError, match="'maybe', expected refuse or silent"):
+        prepare(flat, tmp_path / "save", missing_stems="maybe")
+
+
+def test_a_manifest_without_any_stem_in_a_row_is_refused(flat, tmp_path):
+    path = Path(prepare(flat, tmp_path / "save")["train"])
+    text = path.read_text()
+    row = next(line for line in text.splitlines() if line.startswith("03-uuid"))
+    kept = row.split(",")
+    kept[5:9] = [""] * 4
+    path.write_text(text.replace(row, ",".join(kept)))
+    with pytest.raises(DataError, match="source_1 is '', expected an absolute path"):
+        read_manifest(path, stems=True)
+
+
+@pytest.mark.parametrize("splits", [("",), ("train", "valid", "test")])
+def test_a_folder_for_each_stem_is_the_same_set(tmp_path, capsys, splits):
+    for split in splits:
+        for name in "abc":
+            write_track(tmp_path / "songs" / split / name, mixture=True)
+    songs = tmp_path / "songs"
+    before = prepare(songs, tmp_path / "one")
+    digests = {split: measure_of(path) for split, path in before.items()}
+    for split in splits:
+        by_stem(tmp_path / "stems" / split, songs / split)
+    after = prepare(tmp_path / "stems", tmp_path / "two")
+    assert {split: measure_of(path) for split, path in after.items()} == digests
+    row = read_manifest(after["train"], stems=True)[0]
+    assert row.by_stem and Path(row.sources[0]).parent.name == "drums"
+    for more in ([], ["--sources=drums,bass"]):
+        check([str(tmp_path / "stems"), "--min_seconds=0.1", *more])
+        out = capsys.readouterr().out
+        names = "drums, bass " if more else "bass, drums, other, vocals "
+        assert f"stems (stems): {3 * len(splits)} tracks" in out and names in out
+        assert "is not the sum" not in out or more
+
+
+def measure_of(manifest: str) -> list:
+    """What a set is, wherever its files lie."""
+    rows = read_manifest(manifest, stems=True)
+    levels = measure_levels(rows, Path(manifest).with_suffix(".levels"))
+    waves = [float(StemDataset(rows)[k].src.square().sum()) for k in range(len(rows))]
+    return [
+        (row.id, levels[row.id], wave) for row, wave in zip(rows, waves, strict=True)
+    ]
+
+
+def test_folders_of_songs_and_of_stems_are_not_mixed_up(tmp_path, caplog):
+    songs = tmp_path / "songs"
+    for name in ("a", "drums", "b"):  # a song may have the name of a stem
+        write_track(songs / name)
+    assert ids(prepare(songs, tmp_path / "save", valid_tracks=0)["train"]) == [
+        *("a", "b", "drums")
+    ]
+    write_track(tmp_path / "other" / "x")
+    by_stem(songs, tmp_path / "other")
+    with pytest.raises(DataError, match=r"folders of stems \(\w+\) and of songs \(a\)"):
+        prepare(songs, tmp_path / "save")
+
+
+def test_faults_of_a_folder_for_each_stem_name_the_file(tmp_path, caplog, capsys):
+    for name in "abc":
+        write_track(tmp_path / "songs" / name, mixture=True)
+    stems = by_stem(tmp_path / "stems", tmp_path / "songs")
+    (stems / "bass").rename(stems / "Bass")
+    wave, rate = soundfile.read(stems / "drums" / "b.wav")
+    soundfile.write(stems / "drums" / "b.wav", wave[: FRAMES // 2, :1], rate)
+    soundfile.write(stems / "mixture" / "d.wav", wave, rate)
+    caplog.set_level(logging.WARNING)
+    prepare(stems, tmp_path / "save", valid_tracks=0)
+    for text in (
+        f"{stems}/Bass: is taken for bass",
+        f"{stems}/mixture/d.wav: is left out, it has no stem",
+        f"{stems}/drums/b.wav ends 0.25 s before ../Bass/b.wav",
+        f"{stems}: drums/b.wav mono, played on both channels",
+    ):
+        assert text in caplog.text
+    (stems / "other" / "c.wav").unlink()
+    with pytest.raises(DataError, match=f"{stems}/other/c.wav: does not exist; add it"):
+        prepare(stems, tmp_path / "save", valid_tracks=0)
+    caplog.set_level(logging.INFO)
+    prepare(stems, tmp_path / "save", valid_tracks=0, missing_stems="silent")
+    assert "3 tracks, which lack 1 stems" in caplog.text
