@@ -265,6 +265,9 @@ class MusicSeparation(Separation):
             augmentation=config.augmentation,
             levels=levels,
             independent=config.independent,
+            sources=self.stems,
+            stem_balance=config.stem_balance,
+            own_mixture=config.own_mixture,
             examples_per_epoch=config.examples_per_epoch,
             seed=config.seed,
         )

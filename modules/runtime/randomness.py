@@ -32,6 +32,9 @@ class Stream(enum.IntEnum):
     REMIX = 4
     SEGMENT = 5  # draws that all stems of a segment share
     STEM = 6
+    TAKES = 7  # where the second take of a stem comes from, and whether there is one
+    EFFECT = 8
+    BALANCE = 9
 
 
 _STEP_STREAM = 0x5EED  # keeps seed_step apart from every numpy_rng(seed, ...)

@@ -202,6 +202,8 @@ class MusicSettings(RunSettings):
     segment_seconds: float = setting(at_least=0.01, at_most=3600)
     stride_seconds: float = setting(at_least=0.01, at_most=3600)
     independent: bool = setting()
+    stem_balance: float = setting(at_least=0, at_most=1)
+    own_mixture: bool = setting()
     examples_per_epoch: int | None = setting(above=0)
     augmentation: Augmentation | None = built()
     weights: list[float] | None = setting(at_least=0)

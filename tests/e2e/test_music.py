@@ -2,9 +2,11 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -335,3 +337,39 @@ def test_rules_of_truncation_are_trained_side_by_side(songs, tmp_path, capsys):
     weights = weights_of(tmp_path / "run")
     plain = weights["networks.none.mono.conv.weight"]
     assert not torch.equal(plain, weights["networks.running.mono.conv.weight"])
+
+
+def test_songs_that_lack_a_stem_in_a_folder_for_each_stem(arguments, songs, tmp_path):
+    stems = tmp_path / "stems"
+    for path in songs.glob("*/*.wav"):
+        place = stems / path.stem / f"{path.parent.name}.wav"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(path.read_bytes())
+    (stems / "high" / "track0.wav").unlink()  # of the validation and the test
+    (stems / "high" / "track1.wav").unlink()
+    effects = "{takes: [0.5], eq: 0.5, noise: 0.5, mp3: 0.3, mixture_mp3: 0.3"
+    settings = {
+        "data_folder": stems,
+        "missing_stems": "silent",
+        "stem_balance": 0.5,
+        "augmentation": f"{effects}, per_stem: {{low: {{eq: 0.0, reverse: 0.5}}}}}}",
+    }
+    train.main(arguments(**settings))
+    run = tmp_path / "run"
+    log = (run / "log.txt").read_text()
+    assert "valid: silent targets have no score: high of track0" in log
+    with open(run / "test_results.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert row["nsdr_high"] in ("", "nan") and float(row["nsdr_low"]) < 100
+
+
+def test_mastered_songs_are_trained_on_as_they_are(arguments, songs, tmp_path):
+    mastered = tmp_path / "mastered"
+    shutil.copytree(songs, mastered)
+    for track in mastered.iterdir():
+        low, high = (soundfile.read(track / f"{n}.wav")[0] for n in ("low", "high"))
+        limited = np.tanh(3 * (low + high))
+        soundfile.write(track / "mixture.wav", limited, RATE, subtype="FLOAT")
+    train.main(arguments(data_folder=mastered, own_mixture=True))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "is not the sum of its stems" in log

@@ -134,10 +134,13 @@ def test_more_and_fewer_examples_than_segments(ramps):
 def test_an_example_does_not_depend_on_workers_ranks_or_order(
     ramps, independent, num_workers
 ):
-    settings = Augmentation(repitch_probability=0.5)
-    data = StemDataset(
-        ramps, RATE, 4, 2, settings, independent=independent, examples_per_epoch=8
+    settings = Augmentation(
+        repitch_probability=0.5, takes=(0.5, 0.5), reverse=0.5, eq=0.5, noise=0.5
     )
+    data = StemDataset(
+        ramps, RATE, 4, 2, settings, independent=independent, examples_per_epoch=8,
+        stem_balance=0.5,
+    )  # fmt: skip
     alone = {index: data[ExampleKey(2, index)] for index in reversed(range(8))}
     for rank in range(2):
         sampler = EpochSampler(8, 2, rank, world_size=2, seed=7)
@@ -462,3 +465,135 @@ def test_real_songs_with_label_noise(tmp_path):
         example = data[ExampleKey(1, index)]
         assert example.src.shape == (4, 2, 88200) and example.src.isfinite().all()
         assert set(example.origins) <= levels.keys()
+
+
+def test_takes_of_the_same_stem_are_added(ramps):
+    settings = Augmentation(**{**OFF, "takes": (0.5, 0.25)})
+    data = StemDataset(ramps, RATE, 4, 1.5, settings, examples_per_epoch=80)
+    plain = StemDataset(ramps, RATE, 4, 1.5, examples_per_epoch=80)
+    counts, tracks = Counter(), Counter()
+    for index in range(80):
+        example = data[index]
+        rest = example.src - plain[index].src
+        assert torch.equal(example.mix, example.src.sum(0))
+        for stem, rest_CT in enumerate(rest, start=1):
+            more = round(float(rest_CT[0, 0]) / stem)
+            counts[more] += 1
+            if more == 1:
+                found, track, start = read_off(rest_CT)
+                assert found == stem and 0 <= start <= 6.001
+                tracks[track] += 1
+    # 3/8 get none, 1/2 get one, 1/8 both.
+    assert 65 < counts[0] < 115 and 90 < counts[1] < 150 and 12 < counts[2] < 50
+    assert min(tracks[k] for k in range(3)) > 20
+
+
+def test_settings_of_one_stem_do_not_reach_another(ramps):
+    def stems(per_stem: dict | None) -> Tensor:
+        settings = Augmentation(**OFF, noise=0.5, per_stem=per_stem)
+        names = ["a", "b", "c"]
+        data = StemDataset(ramps, RATE, 4, 1.5, settings, sources=names)
+        return torch.stack([data[index].src for index in range(15)])
+
+    plain = stems(None)
+    for number, name in enumerate("abc"):
+        other = stems({name: {"reverse": 1.0, "noise": 0.0, "scale": [2.0, 2.0]}})
+        for stem in range(3):
+            assert torch.equal(plain[:, stem], other[:, stem]) == (stem != number)
+    with pytest.raises(DataError, match="per_stem has 'd', expected a, b, c"):
+        stems({"d": {}})
+
+
+def noise_rows(folder: Path, count: int, rate: int = 8000) -> list[Row]:
+    rng = np.random.default_rng(0)
+    return [
+        make_row(folder, f"t{k}", list(0.1 * rng.standard_normal((2, rate, 2))), rate)
+        for k in range(count)
+    ]
+
+
+def test_mp3_of_the_mixture_leaves_the_targets(tmp_path):
+    settings = Augmentation(**OFF, mixture_mp3=1.0)
+    data = StemDataset(noise_rows(tmp_path, 1), 8000, 0.5, 0.25, settings)
+    example = data[0]
+    sum_CT = example.src.sum(0)
+    assert torch.equal(example.src, StemDataset(data.rows, 8000, 0.5, 0.25)[0].src)
+    error = (example.mix - sum_CT).square().mean() / sum_CT.square().mean()
+    assert 1e-6 < float(error) < 0.5
+    with pytest.raises(DataError, match="augmentation: mp3 at 1000 Hz needs"):
+        StemDataset(data.rows, 1000, 0.5, 1.0, Augmentation(mp3=0.1))
+
+
+def test_an_own_mixture_is_cut_and_changed_as_its_stems_are(tmp_path):
+    rows = noise_rows(tmp_path, 2, RATE)
+    mastered = []
+    for row in rows:
+        stems = [soundfile.read(path)[0] for path in row.sources]
+        mastered.append(with_mixture(row, 0.5 * np.tanh(sum(stems))))
+    settings = Augmentation(shift_seconds=0.2)  # and flips, gains, remix by default
+    levels = {row.id: Level(0.01, 0.2) for row in rows}
+    args = (RATE, 0.3, 0.1, settings, levels)
+    data = StemDataset(mastered, *args, own_mixture=True)
+    gains = set()
+    for index in range(len(data)):
+        example = data[ExampleKey(1, index)]
+        assert len(set(example.origins)) == 1, "whole segments of one song"
+        # Each stem lacks the mean, which the mixture lacks once.
+        sign_and_gain = float((example.mix + example.src.sum(0)).std())
+        gains.add(round(sign_and_gain, 4))
+        own, total = example.mix, example.src.sum(0)
+        similarity = torch.corrcoef(torch.stack([own.ravel(), total.ravel()]))[0, 1]
+        assert similarity > 0.99 and not torch.allclose(own, total, atol=0.05)
+    assert len(gains) > 3
+    without = StemDataset(rows[:1] + mastered[1:], *args, own_mixture=True)
+    sums = [torch.equal(e.mix, e.src.sum(0)) for e in (without[k] for k in range(9))]
+    assert any(sums) and not all(sums), "where there is no mixture, the sum"
+    for more, message in (
+        ({"independent": True}, "own_mixture=True: independent would change stems"),
+        ({"augmentation": Augmentation(eq=0.1, takes=(0.2,))}, "takes, eq would"),
+        ({"rows": rows}, "no track has a mixture file"),
+    ):
+        given = {"rows": mastered, "segment_seconds": 0.3, **more}
+        with pytest.raises(DataError, match=message):
+            StemDataset(**given, own_mixture=True)
+
+
+@pytest.fixture
+def sparse(ramps, tmp_path) -> list[Row]:
+    """Twenty tracks; only the last has the second stem."""
+    lacking = [replace(ramps[0], id=f"n{k}") for k in range(19)]
+    sources = (ramps[0].sources[0], "", ramps[0].sources[2])
+    return [*(replace(row, sources=sources) for row in lacking), ramps[1]]
+
+
+def test_a_stem_that_a_song_lacks_is_silence(sparse, tmp_path):
+    levels = measure_levels(sparse, tmp_path / "l.csv")
+    whole = StemDataset(sparse, RATE)[0]
+    assert not whole.src[1].any() and torch.equal(whole.mix, whole.src.sum(0))
+    assert levels["n0"].mean == pytest.approx(float(whole.mix.mean()), rel=1e-4)
+    data = StemDataset(sparse, RATE, 4, 1.5, levels=levels)
+    silent = [not data[index].src[1].any() for index in range(len(data))]
+    assert sum(silent) == len(data) * 19 / 20
+    none = [replace(row, sources=sparse[0].sources) for row in sparse]
+    with pytest.raises(DataError, match="no track has a source_2 that may be used"):
+        StemDataset(none, RATE, 4)
+
+
+@pytest.mark.parametrize(
+    ("independent", "balance", "share"),
+    # A third of what is balanced goes to each stem; independent ones are always there.
+    [(False, 0.0, 0.05), (False, 0.6, 0.22), (True, 0.0, 1.0)],
+)
+def test_examples_can_be_balanced_by_stem(sparse, independent, balance, share):
+    settings = Augmentation(**{**OFF, "remix_group": 4})
+    data, again = (
+        StemDataset(
+            sparse, RATE, 0.5, 1.5, settings, independent=independent,
+            stem_balance=balance, examples_per_epoch=150,
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    examples = [data[index] for index in range(150)]
+    having = sum(bool(example.src[1].any()) for example in examples)
+    assert abs(having - 150 * share) < 18
+    assert torch.equal(again[149].src, examples[149].src)
