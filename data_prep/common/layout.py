@@ -139,14 +139,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Tracks:
-    """Songs in stems: `[SPLIT/]TRACK/STEM.wav` or `[SPLIT/]STEM/TRACK.wav`.
-
-    The mixture may be missing. Folders of the usual `sources` tell the second from the
-    first where nobody names the stems.
-    """
+    """Songs in stems: `[SPLIT/]TRACK/STEM.wav` or `[SPLIT/]STEM/TRACK.wav`."""
 
     splits: tuple[str, ...] = SPLITS
-    mixture: str = "mixture"
+    mixture: str = "mixture"  # may be missing
+    # Usual stems: their folders tell the two apart where nobody names the stems.
     sources: tuple[str, ...] = ("drums", "bass", "other", "vocals")
 
 

@@ -92,8 +92,7 @@ def prepare(
         What is done where the files of a track end at different times: silence is
         appended (pad), all are cut to the shortest (cut), or it is an error (refuse).
     missing_stems : str
-        A stem that a track lacks is an error (refuse), or silent (silent): its cell in
-        the manifest is empty then, and no score has it.
+        A stem that a track lacks is an error (refuse), or an empty cell (silent).
 
     Raises
     ------
@@ -108,8 +107,7 @@ def prepare(
     if unequal not in get_args(Unequal):
         raise DataError(f"unequal is {unequal!r}, expected pad, cut or refuse")
     if missing_stems not in get_args(MissingStems):
-        given = f"missing_stems is {missing_stems!r}"
-        raise DataError(f"{given}, expected refuse or silent")
+        raise DataError(f"missing_stems={missing_stems!r}: expected refuse or silent")
     data_folder, save_folder = Path(data_folder).absolute(), Path(save_folder)
     only_test = list(splits) == ["test"]
     if only_test and test_folder is None:
@@ -266,11 +264,10 @@ def _make_row(
             raise DataError(f"{text}; set --unequal=pad or --unequal=cut")
         done = "silence is appended" if unequal == "pad" else "all are cut to it"
         warnings.append(f"{text}: {done}")
-    place = Path(track.files[0]).parents[int(track.by_stem)]
-    ones = [path for path, header in headers.items() if header.channels == 1]
-    mono = [str(Path(path).relative_to(place)) for path in ones]
+    at = Path(track.files[0]).parents[int(track.by_stem)]
+    mono = [os.path.relpath(p, at) for p, one in headers.items() if one.channels == 1]
     if mono:
-        warnings.append(f"{place}: {', '.join(mono)} mono, played on both channels")
+        warnings.append(f"{at}: {', '.join(mono)} mono, played on both channels")
     lengths = [header.frames for header in headers.values()]
     frames = (max if unequal == "pad" else min)(lengths)
     rate = next(iter(headers.values())).sample_rate

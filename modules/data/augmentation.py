@@ -15,8 +15,7 @@ PER_STEM = (*RANGES, *FLIPS, "takes", "reverse", "eq", "noise", "mp3", "eq_gain_
 class Augmentation:
     """Changes of a stem's segment; the defaults are demucs'.
 
-    docs/music.md has the order in which they happen. The mixture is the sum of the
-    stems that come out, which are the targets.
+    docs/music.md has their order. The targets are the stems that come out.
     """
 
     # A segment starts up to this much later, drawn for each stem or once for all.

@@ -70,10 +70,6 @@ class Row:
         parts = (*(self.images or self.sources), self.noise)
         return tuple(path for path in parts if path)
 
-    def offers(self, number: int) -> bool:
-        """Whether the source of a number, from 1, is there and may be trained on."""
-        return bool(self.sources[number - 1]) and number not in self.unused
-
     @property
     def by_stem(self) -> bool:
         """Whether a song's stems lie in a folder each: `STEM/SONG.wav`."""

@@ -107,7 +107,7 @@ class StemDataset(Dataset):
             self.settings = replace(
                 self.settings, remix_group=1, repitch_probability=0.0
             )
-        names = self.sources or [""] * len(self.rows[0].sources)
+        rows, names = self.rows, self.sources or [""] * len(self.rows[0].sources)
         of_stems = map(self.settings.of_stem, names)
         self.settings_S = [*of_stems, self.settings.of_mixture()]
         if any(settings.mp3 for settings in self.settings_S):
@@ -121,8 +121,8 @@ class StemDataset(Dataset):
         self.num_examples = self.examples_per_epoch or len(self.places)
         # For each source the rows that it may be taken from.
         self.pools = [
-            [n for n, row in enumerate(self.rows) if row.offers(number)]
-            for number in range(1, len(names) + 1)
+            [n for n, r in enumerate(rows) if r.sources[k] and k + 1 not in r.unused]
+            for k in range(len(names))
         ]
         for number, pool in enumerate(self.pools, start=1):
             if not pool:

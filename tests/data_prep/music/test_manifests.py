@@ -439,7 +439,7 @@ def test_a_stem_that_a_song_lacks_may_be_silent_by_declaration(flat, tmp_path, c
     assert f"{flat}/04-uuid: has no vocals; not used: vocal\n" in out
     check([manifests["train"]])
     assert "11 rows, 0 faults" in capsys.readouterr().out
-    with pytest.raises(DataError, match="'maybe', expected refuse or silent"):
+    with pytest.raises(DataError, match="'maybe': expected refuse or silent"):
         prepare(flat, tmp_path / "save", missing_stems="maybe")
 
 

@@ -93,6 +93,10 @@ def test_each_effect_has_its_odds_and_leaves_the_others_their_draws():
     turned = [torch.equal(one, wave.flip(1)) for one in out]
     assert all(t or torch.equal(one, wave) for t, one in zip(turned, out, strict=True))
     assert 85 < sum(turned) < 155
+    half = Augmentation(reverse=0.5, noise=0.5)
+    out = [add_effects(wave, half, RATE, 1, k) for k in range(200)]
+    kinds = [torch.equal(one, wave) + 2 * torch.equal(one, wave.flip(1)) for one in out]
+    assert all(kinds.count(kind) > 25 for kind in (1, 2)), "one without the other"
     both = Augmentation(reverse=0.3, noise=1.0)
     for k in range(20):
         noisy = add_effects(wave, both, RATE, 1, k)
