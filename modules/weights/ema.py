@@ -5,7 +5,7 @@ ones included, and starts from the weights after the first step; hence our own.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ class EMA:
     parameters stay as they are. Ranks with equal weights hold equal averages, and a
     run that resumes continues its average exactly.
 
+    Of several decays each has an average, and `best` says by number which is applied.
+
     With `warmup`, d = min(decay, (1 + t) / (10 + t)), as in TensorFlow, to forget the
     first weights after a few steps instead of 1 / (1 - decay) of them.
 
@@ -37,31 +39,31 @@ class EMA:
     1.0
     """
 
-    def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
-        if not 0 <= decay < 1:
+    def __init__(
+        self, decay: float | Sequence[float] = 0.999, warmup: bool = True
+    ) -> None:
+        self.decays = [*decay] if isinstance(decay, Sequence) else [decay]
+        if not all(0 <= decay < 1 for decay in self.decays):
             raise ValueError(f"decay must be in [0, 1), got {decay}")
-        self.decay = decay
+        self.best = 0
         self.warmup = warmup
         self.steps = 0
         self._module: nn.Module | None = None
         self._weights: dict[str, nn.Parameter] = {}
-        self._shadow: dict[str, Tensor] = {}
+        self._shadows: list[dict[str, Tensor]] = []
         self._is_applied = False
 
     def attach(self, module: nn.Module) -> "EMA":
         """Start from the weights of a module, wrapped or not, on its final device."""
         self._module = unwrap(module)
-        self._weights = {
-            name: weight
-            for name, weight in self._module.named_parameters()
-            if weight.requires_grad
-        }
+        named = self._module.named_parameters()
+        self._weights = weights = {n: w for n, w in named if w.requires_grad}
         if not self._weights:
             raise ValueError("EMA: the module has no trainable parameters to average")
-        self._shadow = {
-            name: weight.detach().to(_wide(weight.dtype), copy=True)
-            for name, weight in self._weights.items()
-        }
+        self._shadows = [
+            {n: w.detach().to(_wide(w.dtype), copy=True) for n, w in weights.items()}
+            for _ in self.decays
+        ]
         self.steps = 0
         return self
 
@@ -69,12 +71,11 @@ class EMA:
     def update(self) -> None:
         """Move the average towards the weights; call it after each optimizer step."""
         self._idle("update")
-        decay = self.decay
-        if self.warmup:
-            decay = min(decay, (1 + self.steps) / (10 + self.steps))
-        shadow = list(self._shadow.values())
         weights = [w.detach().to(_wide(w.dtype)) for w in self._weights.values()]
-        torch._foreach_lerp_(shadow, weights, 1 - decay)
+        for decay, shadow in zip(self.decays, self._shadows, strict=True):
+            if self.warmup:
+                decay = min(decay, (1 + self.steps) / (10 + self.steps))
+            torch._foreach_lerp_(list(shadow.values()), weights, 1 - decay)
         self.steps += 1
 
     @contextlib.contextmanager
@@ -91,7 +92,7 @@ class EMA:
         try:
             with torch.no_grad():
                 for name, weight in self._weights.items():
-                    weight.copy_(self._shadow[name])
+                    weight.copy_(self._shadows[self.best][name])
             yield
         finally:
             with torch.no_grad():
@@ -99,28 +100,34 @@ class EMA:
                     tensor.copy_(before)
             self._is_applied = False
 
-    def averaged_state_dict(self) -> dict[str, Tensor]:
-        """Return a copy of the module's `state_dict` with the averaged weights."""
-        module = self._idle("averaged_state_dict")
-        with self.applied():
-            state = module.state_dict()
-            return {name: tensor.clone() for name, tensor in state.items()}
-
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resume needs: the number of updates and the average itself."""
+        """Return what a resume needs: the number of updates and the averages.
+
+        The best one stands where that of a single decay does.
+        """
         self._idle("state_dict")
-        return {"steps": self.steps, "shadow": dict(self._shadow)}
+        state = {"steps": self.steps, "shadow": dict(self._shadows[self.best])}
+        if len(self.decays) > 1:
+            state |= {"best": self.best, "shadows": [dict(s) for s in self._shadows]}
+        return state
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`; raise if names or shapes of weights differ."""
+        """Continue from `state_dict()`; raise if names or shapes of weights differ.
+
+        Where the number of decays was another one, all go on from the best.
+        """
         self._idle("load_state_dict")
-        shadow = state["shadow"]
-        if differ := first_mismatch(shapes_of(shadow), shapes_of(self._shadow)):
-            raise RuntimeError(f"EMA: {differ}")
-        for name, mine in self._shadow.items():
-            mine.copy_(shadow[name])
-        self.steps = int(state["steps"])
+        shadows, best = state.get("shadows", []), state.get("best", 0)
+        if len(shadows) != len(self.decays):
+            shadows, best = [state["shadow"]] * len(self.decays), 0
+        for shadow in shadows:
+            if differ := first_mismatch(shapes_of(shadow), shapes_of(self._shadows[0])):
+                raise RuntimeError(f"EMA: {differ}")
+        for mine, shadow in zip(self._shadows, shadows, strict=True):
+            for name, tensor in mine.items():
+                tensor.copy_(shadow[name])
+        self.steps, self.best = int(state["steps"]), best
 
     def _idle(self, what: str) -> nn.Module:
         """Return the attached module; raise without one, or inside `applied`."""

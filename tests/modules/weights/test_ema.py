@@ -172,19 +172,6 @@ def test_wrappers_are_looked_through():
     assert set(ema.state_dict()["shadow"]) == {n for n, _ in module.named_parameters()}
 
 
-def test_averaged_state_dict_loads_into_a_fresh_network():
-    module = network()
-    ema = EMA(0.9).attach(module)
-    train(module, ema, range(5))
-    exported = ema.averaged_state_dict()
-    other = copy.deepcopy(module)
-    other.load_state_dict(exported, strict=True)
-    x = torch.randn(4, 3)
-    with ema.applied():
-        assert torch.equal(module.eval()(x), other.eval()(x))
-    assert not torch.equal(module(x), other(x))
-
-
 def test_refuses_misuse():
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1"):
         EMA(decay=1.0)
@@ -194,7 +181,7 @@ def test_refuses_misuse():
         EMA().update()
     ema = EMA().attach(network())
     with ema.applied():
-        for method in (ema.update, ema.state_dict, ema.averaged_state_dict):
+        for method in (ema.update, ema.state_dict):
             with pytest.raises(RuntimeError, match=r"inside applied"):
                 method()
 
@@ -215,3 +202,49 @@ def test_refuses_the_average_of_another_network_and_stays_as_it_was(other, messa
     with pytest.raises(RuntimeError, match=message):
         ema.load_state_dict(EMA().attach(other).state_dict())
     assert bits_of(ema) == before
+
+
+def test_several_decays_are_as_many_averages():
+    module = network()
+    alone = [EMA(decay).attach(module) for decay in (0.0, 0.5, 0.9)]
+    several = EMA([0.0, 0.5, 0.9]).attach(module)
+    for _ in range(5):
+        train(module, several, range(1))
+        for ema in alone:
+            ema.update()
+    for number, ema in enumerate(alone):
+        several.best = number
+        with ema.applied():
+            expected = bits(module)
+        with several.applied():
+            assert bits(module) == expected
+        # A reader of one average finds the best in its place.
+        mine, theirs = several.state_dict()["shadow"], ema.state_dict()["shadow"]
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+        assert ema.state_dict().keys() == {"steps", "shadow"}, "as it always was"
+
+
+def test_several_decays_resume_exactly_and_may_become_others():
+    whole = network()
+    ema = EMA([0.5, 0.9]).attach(whole)
+    train(whole, ema, range(10))
+    module = network()
+    first = EMA([0.5, 0.9]).attach(module)
+    train(module, first, range(4))
+    first.best = 1
+    resumed = EMA([0.5, 0.9]).attach(module)
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert resumed.best == 1
+    train(module, resumed, range(4, 10))
+    ema.best = 1
+    for name in ("shadow", "shadows"):
+        torch.testing.assert_close(
+            resumed.state_dict()[name], ema.state_dict()[name], rtol=0, atol=0
+        )
+    one, three = EMA(0.9).attach(module), EMA([0.0, 0.5, 0.9]).attach(module)
+    for other in (one, three):
+        other.load_state_dict(first.state_dict())
+        for shadow in other.state_dict().get("shadows", [other.state_dict()["shadow"]]):
+            torch.testing.assert_close(shadow, first.state_dict()["shadow"])
+    with pytest.raises(ValueError, match="decay must be in"):
+        EMA([0.5, 1.0])
