@@ -96,9 +96,9 @@ class Adapting(Separation):
             raise HparamsError(
                 "pretrained: adapters need a trained model; give --pretrained=FOLDER"
             )
-        if config.average_last:
+        if number := config.average_last or config.average_best:
             raise HparamsError(
-                f"average_last={config.average_last}: the mean of two adapters' "
+                f"an average of {number} epochs: the mean of two adapters' "
                 "factors is not that of their products; use ema_decay"
             )
         self.adapted = self.modules["separator"]

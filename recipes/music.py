@@ -1,4 +1,4 @@
-"""Music separation: stems of songs, L1 loss per stem, noisy labels, whole-song scores.
+"""Music separation: stems of songs, losses per stem, noisy labels, whole-song scores.
 
 The training step is in `recipes/step.py`; here an example has one loss term per
 stem, so that a selector can leave out the stems that look wrongly labelled (team
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class MusicSeparation(Separation):
-    """Trains `modules.separator` on the L1 loss of every stem."""
+    """Trains `modules.separator` on the `losses` of every stem."""
 
     settings_class: type[MusicSettings] = MusicSettings
     config: MusicSettings
@@ -64,6 +64,12 @@ class MusicSeparation(Separation):
                 f"weights={self.stem_weights}: give one number, 0 or more, for each of "
                 f"{', '.join(self.stems)}, not all of them 0"
             )
+        is_relative = getattr(self.config.losses, "is_relative", False)
+        if self.config.relative_to_level and is_relative:
+            raise HparamsError(
+                "relative_to_level=True: snr, log_wmse and l1_snr are so already: set "
+                "their weights in losses to 0"
+            )
         self.term_names, self.term_weights = self.stems, self.stem_weights
         self.target_names = self.stems
         try:
@@ -84,16 +90,16 @@ class MusicSeparation(Separation):
     def compute_objectives(
         self, predictions: Tensor, batch: Batch, stage: Stage
     ) -> Terms:
-        """Compute the mean absolute error of every stem; weight 0 leaves a stem out.
+        """Compute the weighted `losses` of every stem; weight 0 leaves a stem out.
 
         A silent stem is as good a target as any: it teaches silence. It is counted.
 
-        With `relative_to_level` a stem is judged by its error relative to the level of
+        With `relative_to_level` a stem is judged by its loss relative to the level of
         its target (at least 1 % of the mixture's), so that loud stems are not the
-        first to be dropped; what is trained on stays the plain error.
+        first to be dropped; what is trained on stays the plain loss.
         """
         target_BSCT = batch.src
-        loss_BS = (predictions.float() - target_BSCT).abs().mean((2, 3))
+        loss_BS = self.config.losses(predictions, target_BSCT, batch.mix)
         weighs_S = loss_BS.new_tensor(self.stem_weights) > 0
         sort_key_BS = None
         if self.config.relative_to_level:
@@ -166,7 +172,7 @@ class MusicSeparation(Separation):
     ) -> Scores:
         """Score a song per stem by the challenge's nSDR, at the test by SDR too.
 
-        In a validation also by the loss, relative to the mixture's level.
+        In a validation also by L1 relative to the mixture's level, whatever the losses.
         """
         is_test, rate = stage == Stage.TEST, self.config.sample_rate
         waves = est_SCT, target_SCT, mix_CT

@@ -2,13 +2,14 @@
 
     rate(step) = rate of the epoch (scheduler) x warm-up and decay (`RateFactor`)
 
-A scheduler is a function of the epoch (`LinearDecay`, `Phases`), or one of
-SpeechBrain's that wait for the validation loss (ReduceLROnPlateau, NewBobScheduler).
+A scheduler is a function of the epoch (`LinearDecay`, `Phases`, which can wait for the
+validation too), or one of SpeechBrain's that wait for the validation loss
+(ReduceLROnPlateau, NewBobScheduler).
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
 import torch
@@ -18,12 +19,31 @@ from speechbrain.nnet.schedulers import update_learning_rate as set_rate
 from modules.runtime.errors import HparamsError
 
 
+@dataclass
+class Waiting:
+    """Counts the validations in a row that did not improve on the best one."""
+
+    best: float = math.inf
+    waited: int = 0
+    falls: int = 0  # how often a rate was lowered for it
+
+    def add(self, loss: float, patience: float = math.inf) -> None:
+        """Count one more, of this loss; start again after more than `patience`."""
+        self.waited = 0 if loss < self.best else self.waited + 1
+        self.best = min(loss, self.best)
+        if self.waited > patience:
+            self.waited, self.falls = 0, self.falls + 1
+
+
 class EpochSchedule:
-    """A rate that is a function of the epoch alone: there is nothing to save."""
+    """A rate that is a function of the epoch: mostly there is nothing to save."""
 
     def rate(self, epoch: int) -> float:
         """Return the rate of an epoch, counted from 1."""
         raise NotImplementedError
+
+    def end_epoch(self, epoch: int, loss: float | None) -> None:
+        """Take note of an epoch's validation, where the rate depends on it."""
 
     def state_dict(self) -> dict:
         """Return nothing."""
@@ -72,8 +92,9 @@ class Phases(EpochSchedule):
 
     `epochs`, `lr` and `quantile` are the length, the learning rate and the truncation
     quantile of every phase; `only` runs one alone, counted from 1. The rate falls by
-    `factor`, at most 1, after every `every_epochs` of a phase. A ValueError says what
-    is out of range.
+    `factor`, at most 1, after every `every_epochs` of a phase, and by `plateau_factor`
+    where more than `patience` validations in a row (null: any number) have not raised
+    the best score of the phase. A ValueError says what is out of range.
 
     >>> phases = Phases(epochs=[500, 200], lr=[3e-4, 1e-4], quantile=[0.7, 0.5])
     >>> phases.total, phases.at(500).number, phases.at(501).lr
@@ -88,6 +109,8 @@ class Phases(EpochSchedule):
         only: int | None = None,
         factor: float = 1.0,
         every_epochs: int = 1,
+        patience: int | None = None,
+        plateau_factor: float = 0.95,
     ) -> None:
         if not len(epochs) == len(lr) == len(quantile) > 0:
             raise ValueError(
@@ -105,6 +128,8 @@ class Phases(EpochSchedule):
                 "1 or more"
             )
         self.factor, self.every_epochs = factor, every_epochs
+        self.patience, self.plateau_factor = patience, plateau_factor
+        self.waiting = Waiting()
         numbers = range(1, len(epochs) + 1)
         if only is not None and only not in numbers:
             raise ValueError(f"phase={only}: there are phases 1 to {len(epochs)}")
@@ -126,7 +151,22 @@ class Phases(EpochSchedule):
         """Return the learning rate of an epoch."""
         phase = self.at(epoch)
         falls = (epoch - phase.first_epoch) // self.every_epochs
-        return phase.lr * self.factor**falls
+        return phase.lr * self.factor**falls * self.plateau_factor**self.waiting.falls
+
+    def end_epoch(self, epoch: int, loss: float | None) -> None:
+        """Lower the rate where the validation waits for a better score in vain."""
+        if self.at(epoch + 1) != self.at(epoch):
+            self.waiting = Waiting()
+        elif self.patience is not None and loss is not None:
+            self.waiting.add(loss, self.patience)
+
+    def state_dict(self) -> dict:
+        """Return what a plateau has counted."""
+        return {} if self.patience is None else asdict(self.waiting)
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on counting."""
+        self.waiting = Waiting(**state)
 
 
 def total_epochs(phases: Phases) -> int:
@@ -213,6 +253,7 @@ class LearningRate:
         The epoch that ended reached this loss; None when it was not validated.
         """
         if isinstance(self.scheduler, EpochSchedule):
+            self.scheduler.end_epoch(epoch, loss)
             self.current = self.scheduler.rate(epoch + 1)
         elif loss is not None and isinstance(self.scheduler, ReduceLROnPlateau):
             set_rate(optimizer, self.current)  # the scheduler reads it from there

@@ -34,7 +34,8 @@ from modules.runtime import distributed
 from modules.runtime.errors import HparamsError
 from modules.runtime.signals import StopRun
 from modules.weights.checkpoint_files import check_fit
-from modules.weights.runs import mean_of_newest
+from modules.weights.ema import EMA
+from modules.weights.runs import mean_of_epochs
 from recipes.checkpoints import save_epoch, save_mid_epoch
 from recipes.config.settings import Settings, check_settings
 from recipes.evaluation import (
@@ -45,6 +46,7 @@ from recipes.evaluation import (
     silent_talkers,
 )
 from recipes.report import Reporter, listed, print_places, print_scores
+from recipes.schedule import Waiting
 from recipes.step import TrainingStep
 from recipes.train_stats import TrainStats, known
 
@@ -79,6 +81,7 @@ class Separation(TrainingStep):
         super().__init__(*args, **kwargs)
         config = self.config
         self.steps_before = 0  # of this epoch
+        self.waiting = Waiting()
         self.settings: Settings = {}
         self.data: Settings = {}  # what a resume compares of them, from `make_loaders`
         self.summary: dict | None = None  # of the last validation or test
@@ -102,15 +105,19 @@ class Separation(TrainingStep):
         """Train on what `make_loaders` returned; with `--test_only` do nothing."""
         if self.test_only:
             return
-        number, keep = self.config.average_last, self.config.keep_checkpoints
-        short = min(keep, epoch_counter.limit) < number or self.ema is not None
-        if number and short:
-            raise HparamsError(  # now, not after days of training
-                f"average_last={number}: set keep_checkpoints={number}, N_epochs to "
-                "as many or more, and ema_decay=0"
-            )
         self.train_sampler = train_set.batch_sampler
         self.has_valid_set = valid_set is not None
+        last, best = self.config.average_last, self.config.average_best
+        epochs = range(1, epoch_counter.limit + 1)
+        enough = sum(map(self._validates, epochs)) if best else len(epochs)
+        refused = self.ema is not None or (last and best)
+        number = max(last, best)
+        if number and (refused or number > min(enough, self.config.keep_checkpoints)):
+            raise HparamsError(  # now, not after days of training
+                f"average_{'best' if best else 'last'}={number}: set keep_checkpoints="
+                f"{number}, N_epochs (and validations) to as many or more, ema_decay=0 "
+                "and one of the averages"
+            )
         with self.stop_request.later():
             super().fit(epoch_counter, train_set, valid_set)
 
@@ -131,9 +138,10 @@ class Separation(TrainingStep):
         self.reporter.open(self.global_step, done)
         if found is None:
             return
-        if self._optimizer_step_limit_exceeded and not self.step:
-            # Else each new start would add an epoch without a step.
-            logger.info("already trained for all steps of optimizer_step_limit")
+        is_over = self._optimizer_step_limit_exceeded and not self.step
+        if is_over or self._waited_enough():
+            # Else each new start would add an epoch, without a step at a limit.
+            logger.info("already trained up to optimizer_step_limit or stop_patience")
             self.config.epoch_counter.limit = done
         elif done >= self.config.epoch_counter.limit:
             logger.info(f"already trained for all {done} epochs: testing only")
@@ -232,12 +240,29 @@ class Separation(TrainingStep):
     def _fit_valid(self, valid_set: Any, epoch: int, enable: bool) -> None:
         metrics: dict[str, float] = {}
         if self._validates(epoch):
-            with self.stop_request.at_once(), self._ema_weights():
-                self._evaluate_all(valid_set, Stage.VALID, epoch, enable)
-            metrics = self.scores
+            with self.stop_request.at_once():
+                metrics = self._validate(valid_set, epoch, enable)
         self.on_epoch_end(epoch, metrics)
         if any(distributed.gather_objects(self.stop_request.received)):
             raise StopRun(f"stopped after epoch {epoch}; its checkpoint is saved")
+
+    def _validate(self, valid_set: Any, epoch: int, enable: bool) -> dict[str, float]:
+        """Return the scores of the weights, or of the best of their averages."""
+        ema, found = self.ema or EMA(0.0), []
+        for number in range(len(ema.decays)):
+            ema.best = number
+            with self._ema_weights():
+                self._evaluate_all(valid_set, Stage.VALID, epoch, enable)
+            value = self.scores.get(self.monitor, math.nan)
+            key = value if math.isfinite(value) else -math.inf
+            found.append((key, -number, self.scores, self.evaluator.table))
+        _, place, scores, table = max(found)  # the first of equals
+        ema.best = -place
+        if len(found) > 1:
+            names = [f"{self.monitor}_ema{decay:g}" for decay in ema.decays]
+            scores |= {n: one[0] for n, one in zip(names, found, strict=True)}
+        self.reporter.validation(epoch, table)
+        return scores
 
     def _validates(self, epoch: int) -> bool:
         every = self.config.valid_every
@@ -256,6 +281,10 @@ class Separation(TrainingStep):
         lr = self.optimizer.param_groups[0]["lr"]
         loss = -value if value is not None and is_ranked else None
         self.learning_rate.end_epoch(self.optimizer, epoch, loss)
+        if loss is not None:
+            self.waiting.add(loss)
+        if self._waited_enough():
+            self.config.epoch_counter.limit = epoch
         stats, self.stats = self.stats, TrainStats()
         for reason, text in self.left_out().items():
             ids, number = getattr(stats, f"{reason}_ids"), getattr(stats, reason)
@@ -272,6 +301,9 @@ class Separation(TrainingStep):
             meta[self.monitor] = value
         keep = self.config.keep_checkpoints
         save_epoch(self.checkpointer, meta, self.monitor, keep)
+
+    def _waited_enough(self) -> bool:
+        return 0 < self.config.stop_patience <= self.waiting.waited
 
     def _meta(self) -> dict[str, object]:
         """Return what every checkpoint says of itself."""
@@ -361,7 +393,8 @@ class Separation(TrainingStep):
         if self.test_only and self.settings:  # else `on_fit_start` has compared all
             found = self.checkpointer.find_checkpoint()
             check_settings(found, self.settings, self.config.allow_changes, True)
-        number = self.config.average_last
+        metric = self.monitor if self.config.average_best else None
+        number = self.config.average_best or self.config.average_last
         if not number:
             pretrained = self.config.pretrained
             self._begin_average(load_best(self.checkpointer, max_key, pretrained))
@@ -369,8 +402,8 @@ class Separation(TrainingStep):
         if self.debug and not self.test_only:
             number = min(number, self.debug_epochs)  # a trial has no more
         if self.ema is not None:
-            raise HparamsError(f"average_last={number}: set ema_decay=0")
-        state = mean_of_newest(self.checkpointer, number)
+            raise HparamsError(f"an average of {number} epochs: set ema_decay=0")
+        state = mean_of_epochs(self.checkpointer, number, metric)
         check_fit(self.network, state)
         self.network.load_state_dict(state)
 
@@ -411,7 +444,7 @@ class Separation(TrainingStep):
         number = self.config.n_audio_to_save
         self.keeper = AudioKeeper(
             self.output_folder if stage == Stage.TEST else None,
-            self.reporter.curves,
+            self.reporter.curves if self.ema is None or not self.ema.best else None,
             self.epoch,
             self.config.sample_rate,
             sys.maxsize if number is None else number,
@@ -445,7 +478,6 @@ class Separation(TrainingStep):
             logger.warning("the network's output is not finite for some examples")
             self.scores[self.monitor] = math.nan
         if stage != Stage.TEST:
-            self.reporter.validation(self.epoch, self.evaluator.table)
             return
         if sb.utils.distributed.if_main_process():
             table = self.evaluator.table
@@ -534,6 +566,7 @@ class Separation(TrainingStep):
             "learning_rate": self.learning_rate.current,
             "grad_norm": self.grad_norm,
             "stats": asdict(self.stats),
+            "waiting": asdict(self.waiting),
         }
         Path(path).write_text(yaml.safe_dump(state), encoding="utf-8")
 
@@ -546,3 +579,4 @@ class Separation(TrainingStep):
         self.watch.bad_epochs = state.get("bad_epochs", 0)
         self.learning_rate.current = state["learning_rate"]
         self.stats = TrainStats(**state["stats"])
+        self.waiting = Waiting(**state.get("waiting", {}))

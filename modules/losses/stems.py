@@ -51,8 +51,9 @@ class _ComplexL1(torch.autograd.Function):
 
 
 def _complex_l1(error_SCT: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Return mean |STFT|, up to the phase, and its gradient."""
-    size, hann_T = max(window, N_FFT), torch.hann_window(window).to(error_SCT)
+    """Return mean |STFT| and its gradient; where frames lie in it is a phase alone."""
+    size = max(window, N_FFT)
+    hann_T = torch.hann_window(window, device=error_SCT.device)
     with torch.enable_grad():
         own_SCT = error_SCT.detach().requires_grad_()
         framed_SCNT = _padded(own_SCT, window).unfold(-1, window, HOP)

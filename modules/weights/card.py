@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
 
 from modules.weights.checkpoint_files import read_checkpoint
-from modules.weights.runs import Run, source_names, tested_checkpoint
+from modules.weights.runs import Run, averaged, source_names, tested_checkpoint
 from modules.weights.speechbrain_files import loaded_by
 
 TASK = "audio-to-audio"
@@ -78,16 +78,15 @@ def _training(run: Run, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _weights(run: Run, config: Mapping[str, Any]) -> str:
-    if (number := run.value("average_last")) and run.checkpoint is None:
-        return f"the mean of the last {number} epochs"
+    number, metric = averaged(run)
+    if number and run.checkpoint is None:
+        return f"the mean of the {'best' if metric else 'last'} {number} epochs"
     if config["lora"] != "merged" and not config["adapters"]:
         return "of the pretrained model"
     one = run.checkpoint
     meta = (tested_checkpoint(run) if one is None else read_checkpoint(one)).meta
-    averaged = (
-        ", averaged over the steps (EMA)" if float(run.said("ema_decay") or 0) else ""
-    )
-    return f"epoch {meta['epoch']}{averaged}" if "epoch" in meta else "within an epoch"
+    how = ", averaged over the steps (EMA)" if run.value("ema_decay") else ""
+    return f"epoch {meta['epoch']}{how}" if "epoch" in meta else "within an epoch"
 
 
 def _trained_on(run: Run) -> tuple[str, str]:
@@ -109,8 +108,7 @@ def _scores(run: Run, config: Mapping[str, Any]) -> dict[str, dict]:
     """Return the test's metrics, if the test was of these weights."""
     path = run.folder / "test_results.json"
     tested = run.checkpoint is None or (
-        not run.value("average_last")
-        and tested_checkpoint(run).path.samefile(run.checkpoint)
+        not averaged(run)[0] and tested_checkpoint(run).path.samefile(run.checkpoint)
     )
     if config["lora"] == "none" or not tested or not path.is_file():
         return {}

@@ -109,9 +109,9 @@ def read_run(folder: str | Path) -> Run:
 def load_tested(folder: str | Path | Run, lora: str = "merged") -> nn.Module:
     """Return the network of a run in evaluation mode with the weights that it tested.
 
-    These are the best checkpoint's, its averages, or the mean of the newest epochs
-    (`average_last`), as the run tested. Adapters
-    are `merged` into the weights, kept `separate` beside them, or left out (`none`).
+    These are the best checkpoint's, its averages, or the mean of the newest or best
+    epochs (`average_last`, `average_best`), as the run tested. Adapters are
+    `merged` into the weights, kept `separate` beside them, or left out (`none`).
     Raise an `ExportError`, `LoraError` or `PretrainedError` if there are none that fit,
     an `HparamsError` if there are too few.
     """
@@ -154,20 +154,24 @@ def network_class(name: object) -> type[nn.Module] | None:
     return kind if is_network and kind.__module__ == match[1] else None
 
 
-def mean_of_newest(checkpointer: AtomicCheckpointer, number: int) -> dict[str, Tensor]:
-    """Return the mean weights of the newest `number` whole epochs.
+def mean_of_epochs(
+    checkpointer: AtomicCheckpointer, number: int, metric: str | None = None
+) -> dict[str, Tensor]:
+    """Return the mean weights of `number` epochs, the newest, or the best by `metric`.
 
     Raise an `HparamsError` if there are fewer, `DamagedCheckpoint` if one is damaged.
     """
     found = checkpointer.find_checkpoints(
-        importance_key=recency,
+        importance_key=None if metric else recency,
+        max_key=metric,
         ckpt_predicate=lambda ckpt: INTRA_EPOCH_CKPT_FLAG not in ckpt.meta,
         max_num_checkpoints=number,
     )
     if len(found) < number:
         raise HparamsError(
-            f"average_last={number} needs as many checkpoints of whole epochs "
-            f"(here: {len(found)}); set keep_checkpoints={number}"
+            f"average_{'best' if metric else 'last'}={number} needs as many "
+            f"checkpoints of whole epochs (here: {len(found)}); set "
+            f"keep_checkpoints={number}"
         )
     whole = (read_checkpoint(ckpt.path, check_digests=True) for ckpt in found)
     paths = [ckpt.paramfiles["separator"] for ckpt in whole]
@@ -198,10 +202,18 @@ def _saved(run: Run) -> Path:
     return beside if beside.is_dir() or not stated else Path(stated)
 
 
+def averaged(run: Run) -> tuple[int, str | None]:
+    """Return how many epochs a run averages for its test, and by which metric."""
+    if best := run.value("average_best"):
+        return best, run.value("monitor") or "si_snr"
+    return run.value("average_last") or 0, None
+
+
 def _load_tested(model: nn.Module, run: Run) -> None:
     """Load the mean that was tested, or else one checkpoint."""
-    if run.checkpoint is None and (number := run.value("average_last")):
-        mean = mean_of_newest(AtomicCheckpointer(_saved(run)), number)
+    number, metric = averaged(run)
+    if run.checkpoint is None and number:
+        mean = mean_of_epochs(AtomicCheckpointer(_saved(run)), number, metric)
         load_state(model, mean, run.folder)
         return
     load_pretrained(model, run.checkpoint or tested_checkpoint(run).path)

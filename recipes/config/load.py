@@ -44,7 +44,7 @@ from recipes.config.schema import LIMITS
 LAUNCH = ("--local-rank", "--local_rank")
 
 #: Objects whose arguments people set; a message about an unknown key knows them.
-OBJECTS = {"separator", "optimizer", "lr_scheduler", "augmentation", "select"}
+OBJECTS = {"separator", "optimizer", "lr_scheduler", "augmentation", "select", "losses"}
 
 
 class Run(NamedTuple):

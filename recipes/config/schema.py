@@ -20,7 +20,7 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
-from torch import nn
+from torch import Tensor, nn
 
 from modules.data.augmentation import Augmentation
 from modules.losses.auxiliary import AuxiliaryLoss
@@ -61,9 +61,10 @@ ARGUMENTS = {
     **_of_each("audio_channels dual_layers dconv_comp dconv_depth", at_least=1),
     **_of_each("epochs epoch_count memory", at_least=1),
     **_of_each("lr initial_value", above=0),
-    **_of_each("quantile factor", above=0, at_most=1),
+    **_of_each("quantile factor plateau_factor", above=0, at_most=1),
     **_of_each("betas", at_least=0, below=1),
     **_of_each("noise_probability", at_least=0, at_most=1),
+    **_of_each("l1 mrstft spec_rmse snr log_wmse l1_snr", at_least=0),
 }
 
 
@@ -112,7 +113,7 @@ class RunSettings:
     clip_grad_norm: float = setting(other_than=0)
     loss_upper_lim: float = setting()
     nonfinite_patience: int = setting(at_least=1, free=True)
-    ema_decay: float = setting(at_least=0, below=1)
+    ema_decay: float | list[float] = setting(at_least=0, below=1)
     activation_checkpointing: bool = setting(free=True)
     profile_memory: bool = setting(free=True)
 
@@ -121,8 +122,10 @@ class RunSettings:
     n_audio_to_save: int | None = setting(at_least=0, free=True)
     log_every: int = setting(above=0, free=True)
     tensorboard: bool = setting(free=True)
+    stop_patience: int = setting(at_least=0, free=True)
     keep_checkpoints: int = setting(above=0, free=True)
     average_last: int = setting(at_least=0, free=True)
+    average_best: int = setting(at_least=0, free=True)
 
     recipe: type[sb.Brain] = built(free=True)
     prepare: Callable[..., dict[str, str]] = built(free=True)
@@ -207,6 +210,7 @@ class MusicSettings(RunSettings):
     examples_per_epoch: int | None = setting(above=0)
     augmentation: Augmentation | None = built()
     weights: list[float] | None = setting(at_least=0)
+    losses: Callable[[Tensor, Tensor, Tensor], Tensor] = built()
     lr_scheduler: Phases = built()
     relative_to_level: bool = setting()
     monitor: str = setting()

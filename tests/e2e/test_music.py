@@ -289,6 +289,19 @@ def test_the_mean_of_the_last_epochs_is_tested(arguments, tmp_path):
         train.main(arguments(average_last=-1))
 
 
+def test_a_sum_of_losses_is_trained_on_with_truncation(arguments, tmp_path):
+    parts = ("l1", "mrstft", "spec_rmse", "snr", "log_wmse", "l1_snr")
+    losses = "{" + ", ".join(f"{name}: 0.1" for name in parts) + "}"
+    options = {"losses": losses, "lr_scheduler": "{epochs: [1, 1], patience: 0}"}
+    with pytest.raises(HparamsError, match="relative_to_level=True: snr, log_wmse and"):
+        train.main(arguments(**options, relative_to_level=True))
+    train.main(arguments(**options, truncation="pooled"))
+    one, _ = epochs_of(tmp_path / "run")
+    assert 0.6 < float(one.split("low_kept: ")[1].split(",")[0]) < 0.9
+    # A tenth of L1 is below 1; the spectrograms and the decibels are not.
+    assert 1 < float(one.split("train loss: ")[1].split(",")[0]) < 100
+
+
 def test_a_trial_averages_its_few_epochs(arguments, tmp_path):
     phases = "{epochs: [3, 3]}"
     options = {"average_last": 5, "keep_checkpoints": 5, "lr_scheduler": phases}

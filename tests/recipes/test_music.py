@@ -7,6 +7,7 @@ import torch
 from speechbrain import Stage
 
 from modules.data.batch import Batch
+from modules.losses.stems import StemLosses
 from recipes.music import MusicSeparation
 
 
@@ -22,7 +23,7 @@ def test_a_silent_stem_is_counted_and_teaches_silence(offset):
     batch.origins = [("a", "b", "a"), ("b", "b", "b")]
     brain = SimpleNamespace(
         stem_weights=[1, 1, 0],
-        config=SimpleNamespace(relative_to_level=False),
+        config=SimpleNamespace(relative_to_level=False, losses=StemLosses(44100)),
         suspicion=SimpleNamespace(numbers={"a": 0, "b": 1}),
     )
     estimate_BSCT = src_BSCT + 0.5

@@ -53,6 +53,36 @@ def test_the_rate_of_a_phase_falls_by_its_factor():
             Phases([1], [1.0], [1.0], **wrong)
 
 
+def test_phases_wait_for_the_score_to_rise():
+    def phases():
+        return Phases([7, 4], [1.0, 0.1], [1.0, 1.0], patience=1, plateau_factor=0.5)
+
+    # The loss is the negative score. Two in a row without a gain lower the rate.
+    assert rate_after(phases(), [0, -1, -1]) == 1
+    assert rate_after(phases(), [0, -1, -1, None, 0]) == 0.5
+    assert rate_after(phases(), [0, -1, -1, 0, 0, 0]) == 0.25
+    assert rate_after(phases(), [0, 0, -1, 0, -2]) == 1
+    assert rate_after(phases(), [0] * 7) == 0.1, "a phase begins anew"
+    assert rate_after(phases(), [0] * 10) == 0.05
+    assert phases().waiting.falls == Phases([1], [1.0], [1.0]).waiting.falls == 0
+    assert rate_after(Phases([9], [1.0], [1.0]), [0] * 8) == 1, "off by default"
+
+
+def test_a_plateau_resumes_where_it_was():
+    losses, options = [0, 0, 0, 0, 0, 0], {"patience": 2, "plateau_factor": 0.5}
+    whole = Phases([9], [1.0], [1.0], **options)
+    rates = [rate_after(whole, losses[:1])]
+    for epoch in range(1, 6):
+        resumed = Phases([9], [1.0], [1.0], **options)
+        resumed.load_state_dict(whole.state_dict())
+        resumed.end_epoch(epoch, losses[epoch])
+        whole = resumed
+        rates.append(whole.rate(epoch + 1))
+    assert rates == [1, 1, 1, 0.5, 0.5, 0.5]
+    whole.load_state_dict({})  # of a run before there was a plateau
+    assert whole.rate(7) == 1
+
+
 def test_without_validation_the_others_wait():
     plateau = ReduceLROnPlateau(factor=0.5, patience=1, dont_halve_until_epoch=0)
     assert rate_after(plateau, [0, None, None, None]) == 1

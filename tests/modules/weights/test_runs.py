@@ -72,6 +72,22 @@ def test_the_mean_of_the_newest_epochs_was_tested(run):
         torch.testing.assert_close(mean, (second[name] + third[name]) / 2)
 
 
+def test_the_mean_of_the_best_epochs_was_tested(run):
+    changed = SETTINGS.replace("average_last: 0", "average_best: 2")
+    (run / "hyperparams.yaml").write_text(changed)
+    checkpointer = AtomicCheckpointer(run / "save")
+    networks = [read_run(run).make_network() for _ in range(4)]
+    for value, network in zip((2.0, float("nan"), 3.0, 1.0), networks, strict=True):
+        checkpointer.recoverables["separator"] = network
+        checkpointer.save_checkpoint(meta={"loss": value})
+        if value == 2:
+            with pytest.raises(HparamsError, match="average_best=2 needs .*here: 1"):
+                load_tested(run)
+    first, third = networks[0].state_dict(), networks[2].state_dict()
+    for name, mean in load_tested(run).state_dict().items():
+        torch.testing.assert_close(mean, (first[name] + third[name]) / 2)
+
+
 @pytest.mark.parametrize(
     "name",
     [
