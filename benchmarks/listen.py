@@ -50,7 +50,7 @@ def measure(examples: int, kept: int, folder: Path) -> None:
         test, page = test + middle - begin, page + time.process_time() - middle
         rows.append({"id": id_, **scores})
     begin = time.process_time()
-    keeper.write_page(rows, "si_snr", SpeechSeparation.metric_names)
+    keeper.write_page(rows, "si_snr")
     page += time.process_time() - begin
     size_MB = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6
     print(f"{examples} examples, {kept} with players")

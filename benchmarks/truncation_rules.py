@@ -111,6 +111,7 @@ class RuleComparison(MusicSeparation):
         self.rules = list(self.config.rules)
         self.term_names = [f"{rule}_{s}" for rule in self.rules for s in self.stems]
         self.term_weights = self.stem_weights * len(self.rules)
+        self.metrics = list(dict.fromkeys([*self.metrics, "sdr"]))  # of the report
         self.totals = [*self.totals, *(f"nsdr_{rule}" for rule in self.rules)]
 
     def compute_objectives(
@@ -152,8 +153,9 @@ class RuleComparison(MusicSeparation):
             means.append(own["nsdr"])
             scores |= {f"nsdr_{rule}": own.pop("nsdr")}
             for name, value in own.items():
-                metric, _, stem = name.partition("_")
-                scores["_".join(filter(None, (metric, rule, stem)))] = value
+                known = (m for m in self.metrics if f"{name}_".startswith(f"{m}_"))
+                metric = next(known, name)
+                scores[f"{metric}_{rule}{name.removeprefix(metric)}"] = value
         # A song of silence has no score from any network.
         found = [mean for mean in means if mean is not None]
         return {"nsdr": math.fsum(found) / len(found) if found else None} | scores

@@ -23,6 +23,7 @@ from torch import Tensor
 from modules.audio.io import named_waves, safe_name, write_audio
 from modules.data.batch import Batch
 from modules.losses.si_snr import SILENCE
+from modules.metrics.measures import of_column
 from modules.metrics.scores import ResultTable
 from modules.monitor.listen.page import ListenPage, Track
 from modules.monitor.logs import RunLog
@@ -123,6 +124,14 @@ class Evaluator:
         if self.silent:
             names = listed(self.silent, len(self.silent))
             logger.warning(f"{name}: silent targets have no score: {names}")
+        rows = self.table.rows
+        for column, (metric, title) in {
+            c: of_column(c) for c in (rows or [{}])[0]
+        }.items():
+            ids = [str(row["id"]) for row in rows if row[column] is None]
+            if metric and ids and title == metric.title and metric.lacking:
+                names = listed(ids, len(ids))
+                logger.warning(f"{name}: no {title} of {names}: {metric.lacking}")
         if self.notes:
             notes = listed(self.notes, len(self.notes))
             logger.warning(f"{name}: {notes}; set check_sums=False to silence this")
@@ -178,9 +187,7 @@ class AudioKeeper:
         pairs = itertools.zip_longest(tracks[1:first_target], tracks[first_target:])
         return [tracks[0], *(track for pair in pairs for track in pair if track)]
 
-    def write_page(
-        self, rows: Sequence[Mapping], metric: str, metric_names: Mapping[str, str]
-    ) -> None:
+    def write_page(self, rows: Sequence[Mapping], metric: str) -> None:
         """Write the page of a test with the scores of all its examples.
 
         It is sorted by the improvement of `metric`, or by `metric` if it has none.
@@ -190,7 +197,10 @@ class AudioKeeper:
         title = "/".join(self.folder.absolute().parts[-2:])
         improvement = f"{metric}_i"
         sort_by = improvement if any(improvement in row for row in rows) else metric
-        self.page.write(title, rows, sort_by, metric_names)
+        known = {column: of_column(column) for row in rows for column in row}
+        names = {column: name for column, (_, name) in known.items()}
+        units = {column: m.unit for column, (m, _) in known.items() if m}
+        self.page.write(title, rows, sort_by, names, units)
 
 
 def load_best(

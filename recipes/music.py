@@ -27,6 +27,7 @@ from modules.losses.choice import Choice, Terms
 from modules.losses.selection import KeepAll, dropped_of
 from modules.losses.si_snr import SILENCE
 from modules.losses.suspicion import Suspicion
+from modules.metrics.measures import MUSIC
 from modules.metrics.scores import score_song
 from modules.runtime import distributed
 from modules.runtime.errors import HparamsError
@@ -44,6 +45,7 @@ class MusicSeparation(Separation):
     settings_class: type[MusicSettings] = MusicSettings
     config: MusicSettings
     example_metric = "nsdr"
+    known_metrics = MUSIC
     silence_is_common = True  # an instrument may rest
     # Training segments are relative to their track's level: of stems that cancel in the
     # mixture, as of silence with one loud hit, little is left to be relative to.
@@ -170,13 +172,13 @@ class MusicSeparation(Separation):
     def score(
         self, est_SCT: Tensor, target_SCT: Tensor, mix_CT: Tensor, stage: Stage
     ) -> Scores:
-        """Score a song per stem by the challenge's nSDR, at the test by SDR too.
+        """Score a song per stem by the challenge's nSDR, at the test by the `metrics`.
 
         In a validation also by L1 relative to the mixture's level, whatever the losses.
         """
         is_test, rate = stage == Stage.TEST, self.config.sample_rate
-        waves = est_SCT, target_SCT, mix_CT
-        scores = score_song(*waves, rate, self.stems, with_bsseval=is_test)
+        names = self.metrics if is_test else ("nsdr",)
+        scores = score_song(est_SCT, target_SCT, mix_CT, rate, self.stems, names)
         if is_test:
             return scores
         level = float(measure_songs([mix_CT[None]])[1])

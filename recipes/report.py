@@ -10,6 +10,7 @@ import speechbrain as sb
 from speechbrain.utils.distributed import MainProcessContext
 from speechbrain.utils.train_logger import FileTrainLogger
 
+from modules.metrics.measures import of_column
 from modules.metrics.scores import ResultTable
 from modules.monitor.logs import RunLog
 from modules.runtime import distributed
@@ -154,9 +155,9 @@ def short_line(
     return " | ".join(parts)
 
 
-def print_scores(summary: Mapping, metric_names: Mapping[str, str]) -> None:
-    """Print what `ResultTable.summary` returned; `metric_names` are how to write it."""
-    shown = [metric_names.get(name, name) for name in summary["metrics"]]
+def print_scores(summary: Mapping) -> None:
+    """Print what `ResultTable.summary` returned."""
+    shown = [of_column(name)[1] for name in summary["metrics"]]
     print(
         f"\n{'metric':<14} {'mean':>8} {'std. error':>11} {'median':>8} {'examples':>9}"
     )
@@ -168,11 +169,12 @@ def print_scores(summary: Mapping, metric_names: Mapping[str, str]) -> None:
         print(f"{name:<14} {mean:>8} {error:>11} {median:>8} {entry['count']:>9}")
     if summary["non_finite"]:
         print(f"{summary['non_finite']} examples had no finite score")
-    has_improvement = any(
-        metric_names.get(n, "").endswith("i") for n in summary["metrics"]
-    )
+    has_improvement = any(name.endswith("_i") for name in summary["metrics"])
     note = "; an 'i' is the improvement over the mixture" if has_improvement else ""
-    print(f"\nall values in dB{note}\n")
+    found = [metric for metric, _ in map(of_column, summary["metrics"])]
+    others = dict.fromkeys(m.title for m in found if m and m.unit != "dB")
+    but = f" but for {', '.join(others)}" if others else ""
+    print(f"\nall values in dB{but}{note}\n")
 
 
 def print_places(folder: Path, checkpoints: Path | None) -> None:

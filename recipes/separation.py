@@ -29,6 +29,7 @@ from modules.data.batch import Batch, collate_crops, collate_whole
 from modules.data.index import identity
 from modules.data.loader import EpochSampler, make_loader
 from modules.data.manifest import Row
+from modules.metrics.measures import Metric, check_metrics
 from modules.monitor.memory import MemoryProfile
 from modules.runtime import distributed
 from modules.runtime.errors import HparamsError
@@ -74,12 +75,15 @@ class Separation(TrainingStep):
     #: Score of one example that the progress bar of an evaluation shows.
     example_metric = "si_snr"
 
-    #: How the report writes the metrics.
-    metric_names: dict[str, str] = {}
+    #: What `metrics` may name.
+    known_metrics: Mapping[str, Metric] = {}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config = self.config
+        #: Those of the test; the first is the one that examples are sorted by.
+        self.metrics = list(dict.fromkeys([self.example_metric, *config.metrics]))
+        check_metrics(self.metrics, self.known_metrics, config.sample_rate)
         self.steps_before = 0  # of this epoch
         self.waiting = Waiting()
         self.settings: Settings = {}
@@ -483,7 +487,7 @@ class Separation(TrainingStep):
             table = self.evaluator.table
             table.write_csv(self.output_folder / "test_results.csv")
             table.write_json(self.output_folder / "test_results.json")
-            self.keeper.write_page(table.rows, self.example_metric, self.metric_names)
+            self.keeper.write_page(table.rows, self.example_metric)
         loaded = self.config.epoch_counter.current
         self.reporter.test(loaded, self.scores, self.term_names)
 
@@ -496,7 +500,7 @@ class Separation(TrainingStep):
         if not sb.utils.distributed.if_main_process():
             return
         if self.summary is not None:
-            print_scores(self.reported(self.summary), self.metric_names)
+            print_scores(self.reported(self.summary))
         # The checkpoints of a trial are gone when it ends.
         saved = None if self.is_trial else Path(self.checkpointer.checkpoints_dir)
         print_places(self.output_folder, saved)

@@ -24,6 +24,7 @@ from modules.data.utterances import UtterancePool
 from modules.inference.chunks import separate_in_chunks
 from modules.losses.choice import Terms
 from modules.losses.si_snr import pit_neg_si_snr, reorder
+from modules.metrics.measures import SPEECH
 from modules.metrics.scores import score_example
 from modules.runtime import distributed
 from modules.runtime.errors import DataError, HparamsError, UserError
@@ -39,12 +40,7 @@ class SpeechSeparation(Separation):
 
     settings_class: type[SpeechSettings] = SpeechSettings
     config: SpeechSettings
-    metric_names = {
-        "si_snr": "SI-SNR",
-        "si_snr_i": "SI-SNRi",
-        "sdr": "SDR",
-        "sdr_i": "SDRi",
-    }
+    known_metrics = SPEECH
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -97,10 +93,11 @@ class SpeechSeparation(Separation):
     def score(
         self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage
     ) -> Scores:
-        """SI-SNR and its improvement; at the test SDR as well."""
+        """SI-SNR and its improvement; at the test the `metrics`."""
         is_test, rate = stage == Stage.TEST, self.config.sample_rate
-        scores = score_example(est_ST, target_ST, mix_T, rate, with_sdr=is_test)
-        return {**scores} if is_test else {"loss": -scores["si_snr"], **scores}
+        names = self.metrics if is_test else ("si_snr", "si_snr_i")
+        scores: dict[str, Any] = score_example(est_ST, target_ST, mix_T, rate, names)
+        return scores if is_test else {"loss": -scores["si_snr"], **scores}
 
     @staticmethod
     def to_hear(est_ST: Tensor, target_ST: Tensor, /) -> tuple[Tensor, Sequence[str]]:

@@ -112,8 +112,13 @@ def _scores(run: Run, config: Mapping[str, Any]) -> dict[str, dict]:
     )
     if config["lora"] == "none" or not tested or not path.is_file():
         return {}
-    metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-    return {k: entry for k, entry in metrics.items() if entry["mean"] is not None}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    units = content.get("units", {})
+    return {
+        name: {**entry, "unit": units.get(name, "dB")}
+        for name, entry in content["metrics"].items()
+        if entry["mean"] is not None
+    }
 
 
 def _result(run: Run, metric: str, entry: Mapping[str, Any]) -> EvalResult:

@@ -119,6 +119,7 @@ class RunSettings:
 
     valid_every: int = setting(at_least=0, free=True)
     eval_batch_size: int = setting(above=0, free=True)
+    metrics: list[str] = setting(free=True)
     n_audio_to_save: int | None = setting(at_least=0, free=True)
     log_every: int = setting(above=0, free=True)
     tensorboard: bool = setting(free=True)

@@ -271,6 +271,7 @@ function reveal() {
 function histogram() {
   const key = sort.key === "id" ? range?.key || data.sortBy || metrics[0] : sort.key;
   const values = finite(key, data.examples).sort((a, b) => a - b);
+  const unit = data.units[key] ?? "";
   $("#spread").hidden = !values.length;
   if (!values.length) return;
   const [low, high] = [values[0], values.at(-1)];
@@ -281,7 +282,7 @@ function histogram() {
   for (const v of values) counts[bin(v)]++;
   const top = Math.max(...counts);
   $("#bars").replaceChildren(...counts.map((count, k) => {
-    const label = `${count} from ${text(low + k * width)} to ${text(low + (k + 1) * width)} dB`;
+    const label = `${count} from ${text(low + k * width)} to ${text(low + (k + 1) * width)} ${unit}`;
     const bar = make("span");
     bar.style.height = `${(100 * count) / top}%`;
     const button = make("button", { title: label, disabled: !count }, bar);
@@ -301,7 +302,7 @@ function histogram() {
   const median = values.length % 2 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
   $("figcaption").replaceChildren(
     make("span", {}, text(low)),
-    make("span", {}, `${data.metrics[key]} in dB: mean ${text(mean)}, median ${text(median)}`),
+    make("span", {}, `${data.metrics[key]}${unit && ` in ${unit}`}: mean ${text(mean)}, median ${text(median)}`),
     make("span", {}, text(high)));
 }
 

@@ -131,12 +131,14 @@ class ListenPage:
         rows: Iterable[Row] = (),
         sort_by: str = "",
         names: Mapping[str, str] | None = None,
+        units: Mapping[str, str] | None = None,
     ) -> Path:
         """Write the page and delete what only the old one used; return its path.
 
-        Each row has the "id" of an example and its scores in dB, None where it has
-        none. Examples without audio have no player. The lowest score `sort_by` comes
-        first; without one the id decides. `names` says how to write the scores.
+        Each row has the "id" of an example and its scores, None where it has none.
+        Examples without audio have no player. The lowest score `sort_by` comes first;
+        without one the id decides. `names` says how to write the scores; their unit is
+        dB, or what `units` says.
         """
         known: dict[str, None] = {}
         for row in rows:
@@ -150,6 +152,7 @@ class ListenPage:
             "folder": f"{self._files.parent.name}/{self._files.name}",
             "part": PART_SECONDS,
             "metrics": {name: (names or {}).get(name, name) for name in known},
+            "units": {name: (units or {}).get(name, "dB") for name in known},
             "sortBy": sort_by if sort_by in known else "",
             "examples": [
                 {"id": id_, "scores": {}, **example}
