@@ -125,11 +125,10 @@ class Evaluator:
             names = listed(self.silent, len(self.silent))
             logger.warning(f"{name}: silent targets have no score: {names}")
         rows = self.table.rows
-        for column, (metric, title) in {
-            c: of_column(c) for c in (rows or [{}])[0]
-        }.items():
+        for column in rows[0] if rows else ():
+            metric, title = of_column(column)
             ids = [str(row["id"]) for row in rows if row[column] is None]
-            if metric and ids and title == metric.title and metric.lacking:
+            if ids and metric and metric.lacking and title == metric.title:
                 names = listed(ids, len(ids))
                 logger.warning(f"{name}: no {title} of {names}: {metric.lacking}")
         if self.notes:

@@ -41,6 +41,7 @@ SMALLER = {
     "htdemucs": "nfft: 512\nsegment_seconds: 0.5\nseparator: {depth: 3}",
 }
 SCORES = {"si_snr_i": {"mean": 9.876, "standard_error": 0.5, "median": 9, "count": 7}}
+SCORES["stoi"] = {**SCORES["si_snr_i"], "mean": 0.876}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,9 @@ def make_run(folder: Path, name: str) -> Path:
     notes = f"# command: python train.py /secret/{name}.yaml --data_folder=/secret/x\n"
     notes += "# versions: torch 2\n"
     (folder / "hyperparams.yaml").write_text(notes + resolved)
-    (folder / "test_results.json").write_text(json.dumps({"metrics": SCORES}))
+    (folder / "test_results.json").write_text(
+        json.dumps({"metrics": SCORES, "units": {"stoi": ""}})
+    )
     network = {"separator": hparams["separator"].eval()}
     checkpointer = AtomicCheckpointer(folder / "save", network)
     checkpointer.save_checkpoint(meta={"epoch": 3, "si_snr": 1.0, "nsdr": 1.0})
@@ -207,7 +210,8 @@ def test_the_card_says_what_the_hub_asks(runs, tmp_path):
     assert "/secret" not in text
     for part in (
         "`python train.py .../mossformer2.yaml --data_folder=.../x`", "| epoch 3 |",
-        "| seed | 1234 |", "| torch 2 |", "| si_snr_i | 9.88 | 0.50 | 7 |",
+        "| seed | 1234 |", "| torch 2 |", "| si_snr_i | dB | 9.88 | 0.50 | 7 |",
+        "| stoi |  | 0.88 | 0.50 | 7 |",
         "above 4000 Hz is lost", "always gives 2 voices",
     ):  # fmt: skip
         assert part in text, part
