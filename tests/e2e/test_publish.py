@@ -60,9 +60,8 @@ def make_run(folder: Path, name: str) -> Path:
     notes = f"# command: python train.py /secret/{name}.yaml --data_folder=/secret/x\n"
     notes += "# versions: torch 2\n"
     (folder / "hyperparams.yaml").write_text(notes + resolved)
-    (folder / "test_results.json").write_text(
-        json.dumps({"metrics": SCORES, "units": {"stoi": ""}})
-    )
+    results = {"metrics": SCORES, "units": {"stoi": ""}}
+    (folder / "test_results.json").write_text(json.dumps(results))
     network = {"separator": hparams["separator"].eval()}
     checkpointer = AtomicCheckpointer(folder / "save", network)
     checkpointer.save_checkpoint(meta={"epoch": 3, "si_snr": 1.0, "nsdr": 1.0})
@@ -204,7 +203,7 @@ def test_the_card_says_what_the_hub_asks(runs, tmp_path):
     card = ModelCard.load(tmp_path / "mine" / "README.md").data
     assert (card.license, card.datasets) == ("cc-by-4.0", ["wsj0mix"])
     assert card.pipeline_tag == "audio-to-audio" and "MossFormer2" in card.tags
-    (result,) = card.eval_results
+    result, _ = card.eval_results
     assert (result.metric_type, result.metric_value) == ("si_snr_i", 9.876)
     assert result.metric_args == {"standard_error": 0.5, "count": 7}
     assert "/secret" not in text
