@@ -6,25 +6,12 @@ on and where they are found without a network.
 """
 
 import re
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from modules.runtime.errors import PretrainedError
+from modules.weights.layouts import LAYOUTS, files_of_a_layout
 
 PREFIX = "hf:"
-
-# By layout, in the order of trying: the files that make it, and what may lie beside.
-LAYOUTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("model.safetensors", "config.json"), ("adapters.safetensors",)),
-    (("last_best_checkpoint",), ("last_best_checkpoint.*",)),
-    (("encoder.ckpt", "masknet.ckpt", "decoder.ckpt"), ("hyperparams.yaml",)),
-    (("encoder.bin", "masknet.bin", "decoder.bin"), ("hyperparams.yaml",)),
-    (("pytorch_model.bin",), ()),
-    (("*.pth",), ("config.yaml",)),
-    (("*.th",), ("*.yaml",)),
-    (("*.safetensors",), ("*.yaml",)),
-)
 
 
 def fetch(place: str) -> Path:
@@ -48,7 +35,9 @@ def fetch(place: str) -> Path:
             raise PretrainedError(
                 f"model: {place} holds no known layout of weights (it has: "
                 f"{', '.join(held[:20]) or 'nothing'}); known are "
-                + ", ".join(" + ".join(made_of) for made_of, _ in LAYOUTS)
+                + ", ".join(
+                    " + ".join(made_of) for row in LAYOUTS for made_of, _ in row.hub
+                )
             )
         return Path(snapshot_download(name, revision=revision, allow_patterns=chosen))
     except errors.RepositoryNotFoundError as error:  # and those that ask for a login
@@ -71,20 +60,6 @@ def fetch(place: str) -> Path:
         raise PretrainedError(
             f"model: {place}: cannot be reached ({reason}) and was not fetched before"
         ) from error
-
-
-def files_of_a_layout(names: Sequence[str]) -> list[str]:
-    """Return the files of the first layout that a repository has whole.
-
-    >>> files_of_a_layout(["run.py", "a.safetensors", "weights/a.th"])
-    ['a.safetensors']
-    """
-    beside = [name for name in names if "/" not in name]
-    for made_of, optional in LAYOUTS:
-        if all(any(fnmatchcase(n, p) for n in beside) for p in made_of):
-            patterns = (*made_of, *optional)
-            return [n for n in beside if any(fnmatchcase(n, p) for p in patterns)]
-    return []
 
 
 def _first_line(error: Exception) -> str:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from modules.lora.adapters import adaptable
 from modules.runtime.errors import PretrainedError
-from modules.weights.pretrained import load_state, read_safetensors
+from modules.weights.layouts import read_safetensors
+from modules.weights.pretrained import load_state
 
 SUFFIX = "_scale"  # a key's, for the scales of the weight of that name
 

@@ -25,10 +25,11 @@ from modules.runtime.errors import ExportError, HparamsError
 from modules.weights.checkpoint_files import read_checkpoint
 from modules.weights.checkpointer import AtomicCheckpointer, best_checkpoint, recency
 from modules.weights.ema import mean_state
-from modules.weights.pretrained import load_pretrained, load_state, read_averages
+from modules.weights.layouts import SETTINGS, read_averages
+from modules.weights.pretrained import load_pretrained, load_state
 from modules.weights.stated import nodes_of, plain
 
-SETTINGS, ADAPTERS = "hyperparams.yaml", "adapters.safetensors"
+ADAPTERS = "adapters.safetensors"
 
 LORA = ("merged", "separate", "none")
 

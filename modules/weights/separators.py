@@ -9,28 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from torch import nn
 
-from modules.models.mossformer2 import MossFormer2
-from modules.models.sepformer import SepFormer
-from modules.models.sepreformer import SepReformer
-from modules.models.tf_locoformer import TFLocoformer
 from modules.runtime.errors import ExportError, PretrainedError
-from modules.weights import msst
-from modules.weights.demucs import Package, State, model_beside, network_of, read_bag
+from modules.weights.demucs import model_beside, read_bag
 from modules.weights.export import CONFIG, WEIGHTS, load_exported, read_config
 from modules.weights.hub import PREFIX, fetch
-from modules.weights.pretrained import PARTS, load_weights, read_weights
-from modules.weights.runs import SETTINGS, load_tested, read_run, source_names
-from modules.weights.stated import CLEARERVOICE_RATE, number_in
-
-SEPREFORMER_RATE = 8000  # of the authors' models, whose files do not state it
-ESPNET = "config.yaml"
-
-# The three networks of MossFormer2's standalone release, and their rate.
-STANDALONE = {"wsj0mix-3spk": "mask", "librimix-2spk": "mask", "whamr-2spk": "map"}
-STANDALONE_RATE = 8000
+from modules.weights.layouts import PARTS, SETTINGS, network_of, read_weights
+from modules.weights.pretrained import load_weights
+from modules.weights.runs import load_tested, read_run, source_names
 
 LISTS = (".yaml", ".yml", ".json")
 
@@ -139,135 +126,12 @@ def _bag_file(place: Path) -> Path | None:
 
 
 def _published(place: Path) -> tuple[nn.Module, int | None]:
-    """The network that published weights belong to, and its rate if it is known."""
+    """The network of published weights, and its rate if it is known."""
     weights, files = read_weights(place)
-    rate: int | None = None
-    network: nn.Module
     try:
-        if isinstance(weights, Package):
-            network = network_of(weights)
-        elif any(".self_att.att.in_proj_weight" in key for key in weights):
-            settings = place / SETTINGS
-            text = settings.read_text(encoding="utf-8") if settings.is_file() else ""
-            network, rate = _sepformer(weights, text), number_in(text, "sample_rate")
-        elif any(key.removeprefix("module.").startswith("enc.") for key in weights):
-            network, rate = _mossformer2(weights, "mask"), CLEARERVOICE_RATE
-        elif any(".intra_mdl.mdl.flashT." in key for key in weights):
-            network = _mossformer2(MossFormer2.adapt_keys(weights), _mask_mode(place))
-            rate = STANDALONE_RATE
-        elif any(".pos_emb.pe_k.weight" in key for key in weights):
-            network, rate = _sepreformer(weights), SEPREFORMER_RATE
-        elif any(key.endswith(".attn.rope.freqs") for key in weights):
-            network = _tf_locoformer(files[0].parent / ESPNET)
-        elif msst.kind_of(weights):
-            network = msst.network_of(weights, files[0])
-        else:
-            raise ValueError(
-                "does not say which network its weights belong to; export the run that "
-                "loaded them by --pretrained: python export.py RUN --out=FOLDER"
-            )
+        network, rate = network_of(weights, place, files[0])
     except (KeyError, TypeError, ValueError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else error
         raise PretrainedError(f"model: {place} {reason}") from error
     load_weights(network, weights, place)
     return network.eval(), rate
-
-
-def _sepformer(state: State, settings: str) -> SepFormer:
-    """The network of these shapes; what leaves no trace in them is as published."""
-    filters, _, kernel = state["encoder.conv1d.weight"].shape
-    width = state["masknet.conv1d.weight"].shape[0]
-    ffn = "masknet.dual_mdl.0.intra_mdl.mdl.layers.0.pos_ffn.ffn.0.weight"
-    layers = r"masknet\.dual_mdl\.0\.{}_mdl\.mdl\.layers\.(\d+)\."
-    return SepFormer(
-        num_sources=len(state["masknet.conv2d.bias"]) // width,
-        encoder_channels=filters,
-        kernel_size=kernel,
-        channels=width,
-        dual_layers=_count(r"masknet\.dual_mdl\.(\d+)\.", state),
-        chunk_size=number_in(settings, "K") or 250,
-        intra_layers=_count(layers.format("intra"), state),
-        inter_layers=_count(layers.format("inter"), state),
-        heads=number_in(settings, "nhead") or 8,
-        ffn_channels=state[ffn].shape[0],
-    )
-
-
-def _mask_mode(place: Path) -> str:
-    """Return what the output of the standalone release's network is, by its name.
-
-    The files do not say it: the network for WHAMR! makes the talkers' features, all
-    others make masks.
-    """
-    for part in reversed(place.resolve().parts):
-        for name, mode in STANDALONE.items():
-            if name in part:
-                return mode
-    raise ValueError(
-        "does not say whether it makes masks or features; give the folder its "
-        f"published name, with one of {', '.join(STANDALONE)}"
-    )
-
-
-def _mossformer2(state: State, mask_mode: str) -> MossFormer2:
-    """The network of these shapes, with ClearerVoice's norms."""
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    filters, _, kernel = state["enc.conv1d.weight"].shape
-    width = state["mask_net.conv1d_encoder.weight"].shape[0]
-    stack = "mask_net.mdl.intra_mdl.mossformerM."
-    return MossFormer2(
-        encoder_channels=filters,
-        channels=width,
-        layers=_count(re.escape(stack) + r"layers\.(\d+)\.", state),
-        kernel_size=kernel,
-        num_sources=state["mask_net.conv1d_out.weight"].shape[0] // width,
-        memory_channels=state[f"{stack}fsmn.0.norm1.weight"].shape[0],
-        mask_mode=mask_mode,
-    )
-
-
-def _sepreformer(state: State) -> SepReformer:
-    """The network of these shapes, with the authors' stride."""
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    filters, _, kernel = state["audio_encoder.conv1d.weight"].shape
-    width = state["feature_projector.conv1d.weight"].shape[0]
-    positions, of_a_head = state["separator.pos_emb.pe_k.weight"].shape
-    stage = "separator.enc_stages.0."
-    splits = [
-        key for key in state if re.search(r"spk_split_block.*linear\.2\.bias", key)
-    ]
-    return SepReformer(
-        num_sources=len(state[splits[0]]) // width,
-        stages=_count(r"separator\.enc_stages\.(\d+)\.", state),
-        encoder_channels=filters,
-        kernel_size=kernel,
-        stride=kernel // 4,
-        channels=width,
-        heads=width // of_a_head,
-        max_offset=positions // 2,
-        local_taps=state[f"{stage}l_block_1.block.cla.dw_conv_1d.weight"].shape[-1],
-        down_taps=state[f"{stage}downconv.down_conv.weight"].shape[-1],
-        split_per_level=len(splits) > 1,
-    )
-
-
-def _tf_locoformer(settings: Path) -> TFLocoformer:
-    """The network that ESPnet's configuration beside the weights describes."""
-    if not settings.is_file():
-        raise ValueError(
-            f"needs ESPnet's {settings.name} beside it, which says n_fft and more"
-        )
-    try:
-        config = yaml.safe_load(settings.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{settings.name} cannot be read: {reason}") from error
-    if not isinstance(config, dict) or "separator_conf" not in config:
-        raise ValueError(f"has a {settings.name} without separator_conf beside it")
-    return TFLocoformer.from_config(config)
-
-
-def _count(pattern: str, state: State) -> int:
-    """How many numbers the group of a pattern takes in the keys."""
-    matches = (re.match(pattern, key) for key in state)
-    return len({found[1] for found in matches if found})
