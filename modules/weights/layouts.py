@@ -40,22 +40,18 @@ STANDALONE_RATE = 8000
 
 Weights = State | Package
 Found = tuple[Weights, list[Path]]
-Made = tuple[nn.Module, int | None]  # a network, and its rate in Hz if it is known
 
 
 def read_weights(folder: str | Path) -> Found:
     """Return the weights in a folder or a file, and the files that were read."""
     folder = Path(folder).expanduser()
+    if folder.is_file():
+        return _read_file(folder)
     if not folder.exists():
         raise PretrainedError(
             f"pretrained: no folder {folder}; give a local one (nothing is "
             f"downloaded) that holds {KNOWN}"
         )
-    return _read_file(folder) if folder.is_file() else _read_folder(folder)
-
-
-def _read_folder(folder: Path) -> Found:
-    """Return the weights of a folder in the first layout that it has."""
     if (folder / "adapters.safetensors").is_file():
         raise PretrainedError(
             f"pretrained: {folder} holds adapters in a file of their own, which would "
@@ -269,41 +265,26 @@ def errors_name(path: str | Path) -> Iterator[None]:
 # ---------------------------------------------------------------- networks
 
 
-def _sepformer(state: State, place: Path, _file: Path) -> Made:
+def _sepformer(state: State, place: Path, _file: Path) -> nn.Module:
     """The network of these shapes; what leaves no trace in them is as published."""
     from modules.models.sepformer import SepFormer
 
-    path = place / SETTINGS
-    settings = path.read_text(encoding="utf-8") if path.is_file() else ""
     filters, _, kernel = state["encoder.conv1d.weight"].shape
     width = state["masknet.conv1d.weight"].shape[0]
     ffn = "masknet.dual_mdl.0.intra_mdl.mdl.layers.0.pos_ffn.ffn.0.weight"
     layers = r"masknet\.dual_mdl\.0\.{}_mdl\.mdl\.layers\.(\d+)\."
-    network = SepFormer(
+    return SepFormer(
         num_sources=len(state["masknet.conv2d.bias"]) // width,
         encoder_channels=filters,
         kernel_size=kernel,
         channels=width,
         dual_layers=_count(r"masknet\.dual_mdl\.(\d+)\.", state),
-        chunk_size=number_in(settings, "K") or 250,
+        chunk_size=_said(place, "K") or 250,
         intra_layers=_count(layers.format("intra"), state),
         inter_layers=_count(layers.format("inter"), state),
-        heads=number_in(settings, "nhead") or 8,
+        heads=_said(place, "nhead") or 8,
         ffn_channels=state[ffn].shape[0],
     )
-    return network, number_in(settings, "sample_rate")
-
-
-def _clearervoice(state: State, _place: Path, _file: Path) -> Made:
-    return _mossformer2(state, "mask"), CLEARERVOICE_RATE
-
-
-def _standalone(state: State, place: Path, _file: Path) -> Made:
-    from modules.models.mossformer2 import MossFormer2
-
-    return _mossformer2(
-        MossFormer2.adapt_keys(state), _mask_mode(place)
-    ), STANDALONE_RATE
 
 
 def _mask_mode(place: Path) -> str:
@@ -326,6 +307,7 @@ def _mossformer2(state: State, mask_mode: str) -> nn.Module:
     """The network of these shapes, with ClearerVoice's norms."""
     from modules.models.mossformer2 import MossFormer2
 
+    state = MossFormer2.adapt_keys(state)
     filters, _, kernel = state["enc.conv1d.weight"].shape
     width = state["mask_net.conv1d_encoder.weight"].shape[0]
     stack = "mask_net.mdl.intra_mdl.mossformerM."
@@ -340,7 +322,7 @@ def _mossformer2(state: State, mask_mode: str) -> nn.Module:
     )
 
 
-def _sepreformer(state: State, _place: Path, _file: Path) -> Made:
+def _sepreformer(state: State, _place: Path, _file: Path) -> nn.Module:
     """The network of these shapes, with the authors' stride."""
     from modules.models.sepreformer import SepReformer
 
@@ -351,7 +333,7 @@ def _sepreformer(state: State, _place: Path, _file: Path) -> Made:
     splits = [
         key for key in state if re.search(r"spk_split_block.*linear\.2\.bias", key)
     ]
-    network = SepReformer(
+    return SepReformer(
         num_sources=len(state[splits[0]]) // width,
         stages=_count(r"separator\.enc_stages\.(\d+)\.", state),
         encoder_channels=filters,
@@ -364,10 +346,9 @@ def _sepreformer(state: State, _place: Path, _file: Path) -> Made:
         down_taps=state[f"{stage}downconv.down_conv.weight"].shape[-1],
         split_per_level=len(splits) > 1,
     )
-    return network, SEPREFORMER_RATE
 
 
-def _tf_locoformer(_state: State, _place: Path, file: Path) -> Made:
+def _tf_locoformer(_state: State, _place: Path, file: Path) -> nn.Module:
     """The network that ESPnet's configuration beside the weights describes."""
     from modules.models.tf_locoformer import TFLocoformer
 
@@ -383,15 +364,13 @@ def _tf_locoformer(_state: State, _place: Path, file: Path) -> Made:
         raise ValueError(f"{settings.name} cannot be read: {reason}") from error
     if not isinstance(config, dict) or "separator_conf" not in config:
         raise ValueError(f"has a {settings.name} without separator_conf beside it")
-    return TFLocoformer.from_config(config), None
+    return TFLocoformer.from_config(config)
 
 
-def _demucs(package: Package, _place: Path, _file: Path) -> Made:
-    return demucs.network_of(package), None
-
-
-def _msst(state: State, _place: Path, file: Path) -> Made:
-    return msst.network_of(state, file), None
+def _said(place: Path, name: str) -> int | None:
+    """Return a number of SpeechBrain's settings."""
+    path = place / SETTINGS
+    return number_in(path.read_text(encoding="utf-8"), name) if path.is_file() else None
 
 
 def _count(pattern: str, state: State) -> int:
@@ -414,7 +393,8 @@ class Layout(NamedTuple):
     #: A pattern of a key of its network alone; a package of demucs has the key `klass`.
     keys: str = ""
     #: Makes the network of weights that are named so, of the place and the file in it.
-    build: Callable[[Any, Path, Path], Made] | None = None
+    build: Callable[[Any, Path, Path], nn.Module] | None = None
+    rate: int | None = None  # in Hz, where the files do not state it
 
 
 #: In the order of trying.
@@ -430,47 +410,43 @@ LAYOUTS = (
         _read_pointer,
         [((POINTER,), (f"{POINTER}.*",))],
         r"^enc\.",
-        _clearervoice,
+        lambda state, *_: _mossformer2(state, "mask"),
+        CLEARERVOICE_RATE,
     ),
     Layout(
         "encoder.ckpt + masknet.ckpt + decoder.ckpt or the same as .bin (SpeechBrain)",
         _read_parts,
         [(tuple(p + end for p in PARTS), (SETTINGS,)) for end in (".ckpt", ".bin")],
-        r"\.self_att\.att\.in_proj_weight",
-        _sepformer,
+        *(r"\.self_att\.att\.in_proj_weight", _sepformer),
     ),
     Layout(
-        "pytorch_model.bin (MossFormer2)",
+        "pytorch_model.bin",
         partial(_read_named, "pytorch_model.bin"),
         [(("pytorch_model.bin",), ())],
         r"\.intra_mdl\.mdl\.flashT\.",
-        _standalone,
+        lambda state, place, _: _mossformer2(state, _mask_mode(place)),
+        STANDALONE_RATE,
     ),
     Layout(
-        "one .pth file with config.yaml (ESPnet)",
+        "one .pth with config.yaml (ESPnet)",
         _read_single,
         [(("*.pth",), (ESPNET,))],
-        r"\.attn\.rope\.freqs$",
-        _tf_locoformer,
+        *(r"\.attn\.rope\.freqs$", _tf_locoformer),
     ),
     Layout(
-        "one .th or .safetensors file (demucs)",
+        "one .th or .safetensors (demucs)",
         _read_single,
         [(("*.th",), ("*.yaml",)), (("*.safetensors",), ("*.yaml",))],
-        "^klass$",
-        _demucs,
+        *("^klass$", lambda package, *_: demucs.network_of(package)),
     ),
     Layout(
-        "one .pth file (SepReformer)",
-        _read_single,
-        keys=r"\.pos_emb\.pe_k\.weight",
-        build=_sepreformer,
+        *("one .pth (SepReformer)", _read_single, ()),
+        *(r"\.pos_emb\.pe_k\.weight", _sepreformer, SEPREFORMER_RATE),
     ),
     Layout(
-        "one .ckpt file with its YAML (MSST)",
-        _read_single,
-        keys=f"^({'|'.join(map(re.escape, msst.MARKS))})$",
-        build=_msst,
+        *("one .ckpt with its YAML (MSST)", _read_single, ()),
+        f"^({'|'.join(map(re.escape, msst.MARKS))})$",
+        lambda state, _, file: msst.network_of(state, file),
     ),
     Layout("CKPT+*/separator.ckpt (a run folder of ours)", _read_run),
 )
@@ -478,21 +454,25 @@ LAYOUTS = (
 KNOWN = ", ".join(layout.name for layout in LAYOUTS)
 
 
-def network_of(weights: Weights, place: Path, file: Path) -> Made:
-    """Return the network that published weights belong to, and its rate if known.
-
-    A KeyError, TypeError or ValueError goes on from the name of the place.
-    """
+def network_of(
+    weights: Weights, place: Path, file: Path
+) -> tuple[nn.Module, int | None]:
+    """Return the network that published weights belong to, and its rate if known."""
     names = ["klass"]
     if not isinstance(weights, Package):
         weights = {key.removeprefix("module."): v for key, v in weights.items()}
         names = list(weights)
-    for layout in LAYOUTS:
-        if layout.build and any(map(re.compile(layout.keys).search, names)):
-            return layout.build(weights, place, file)
-    raise ValueError(
-        "does not say which network its weights belong to; export the run that "
-        "loaded them by --pretrained: python export.py RUN --out=FOLDER"
+    try:
+        for layout in LAYOUTS:
+            if layout.build and any(map(re.compile(layout.keys).search, names)):
+                network = layout.build(weights, place, file)
+                return network, layout.rate or _said(place, "sample_rate")
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else error
+        raise PretrainedError(f"model: {place} {reason}") from error
+    raise PretrainedError(
+        f"model: {place} does not say which network its weights belong to; export the "
+        "run that loaded them by --pretrained: python export.py RUN --out=FOLDER"
     )
 
 

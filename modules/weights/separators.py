@@ -41,11 +41,8 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
     ---------
     place : str | Path
         A run's folder (the weights that it tested), a folder that `export.py` wrote, a
-        package of demucs (`.th`, `.safetensors`, or a folder with one), SpeechBrain's
-        folder of a SepFormer, ClearerVoice's of a MossFormer2, ESPnet's of a
-        TF-Locoformer (a `.pth` with its `config.yaml`), a `.pth` of a SepReformer, a
-        `.ckpt` of MSST with its YAML (BS-RoFormer, Mel-Band RoFormer, SCNet); a folder
-        of any of these at huggingface.co, `hf:ORGANISATION/NAME[@REVISION]`.
+        folder or file of one of `layouts.LAYOUTS`, or such a folder at huggingface.co,
+        `hf:ORGANISATION/NAME[@REVISION]`.
     sample_rate : int | None
         For models that do not state theirs, in Hz.
 
@@ -71,7 +68,9 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
         tested = {name: run.value(name) for name in ("shifts", "seed", "overlap")}
         tested["chunk_seconds"] = run.value("eval_chunk_seconds")
     else:
-        network, rate = _published(place)
+        weights, files = read_weights(place)
+        network, rate = network_of(weights, place, files[0])
+        load_weights(network.eval(), weights, place)
     rate = getattr(network, "sample_rate", rate) or sample_rate
     if rate is None:
         raise ExportError(f"{place}: states no sample rate; give --sample_rate")
@@ -123,15 +122,3 @@ def _bag_file(place: Path) -> Path | None:
     lists = re.compile(rb"^models\s*:", re.MULTILINE).search
     found = [path for path in place.glob("*.yaml") if lists(path.read_bytes())]
     return found[0] if len(found) == 1 else None
-
-
-def _published(place: Path) -> tuple[nn.Module, int | None]:
-    """The network of published weights, and its rate if it is known."""
-    weights, files = read_weights(place)
-    try:
-        network, rate = network_of(weights, place, files[0])
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"lacks {error}" if isinstance(error, KeyError) else error
-        raise PretrainedError(f"model: {place} {reason}") from error
-    load_weights(network, weights, place)
-    return network.eval(), rate
