@@ -35,8 +35,8 @@ from modules.runtime import distributed
 from modules.runtime.errors import HparamsError
 from modules.runtime.signals import StopRun
 from modules.weights.checkpoint_files import check_fit
+from modules.weights.checkpointer import mean_of_epochs
 from modules.weights.ema import EMA
-from modules.weights.runs import mean_of_epochs
 from recipes.checkpoints import save_epoch, save_mid_epoch
 from recipes.config.settings import Settings, check_settings
 from recipes.evaluation import (

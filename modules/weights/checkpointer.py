@@ -18,15 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.utils import checkpoints as sb
 from speechbrain.utils.checkpoints import CKPT_PREFIX, Checkpoint
 from speechbrain.utils.distributed import MainProcessContext
+from torch import Tensor
 
 from modules.runtime.distributed import gather_objects, run_on_main
 from modules.runtime.errors import (
     CheckpointMismatch,
     CheckpointSaveError,
     DamagedCheckpoint,
+    HparamsError,
 )
 from modules.runtime.files import fsync
 from modules.weights.checkpoint_files import (
@@ -38,6 +41,7 @@ from modules.weights.checkpoint_files import (
     seal,
     weights_only_loading,
 )
+from modules.weights.ema import mean_state
 
 TMP, TRASH = ".tmp-", ".trash-"
 COUNTER = "save_counter"
@@ -389,3 +393,28 @@ class AtomicCheckpointer(sb.Checkpointer):
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def mean_of_epochs(
+    checkpointer: AtomicCheckpointer, number: int, metric: str | None = None
+) -> dict[str, Tensor]:
+    """Return the mean weights of `number` epochs, the newest, or the best by `metric`.
+
+    Raise an `HparamsError` if there are fewer, `DamagedCheckpoint` if one is damaged.
+    """
+    found = checkpointer.find_checkpoints(
+        importance_key=None if metric else recency,
+        max_key=metric,
+        ckpt_predicate=lambda ckpt: INTRA_EPOCH_CKPT_FLAG not in ckpt.meta,
+        max_num_checkpoints=number,
+    )
+    if len(found) < number:
+        raise HparamsError(
+            f"average_{'best' if metric else 'last'}={number} needs as many "
+            f"checkpoints of whole epochs (here: {len(found)}); set "
+            f"keep_checkpoints={number}"
+        )
+    whole = (read_checkpoint(ckpt.path, check_digests=True) for ckpt in found)
+    paths = [ckpt.paramfiles["separator"] for ckpt in whole]
+    logger.info(f"The mean of {', '.join(c.path.name for c in found)}")
+    return mean_state(torch.load(p, "cpu", weights_only=True) for p in paths)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 from modules.runtime.errors import DamagedCheckpoint, PretrainedError
 from modules.runtime.tensors import read_tensors
@@ -21,7 +20,7 @@ from modules.weights import demucs, msst
 from modules.weights.checkpoint_files import read_checkpoint
 from modules.weights.checkpointer import best_checkpoint
 from modules.weights.demucs import Package, State
-from modules.weights.stated import CLEARERVOICE_RATE, number_in
+from modules.weights.stated import CLEARERVOICE_RATE
 
 PARTS = ("encoder", "masknet", "decoder")
 POINTER = "last_best_checkpoint"
@@ -34,9 +33,7 @@ ENTRIES = ("model_state_dict", "state_dict", "state", "best_state")
 LISTED = 20  # names given in an error, of each kind
 
 SEPREFORMER_RATE = 8000  # of the authors' models, whose files do not state it
-# The three networks of MossFormer2's standalone release, and their rate.
-STANDALONE = {"wsj0mix-3spk": "mask", "librimix-2spk": "mask", "whamr-2spk": "map"}
-STANDALONE_RATE = 8000
+STANDALONE_RATE = 8000  # of MossFormer2's standalone release
 
 Weights = State | Package
 Found = tuple[Weights, list[Path]]
@@ -262,123 +259,6 @@ def errors_name(path: str | Path) -> Iterator[None]:
         raise PretrainedError(f"pretrained: {path} {error}") from error
 
 
-# ---------------------------------------------------------------- networks
-
-
-def _sepformer(state: State, place: Path, _file: Path) -> nn.Module:
-    """The network of these shapes; what leaves no trace in them is as published."""
-    from modules.models.sepformer import SepFormer
-
-    filters, _, kernel = state["encoder.conv1d.weight"].shape
-    width = state["masknet.conv1d.weight"].shape[0]
-    ffn = "masknet.dual_mdl.0.intra_mdl.mdl.layers.0.pos_ffn.ffn.0.weight"
-    layers = r"masknet\.dual_mdl\.0\.{}_mdl\.mdl\.layers\.(\d+)\."
-    return SepFormer(
-        num_sources=len(state["masknet.conv2d.bias"]) // width,
-        encoder_channels=filters,
-        kernel_size=kernel,
-        channels=width,
-        dual_layers=_count(r"masknet\.dual_mdl\.(\d+)\.", state),
-        chunk_size=_said(place, "K") or 250,
-        intra_layers=_count(layers.format("intra"), state),
-        inter_layers=_count(layers.format("inter"), state),
-        heads=_said(place, "nhead") or 8,
-        ffn_channels=state[ffn].shape[0],
-    )
-
-
-def _mask_mode(place: Path) -> str:
-    """Return what the output of the standalone release's network is, by its name.
-
-    The files do not say it: the network for WHAMR! makes the talkers' features, all
-    others make masks.
-    """
-    for part in reversed(place.resolve().parts):
-        for name, mode in STANDALONE.items():
-            if name in part:
-                return mode
-    raise ValueError(
-        "does not say whether it makes masks or features; give the folder its "
-        f"published name, with one of {', '.join(STANDALONE)}"
-    )
-
-
-def _mossformer2(state: State, mask_mode: str) -> nn.Module:
-    """The network of these shapes, with ClearerVoice's norms."""
-    from modules.models.mossformer2 import MossFormer2
-
-    state = MossFormer2.adapt_keys(state)
-    filters, _, kernel = state["enc.conv1d.weight"].shape
-    width = state["mask_net.conv1d_encoder.weight"].shape[0]
-    stack = "mask_net.mdl.intra_mdl.mossformerM."
-    return MossFormer2(
-        encoder_channels=filters,
-        channels=width,
-        layers=_count(re.escape(stack) + r"layers\.(\d+)\.", state),
-        kernel_size=kernel,
-        num_sources=state["mask_net.conv1d_out.weight"].shape[0] // width,
-        memory_channels=state[f"{stack}fsmn.0.norm1.weight"].shape[0],
-        mask_mode=mask_mode,
-    )
-
-
-def _sepreformer(state: State, _place: Path, _file: Path) -> nn.Module:
-    """The network of these shapes, with the authors' stride."""
-    from modules.models.sepreformer import SepReformer
-
-    filters, _, kernel = state["audio_encoder.conv1d.weight"].shape
-    width = state["feature_projector.conv1d.weight"].shape[0]
-    positions, of_a_head = state["separator.pos_emb.pe_k.weight"].shape
-    stage = "separator.enc_stages.0."
-    splits = [
-        key for key in state if re.search(r"spk_split_block.*linear\.2\.bias", key)
-    ]
-    return SepReformer(
-        num_sources=len(state[splits[0]]) // width,
-        stages=_count(r"separator\.enc_stages\.(\d+)\.", state),
-        encoder_channels=filters,
-        kernel_size=kernel,
-        stride=kernel // 4,
-        channels=width,
-        heads=width // of_a_head,
-        max_offset=positions // 2,
-        local_taps=state[f"{stage}l_block_1.block.cla.dw_conv_1d.weight"].shape[-1],
-        down_taps=state[f"{stage}downconv.down_conv.weight"].shape[-1],
-        split_per_level=len(splits) > 1,
-    )
-
-
-def _tf_locoformer(_state: State, _place: Path, file: Path) -> nn.Module:
-    """The network that ESPnet's configuration beside the weights describes."""
-    from modules.models.tf_locoformer import TFLocoformer
-
-    settings = file.parent / ESPNET
-    if not settings.is_file():
-        raise ValueError(
-            f"needs ESPnet's {settings.name} beside it, which says n_fft and more"
-        )
-    try:
-        config = yaml.safe_load(settings.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{settings.name} cannot be read: {reason}") from error
-    if not isinstance(config, dict) or "separator_conf" not in config:
-        raise ValueError(f"has a {settings.name} without separator_conf beside it")
-    return TFLocoformer.from_config(config)
-
-
-def _said(place: Path, name: str) -> int | None:
-    """Return a number of SpeechBrain's settings."""
-    path = place / SETTINGS
-    return number_in(path.read_text(encoding="utf-8"), name) if path.is_file() else None
-
-
-def _count(pattern: str, state: State) -> int:
-    """How many numbers the group of a pattern takes in the keys."""
-    matches = (re.match(pattern, key) for key in state)
-    return len({found[1] for found in matches if found})
-
-
 # ---------------------------------------------------------------- the table
 
 
@@ -392,8 +272,7 @@ class Layout(NamedTuple):
     hub: Sequence[tuple[tuple[str, ...], tuple[str, ...]]] = ()
     #: A pattern of a key of its network alone; a package of demucs has the key `klass`.
     keys: str = ""
-    #: Makes the network of weights that are named so, of the place and the file in it.
-    build: Callable[[Any, Path, Path], nn.Module] | None = None
+    network: str = ""  # the function of networks.py that makes it
     rate: int | None = None  # in Hz, where the files do not state it
 
 
@@ -410,70 +289,48 @@ LAYOUTS = (
         _read_pointer,
         [((POINTER,), (f"{POINTER}.*",))],
         r"^enc\.",
-        lambda state, *_: _mossformer2(state, "mask"),
+        "clearervoice",
         CLEARERVOICE_RATE,
     ),
     Layout(
         "encoder.ckpt + masknet.ckpt + decoder.ckpt or the same as .bin (SpeechBrain)",
         _read_parts,
         [(tuple(p + end for p in PARTS), (SETTINGS,)) for end in (".ckpt", ".bin")],
-        *(r"\.self_att\.att\.in_proj_weight", _sepformer),
+        *(r"\.self_att\.att\.in_proj_weight", "sepformer"),
     ),
     Layout(
         "pytorch_model.bin",
         partial(_read_named, "pytorch_model.bin"),
         [(("pytorch_model.bin",), ())],
         r"\.intra_mdl\.mdl\.flashT\.",
-        lambda state, place, _: _mossformer2(state, _mask_mode(place)),
+        "mossformer2",
         STANDALONE_RATE,
     ),
     Layout(
         "one .pth with config.yaml (ESPnet)",
         _read_single,
         [(("*.pth",), (ESPNET,))],
-        *(r"\.attn\.rope\.freqs$", _tf_locoformer),
+        *(r"\.attn\.rope\.freqs$", "tf_locoformer"),
     ),
     Layout(
         "one .th or .safetensors (demucs)",
         _read_single,
         [(("*.th",), ("*.yaml",)), (("*.safetensors",), ("*.yaml",))],
-        *("^klass$", lambda package, *_: demucs.network_of(package)),
+        *("^klass$", "demucs"),
     ),
     Layout(
         *("one .pth (SepReformer)", _read_single, ()),
-        *(r"\.pos_emb\.pe_k\.weight", _sepreformer, SEPREFORMER_RATE),
+        *(r"\.pos_emb\.pe_k\.weight", "sepreformer", SEPREFORMER_RATE),
     ),
     Layout(
         *("one .ckpt with its YAML (MSST)", _read_single, ()),
         f"^({'|'.join(map(re.escape, msst.MARKS))})$",
-        lambda state, _, file: msst.network_of(state, file),
+        "msst",
     ),
     Layout("CKPT+*/separator.ckpt (a run folder of ours)", _read_run),
 )
 
 KNOWN = ", ".join(layout.name for layout in LAYOUTS)
-
-
-def network_of(
-    weights: Weights, place: Path, file: Path
-) -> tuple[nn.Module, int | None]:
-    """Return the network that published weights belong to, and its rate if known."""
-    names = ["klass"]
-    if not isinstance(weights, Package):
-        weights = {key.removeprefix("module."): v for key, v in weights.items()}
-        names = list(weights)
-    try:
-        for layout in LAYOUTS:
-            if layout.build and any(map(re.compile(layout.keys).search, names)):
-                network = layout.build(weights, place, file)
-                return network, layout.rate or _said(place, "sample_rate")
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"lacks {error}" if isinstance(error, KeyError) else error
-        raise PretrainedError(f"model: {place} {reason}") from error
-    raise PretrainedError(
-        f"model: {place} does not say which network its weights belong to; export the "
-        "run that loaded them by --pretrained: python export.py RUN --out=FOLDER"
-    )
 
 
 def files_of_a_layout(names: Sequence[str]) -> list[str]:

@@ -5,7 +5,6 @@ used only if it is a network that a file of `modules/models` defines.
 """
 
 import importlib
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,17 +13,19 @@ from typing import Any
 
 import torch
 import yaml
-from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.utils.checkpoints import METAFNAME, Checkpoint
-from torch import Tensor, nn
+from torch import nn
 
 import modules.models
 from modules.lora.adapters import merge
 from modules.lora.files import load_lora_weights
-from modules.runtime.errors import ExportError, HparamsError
+from modules.runtime.errors import ExportError
 from modules.weights.checkpoint_files import read_checkpoint
-from modules.weights.checkpointer import AtomicCheckpointer, best_checkpoint, recency
-from modules.weights.ema import mean_state
+from modules.weights.checkpointer import (
+    AtomicCheckpointer,
+    best_checkpoint,
+    mean_of_epochs,
+)
 from modules.weights.layouts import SETTINGS, read_averages
 from modules.weights.pretrained import load_pretrained, load_state
 from modules.weights.stated import nodes_of, plain
@@ -32,8 +33,6 @@ from modules.weights.stated import nodes_of, plain
 ADAPTERS = "adapters.safetensors"
 
 LORA = ("merged", "separate", "none")
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -153,31 +152,6 @@ def network_class(name: object) -> type[nn.Module] | None:
     is_network = isinstance(kind, type) and issubclass(kind, nn.Module)
     # The module must define the class: a name that it imports is foreign.
     return kind if is_network and kind.__module__ == match[1] else None
-
-
-def mean_of_epochs(
-    checkpointer: AtomicCheckpointer, number: int, metric: str | None = None
-) -> dict[str, Tensor]:
-    """Return the mean weights of `number` epochs, the newest, or the best by `metric`.
-
-    Raise an `HparamsError` if there are fewer, `DamagedCheckpoint` if one is damaged.
-    """
-    found = checkpointer.find_checkpoints(
-        importance_key=None if metric else recency,
-        max_key=metric,
-        ckpt_predicate=lambda ckpt: INTRA_EPOCH_CKPT_FLAG not in ckpt.meta,
-        max_num_checkpoints=number,
-    )
-    if len(found) < number:
-        raise HparamsError(
-            f"average_{'best' if metric else 'last'}={number} needs as many "
-            f"checkpoints of whole epochs (here: {len(found)}); set "
-            f"keep_checkpoints={number}"
-        )
-    whole = (read_checkpoint(ckpt.path, check_digests=True) for ckpt in found)
-    paths = [ckpt.paramfiles["separator"] for ckpt in whole]
-    logger.info(f"The mean of {', '.join(c.path.name for c in found)}")
-    return mean_state(torch.load(p, "cpu", weights_only=True) for p in paths)
 
 
 @torch.no_grad()

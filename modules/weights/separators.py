@@ -15,7 +15,8 @@ from modules.runtime.errors import ExportError, PretrainedError
 from modules.weights.demucs import model_beside, read_bag
 from modules.weights.export import CONFIG, WEIGHTS, load_exported, read_config
 from modules.weights.hub import PREFIX, fetch
-from modules.weights.layouts import PARTS, SETTINGS, network_of, read_weights
+from modules.weights.layouts import PARTS, SETTINGS, read_weights
+from modules.weights.networks import network_of
 from modules.weights.pretrained import load_weights
 from modules.weights.runs import load_tested, read_run, source_names
 
