@@ -233,7 +233,7 @@ def _fraction(*arguments: Any) -> Fraction:
     return Fraction(numerator, denominator)
 
 
-def network_of(package: Package) -> HTDemucs:
+def network_of(package: Package, *_: Path) -> HTDemucs:
     """Return the network that a package describes, with its initial weights."""
     try:
         return HTDemucs(**arguments_of(package))

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from modules.runtime.errors import PretrainedError
-from modules.weights.layouts import LAYOUTS, files_of_a_layout
+from modules.weights.pretrained import LAYOUTS, files_of_a_layout
 
 PREFIX = "hf:"
 

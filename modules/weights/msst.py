@@ -41,7 +41,7 @@ def kind_of(state: Mapping[str, Any]) -> type[nn.Module] | None:
     return next((kind for mark, kind in MARKS.items() if mark in names), None)
 
 
-def network_of(state: State, file: Path) -> Any:
+def network_of(state: State, file: Path, *_: Path) -> Any:
     """Return the network that the YAML beside a file of weights describes.
 
     A model of one instrument (`target_instrument`) has two sources: it, and the mixture

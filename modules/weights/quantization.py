@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from modules.lora.adapters import adaptable
 from modules.runtime.errors import PretrainedError
-from modules.weights.layouts import read_safetensors
-from modules.weights.pretrained import load_state
+from modules.weights.pretrained import load_state, read_safetensors
 
 SUFFIX = "_scale"  # a key's, for the scales of the weight of that name
 

@@ -26,11 +26,10 @@ from modules.weights.checkpointer import (
     best_checkpoint,
     mean_of_epochs,
 )
-from modules.weights.layouts import SETTINGS, read_averages
-from modules.weights.pretrained import load_pretrained, load_state
+from modules.weights.pretrained import load_pretrained, load_state, read_averages
 from modules.weights.stated import nodes_of, plain
 
-ADAPTERS = "adapters.safetensors"
+SETTINGS, ADAPTERS = "hyperparams.yaml", "adapters.safetensors"
 
 LORA = ("merged", "separate", "none")
 

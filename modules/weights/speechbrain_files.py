@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from modules.models.sepformer import SepFormer
 from modules.runtime.files import write_text, write_whole
-from modules.weights.layouts import PARTS, SETTINGS
-from modules.weights.runs import source_names
+from modules.weights.pretrained import PARTS
+from modules.weights.runs import SETTINGS, source_names
 
 CODE, WHOLE = "custom.py", "separator.ckpt"
 HUB_FILES = (SETTINGS, CODE, WHOLE, *(f"{part}.ckpt" for part in PARTS))
