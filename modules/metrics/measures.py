@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 
 import fast_bss_eval
 import torch
+from scipy.fft import next_fast_len
+from scipy.interpolate import CubicSpline
 from torch import Tensor
 from torchaudio.functional import melscale_fbanks
 
@@ -163,7 +165,7 @@ def _log_wmse(
     the channels. From -4 ln of infinity to 73.7.
     """
     frames = mix_CT.shape[-1]
-    size = frames + sample_rate // 10  # the filter is 0.09 s long
+    size = next_fast_len(frames + sample_rate // 10, True)  # the filter is 0.09 s long
     weight_F = _hearing(size, sample_rate)
 
     def power(x_SCT: Tensor) -> Tensor:
@@ -177,8 +179,6 @@ def _log_wmse(
 
 def _hearing(size: int, sample_rate: int) -> Tensor:
     """Return the weight of the power at each frequency of an FFT of this size."""
-    from scipy.interpolate import CubicSpline
-
     curve = CubicSpline([math.log(hertz) for hertz in HEARING], list(HEARING.values()))
     hertz_F = torch.fft.rfftfreq(size, 1 / sample_rate, dtype=torch.double)
     level_F = torch.from_numpy(curve(hertz_F.clamp(min(HEARING), max(HEARING)).log()))

@@ -387,7 +387,7 @@ LAYOUTS = (
         _read_pointer,
         [((POINTER,), (f"{POINTER}.*",))],
         r"^enc\.",
-        "separators.clearervoice",
+        "separators.mossformer2",
         CLEARERVOICE_RATE,
     ),
     Layout(
@@ -404,7 +404,7 @@ LAYOUTS = (
         partial(_read_named, "pytorch_model.bin"),
         [(("pytorch_model.bin",), ())],
         r"\.intra_mdl\.mdl\.flashT\.",
-        "separators.standalone",
+        "separators.mossformer2",
         8000,
     ),
     Layout(

@@ -182,14 +182,6 @@ def sepformer(state: State, _file: Path, place: Path) -> SepFormer:
     )
 
 
-def clearervoice(state: State, *_: Path) -> MossFormer2:
-    return _mossformer2(state, "mask")
-
-
-def standalone(state: State, _file: Path, place: Path) -> MossFormer2:
-    return _mossformer2(state, _mask_mode(place))
-
-
 def _mask_mode(place: Path) -> str:
     """Return what the output of the standalone release's network is, by its name.
 
@@ -206,8 +198,10 @@ def _mask_mode(place: Path) -> str:
     )
 
 
-def _mossformer2(state: State, mask_mode: str) -> MossFormer2:
+def mossformer2(state: State, _file: Path, place: Path) -> MossFormer2:
     """The network of these shapes, with ClearerVoice's norms."""
+    is_clearervoice = any(key.startswith("enc.") for key in state)
+    mask_mode = "mask" if is_clearervoice else _mask_mode(place)
     state = MossFormer2.adapt_keys(state)
     filters, _, kernel = state["enc.conv1d.weight"].shape
     width = state["mask_net.conv1d_encoder.weight"].shape[0]
