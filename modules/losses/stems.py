@@ -14,17 +14,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 WINDOWS, HOP, N_FFT = (4096, 2048, 1024, 512, 256), 147, 2048  # of `mrstft`
 FRAME, BLOCK = 4096, 1024  # of `spec_rmse`
 EPS = 1e-3  # of `l1_snr`; of `neg_snr` its square
 
-# How sensitive hearing is, in dB: read off the filter of log-wmse-audio-quality 0.2.0.
-HEARING_HZ = [10, 20, 31.5, 50, 80, 125, 200, 500, 1000, 2500, 4000, 8000, 12500]
-HEARING_HZ += [15000, 17000, 19000, 20000, 21000]
-HEARING_DB = [-43.2, -31.1, -23.2, -15.3, -7.8, -2.5, -0.1, 2.5, 1.5, 4.1, 4, 1.2, -4.7]
-HEARING_DB += [-9.7, -15.4, -24.1, -30.9, -42.5]
+#: How sensitive hearing is by frequency in Hz, in dB: read off the filter of
+#: log-wmse-audio-quality 0.2.0.
+HEARING: dict[float, float] = {
+    **{10: -43.01, 20: -30.97, 31.5: -23.18, 50: -15.39, 80: -7.76, 125: -2.51},
+    **{160: -0.94, 200: -0.11, 250: 0.49, 315: 1.14, 400: 2.01, 500: 2.53, 630: 2.13},
+    **{800: 1.55, 1000: 1.49, 1250: 1.97, 1600: 2.9, 2000: 3.69, 2500: 4.14},
+    **{3150: 4.23, 4000: 4.0, 5000: 3.51, 6300: 2.65, 8000: 1.2, 10000: -1.01},
+    **{12500: -4.67, 14000: -7.48, 16000: -12.3, 18000: -19.18, 20000: -30.94},
+}
 
 
 def mrstft(error_BSCT: Tensor) -> Tensor:
@@ -133,16 +138,16 @@ def _heard(x_XT: Tensor, sample_rate: int) -> Tensor:
     """Return the weighted mean square, by Parseval's theorem."""
     size = -(-x_XT.shape[-1] // BLOCK) * BLOCK  # quick to transform
     power_XF = torch.view_as_real(torch.fft.rfft(x_XT, n=size)).square().sum(-1)
-    return (power_XF * _hearing(size, sample_rate, x_XT.device)).sum(-1) / x_XT.shape[
-        -1
-    ]
+    heard_X = (power_XF * _hearing(size, sample_rate, x_XT.device)).sum(-1)
+    return heard_X / x_XT.shape[-1]
 
 
 @lru_cache(maxsize=4)
 def _hearing(size: int, sample_rate: int, device: torch.device) -> Tensor:
     """Return what the power of each bin counts in the energy, for an even size."""
-    hz_F = np.linspace(0, sample_rate / 2, size // 2 + 1).clip(1)
-    db_F = np.interp(np.log(hz_F), np.log(HEARING_HZ), HEARING_DB)
+    hz_F = np.linspace(0, sample_rate / 2, size // 2 + 1)
+    curve = CubicSpline(np.log([*HEARING]), [*HEARING.values()])
+    db_F = curve(np.log(hz_F.clip(min(HEARING), max(HEARING))))
     power_F = 2 * 10 ** (db_F / 10) / size
     power_F[[0, -1]] *= 0, 0.5  # the last bin has no mirror image
     return torch.tensor(power_F, dtype=torch.float32, device=device)

@@ -28,12 +28,11 @@ from typing import Any, NamedTuple
 
 import fast_bss_eval
 import torch
-from scipy.fft import next_fast_len
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 from torchaudio.functional import melscale_fbanks
 
 from modules.losses.si_snr import pit_neg_si_snr
+from modules.losses.stems import neg_log_wmse
 from modules.runtime.errors import HparamsError
 
 SDR_TAPS = 512
@@ -42,15 +41,6 @@ NSDR_EPS = 1e-7  # the challenge adds it to both energies, for the same reason
 
 #: ITU-T P.862 is made for sentences; its code overruns its memory at 50 utterances.
 LONGEST_PESQ = 20  # seconds
-
-#: The weight of a frequency in Hz, in dB: that of the filter in log-wmse-audio-quality.
-HEARING: dict[float, float] = {
-    **{10: -43.01, 20: -30.97, 31.5: -23.18, 50: -15.39, 80: -7.76, 125: -2.51},
-    **{160: -0.94, 200: -0.11, 250: 0.49, 315: 1.14, 400: 2.01, 500: 2.53, 630: 2.13},
-    **{800: 1.55, 1000: 1.49, 1250: 1.97, 1600: 2.9, 2000: 3.69, 2500: 4.14},
-    **{3150: 4.23, 4000: 4.0, 5000: 3.51, 6300: 2.65, 8000: 1.2, 10000: -1.01},
-    **{12500: -4.67, 14000: -7.48, 16000: -12.3, 18000: -19.18, 20000: -30.94},
-}
 
 Values = Sequence[float | None]
 
@@ -158,32 +148,12 @@ def framewise_sdr(est_SCT: Tensor, target_SCT: Tensor, sample_rate: int) -> Tens
 def _log_wmse(
     est_SCT: Tensor, target_SCT: Tensor, mix_CT: Tensor, sample_rate: int
 ) -> Values:
-    """-4 ln of the error's power to the mixture's, as loud as they are heard.
-
-    log-wmse-audio-quality (Nomono, 2023) without its limit for an audible error, and
-    the power of the whole filtered signal as torch-log-wmse 1.1 takes it; the mean of
-    the channels. From -4 ln of infinity to 73.7.
-    """
-    frames = mix_CT.shape[-1]
-    size = next_fast_len(frames + sample_rate // 10, True)  # the filter is 0.09 s long
-    weight_F = _hearing(size, sample_rate)
-
-    def power(x_SCT: Tensor) -> Tensor:
-        rows = (torch.fft.rfft(x_T, size) for x_T in x_SCT.reshape(-1, frames))
-        sums = [(row_F.abs().square() * weight_F).sum() for row_F in rows]
-        return torch.stack(sums).reshape(x_SCT.shape[:-1]) * 2 / size / frames
-
-    error_SC = power(est_SCT - target_SCT) / power(mix_CT).clamp(min=1e-16)
-    return (-4 * torch.log(error_SC + 1e-8)).mean(1).tolist()
-
-
-def _hearing(size: int, sample_rate: int) -> Tensor:
-    """Return the weight of the power at each frequency of an FFT of this size."""
-    curve = CubicSpline([math.log(hertz) for hertz in HEARING], list(HEARING.values()))
-    hertz_F = torch.fft.rfftfreq(size, 1 / sample_rate, dtype=torch.double)
-    level_F = torch.from_numpy(curve(hertz_F.clamp(min(HEARING), max(HEARING)).log()))
-    inside_F = (hertz_F >= min(HEARING)) & (hertz_F <= max(HEARING))
-    return torch.where(inside_F, 10 ** (level_F / 10), 0)
+    """logWMSE as in `losses/stems.py`, the other way round: up to 73.7."""
+    mix_BCT = mix_CT[None]
+    return [
+        -float(neg_log_wmse(error_CT[None, None], mix_BCT, sample_rate))
+        for error_CT in est_SCT - target_SCT  # one by one, for the memory
+    ]
 
 
 def _l1_freq(est_SCT: Tensor, target_SCT: Tensor, *_: Any) -> Values:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from modules.metrics.measures import HEARING, MUSIC, SPEECH, check_metrics, of_column
+from modules.losses.stems import HEARING
+from modules.metrics.measures import MUSIC, SPEECH, check_metrics, of_column
 from modules.metrics.scores import score_example, score_song
 from modules.runtime.errors import HparamsError
 
