@@ -225,23 +225,28 @@ class TFLocoformer(nn.Module):
         """Map a complex spectrogram ``[B, N, F]`` to those of the sources."""
         parts_BNF2 = torch.view_as_real(mixture_BNF)
         x_BDNF = self.conv(parts_BNF2.permute(0, 3, 1, 2))
-        x_BNFD = x_BDNF.permute(0, 2, 3, 1).contiguous()
-        paths = ("freq_path", "frame_path")
+        # The axis of a path lies next to the features, where convolutions are fast.
+        axes, back = (0, 2, 3, 1), (0, 3, 1, 2)
+        paths = ["freq_path", "frame_path"]
         if self.order == "tf":
-            paths = paths[::-1]
-        tables = {
-            name: self.blocks[0][name].attn.rope.table(x_BNFD.shape[axis])
-            for name, axis in (("freq_path", 2), ("frame_path", 1))
-        }
+            axes, back = (0, 3, 2, 1), (0, 3, 2, 1)
+            paths.reverse()
+        x_BXLD = x_BDNF.permute(axes)
+        sizes = x_BXLD.shape[2], x_BXLD.shape[1]
+        tables = [
+            self.blocks[0][name].attn.rope.table(size)
+            for name, size in zip(paths, sizes, strict=True)
+        ]
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            for name in paths:
-                given = x_BNFD, tables[name], name == "freq_path"
+            for name, table in zip(paths, tables, strict=True):
+                given = x_BXLD, table
                 if recompute:
-                    x_BNFD = checkpoint(block[name], *given, use_reentrant=False)
+                    x_BXLD = checkpoint(block[name], *given, use_reentrant=False)
                 else:
-                    x_BNFD = block[name](*given)
-        estimate_BZNF = _widen(self.deconv(x_BNFD.permute(0, 3, 1, 2)))
+                    x_BXLD = block[name](*given)
+                x_BXLD = x_BXLD.transpose(1, 2)
+        estimate_BZNF = _widen(self.deconv(x_BXLD.permute(back)))
         estimate_BS2NF = estimate_BZNF.unflatten(1, (self.num_sources, 2))
         return torch.complex(estimate_BS2NF[:, :, 0], estimate_BS2NF[:, :, 1])
 
@@ -304,19 +309,11 @@ class Path(nn.Module):
         self.ffn: Any = nn.ModuleList(ffn)
         self.attn_norm, self.attn = attn_norm, attn
 
-    def forward(
-        self, x_BNFD: Tensor, table: tuple[Tensor, Tensor], along_frequency: bool
-    ) -> Tensor:
-        """Return ``[B, N, F, D]``."""
-        x_BNFD = x_BNFD + self.ffn[1](self.ffn_norm[1](x_BNFD), along_frequency)
-        normed_BNFD = self.attn_norm(x_BNFD)
-        if not along_frequency:
-            normed_BNFD = normed_BNFD.transpose(1, 2)
-        seen_BXLD = self.attn(normed_BNFD, table)
-        if not along_frequency:
-            seen_BXLD = seen_BXLD.transpose(1, 2)
-        x_BNFD = x_BNFD + seen_BXLD
-        return x_BNFD + self.ffn[0](self.ffn_norm[0](x_BNFD), along_frequency)
+    def forward(self, x_BXLD: Tensor, table: Tensor) -> Tensor:
+        x_BXLD = x_BXLD.contiguous()
+        x_BXLD = x_BXLD + self.ffn[1](self.ffn_norm[1](x_BXLD))
+        x_BXLD = x_BXLD + self.attn(self.attn_norm(x_BXLD), table)
+        return x_BXLD + self.ffn[0](self.ffn_norm[0](x_BXLD))
 
 
 class ConvSwiGLU(nn.Module):
@@ -330,29 +327,18 @@ class ConvSwiGLU(nn.Module):
         self.deconv1d = nn.ConvTranspose1d(hidden, channels, kernel, shift)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BNFD: Tensor, along_frequency: bool) -> Tensor:
-        """Return ``[B, N, F, D]``."""
+    def forward(self, x_BXLD: Tensor) -> Tensor:
         (kernel,), (shift,) = self.conv1d.kernel_size, self.conv1d.stride
-        size, reach = x_BNFD.shape[2 if along_frequency else 1], kernel - shift
+        size, reach = x_BXLD.shape[2], kernel - shift
         missing = -(size + 2 * reach - kernel) % shift  # until the filters fit
-
-        def along(this: Any, other: Any) -> tuple:
-            return (other, this) if along_frequency else (this, other)
-
-        def shape(layer: Any) -> Tensor:
-            return layer.weight.unsqueeze(2 if along_frequency else 3)
-
-        x_BDNF = x_BNFD.permute(0, 3, 1, 2)
-        if missing:
-            x_BDNF = F.pad(x_BDNF, sum(along((0, missing), (0, 0))[::-1], ()))
-        stride, padding = along(shift, 1), along(reach, 0)
-        both = F.conv2d(x_BDNF, shape(self.conv1d), self.conv1d.bias, stride, padding)
+        x_BDXL = F.pad(x_BXLD, (0, 0, 0, missing)).permute(0, 3, 1, 2)
+        weight, bias = self.conv1d.weight.unsqueeze(2), self.conv1d.bias
+        both = F.conv2d(x_BDXL, weight, bias, (1, shift), (0, reach))
         value, gate = both.chunk(2, dim=1)
         hidden = self.dropout(value * F.silu(gate))
-        weight, bias = shape(self.deconv1d), self.deconv1d.bias
-        y_BDNF = F.conv_transpose2d(hidden, weight, bias, stride, padding)
-        y_BNFD = y_BDNF.permute(0, 2, 3, 1)
-        return self.dropout(y_BNFD[:, : x_BNFD.shape[1], : x_BNFD.shape[2]])
+        weight, bias = self.deconv1d.weight.unsqueeze(2), self.deconv1d.bias
+        y_BDXL = F.conv_transpose2d(hidden, weight, bias, (1, shift), (0, reach))
+        return self.dropout(y_BDXL.permute(0, 2, 3, 1)[:, :, :size])
 
 
 class Attention(nn.Module):
@@ -367,7 +353,7 @@ class Attention(nn.Module):
         out = nn.Linear(width, channels, bias=False)
         self.aggregate_heads = nn.Sequential(out, nn.Dropout(dropout))
 
-    def forward(self, x_BXLD: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x_BXLD: Tensor, table: Tensor) -> Tensor:
         """Attend along L; return ``[B, X, L, D]``."""
         qkv_BXL3HC = self.qkv(x_BXLD).unflatten(-1, (3, self.heads, -1))
         q, k, v = (part.transpose(2, 3) for part in qkv_BXL3HC.unbind(3))
@@ -391,19 +377,17 @@ class Rotary(nn.Module):
         # A frozen parameter: the published weights carry it in every layer.
         self.freqs = nn.Parameter(_frequencies(width), requires_grad=False)
 
-    def table(self, positions: int) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines ``[positions, C / 2]``."""
+    def table(self, positions: int) -> Tensor:
+        """Return the complex factors ``[positions, C / 2]``."""
         steps = torch.arange(positions, device=self.freqs.device)
         angle = steps.unsqueeze(1) * _widen(self.freqs)
-        return angle.cos(), angle.sin()
+        return torch.polar(torch.ones_like(angle), angle)
 
     @staticmethod
-    def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    def rotate(x: Tensor, table: Tensor) -> Tensor:
         """Rotate ``[..., L, C]``."""
-        cos, sin = table
-        even, odd = _widen(x[..., 0::2]), _widen(x[..., 1::2])
-        pairs = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
-        return pairs.flatten(-2).to(x.dtype)
+        pairs = torch.view_as_complex(_widen(x).unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
 
 
 class RMSGroupNorm(nn.Module):
