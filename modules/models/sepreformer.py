@@ -128,9 +128,8 @@ class SepReformer(nn.Module):
             net.spk_split_blocks = _repeat(stages + 1, lambda: Split(sizes))
         else:
             net.spk_split_block = Split(sizes)
-        net.simple_fusion = _repeat(
-            stages, partial(nn.Conv1d, 2 * channels, channels, 1)
-        )
+        fusion = partial(nn.Conv1d, 2 * channels, channels, 1)
+        net.simple_fusion = _repeat(stages, fusion)
         net.dec_stages = _repeat(stages, lambda: Stage(sizes, recompute, split=True))
         self.separator = net
         self.out_layer, self.audio_decoder = last(), wave()
@@ -145,9 +144,7 @@ class SepReformer(nn.Module):
         training from the input of each stage of the decoder, the coarsest first.
         """
         if mixture_BT.dim() != 2 or mixture_BT.shape[-1] == 0:
-            raise ValueError(
-                f"SepReformer: shape {list(mixture_BT.shape)} is no [B, T]"
-            )
+            raise ValueError(f"SepReformer: shape {[*mixture_BT.shape]} is no [B, T]")
         if auxiliary and not self.auxiliary_heads:
             raise ValueError("SepReformer: auxiliary=True needs auxiliary_heads=True")
         beyond = self.kernel_size - mixture_BT.shape[-1]
@@ -360,7 +357,9 @@ class GCFN(nn.Module):
         self.Layer_scale = _layer_scale(width)
 
     def forward(self, x_XLD: Tensor, _: Tensor) -> Tensor:
-        y_XLD = self.depthwise(self.net1(x_XLD).mT).mT
+        conv, image = self.depthwise, self.net1(x_XLD).mT.unsqueeze(2)  # no copies
+        weight, bias, groups = conv.weight.unsqueeze(2), conv.bias, conv.groups
+        y_XLD = F.conv2d(image, weight, bias, 1, (0, 1), 1, groups).squeeze(2).mT
         return x_XLD + self.net2(y_XLD) * self.Layer_scale["layer_scale"]
 
 
