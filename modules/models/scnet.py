@@ -237,8 +237,11 @@ class SCNet(nn.Module):
             x_BDFN = self._run(layer, x_BDFN)
             x_BDFN = _inverse(x_BDFN) if number % 2 else _transform(x_BDFN)
         for fusion, up in self.decoder:
-            both = (x_BDFN + skips.pop()).repeat(1, 2, 1, 1)
-            x_BDFN = self._run(up, F.glu(fusion["conv"](both), dim=1))
+            # The reference's input has every feature twice: its filters add up.
+            conv, x_BDFN = fusion["conv"], x_BDFN + skips.pop()
+            weight = sum(conv.weight.chunk(2, dim=1))
+            wide_BDFN = F.conv2d(x_BDFN, weight, conv.bias, padding=1)
+            x_BDFN = self._run(up, F.glu(wide_BDFN, dim=1))
         return x_BDFN
 
     def _run(self, module: nn.Module, *given: Any) -> Any:

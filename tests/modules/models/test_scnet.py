@@ -119,6 +119,14 @@ def test_checkpointing_gives_the_same_gradients():
         assert torch.equal(kept, recomputed)
 
 
+def test_compiled_model_breaks_at_its_lstms_alone():
+    # PyTorch keeps LSTMs out of graphs unless it is told not to.
+    model, mixture = tiny().eval(), torch.randn(1, 2, 333)
+    with torch._dynamo.config.patch(allow_rnn=True):
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        close(compiled(mixture), model(mixture))
+
+
 def test_bfloat16_autocast_stays_close():
     model, mixture = tiny(), torch.randn(1, 2, 900)
     truth = model(mixture)
