@@ -36,16 +36,16 @@ import csv
 import json
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks import pairs
+from benchmarks.pairs import ROOT
 from modules.lora.files import read_lora
 from modules.runtime.files import write_text
 from modules.weights.export import export, load_exported
 
-ROOT = Path(__file__).resolve().parents[1]
 ARMS = {
     "before": ["--test_only"],
     "full": ["--train_fully=['*']"],
@@ -99,15 +99,11 @@ def run(arm: str, options: argparse.Namespace, further: list[str]) -> dict:
             )
         return figures
     print(" ".join(command[1:]), file=sys.stderr)
-    process = subprocess.Popen(command, cwd=ROOT, stdout=2)  # stderr, as here
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"error: exit code {process.returncode} of arm {arm}, see above")
+    measured = pairs.run(command, stdout=2)  # stderr, as here
     figures = {
         "command": command[1:],
         "lr": rate_in(folder / "hyperparams.yaml"),
-        "peak_mb": usage.ru_maxrss / 1024,
+        "peak_mb": measured[pairs.MEMORY],
         "seconds": seconds_per_step(folder / "curves.csv", options.batch_size),
         **trained(folder),
     }

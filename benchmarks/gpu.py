@@ -5,13 +5,12 @@
 
 A figure is the median time of several train steps (forward and backward, timed by CUDA
 events after two untimed ones) and the peak of the memory that torch allocated in them.
-All variants of a model and batch size take turns, twice. What does not fit into the
-memory is written as such. `--seconds` bounds the whole table: cells that it leaves no
-time for stay empty, and a line says how many.
+All variants of a model and batch size take turns (`benchmarks.pairs`). What does not
+fit into the memory is written as such. `--seconds` bounds the whole table: cells that
+it leaves no time for stay empty, and a line says how many.
 
 Networks, sizes and references are those of `benchmarks.models`, which also says how to
-install the references; without one the table has our rows alone, as for the networks of
-`OURS`.
+install the references; without one the table has our rows alone.
 """
 
 import argparse
@@ -19,29 +18,20 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.models import SAMPLES, STEREO, build_ours, build_reference, forward
-from modules.models.roformer import BSRoFormer, MelRoFormer
-from modules.models.scnet import STEMS, SCNet
-from modules.models.sepreformer import SepReformer
-from modules.models.tf_locoformer import TFLocoformer
+from benchmarks.models import MODELS, build, forward, make_mixture
+from benchmarks.pairs import Figures, header, rows, take_turns
 
-# Networks that have no reference here, at their published size, and the samples of an
-# example.
-OURS: dict[str, tuple[Callable[..., nn.Module], int]] = {
-    "bs_roformer": (partial(BSRoFormer, STEMS, layers=8, mask_expansion=2), 8 * 44100),
-    "mel_roformer": (partial(MelRoFormer, ["a"], mask_hidden_layers=2), 8 * 44100),
-    "scnet": (SCNet, 11 * 44100),
-    "tf_locoformer": (TFLocoformer, 4 * 8000),
-    "sepreformer": (SepReformer, 4 * 8000),
-}
+# samples of an example, where not that of `benchmarks.models`
+SAMPLES = dict.fromkeys(["bs_roformer", "mel_roformer"], 8 * 44100)
+SAMPLES |= {"scnet": 11 * 44100, "tf_locoformer": 4 * 8000, "sepreformer": 4 * 8000}
+MS, PEAK = "ms a step", "peak GB"
 
 # name in the table, arguments of the network and of the step
 VARIANTS = {
@@ -59,18 +49,7 @@ UNTIMED = 2
 
 def samples_of(model: str) -> int:
     """Return the length of an example."""
-    return OURS[model][1] if model in OURS else SAMPLES[model][True][-1]
-
-
-def build(job: dict) -> nn.Module:
-    """Build the network of a job."""
-    is_reference = job["side"] == "reference"
-    if job["model"] not in OURS:
-        return build_reference(job) if is_reference else build_ours(job)
-    if is_reference:
-        raise SystemExit(f"benchmark: {job['model']} has no reference here")
-    checkpointing = job.get("checkpointing", False)
-    return OURS[job["model"]][0](activation_checkpointing=checkpointing)
+    return SAMPLES.get(model, MODELS[model].samples[1])
 
 
 class Cell:
@@ -78,7 +57,7 @@ class Cell:
 
     def __init__(self, model: str, variant: dict) -> None:
         self.job = {"model": model, "layers": None, "samples": samples_of(model)}
-        self.job |= {"side": "ours", "precision": "fp32", **variant}
+        self.job |= {"side": "ours", **variant}
         torch.manual_seed(0)
         self.network = build(self.job).cuda().train()
         if variant.get("compiled"):
@@ -89,10 +68,8 @@ class Cell:
 
     def mixture(self, batch: int) -> Tensor:
         """Return noise [B, T], or [B, 2, T] for music."""
-        stereo = self.job["model"] in STEREO or hasattr(self.network, "audio_channels")
-        channels = (2,) if stereo else ()
-        shape = (batch, *channels, self.job["samples"])
-        return 0.1 * torch.randn(shape, device="cuda")
+        mixture = make_mixture(self.job)
+        return mixture.expand(batch, *mixture.shape[1:]).cuda().contiguous()
 
     def step(self, mixture: Tensor) -> None:
         """Run forward and backward."""
@@ -101,8 +78,8 @@ class Cell:
             estimate = forward(self.network, mixture)
         estimate.float().abs().mean().backward()
 
-    def measure(self, batch: int) -> tuple[float, float]:
-        """Return the median seconds of a step and the peak of its memory in GB."""
+    def measure(self, batch: int) -> Figures:
+        """Return the median time of a step and the peak of its memory."""
         mixture = self.mixture(batch)
         for _ in range(UNTIMED):
             self.step(mixture)
@@ -116,7 +93,8 @@ class Cell:
             end.record()
             end.synchronize()
             seconds.append(start.elapsed_time(end) / 1000)
-        return statistics.median(seconds), torch.cuda.max_memory_allocated() / 1e9
+        peak = torch.cuda.max_memory_allocated() / 1e9
+        return {MS: 1000 * statistics.median(seconds), PEAK: peak}
 
     def flops(self) -> float:
         """Return the floating-point operations of one example's step."""
@@ -125,7 +103,7 @@ class Cell:
         return counter.get_total_flops()
 
 
-def measure(cell: Cell, batch: int) -> tuple[float, float] | None:
+def measure(cell: Cell, batch: int) -> Figures | None:
     """Return a cell's figures; None where the memory does not suffice."""
     try:
         return cell.measure(batch)
@@ -139,51 +117,30 @@ def measure(cell: Cell, batch: int) -> tuple[float, float] | None:
 
 def benchmark(model: str, arguments: argparse.Namespace, until: float) -> list[str]:
     """Measure one model until its time is over and return its lines of markdown."""
-    lines = [
-        f"### {model}, {samples_of(model)} samples, train step, "
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}",
-        "",
-        "| variant | batch | ms a step | examples a second | over the reference "
-        "in fp32 | peak GB | of the reference's |",
-        "|---|---|---|---|---|---|---|",
-    ]
     cells: dict[str, Cell] = {}
     for name in arguments.variants:
         try:
             cells[name] = Cell(model, VARIANTS[name])
         except SystemExit as missing:
             print(missing, file=sys.stderr)
-    left_out = 0
     flops = next((c.flops() for n, c in cells.items() if "reference" not in n), 0.0)
-    too_large: set[str] = set()
+    lines = [
+        f"### {model}, {samples_of(model)} samples, train step of {flops / 1e9:.0f} "
+        f"GFLOP an example, {torch.cuda.get_device_name()}, torch {torch.__version__}",
+        "",
+        *header((MS, PEAK)),
+    ]
+    left_out = 0
     for batch in arguments.batches:
-        found: dict[str, list[tuple[float, float]]] = {}
-        for turn in range(arguments.repeats):
-            for name, cell in cells.items():
-                if name in too_large:
-                    continue
-                if time.monotonic() > until:
-                    left_out += turn == 0
-                    continue
-                figures = measure(cell, batch)
-                if figures is None:
-                    too_large.add(name)
-                    lines.append(f"| {name} | {batch} | does not fit | | | | |")
-                    continue
-                found.setdefault(name, []).append(figures)
-        best = {name: min(figures) for name, figures in found.items()}
-        base = best.get("reference fp32")
-        for name, (seconds, peak) in best.items():
-            ratios = ["", ""]
-            if base is not None:
-                ratios = [f"{base[0] / seconds:.2f}", f"{peak / base[1]:.2f}"]
-            rate = batch / seconds
-            lines.append(
-                f"| {name} | {batch} | {1000 * seconds:.1f} | {rate:.1f} "
-                f"({rate * flops / 1e12:.0f} TFLOP/s) | {ratios[0]} "
-                f"| {peak:.2f} | {ratios[1]} |"
-            )
-            print(lines[-1], file=sys.stderr, flush=True)
+        if time.monotonic() > until:
+            left_out += len(cells)
+            continue
+        sides = {name: partial(measure, cell, batch) for name, cell in cells.items()}
+        found = take_turns(sides, arguments.repeats, until - time.monotonic())
+        lines += rows(f"batch {batch}, ", found, (MS, PEAK))
+        for name in (name for name, figures in found.items() if not figures):
+            lines.append(f"| batch {batch}, {name}: does not fit | | | | |")
+            del cells[name]  # nor does a larger batch
     if left_out:
         lines.append(f"\n{left_out} cells were left out for want of time.")
     return [*lines, ""]
@@ -191,7 +148,7 @@ def benchmark(model: str, arguments: argparse.Namespace, until: float) -> list[s
 
 def main(argv: list[str] | None = None) -> None:
     """Print a table for each model."""
-    models = sorted({*SAMPLES, *OURS})
+    models = list(MODELS)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description=__doc__,

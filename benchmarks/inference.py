@@ -7,9 +7,8 @@
 Music is separated by demucs' own command (HTDemucs as published, random weights in a
 package of demucs), speech by SpeechBrain's `separate_file` (SepFormer as published),
 and both by `separate.py` from the very same files. Every figure is that of a fresh
-process, its start included, on noise in a file. The sides take turns, each ahead of the
-other in half of them, so that a change in the machine's load meets both. A ratio is
-that of two neighbours; the table gives the median of all turns and their range.
+process, its start included, on noise in a file; the sides take turns
+(`benchmarks.pairs`).
 
 The stems of demucs and ours are compared. SpeechBrain separates a file whole, ours in
 chunks of 16 s, so that talkers of longer files are not.
@@ -23,22 +22,20 @@ FOLDER holds demucs, a development dependency only:
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 
+from benchmarks.pairs import Figures, header, rows, run, take_turns
 from modules.models.sepformer import SepFormer
 from modules.weights.speechbrain_files import write_hub_files
-
-ROOT = Path(__file__).resolve().parents[1]
 
 SONG_RATE, SPEECH_RATE = 44100, 8000
 SIGNATURE = "0a0b0c0d"
@@ -66,25 +63,6 @@ for number, wave in enumerate(separator.separate_file(path)[0].T, start=1):
     soundfile.write(f"{out}/s{number}.wav", wave.numpy(), 8000, "FLOAT")
 """
 
-Figures = dict[str, float]
-
-
-def measure(command: Sequence[str], environment: dict[str, str]) -> Figures:
-    """Run a command; return its seconds, its CPU seconds and its peak memory in MB."""
-    start = time.perf_counter()
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
-    ) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"benchmark: exit code {process.returncode} of {command}")
-    return {
-        "wall s": time.perf_counter() - start,
-        "CPU s": usage.ru_utime + usage.ru_stime,
-        "peak MB": usage.ru_maxrss / 1024,
-    }
-
 
 def write_noise(path: Path, seconds: float, rate: int, channels: int) -> Path:
     """Write noise that swells, minute by minute."""
@@ -108,38 +86,17 @@ def ours(model: Path, path: Path, out: Path, precision: str) -> list[str]:
     ]
 
 
-def take_turns(
-    sides: dict[str, Callable[[Path], list[str]]], repeats: int, folder: Path
-) -> dict[str, list[Figures]]:
-    """Measure the commands one after the other, each into a new folder."""
-    results: dict[str, list[Figures]] = {name: [] for name in sides}
-    for turn in range(repeats):
-        names = list(sides) if turn % 2 == 0 else list(reversed(sides))
-        for name in names:
-            out = folder / f"{name} {turn}"
-            out.mkdir()
-            figures = measure(sides[name](out), dict(os.environ))
-            results[name].append(figures)
-            print(name, {k: round(v, 1) for k, v in figures.items()}, file=sys.stderr)
-    return results
+def compare(
+    title: str, sides: dict[str, Callable[[Path], list[str]]], turns: int, folder: Path
+) -> list[str]:
+    """Let the commands take turns, each into a new folder; return lines of a table."""
 
+    def side(name: str) -> Figures:
+        out = folder / f"{name} {len(list(folder.glob(f'{name} *')))}"
+        out.mkdir()
+        return run(sides[name](out), stdout=subprocess.DEVNULL)
 
-def rows(title: str, results: dict[str, list[Figures]]) -> list[str]:
-    """Return a line of the table for each command."""
-    reference, *others = results
-    lines = []
-    for name in (reference, *others):
-        cells = [f"{title}, {name}"]
-        for kind in ("wall s", "CPU s", "peak MB"):
-            values = [figures[kind] for figures in results[name]]
-            theirs = [figures[kind] for figures in results[reference]]
-            ratios = [a / b for a, b in zip(values, theirs, strict=True)]
-            middle = statistics.median(ratios)
-            spread = f"{middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-            cells += [f"{statistics.median(values):.0f}"]
-            cells += [spread if name != reference else ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    return rows(title, take_turns({name: partial(side, name) for name in sides}, turns))
 
 
 def music(arguments: argparse.Namespace, folder: Path) -> list[str]:
@@ -149,7 +106,7 @@ def music(arguments: argparse.Namespace, folder: Path) -> list[str]:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     song = write_noise(folder / "song.wav", arguments.song, SONG_RATE, 2)
     make = [sys.executable, "-c", MAKE_PACKAGE, str(folder), str(arguments.layers or 5)]
-    measure(make, dict(os.environ))
+    run(make)
 
     def demucs(out: Path) -> list[str]:
         command = [sys.executable, "-m", "demucs", "--repo", str(folder)]
@@ -161,8 +118,8 @@ def music(arguments: argparse.Namespace, folder: Path) -> list[str]:
         sides[precision] = lambda out, precision=precision: ours(
             folder / f"{SIGNATURE}.th", song, out, precision
         )
-    results = take_turns(sides, arguments.repeats, folder)
-    lines = rows(f"song of {arguments.song:g} s", results)
+    title = f"song of {arguments.song:g} s, "
+    lines = compare(title, sides, arguments.repeats, folder)
     theirs = folder / "demucs 0" / SIGNATURE
     for precision in arguments.precisions:
         ratio = min(
@@ -208,8 +165,8 @@ def speech(arguments: argparse.Namespace, folder: Path) -> list[str]:
             sides[precision] = lambda out, mixture=mixture, precision=precision: ours(
                 model, mixture, out, precision
             )
-        results = take_turns(sides, arguments.repeats, place)
-        lines += rows(f"speech of {seconds:g} s", results)
+        title = f"speech of {seconds:g} s, "
+        lines += compare(title, sides, arguments.repeats, place)
     return lines
 
 
@@ -229,16 +186,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
     add("--layers", type=int, help="fewer layers (default: as published)")
     arguments = parser.parse_args(argv)
-    lines = [
-        "| what | wall s | ratio | CPU s | ratio | peak MB | ratio |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = header()
     with tempfile.TemporaryDirectory(prefix="inference-") as folder:
-        for name, compare in (("speech", speech), ("music", music)):
+        for name, measure in (("speech", speech), ("music", music)):
             if arguments.only in (None, name):
                 place = Path(folder, name)
                 place.mkdir()
-                lines += compare(arguments, place)
+                lines += measure(arguments, place)
     print("\n".join(lines))
 
 

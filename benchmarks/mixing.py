@@ -26,8 +26,8 @@ import itertools
 import random
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.dataio import audio_io
 from speechbrain.processing.signal_processing import rescale
 
+from benchmarks.pairs import CPU, Results, call_each, ratio
 from data_prep.common.jobs import make_all
 from modules.audio.io import read_audio, write_wave
 from modules.audio.levels import MIXTURE_PEAK
@@ -221,32 +222,32 @@ def variants(folder: Path, copy: Path) -> dict[str, Callable[[int], object]]:
 
 
 def measure(
-    makers: dict[str, Callable[[int], object]], mixtures: int, repeats: int
-) -> dict[str, list[float]]:
-    """Return mixtures per second of CPU time of each variant, measured in turns."""
-    rates: dict[str, list[float]] = {name: [] for name in makers}
-    for turn in range(-1, repeats):  # the first is not counted: it fills the caches
-        for name, make in makers.items():
-            before = time.process_time()
-            for index in range(mixtures):
-                make(index + mixtures * max(turn, 0))
-            if turn >= 0:
-                rates[name].append(mixtures / (time.process_time() - before))
-    return rates
+    makers: dict[str, Callable[[int], object]], mixtures: int, turns: int
+) -> Results:
+    """Return the time that each variant takes for so many other mixtures a turn."""
+
+    def work(make: Callable[[int], object], indices: Iterator[int]) -> None:
+        for index in itertools.islice(indices, mixtures):
+            make(index)
+
+    works = {
+        name: partial(work, make, itertools.count()) for name, make in makers.items()
+    }
+    return call_each(works, turns)
 
 
-def table(rates: dict[str, list[float]]) -> list[str]:
-    """Print median and range of each variant, and ours against SpeechBrain's two."""
+def table(results: Results, mixtures: int) -> list[str]:
+    """Return median and range of each variant, and ours against SpeechBrain's two."""
     lines = ["| | mixtures a second (range) |", "|---|---|"]
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    for name, values in rates.items():
-        lines.append(
-            f"| {name} | {medians[name]:.0f} ({min(values):.0f} to {max(values):.0f}) |"
-        )
+    for name, figures in results.items():
+        rates = [mixtures / seconds[CPU] for seconds in figures]
+        middle, least, most = statistics.median(rates), min(rates), max(rates)
+        lines.append(f"| {name} | {middle:.0f} ({least:.0f} to {most:.0f}) |")
     pairs = itertools.product(("", ", no speeds"), ("WSJ0Mix", "LibriMix"))
     for speeds, recipe in pairs:
-        ratio = medians[f"ours{speeds}"] / medians[f"SpeechBrain, {recipe}{speeds}"]
-        lines.append(f"| ours / SpeechBrain, {recipe}{speeds} | {ratio:.1f} |")
+        theirs = f"SpeechBrain, {recipe}{speeds}"
+        gain = ratio(results, f"ours{speeds}", theirs, CPU, power=-1)
+        lines.append(f"| ours / {theirs} | {gain} |")
     return lines
 
 
@@ -269,7 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first = next(options.copy.rglob("*.wav"))
     print(f"files like {first}: {soundfile.info(first).duration:.1f} s")
     makers = variants(folder, options.copy)
-    print("\n".join(table(measure(makers, options.mixtures, options.repeats))))
+    results = measure(makers, options.mixtures, options.repeats)
+    print("\n".join(table(results, options.mixtures)))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
 """What each operation of MossFormer2 that is written for the CPU gains by itself.
 
 The whole network runs as it is (A) and with one operation in its plain form (B), turn
-by turn in one process, on 2 s at 8 kHz. The median of the processor time of B over that
-of A says what the form gains.
+by turn in one process, on 2 s at 8 kHz. The processor time of B over that of A says
+what the form gains.
 
     OMP_NUM_THREADS=1 python -m benchmarks.mossformer2_forms
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from unittest import mock
 
 import torch
 from torch import Tensor
 
+from benchmarks.pairs import CPU, call_each, ratio
 from modules.models import mossformer2
 from modules.models.mossformer2 import MossFormer2
 
@@ -46,21 +45,14 @@ CHANGES = {
 }
 
 
-def ratio(
-    work: Callable[[], None], change: tuple[str, Callable], repeats: int
-) -> float:
-    """Return the median processor time with the change over that without."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for turn in range(2 * repeats + 2):
-        changed = turn % 2
-        current = getattr(mossformer2, change[0])
-        function = change[1] if changed else current
-        with mock.patch.object(mossformer2, change[0], function):
-            start = time.process_time()
+def ratio_of(work: Callable[[], None], change: tuple[str, Callable], turns: int) -> str:
+    """Return the processor time with the change over that without."""
+
+    def changed() -> None:
+        with mock.patch.object(mossformer2, *change):
             work()
-            if turn > 1:  # the first of each is a warm-up
-                seconds[changed].append(time.process_time() - start)
-    return statistics.median(seconds[1]) / statistics.median(seconds[0])
+
+    return ratio(call_each({"": work, "changed": changed}, turns), "changed", "", CPU)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -90,9 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     print("| form | inference | train step |\n|---|---|---|")
     for name, change in CHANGES.items():
-        cells = [
-            f"{ratio(work, change, options.repeats):.2f}" for work in (infer, train)
-        ]
+        cells = [ratio_of(work, change, options.repeats) for work in (infer, train)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 

@@ -7,10 +7,8 @@ of a kind. Both sides separate the same noise in turn; the medians of three are 
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +17,7 @@ import onnxruntime
 import torch
 from torch import nn
 
+from benchmarks.pairs import CPU, call_each, median, ratio
 from modules.models.htdemucs import HTDemucs
 from modules.models.mossformer2 import MossFormer2
 from modules.models.sepformer import SepFormer
@@ -30,13 +29,6 @@ NETWORKS: dict[str, Callable[[int | None], nn.Module]] = {
     "mossformer2": lambda n: MossFormer2(layers=n or 24),
     "htdemucs": lambda n: HTDemucs(STEMS, t_layers=n or 5),
 }
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """CPU seconds of one call."""
-    begin = time.process_time()
-    call()
-    return time.process_time() - begin
 
 
 @torch.no_grad()
@@ -62,17 +54,15 @@ def main(arguments: Sequence[str]) -> None:
             session = onnxruntime.InferenceSession(path, options)
         mixture = torch.randn(1, *([2] if is_music else []), round(audio * rate))
         feed = {"mixture": mixture.numpy()}
-        pairs = [
-            (
-                seconds(partial(model, mixture)),
-                seconds(partial(session.run, None, feed)),
-            )
-            for _ in range(3)
-        ]
-        ours, theirs = map(statistics.median, zip(*pairs, strict=True))
+        works = {
+            "torch": partial(model, mixture),
+            "ONNX": partial(session.run, None, feed),
+        }
+        results = call_each(works, 3)
+        ours, theirs = (f"{median(results, side, CPU):.2f}" for side in works)
         print(
-            f"| {name} | {audio:g} s | {size:.0f} | {difference:.1e} | {ours:.2f} | "
-            f"{theirs:.2f} | {theirs / ours:.2f} |",
+            f"| {name} | {audio:g} s | {size:.0f} | {difference:.1e} | {ours} | "
+            f"{theirs} | {ratio(results, 'ONNX', 'torch', CPU)} |",
             flush=True,
         )
 

@@ -12,7 +12,6 @@ from benchmarks.inference import (
     SEPARATE_FILE,
     agreement_db,
     ours,
-    rows,
     write_noise,
     write_sepformer,
 )
@@ -34,15 +33,6 @@ def test_both_sides_separate_alike(tmp_path, monkeypatch):
         # SpeechBrain scales every estimate to full scale.
         soundfile.write(path, wave_T / np.abs(wave_T).max(), rate, "FLOAT")
         assert agreement_db(path, tmp_path / f"{name}.wav") > 90
-
-
-def test_ratios_are_of_neighbours():
-    theirs = [{"wall s": w, "CPU s": 2.0, "peak MB": 100.0} for w in (10.0, 20.0, 40.0)]
-    mine = [{"wall s": w, "CPU s": 1.0, "peak MB": 150.0} for w in (5.0, 5.0, 30.0)]
-    first, second = rows("a song", {"demucs": theirs, "fp32": mine})
-    assert first == "| a song, demucs | 20 |  | 2 |  | 100 |  |"
-    assert second.startswith("| a song, fp32 | 5 | 0.50 (0.25 to 0.75) | 1 | 0.50 (0.5")
-    assert second.endswith("| 150 | 1.50 (1.50 to 1.50) |")
 
 
 @pytest.mark.parametrize("level, expected", [(0.1, 20), (0.0, np.inf)])

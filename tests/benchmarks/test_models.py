@@ -18,20 +18,27 @@ def test_sepformer_beside_speechbrain(tmp_path, capsys):
     )
     text = out.read_text()
     assert text.strip() in capsys.readouterr().out
+    assert "1 of 8 layers, 2000 samples" in text
     rows = {
-        cells[1]: [float(cell) for cell in cells[2:8]]
+        cells[1]: cells[2:8]
         for line in text.splitlines()
-        if (cells := [cell.strip() for cell in line.split("|")])[1:2]
-        and cells[1] in variants
+        if (cells := [cell.strip() for cell in line.split("|")])[3:4]
     }
-    assert list(rows) == variants
-    for reference_s, ours_s, _, reference_mb, ours_mb, ratio_mb in rows.values():
-        assert reference_s > 0 and ours_s > 0
-        assert ratio_mb == pytest.approx(ours_mb / reference_mb, abs=0.01)
+    first, second = variants
+    assert list(rows)[2:] == [
+        *("inference reference", first),
+        *("train reference", second),
+    ]
+    for name, theirs in ((first, "inference reference"), (second, "train reference")):
+        *_, ours_mb, ratio_mb = rows[name]
+        assert float(rows[theirs][0]) > 0 and rows[theirs][1] == ""
+        assert float(ratio_mb) == pytest.approx(
+            float(ours_mb) / float(rows[theirs][4]), rel=0.02, abs=0.01
+        )
 
 
 def test_unequal_networks_are_not_compared(monkeypatch):
-    def off(job: dict, reference: str | None) -> dict[str, float]:
+    def off(job: dict, reference: list[str]) -> dict[str, float]:
         return {"max_difference": 0.1, "peak": 1.0, "bf16_snr_db": 20.0}
 
     monkeypatch.setattr(models, "in_fresh_process", off)
@@ -39,46 +46,59 @@ def test_unequal_networks_are_not_compared(monkeypatch):
         models.main(["--models", "sepformer", *SMALL])
 
 
-def test_a_missing_reference_says_how_to_install_it(monkeypatch):
+@pytest.mark.parametrize(
+    "model, package",
+    [
+        ("mossformer2", "clearvoice"),
+        ("htdemucs", "demucs"),
+        ("mel_roformer", "msst"),
+        ("bs_roformer_0.3.10", "bs-roformer"),
+    ],
+)
+def test_a_missing_reference_says_how_to_install_it(monkeypatch, model, package):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="pip install --no-deps clearvoice"):
-        models.reference_mossformer2(1)
+    with pytest.raises(SystemExit, match=f"pip install --no-deps {package}=="):
+        models.build({"model": model, "side": "reference", "samples": 44100})
+
+
+@pytest.mark.parametrize("model", ["bs_roformer", "bs_roformer_0.3.10", "scnet"])
+def test_music_beside_its_reference(model):
+    for name in ("msst", "bs_roformer", "einops", "beartype", "rotary_embedding_torch"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed (development only)")
+    same = models.compare({"model": model, "layers": 1, "samples": 5000})
+    assert same["max_difference"] <= 1e-5 * same["peak"]
 
 
 def test_the_reference_gives_the_shape_that_ours_gives():
     mixture_BT = torch.zeros(1, 500)
-    shapes = [
-        models.forward(network.eval(), mixture_BT).shape
-        for network in (models.ReferenceSepFormer(1), models.our_sepformer(1, False))
-    ]
-    assert shapes == [(1, 2, 500)] * 2
+    for side in ("reference", "ours"):
+        network = models.build({"model": "sepformer", "side": side, "layers": 1})
+        assert models.forward(network.eval(), mixture_BT).shape == (1, 2, 500)
 
 
-def test_music_is_timed_at_each_of_its_lengths(monkeypatch, capsys):
+def test_rows_take_turns_within_the_budget(monkeypatch, capsys):
     jobs = []
 
-    def result(job: dict, reference: str | None) -> dict[str, float]:
+    def result(job: dict, reference: list[str]) -> dict[str, float]:
         jobs.append(job)
         same = {"max_difference": 0.0, "peak": 1.0, "bf16_snr_db": 40.0}
-        return same if job["side"] == "both" else {"seconds": 2.0, "peak_mb": 50.0}
+        figures = {"CPU s": 2.0, "wall s": 2.0, "step MB": 50.0}
+        return same if job["side"] == "both" else figures
 
     monkeypatch.setattr(models, "in_fresh_process", result)
     variants = ["train fp32, no attention dropout", "inference bf16"]
-    models.main(
-        ["--models", "htdemucs", "sepformer", "--repeats=1", "--variants", *variants]
-    )
+    chosen = ["--models", "htdemucs", "sepreformer", "--variants", *variants]
+    models.main([*chosen, "--budget=0", "--repeats=9"])
     text = capsys.readouterr().out
-    for length in (176400, 343980):
-        assert f"| train fp32, no attention dropout, {length} samples | 2.00 |" in text
-    assert text.count("| inference bf16 | 2.00 ") == 2
-    assert text.count("no attention dropout") == 2  # SepFormer has no such variant
+    assert text.count("| inference bf16 | 2 | 1.00 |") == 1  # beside demucs
+    assert text.count("| inference bf16 | 2 |  |") == 1  # no reference
+    assert text.count("no attention dropout") == 1  # SepReformer has no such variant
     both, *rest = (job for job in jobs if job["model"] == "htdemucs")
-    assert both["samples"] == 176400
+    assert both["samples"] == 343980
     assert [(job["side"], job["train"], job["samples"]) for job in rest] == [
-        ("reference", False, 1323000),
-        ("ours", False, 1323000),
-        ("reference", True, 176400),
-        ("ours", True, 176400),
+        ("reference", False, 661500),
+        ("ours", False, 661500),
         ("reference", True, 343980),
         ("ours", True, 343980),
     ]
@@ -95,12 +115,6 @@ def test_htdemucs_beside_demucs(capsys):
     )
     rows = capsys.readouterr().out
     assert "| inference fp32 |" in rows and "| train fp32 |" in rows
-
-
-def test_missing_demucs_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="pip install --no-deps demucs"):
-        models.reference_htdemucs(1, 44100)
 
 
 @pytest.mark.parametrize("job", [{"side": "ours"}, {"side": "ours", "samples": 20_000}])

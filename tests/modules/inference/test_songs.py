@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.models import demucs_module
+from benchmarks.models import reference_module
 from modules.inference.songs import Bag, apply_model
 from modules.models.htdemucs import HTDemucs
 
@@ -61,7 +61,7 @@ def reference(monkeypatch):
         return drawn[-1]
 
     generator = random.Random(7)
-    module = demucs_module("apply")
+    module = reference_module("demucs.apply")
     monkeypatch.setattr(module.random, "randint", draw)
     return module, drawn
 
@@ -103,7 +103,7 @@ def test_htdemucs_equals_demucs(reference, segment):
     sources, options = ["a", "b"], {"channels": 8, "t_layers": 1, "t_heads": 2}
     options |= {"dconv_mode": 3, "bottom_channels": 16, "t_dropout": 0.0}
     torch.manual_seed(0)
-    theirs = demucs_module("htdemucs").HTDemucs(
+    theirs = reference_module("demucs.htdemucs").HTDemucs(
         sources, segment=Fraction(1, 2), samplerate=8000, **options
     )
     ours = HTDemucs(sources, (1, 2), 8000, **options)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from benchmarks.models import demucs_module
+from benchmarks.models import reference_module
 from modules.models.htdemucs import (
     HTDemucs,
     pad_reflecting,
@@ -133,7 +133,9 @@ def demucs(segment, **options):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed (development only)")
     torch.manual_seed(0)
-    return demucs_module("htdemucs").HTDemucs(SOURCES, segment=segment, **options)
+    return reference_module("demucs.htdemucs").HTDemucs(
+        SOURCES, segment=segment, **options
+    )
 
 
 # The levels and the frame of the published models, with fewer features.
