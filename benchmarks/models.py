@@ -111,6 +111,7 @@ def reference_module(name: str) -> types.ModuleType:
         package = types.ModuleType(".".join(parents[: depth + 1]))
         folders = [Path(path) for path in spec.submodule_search_locations]
         package.__path__ = [str(f.joinpath(*parents[1 : depth + 1])) for f in folders]
+        package.__spec__ = spec  # for `find_spec`, the next time
         sys.modules.setdefault(package.__name__, package)
     # Imported for a printed summary, for resampling and for the bands of a mel scale.
     for other in ("torchinfo", "julius", "librosa"):
