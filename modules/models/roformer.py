@@ -371,8 +371,8 @@ class Attention(nn.Module):
         x_XLD = self.norm(x_XLD)
         qkv_XL3HE = self.to_qkv(x_XLD).unflatten(-1, (3, self.heads, -1))
         both_XL2HE, v_XL1HE = qkv_XL3HE.split((2, 1), dim=2)
-        # A copy of v lets go of what was not rotated: a tenth of the activations.
         heads = *Rotary.rotate(both_XL2HE, table).unbind(2), v_XL1HE.squeeze(2).clone()
+        del qkv_XL3HE, both_XL2HE, v_XL1HE  # not kept: a tenth of the activations
         splits = [x.transpose(1, 2).split(ROWS) for x in heads]
         attend: Any = F.scaled_dot_product_attention
         share = self.dropout if self.training else 0.0
