@@ -270,7 +270,8 @@ MODELS = {
     "bs_roformer": Model(
         (88200, 88200), (2, 8), *music(BSRoFormer, *BS, STEMS, "depth"), True
     ),
-    # One stem, by lucidrains' own package; expansion 4 and zero_dc are not keys there.
+    # One stem, by lucidrains' own package: expansion 4 and zero_dc are not keys there,
+    # and the estimate ends with the last whole hop.
     "bs_roformer_0.3.10": Model(
         (88200, 88200),
         (2, 12),
