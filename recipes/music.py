@@ -23,7 +23,7 @@ from modules.data.manifest import read_manifest
 from modules.data.stems import StemDataset
 from modules.data.track_levels import loud_enough, measure_levels
 from modules.inference.songs import apply_model, measure_songs
-from modules.losses.choice import Choice, Terms
+from modules.losses.choice import Choice, Terms, to_device
 from modules.losses.selection import KeepAll, dropped_of
 from modules.losses.si_snr import SILENCE
 from modules.losses.suspicion import Suspicion
@@ -102,7 +102,7 @@ class MusicSeparation(Separation):
         """
         target_BSCT = batch.src
         loss_BS = self.config.losses(predictions, target_BSCT, batch.mix)
-        weighs_S = loss_BS.new_tensor(self.stem_weights) > 0
+        weighs_S = to_device(self.stem_weights, loss_BS) > 0
         sort_key_BS = None
         if self.config.relative_to_level:
             floor_B1 = 0.01 * batch.mix.abs().mean((1, 2))[:, None]
@@ -113,9 +113,8 @@ class MusicSeparation(Separation):
         swing_BSC = target_BSCT.amax(3) - target_BSCT.amin(3)
         silent_BS = swing_BSC.amax(2) <= 2 * math.sqrt(SILENCE)
         numbers = self.suspicion.numbers
-        origin_BS = loss_BS.new_tensor(
-            [[numbers[track] for track in origins] for origins in batch.origins]
-        )
+        numbered = [numbers[track] for origins in batch.origins for track in origins]
+        origin_BS = to_device(numbered, loss_BS).view(len(loss_BS), -1)
         return Terms(
             loss_BS, weighs_S.expand_as(loss_BS), sort_key_BS, silent_BS, origin_BS
         )

@@ -7,7 +7,9 @@ Read `fit_batch` first. Its rules keep many processes right:
    the forward and weigh nothing.
 3. An example has one loss term or several (music: one per stem). The ranks exchange
    them (one small all-gather, in `modules/losses/choice.py`); from these all of them
-   compute the same choice of terms, the same counts, the same decision.
+   compute the same choice of terms, the same counts, the same decision. The choice
+   stays on the device until the backward is under way: the host reads it and the
+   norm of the gradient at once, so that a step waits for the device once.
 4. The backward sums over the chosen terms. Before the optimizer steps, the summed
    gradient is divided by their number over all ranks and accumulated batches: R ranks
    x A accumulated batches x B examples give the gradient of one batch of R*A*B.
@@ -153,7 +155,7 @@ class TrainingStep(sb.Brain):
             with self.training_ctx:
                 outputs = self.compute_forward(batch, Stage.TRAIN)
                 terms = self.compute_objectives(outputs, batch, Stage.TRAIN)
-            choice = choose(
+            chosen = choose(
                 terms,
                 finite_B,
                 batch.counts_B,
@@ -163,16 +165,20 @@ class TrainingStep(sb.Brain):
                 flags=(stop, self.clock.minutes_passed()),
             )
             weights_K = to_device(self.term_weights, terms.loss_BK)
-            loss = masked_sum(terms.loss_BK, choice.keep_BK, weights_K)
+            loss = masked_sum(terms.loss_BK, chosen.keep_BK, weights_K)
             if not loss.requires_grad:
                 raise HparamsError(
                     "separator: its output does not depend on a trainable parameter"
                 )
             self.scaler.scale(loss).backward()
 
+        # Nothing before has waited for the device.
+        norm = [self._norm_of_sum()] if should_step else []
+        choice, norms = chosen.read(*norm)
         self.statistics.end_batch(is_good=not choice.nonfinite)
         self.on_choice(choice, batch)
         if should_step:
+            [self.grad_norm] = norms
             self.optimizers_step()
         self.on_fit_batch_end(batch, outputs, loss, should_step)
         return torch.tensor(self.stats.loss)
@@ -198,15 +204,10 @@ class TrainingStep(sb.Brain):
     def optimizers_step(self) -> None:
         """Average, check, clip and apply the accumulated gradient."""
         accumulated, self.accumulated = self.accumulated, Accumulation()
-        optimizers = list(self.freeze_optimizers(self.optimizers_dict).values())
-        for optimizer in optimizers:
-            self.scaler.unscale_(optimizer)
-        groups = [group for opt in optimizers for group in opt.param_groups]
-        parameters = [weight for group in groups for weight in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        optimizers, groups, gradients = self._to_step()
         # Rule 4; DDP has already divided by the number of ranks.
         to_mean = distributed.world_size() / (accumulated.weight or 1.0)
-        norm = to_mean * float(torch.nn.utils.get_total_norm(gradients))
+        norm = to_mean * self.grad_norm
         is_finite = math.isfinite(norm)
         self.grad_norm = norm
         if is_finite and accumulated.kept:
@@ -236,6 +237,21 @@ class TrainingStep(sb.Brain):
         where = f"epoch {self.epoch}, step {self.step}"
         self.watch.look(accumulated, is_finite, searching, where)
         name_left_out(self.stats, accumulated)
+
+    def _to_step(self) -> tuple[list[torch.optim.Optimizer], list, list[Tensor]]:
+        """Return the optimizers, their groups, and the gradients of their weights."""
+        optimizers = list(self.freeze_optimizers(self.optimizers_dict).values())
+        groups = [group for opt in optimizers for group in opt.param_groups]
+        parameters = [weight for group in groups for weight in group["params"]]
+        return optimizers, groups, [p.grad for p in parameters if p.grad is not None]
+
+    def _norm_of_sum(self) -> Tensor:
+        """Undo the scale of the accumulated gradient; return its norm on the device."""
+        optimizers, _, gradients = self._to_step()
+        for optimizer in optimizers:
+            self.scaler.unscale_(optimizer)
+        norm: Tensor = torch.nn.utils.get_total_norm(gradients)
+        return norm.to(self.device)  # without any gradient it is on the host
 
     def left_out(self) -> dict[str, str]:
         """Return what to call the examples that were left out, by reason."""

@@ -9,16 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modules.data.batch import Batch
-from modules.losses.choice import Choice
+from modules.losses.choice import REASONS, Choice
 from modules.runtime import distributed
 from modules.runtime.errors import NonFiniteTraining, NothingLearned
 from recipes.report import NAMED
 
 logger = logging.getLogger(__name__)
-
-#: Why examples are left out though they are finite, in the words of `Choice`.
-REASONS = ("silent", "over_limit", "dropped")
-COUNTED = ("nonfinite", *REASONS)
 
 
 @dataclass
@@ -52,7 +48,7 @@ class TrainStats:
 
     def add(self, choice: Choice) -> None:
         """Add the counts and the sums of losses of one global batch."""
-        for name in ("seen", *COUNTED):
+        for name in ("seen", *REASONS):
             setattr(self, name, getattr(self, name) + getattr(choice, name))
         self.offered_K = _sum(self.offered_K, choice.usable_K)
         self.kept_K = _sum(self.kept_K, choice.kept_K)
@@ -89,7 +85,7 @@ class TrainStats:
         """Return what the log line of an epoch shows; `names` are of the loss terms."""
         return {
             **known(loss=self.loss, kept_share=self.kept_share),
-            **{name: getattr(self, name) for name in COUNTED},
+            **{name: getattr(self, name) for name in REASONS},
             "steps_skipped": self.steps_skipped,
             **self.per_term(names),
         }
@@ -132,7 +128,7 @@ class Accumulation:
         self.ids += batch.ids
         if choice.nonfinite:
             self.suspects += batch.names(choice.nonfinite_B)
-        for reason in REASONS if name_silent else REASONS[1:]:
+        for reason in REASONS[1 if name_silent else 2 :]:
             if getattr(choice, reason):
                 mine = batch.names(getattr(choice, f"{reason}_B"))
                 self.left_out.setdefault(reason, []).extend(mine)

@@ -77,9 +77,9 @@ class Batch:
         tensors: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
         return replace(self, **tensors)
 
-    def names(self, mask_B: Tensor) -> list[str]:
+    def names(self, mask_B: Sequence[bool]) -> list[str]:
         """Return the ids of the examples that a mask picks."""
-        return list(itertools.compress(self.ids, mask_B.tolist()))
+        return list(itertools.compress(self.ids, mask_B))
 
     def zero_nonfinite(self, largest_peak: float = LARGEST_PEAK) -> Tensor:
         """Silence, in place, examples with NaN, Inf or a sample of `largest_peak`.

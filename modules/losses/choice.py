@@ -16,6 +16,9 @@ from torch import Tensor
 
 from modules.runtime import distributed
 
+#: Why an example is not trained on, each a mask of `Choice`.
+REASONS = ("nonfinite", "silent", "over_limit", "dropped")
+
 
 class Terms(NamedTuple):
     """The unreduced losses of a batch.
@@ -34,19 +37,18 @@ class Terms(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What is trained on, and the counts of the global batch.
+    """What is trained on, and the counts of the global batch, read by the host.
 
-    `keep_BK`, `nonfinite_B`, `silent_B`, `over_limit_B` and `dropped_B` describe this
-    rank's examples; everything else is equal on all ranks. An example is `over_limit`
+    `nonfinite_B`, `silent_B`, `over_limit_B` and `dropped_B` describe this rank's
+    examples; everything else is equal on all ranks. An example is `over_limit`
     when one of its losses is, and `dropped` when the selector kept none of its usable
     terms. `flags` says which of the ranks' flags any rank raised.
     """
 
-    keep_BK: Tensor
-    nonfinite_B: Tensor
-    silent_B: Tensor
-    over_limit_B: Tensor
-    dropped_B: Tensor
+    nonfinite_B: list[bool]
+    silent_B: list[bool]
+    over_limit_B: list[bool]
+    dropped_B: list[bool]
     origin_NK: Tensor
     usable_NK: Tensor
     keep_NK: Tensor
@@ -62,6 +64,47 @@ class Choice(NamedTuple):
     flags: list[bool]
 
 
+class Chosen(NamedTuple):
+    """A choice on the device: enough for the backward; the host knows it by `read`."""
+
+    keep_BK: Tensor
+    origin_NK: Tensor
+    usable_NK: Tensor
+    keep_NK: Tensor
+    counts: dict[str, Tensor]
+
+    def read(self, *scalars: Tensor) -> tuple[Choice, list[float]]:
+        """Copy the choice and other scalars: the one wait of a step for the device."""
+        values = [*self.counts.values(), *(scalar[None] for scalar in scalars)]
+        flat = torch.cat([value.double() for value in values]).tolist()
+        found = {}
+        for name, value in self.counts.items():
+            found[name], flat = flat[: len(value)], flat[len(value) :]
+        first = distributed.rank() * (len(self.keep_NK) // distributed.world_size())
+        own = slice(first, first + len(self.keep_BK))
+        masks = {name: list(map(bool, found[name][own])) for name in REASONS}
+        choice = Choice(
+            nonfinite_B=masks["nonfinite"],
+            silent_B=masks["silent"],
+            over_limit_B=masks["over_limit"],
+            dropped_B=masks["dropped"],
+            origin_NK=self.origin_NK,
+            usable_NK=self.usable_NK,
+            keep_NK=self.keep_NK,
+            seen=int(sum(found["seen"])),
+            nonfinite=int(sum(found["nonfinite"])),
+            silent=int(sum(found["silent_terms"])),
+            over_limit=int(sum(found["over_limit"])),
+            dropped=int(sum(found["dropped"])),
+            usable_K=list(map(int, found["usable"])),
+            kept_K=list(map(int, found["kept"])),
+            usable_loss_K=found["usable_loss"],
+            kept_loss_K=found["kept_loss"],
+            flags=list(map(bool, found["flags"])),
+        )
+        return choice, flat
+
+
 @torch.no_grad()
 def choose(
     terms: Terms,
@@ -72,7 +115,7 @@ def choose(
     batch_size: int,
     loss_limit: float = math.inf,
     flags: tuple[bool, ...] = (),
-) -> Choice:
+) -> Chosen:
     """Choose the terms to train on; call it on every rank.
 
     A term is usable where its example counts (it does not only fill up a rank's share)
@@ -112,42 +155,23 @@ def choose(
     loss_NK, usable_NK = everyone["loss"], everyone["usable"] == 1
     keep_NK = select(everyone["sort_key"].where(usable_NK, torch.nan)) & usable_NK
 
-    counts = [(everyone[n] == 1).sum()[None] for n in ("counts", "nonfinite", "silent")]
-    sums = {
-        "counts": torch.cat(counts),
+    silent_NK = everyone["silent"] == 1
+    counts = {
+        "seen": everyone["counts"][:, 0] == 1,
+        "nonfinite": everyone["nonfinite"][:, 0] == 1,
+        "silent": silent_NK.any(1),
+        "over_limit": everyone["over_limit"][:, 0] == 1,
+        "dropped": usable_NK.any(1) & ~keep_NK.any(1),
+        "silent_terms": silent_NK.sum(0),
         "usable": usable_NK.sum(0),
         "kept": keep_NK.sum(0),
         "usable_loss": loss_NK.where(usable_NK, 0.0).double().sum(0),
         "kept_loss": loss_NK.where(keep_NK, 0.0).double().sum(0),
         "flags": (everyone["flags"] == 1).any(0),
-        "over_limit": (everyone["over_limit"] == 1)[:, 0],
-        "dropped": usable_NK.any(1) & ~keep_NK.any(1),
     }
-    found = _to_host(sums)
-    seen, nonfinite, silent = map(int, found["counts"])
     keep_WBK = keep_NK.unflatten(0, (distributed.world_size(), -1))
-    first = distributed.rank() * (len(keep_NK) // distributed.world_size())
-    own = slice(first, first + len(loss_BK))
-    return Choice(
-        keep_BK=keep_WBK[distributed.rank(), : len(loss_BK)],
-        nonfinite_B=nonfinite_B,
-        silent_B=silent_BK.any(1),
-        over_limit_B=torch.tensor(found["over_limit"][own]) == 1,  # on the host already
-        dropped_B=torch.tensor(found["dropped"][own]) == 1,
-        origin_NK=everyone["origin"],
-        usable_NK=usable_NK,
-        keep_NK=keep_NK,
-        seen=seen,
-        nonfinite=nonfinite,
-        silent=silent,
-        over_limit=int(sum(found["over_limit"])),
-        dropped=int(sum(found["dropped"])),
-        usable_K=list(map(int, found["usable"])),
-        kept_K=list(map(int, found["kept"])),
-        usable_loss_K=found["usable_loss"],
-        kept_loss_K=found["kept_loss"],
-        flags=list(map(bool, found["flags"])),
-    )
+    own_BK = keep_WBK[distributed.rank(), : len(loss_BK)]
+    return Chosen(own_BK, everyone["origin"], usable_NK, keep_NK, counts)
 
 
 def to_device(values: Sequence[float], like: Tensor) -> Tensor:
@@ -157,15 +181,6 @@ def to_device(values: Sequence[float], like: Tensor) -> Tensor:
     """
     filled = [like.new_full((1,), value) for value in values]
     return torch.cat(filled or [like.new_empty(0)])
-
-
-def _to_host(values: dict[str, Tensor]) -> dict[str, list[float]]:
-    """Copy vectors to the host: the one point of a step that waits for the device."""
-    flat = torch.cat([value.double() for value in values.values()]).tolist()
-    found = {}
-    for name, value in values.items():
-        found[name], flat = flat[: len(value)], flat[len(value) :]
-    return found
 
 
 def masked_sum(loss_BK: Tensor, keep_BK: Tensor, weights_K: Tensor) -> Tensor:

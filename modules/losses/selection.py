@@ -191,11 +191,12 @@ class RunningTruncation(LossTruncation):
         # many ranks share it.
         loss_RBK = loss_NK.unflatten(0, (world_size(), -1))
         seen_NK = loss_RBK.transpose(0, 1).flatten(0, 1)
-        past_WK = self._remember(seen_NK[~seen_NK.isnan().all(1)], self.memory)
-        if len(past_WK) < self.memory:
-            self.threshold_K = torch.full_like(loss_NK[0], torch.inf)
-        else:
-            self.threshold_K = self._quantile(past_WK)
+        past_WK = self._remember(seen_NK, self.memory + len(seen_NK))
+        # Sorted, not picked: to count them the host would wait for the device.
+        known_W, order_W = (~past_WK.isnan().all(1)).sort(stable=True)
+        self.past_WK = past_WK = past_WK[order_W][-self.memory :]
+        is_full = known_W.sum() >= self.memory
+        self.threshold_K = self._quantile(past_WK).where(is_full, torch.inf)
         return loss_NK <= self.threshold_K
 
     def compared(self, batch_size: int, world_size: int) -> int:

@@ -24,7 +24,7 @@ def add(select, over_kept: bool = True, weights=(1.0, 3.0)):
     silent_BK = torch.tensor([[True, True], [False, False], [True, False], [False] * 2])
     terms = Terms(LOSS_BK, torch.ones(4, 2, dtype=torch.bool), silent_BK=silent_BK)
     finite_B = torch.tensor([True, True, False, True])
-    choice = choose(terms, finite_B, counts_B, select, batch_size=4)
+    choice, _ = choose(terms, finite_B, counts_B, select, batch_size=4).read()
     stats, accumulated = TrainStats(), Accumulation()
     stats.add(choice)
     accumulated.add(choice, batch, weights, over_kept, name_silent=True)
