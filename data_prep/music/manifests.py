@@ -4,7 +4,6 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +20,7 @@ from data_prep.common.tracks import (
 from modules.audio.io import read_header
 from modules.data.manifest import THREADS, Row, header_faults, write_manifest
 from modules.runtime.errors import AudioError, DataError, refuse
+from modules.runtime.threads import in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -230,8 +230,7 @@ def _choose_valid(
 
 def _make_rows(tracks: Sequence[Row], *settings: Any) -> list[Row]:
     """Return the tracks as `_make_row` does; name those that are left out."""
-    with ThreadPoolExecutor(THREADS) as threads:
-        made = list(threads.map(lambda track: _make_row(track, *settings), tracks))
+    made = list(in_threads(lambda track: _make_row(track, *settings), tracks, THREADS))
     warnings = [warning for _, warning in made if warning]
     _warn(warnings)
     rows = [row for row, _ in made if row is not None]

@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -64,12 +62,6 @@ def make(folder: str | Path, parameters: Parameters, made_by: str) -> Path:
     shutil.rmtree(old, ignore_errors=True)
     logger.info("%s: made by %s", folder, made_by)
     return folder
-
-
-def in_threads(function: Callable, *arguments: Iterable) -> Iterator:
-    """Map in as many threads as there are cores: numpy's loops let others run."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-        yield from threads.map(function, *arguments)
 
 
 def write_pcm(path: Path, wave: np.ndarray, sample_rate: int) -> None:

@@ -33,6 +33,7 @@ from data_prep.synthetic import parts
 from modules.runtime.cli import run
 from modules.runtime.errors import DataError
 from modules.runtime.tables import write_table
+from modules.runtime.threads import in_threads
 
 PEAK = 0.95
 MAJOR = (0, 2, 4, 5, 7, 9, 11)
@@ -82,7 +83,7 @@ class Parameters:
         sets = zip(SPLITS, counts, strict=True)
         names = [f"{name}{k:02d}" for name, count in sets for k in range(count)]
         truth = []
-        songs = parts.in_threads(self._play, range(len(names)))
+        songs = in_threads(self._play, range(len(names)))
         for number, (name, instruments) in enumerate(zip(names, songs, strict=True)):
             true = _stems_of(instruments, HOME)
             split = name[:-2]

@@ -26,6 +26,7 @@ from data_prep.synthetic.voices import Voice, make_voices, speak
 from data_prep.wsj0mix import manifests as wsj0mix
 from modules.runtime.cli import run
 from modules.runtime.errors import DataError
+from modules.runtime.threads import in_threads
 
 PEAK = 0.9
 
@@ -81,7 +82,7 @@ class Parameters:
             for name, voice in voices
             for take in range(self.utterances_per_voice)
         ]
-        waves = parts.in_threads(self._speak, takes)
+        waves = in_threads(self._speak, takes)
         spoken: dict[str, list[Utterance]] = {split: [] for split in SETS}
         for (split, name, _, take), wave_T in zip(takes, waves, strict=True):
             utterance = f"{name}c01{take:02d}"

@@ -36,6 +36,7 @@ from modules.data.manifest import THREADS, Row, list_manifest
 from modules.runtime.cli import run
 from modules.runtime.errors import AudioError
 from modules.runtime.terminal import escaped
+from modules.runtime.threads import in_threads
 
 Check = Callable[[Row], list[Fault]]
 
@@ -154,8 +155,7 @@ def _print_faults(found: Iterable[tuple[str, Fault]], once: bool = False) -> int
 def _with_rates(rows: list[Row]) -> list[Row]:
     """Give rows whose place does not tell the rate that of most such mixtures."""
     unknown = [row.mixture for row in rows if not row.sample_rate]
-    with ThreadPoolExecutor(THREADS) as threads:
-        rates = Counter(threads.map(_read_rate, unknown))
+    rates = Counter(in_threads(_read_rate, unknown, THREADS))
     rates.pop(0, None)
     common = max(rates, key=rates.__getitem__, default=0)
     return [replace(row, sample_rate=row.sample_rate or common) for row in rows]

@@ -4,11 +4,11 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from modules.audio.io import unreadable
 from modules.runtime.tables import read_cells, write_table
+from modules.runtime.threads import in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -21,13 +21,17 @@ def fingerprint(paths: Iterable[str], *settings: object) -> str:
     """Return a digest of the names, sizes and times of change of files."""
     digest = hashlib.sha256(repr(settings).encode())
     for path in paths:
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise unreadable(path, error) from None
-        fields = f"\0{status.st_size}\0{status.st_mtime_ns}\0"
-        digest.update(os.fsencode(path) + fields.encode())
+        digest.update(os.fsencode(path) + f"\0{mark(path)}\0".encode())
     return digest.hexdigest()[:16]
+
+
+def mark(path: str) -> str:
+    """Return size and time of change of one file: its fingerprint beside its name."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def identity(items: Iterable[object], files: Iterable[str] = ()) -> str:
@@ -55,36 +59,45 @@ def measure_once(
     A key whose fingerprint has changed is measured anew, and one that is not asked for
     is dropped from the CSV. One process at a time may write that (`run_on_main`).
     """
-    known = _read(index, columns) if index is not None else {}
-    stale = [k for k, now in fingerprints.items() if known.get(k, ("",))[0] != now]
+    known, kept = _read(index, columns, fingerprints) if index is not None else ({}, 0)
+    stale = [key for key in fingerprints if key not in known]
     if stale:
         where = f"{index}: " if index is not None else ""
         logger.info("%smeasuring %d levels", where, len(stale))
-        with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-            for key, values in zip(stale, threads.map(measure, stale), strict=True):
-                known[key] = (fingerprints[key], *values)
-    if index is not None and (stale or known.keys() != fingerprints.keys()):
-        rows = [(key, *known[key]) for key in fingerprints]
+        found = in_threads(measure, stale, desc="levels")
+        for key, values in zip(stale, found, strict=True):
+            known[key] = tuple(values)
+    if index is not None and (stale or kept != len(fingerprints)):
+        rows = ((key, now, *known[key]) for key, now in fingerprints.items())
         write_table(index, list(columns), rows)
-    return {key: known[key][1:] for key in fingerprints}
+    return {key: known[key] for key in fingerprints}
 
 
-def _read(index: str | Path, columns: Columns) -> dict[str, tuple]:
-    """Return fingerprint and values by key; nothing if the index is damaged."""
+def _read(
+    index: str | Path, columns: Columns, now: Mapping[str, str]
+) -> tuple[dict[str, tuple], int]:
+    """Return the values of keys with the fingerprint of `now`, and how many rows it has.
+
+    There are none if the index is damaged.
+    """
     if not os.path.exists(index):
-        return {}
+        return {}, 0
+    known: dict[str, tuple] = {}
+    kinds, count = list(columns.values())[2:], 0
     try:
-        header, *lines = read_cells(index)
-        if header != list(columns):
+        table = read_cells(index)
+        if next(table, []) != list(columns):
             raise ValueError("it has other columns")
-        kinds = list(columns.values())[1:]
-        return {
-            key: tuple(kind(cell) for kind, cell in zip(kinds, cells, strict=True))
-            for key, *cells in lines
-        }
+        for key, before, *cells in table:
+            count += 1
+            pairs = zip(kinds, cells, strict=True)
+            values = tuple([kind(cell) for kind, cell in pairs])
+            if now.get(key) == before:
+                known[key] = values
+        return known, count
     except ValueError as error:
         logger.warning("%s: measuring anew, the index is damaged: %s", index, error)
-        return {}
+        return {}, 0
 
 
 def printable(path: str) -> str:

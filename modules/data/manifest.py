@@ -21,7 +21,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -31,6 +30,7 @@ from typing import NoReturn
 from modules.audio.io import Header, read_header
 from modules.runtime.errors import AudioError, DataError, refuse
 from modules.runtime.tables import read_cells, write_table
+from modules.runtime.threads import in_threads
 
 FIXED_COLUMNS = ("id", "duration", "sample_rate", "mixture", "noise")
 STEM_COLUMNS = ("channels", "unused")
@@ -293,8 +293,7 @@ def check_audio(
     check of the same files does not open them again.
     """
     places = places or [f"row {row.id!r}" for row in rows]
-    with ThreadPoolExecutor(THREADS) as threads:
-        faults = list(threads.map(partial(header_fault, remember=remember), rows))
+    faults = in_threads(partial(header_fault, remember=remember), rows, THREADS)
     pairs = zip(places, faults, strict=True)
     refuse([f"{place}: {fault}" for place, fault in pairs if fault])
 

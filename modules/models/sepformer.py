@@ -295,9 +295,11 @@ class Transformer(nn.Module):
         on_cpu = x_APD.device.type == "cpu" and not torch.compiler.is_compiling()
         rows = max(1, CPU_SLICE // positions) if on_cpu else x_APD.shape[0]
         table_PD = self.positions(positions)
-        if rows >= x_APD.shape[0]:
+        # Slices of equal size: a rest of a row or two would cost a slice's overhead.
+        slices = -(-x_APD.shape[0] // rows)
+        if slices == 1:
             return self.stack(x_APD + table_PD)
-        return torch.cat([self.stack(x + table_PD) for x in x_APD.split(rows)])
+        return torch.cat([self.stack(x + table_PD) for x in x_APD.chunk(slices)])
 
     def stack(self, x_APD: Tensor) -> Tensor:
         """Run the layers and the closing norm."""

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from modules.runtime.errors import DataError
 from modules.runtime.files import open_file, write_text
@@ -25,11 +26,13 @@ def read_cells(
         raise DataError(f"{path}: {if_missing}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    text = raw.decode("utf-8-sig", errors="surrogateescape")
-    if "\0" in text:
-        number = text.count("\n", 0, text.index("\0")) + 1
+    if b"\0" in raw:
+        number = raw.count(b"\n", 0, raw.index(b"\0")) + 1
         raise DataError(f"{path}, row {number}: holds a zero byte; the file is damaged")
-    return _name_faults(path, csv.reader(io.StringIO(text, newline=""), strict=True))
+    # Decoded line by line: a `StringIO` takes four bytes a character.
+    coding: Any = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+    text = io.TextIOWrapper(io.BytesIO(raw), **coding)
+    return _name_faults(path, csv.reader(text, strict=True))
 
 
 def _name_faults(path: str | Path, reader: Iterator[list[str]]) -> Iterator[list[str]]:
