@@ -76,7 +76,7 @@ def measure_once(
 def _read(
     index: str | Path, columns: Columns, now: Mapping[str, str]
 ) -> tuple[dict[str, tuple], int]:
-    """Return the values of keys with the fingerprint of `now`, and how many rows it has.
+    """Return the values of keys with the fingerprint of `now`, and the number of rows.
 
     There are none if the index is damaged.
     """
