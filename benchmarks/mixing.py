@@ -19,11 +19,17 @@ and the rows "no speeds" leave it out on both sides.
 
 Ours is `DynamicMixing` as the recipes here use it: draws by counter, no
 pauses, active-speech levels. Lengths and levels are measured once, by the pool.
+
+    python -m benchmarks.mixing --folder=/data/wsj0/si_tr_s --dummy_step=0.1
+
+trains nothing: a step sleeps 100 ms, as if a GPU computed, and the table says how long
+it then waits for a batch of four from four workers.
 """
 
 import argparse
 import itertools
 import random
+import resource
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +49,9 @@ from data_prep.common.jobs import make_all
 from modules.audio.io import read_audio, write_wave
 from modules.audio.levels import MIXTURE_PEAK
 from modules.audio.resample import resample
+from modules.data.batch import collate_crops
 from modules.data.dynamic_mixing import DynamicMixing
+from modules.data.loader import EpochSampler, make_loader
 from modules.data.utterances import Utterance, UtterancePool
 from modules.runtime.cli import as_command
 
@@ -51,6 +59,7 @@ RATE = 8000
 SEGMENT = 4 * RATE
 NUM_SPKS = 2
 SPEEDS = (95, 100, 105)
+BATCH, WORKERS = 4, 4
 
 
 def loudness(wave_T: np.ndarray, rate: int) -> float:
@@ -251,6 +260,21 @@ def table(results: Results, mixtures: int) -> list[str]:
     return lines
 
 
+def waits(pool: UtterancePool, step_seconds: float, steps: int) -> list[float]:
+    """Return the seconds that each step waited for its batch, without the first."""
+    mixing = DynamicMixing(pool, sample_rate=RATE, examples_per_epoch=BATCH * steps)
+    sampler = EpochSampler(len(mixing), BATCH)
+    batches = iter(make_loader(mixing, sampler, collate_crops, WORKERS))
+    found = []
+    for _ in range(steps):
+        before = time.perf_counter()
+        next(batches)
+        found.append(time.perf_counter() - before)
+        time.sleep(step_seconds)
+    del batches  # its workers end, and are counted
+    return found[1:]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -260,12 +284,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("--folder", type=Path, required=True, help="utterances, a folder a speaker")
-    add("--copy", type=Path, required=True, help="where the copy at 8 kHz goes")
+    add("--copy", type=Path, help="where the copy at 8 kHz goes")
+    add("--dummy_step", type=float, help="seconds that a step sleeps; no other table")
     add("--mixtures", type=int, default=300)
     add("--repeats", type=int, default=5)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     folder = options.folder.absolute()
+    if options.dummy_step:
+        found = waits(UtterancePool.scan(folder), options.dummy_step, options.mixtures)
+        ms = [1000 * seconds for seconds in sorted(found)]
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_ms = 1000 * (used.ru_utime + used.ru_stime) / options.mixtures
+        print("| steps | median wait ms | longest | CPU ms of all workers a batch |")
+        print("|---|---|---|---|")
+        print(
+            f"| {len(ms)} | {statistics.median(ms):.2f} | {ms[-1]:.0f} | {cpu_ms:.1f} |"
+        )
+        return
+    if options.copy is None:
+        parser.error("--copy=FOLDER is needed")
     copy_at_8k(folder, options.copy)
     first = next(options.copy.rglob("*.wav"))
     print(f"files like {first}: {soundfile.info(first).duration:.1f} s")
