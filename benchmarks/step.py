@@ -230,7 +230,7 @@ def draw(found: dict[str, dict[str, float]], path: Path) -> None:
         left = [begin + share for begin, share in zip(left, shares, strict=True)]
     axes.invert_yaxis()
     axes.set(xlabel="percent of a training step", xlim=(0, 100))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.15), ncols=6, frameon=False)
+    figure.legend(loc="outside lower center", ncols=6, frameon=False)
     figure.savefig(path, dpi=110)
 
 
