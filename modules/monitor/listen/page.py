@@ -132,6 +132,7 @@ class ListenPage:
         sort_by: str = "",
         names: Mapping[str, str] | None = None,
         units: Mapping[str, str] | None = None,
+        labels: Mapping[str, Sequence] | None = None,
     ) -> Path:
         """Write the page and delete what only the old one used; return its path.
 
@@ -139,6 +140,9 @@ class ListenPage:
         Examples without audio have no player. The lowest score `sort_by` comes first;
         without one the id decides. `names` says how to write the scores; their unit is
         dB, or what `units` says.
+
+        With `labels`, rows of `modules.data.labels` by id, keys say of each example
+        whether its label is wrong, and the page writes them as `labels.csv`.
         """
         known: dict[str, None] = {}
         for row in rows:
@@ -154,6 +158,7 @@ class ListenPage:
             "metrics": {name: (names or {}).get(name, name) for name in known},
             "units": {name: (units or {}).get(name, "dB") for name in known},
             "sortBy": sort_by if sort_by in known else "",
+            "labels": labels,
             "examples": [
                 {"id": id_, "scores": {}, **example}
                 for id_, example in self._examples.items()

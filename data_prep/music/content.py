@@ -1,0 +1,168 @@
+"""What is heard in a stem, whatever its label: judged without any separator.
+
+A small network learns, from the labels as they are, which sources are heard in a second
+of audio. It hears sums of seconds of several sources, so that it knows mixtures too. A
+track is judged by networks that learnt from other tracks alone (confident learning,
+Northcutt et al., JAIR 2021; instrument recognition on wrong labels, Koo et al., arXiv
+2307.12576), so that a wrong label cannot be learnt by heart.
+
+Legend: W window, L frame of a window, M mel band, S source, N example, F feature.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torchaudio.functional as AF
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from modules.audio.io import read_header, read_stereo
+from modules.audio.resample import resample
+from modules.data.labels import Key
+
+RATE, FFT, HOP, BANDS = 22050, 1024, 512, 40
+SECONDS = 1.0  # of a window
+MOST_WINDOWS = 40  # of a stem
+QUIETEST = 1e-4  # power of a window that counts, of that of the stem's loud ones
+FOLDS, STEPS, BATCH, HIDDEN = 5, 400, 128, 64
+SHARES = (0.5, 0.35, 0.15)  # of training examples with one, two and three sources
+
+
+def cut_windows(path: str | Path) -> Tensor:
+    """Return mel powers [W, L, M] of the windows of a file that are not silent."""
+    wave_CT = resample(read_stereo(path), read_header(path).sample_rate, RATE)
+    window = torch.hann_window(FFT)
+    spectrum = torch.stft(wave_CT, FFT, HOP, window=window, return_complex=True)
+    bank = AF.melscale_fbanks(FFT // 2 + 1, 30.0, RATE / 2, BANDS, RATE)
+    mel_TM = spectrum.abs().square().mean(0).T @ bank
+    frames = round(SECONDS * RATE / HOP)
+    whole = len(mel_TM) // frames
+    power_WLM = mel_TM[: whole * frames].reshape(whole, frames, BANDS)
+    level_W = power_WLM.mean((1, 2))
+    if not whole or not level_W.any():
+        return power_WLM[:0]
+    power_WLM = power_WLM[level_W > QUIETEST * level_W.quantile(0.9)]
+    count = min(len(power_WLM), MOST_WINDOWS)
+    return power_WLM[torch.linspace(0, len(power_WLM) - 1, count).long()]
+
+
+def texture(power_NLM: Tensor) -> Tensor:
+    """Return mean, spread and movement of each band's level in dB: [N, F]."""
+    mean_N11 = power_NLM.mean((1, 2), keepdim=True)
+    level_NLM = 10 * torch.log10(power_NLM / mean_N11.clamp(min=1e-20) + 1e-5)
+    moves_NM = level_NLM.diff(dim=1).abs().mean(1)
+    return torch.cat([level_NLM.mean(1), level_NLM.std(1), moves_NM], dim=1)
+
+
+def hear(
+    stems: Mapping[Key, Tensor], sources: Sequence[str], seed: int = 0
+) -> dict[Key, dict[str, float]]:
+    """Return how probably each source is heard in a stem, the mean over its windows.
+
+    `stems` are the windows by track and label; a stem without any gets no judgement. A
+    single track cannot be judged by others: the result is empty.
+    """
+    tracks = sorted({track for track, _ in stems})
+    folds = min(FOLDS, len(tracks)) if len(tracks) > FOLDS * 4 else len(tracks)
+    found: dict[Key, dict[str, float]] = {}
+    for fold in tqdm(range(folds if folds > 1 else 0), desc="content"):
+        judged = set(tracks[fold::folds])
+        pools = [
+            [x for (t, s), x in stems.items() if s == name and t not in judged]
+            for name in sources
+        ]
+        network = learn([torch.cat(pool) for pool in pools], seed + fold)
+        for key, power_WLM in stems.items():
+            if key[0] in judged and len(power_WLM):
+                heard_S = network(power_WLM).sigmoid().mean(0).tolist()
+                found[key] = dict(zip(sources, heard_S, strict=True))
+    return found
+
+
+def learn(pools: Sequence[Tensor], seed: int) -> Callable[[Tensor], Tensor]:
+    """Train a network on windows by source; it maps windows [N, L, M] to logits [N, S].
+
+    A source without windows is never heard.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    known = [number for number, pool in enumerate(pools) if len(pool)]
+    shares = torch.tensor(SHARES[: len(known)])
+    pools = [x / x.mean((1, 2), keepdim=True) for x in pools]
+
+    def draw(count: int) -> tuple[Tensor, Tensor]:
+        """Add up windows of different sources; return textures and what is in them."""
+        order_NS = torch.rand(count, len(known), generator=generator).argsort(1)
+        heard_N = 1 + torch.multinomial(shares, count, True, generator=generator)
+        power_NLM = torch.zeros(count, *pools[0].shape[1:])
+        is_heard_NS = torch.zeros(count, len(pools))
+        for place in range(len(shares)):
+            decibel_N = 30 * torch.rand(count, generator=generator) - 20
+            gain_N = 10 ** (decibel_N / 10) if place else torch.ones(count)
+            for number, source in enumerate(known):
+                chosen_N = (order_NS[:, place] == number) & (heard_N > place)
+                shape = (int(chosen_N.sum()),)
+                pick = torch.randint(len(pools[source]), shape, generator=generator)
+                gain_N11 = gain_N[chosen_N, None, None]
+                power_NLM[chosen_N] += gain_N11 * pools[source][pick]
+                is_heard_NS[chosen_N, source] = 1
+        return texture(power_NLM), is_heard_NS
+
+    sample_NF, _ = draw(8 * BATCH)
+    mean_F, spread_F = sample_NF.mean(0), sample_NF.std(0) + 1e-3
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = nn.Sequential(
+            nn.Linear(len(mean_F), HIDDEN),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Linear(HIDDEN, len(pools)),
+        )
+        optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.01)
+        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=STEPS)
+        for _ in range(STEPS):
+            texture_NF, is_heard_NS = draw(BATCH)
+            logit_NS = network((texture_NF - mean_F) / spread_F)
+            optimizer.zero_grad()
+            loss = nn.functional.binary_cross_entropy_with_logits(logit_NS, is_heard_NS)
+            loss.backward()
+            optimizer.step()
+            rate.step()
+    network.eval()
+
+    @torch.no_grad()
+    def judge(power_NLM: Tensor) -> Tensor:
+        return network((texture(power_NLM) - mean_F) / spread_F)
+
+    return judge
+
+
+def content_of(
+    heard: Mapping[Key, Mapping[str, float]], sources: Sequence[str]
+) -> tuple[dict[Key, float], dict[Key, str]]:
+    """Return how suspect each stem is by what is heard, in logits, and what is in it.
+
+    A stem is suspect if another source is heard in it, if its own is heard in another
+    stem of its track, from which it is missing then, or if its own is not heard at all.
+    What is in it is named where it is more probable than not.
+    """
+    suspect: dict[Key, float] = {}
+    sounds_like: dict[Key, str] = {}
+    for (track, stem), own in heard.items():
+        others = [name for name in sources if name != stem]
+        loudest = max(others, key=lambda name: own[name])
+        elsewhere = [heard[track, s][stem] for s in others if (track, s) in heard]
+        suspect[track, stem] = max(
+            logit(own[loudest]),
+            0.8 * logit(max(elsewhere, default=0.0)),
+            -0.5 * logit(own[stem]),
+        )
+        sounds_like[track, stem] = loudest if own[loudest] > 0.5 else ""
+    return suspect, sounds_like
+
+
+def logit(probability: float) -> float:
+    """Return the log of the odds, of a probability within 0.001 and 0.999."""
+    probability = min(max(probability, 1e-3), 1 - 1e-3)
+    return math.log(probability / (1 - probability))
