@@ -62,6 +62,7 @@ function open(example) {
     const card = make("div", { className: "track" }, button, picture);
     return { ...track, card, button, buffers: {} };
   });
+  showVerdicts();
   $("#tracks").replaceChildren(...tracks.map((track) => track.card));
   before = heard = Math.min(heard, tracks.length - 1);
   choose(heard);
@@ -244,8 +245,10 @@ function list() {
     return cell;
   }));
   $("tbody").replaceChildren(...shown.map((example) => {
+    const verdict = decided[example.id] ? ` – ${VERDICTS[decided[example.id]]}` : "";
     const id = example.tracks.length
-      ? make("button", { onclick: () => { open(example); reveal(); } }, `▶ ${example.id}`)
+      ? make("button", { onclick: () => { open(example); reveal(); } },
+        `▶ ${example.id}${verdict}`)
       : example.id;
     const row = make("tr", { example }, make("td", {}, id),
       ...metrics.map((m) => make("td", {}, text(example.scores[m]))));
@@ -306,6 +309,48 @@ function histogram() {
     make("span", {}, text(high)));
 }
 
+// ---------------------------------------------------------------- labels
+
+const VERDICTS = { w: "wrong", r: "right", u: "unsure" };
+// Kept where a reload finds it, also where a page from file:// may store nothing.
+const decided = { ...history.state };
+
+function decide(letter) {
+  decided[current.id] = letter;
+  history.replaceState(decided, "");
+  showVerdicts();
+  list();
+}
+
+function showVerdicts() {
+  if (!data.labels) return;
+  $("#verdicts").replaceChildren(...Object.entries(VERDICTS).map(([letter, name]) => {
+    const button = make("button", { onclick: () => decide(letter) }, `${name} (${letter})`);
+    button.setAttribute("aria-pressed", decided[current.id] === letter);
+    return button;
+  }));
+  const count = Object.keys(decided).length;
+  $("#download").textContent = `Save ${count} as labels.csv`;
+  $("#download").disabled = !count;
+}
+
+// What the ears said is certain; unsure leaves the probability as it was.
+function labelsCsv() {
+  const cell = (value) => `"${String(value).replaceAll('"', '""')}"`;
+  const rows = Object.entries(decided).map(([id, letter]) => {
+    const [track, stem, wrong, like] = data.labels[id];
+    return [track, stem, { w: 1, r: 0, u: wrong }[letter], letter === "r" ? "" : like];
+  });
+  return [["track", "stem", "wrong", "sounds_like"], ...rows]
+    .map((row) => row.map(cell).join(",") + "\n").join("");
+}
+
+function download() {
+  const url = URL.createObjectURL(new Blob([labelsCsv()], { type: "text/csv" }));
+  make("a", { href: url, download: "labels.csv" }).click();
+  URL.revokeObjectURL(url);
+}
+
 // ---------------------------------------------------------------- keys
 
 const keys = {
@@ -317,6 +362,8 @@ const keys = {
   x: () => choose(before),
   r: () => $("#loop").click(),
 };
+if (data.labels)
+  for (const letter in VERDICTS) keys[letter] = () => decide(letter);
 
 addEventListener("keydown", (event) => {
   const { key, target } = event;
@@ -351,6 +398,9 @@ $("#play").onclick = keys[" "];
 $("#previous").onclick = keys.p;
 $("#next").onclick = keys.n;
 $("#seek").oninput = (event) => seek(Number(event.target.value));
+$("#verdicts").hidden = $("#download").hidden = !data.labels;
+$("#repeat").hidden = !!data.labels;
+$("#download").onclick = download;
 $("#search").oninput = $("#audible").onchange = list;
 list();
 histogram();

@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 
 from docs.screenshot import find_browser, launch
+from modules.data.labels import Label, read_labels
 from modules.monitor.listen.page import PART_SECONDS, ListenPage, Track
-from tests.modules.monitor.listen.examples import HOSTILE, RATE, tone, write_page
+from tests.modules.monitor.listen.examples import (
+    HOSTILE,
+    RATE,
+    tone,
+    tracks,
+    write_page,
+)
 
 # In CI, where it must be installed, a browser that is missing is a failure.
 MUST_RUN = os.environ.get("NEEDS_BROWSER") == "1"
@@ -235,6 +242,50 @@ def test_missing_audio_is_named(browser, tmp_path):
     window.wait("document.getElementById('note').textContent.includes('is missing')")
     assert not window.tab.evaluate("isPlaying")
     window.tab.close()
+
+
+def test_labels_are_decided_by_keys_and_saved_as_a_table(browser, tmp_path):
+    page = ListenPage(tmp_path)
+    ids = {'a "b", c bass': ('a "b", c', "bass"), "d drums": ("d", "drums")}
+    ids |= {"e other": ("e", "other"), HOSTILE: (HOSTILE, "vocals")}
+    for id_ in ids:
+        page.add(id_, tracks())
+    labels = {
+        id_: (*key, 0.9 - 0.1 * n, "drums") for n, (id_, key) in enumerate(ids.items())
+    }
+    rows: list[dict] = [{"id": id_, "right": 1 - x[2]} for id_, x in labels.items()]
+    window = Window(browser, page.write("audit", rows, "right", labels=labels))
+    tab = window.tab
+    assert window.ids() == [*ids], "the most probably wrong first"
+    assert tab.is_disabled("#download")
+    tab.keyboard.press("w")
+    tab.keyboard.press("n")
+    tab.keyboard.press("w")
+    tab.keyboard.press("r")  # another decision replaces the first
+    assert not tab.is_checked("#loop"), "r repeats where there is nothing to decide"
+    tab.keyboard.press("n")
+    tab.keyboard.press("u")
+    tab.reload()
+    assert window.ids()[:2] == ['a "b", c bass – wrong', "d drums – right"]
+    with tab.expect_download() as download:
+        tab.click("text=Save 3 as labels.csv")
+    assert download.value.suggested_filename == "labels.csv"
+    download.value.save_as(tmp_path / "labels.csv")
+    assert read_labels(tmp_path / "labels.csv") == {
+        ('a "b", c', "bass"): Label(1, "drums"),
+        ("d", "drums"): Label(0, ""),
+        ("e", "other"): Label(pytest.approx(0.7), "drums"),
+    }
+    window.close()
+
+
+def test_a_page_without_labels_has_nothing_to_decide(browser, pages):
+    window = Window(browser, pages[3])
+    window.tab.keyboard.press("w")
+    window.tab.keyboard.press("r")
+    assert window.tab.is_checked("#loop")
+    assert window.tab.is_hidden("#verdicts") and window.tab.is_hidden("#download")
+    window.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
