@@ -12,7 +12,7 @@ K = rules x stems, rule by rule.
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from speechbrain import Stage
 from speechbrain.utils.distributed import if_main_process
 from torch import Tensor, nn
 
-from benchmarks.detection import read_truth, table
+from data_prep.music.audit import audit
 from modules.data.batch import Batch
 from modules.losses.choice import Choice, Terms
 from modules.losses.selection import Selector, truncation
@@ -97,7 +97,7 @@ class RuleSettings(MusicSettings):
     """What the comparison reads besides."""
 
     rules: list[str] = setting()
-    truth: str | None = setting(free=True)
+    audited: str | None = setting(free=True)
 
 
 class RuleComparison(MusicSeparation):
@@ -131,14 +131,13 @@ class RuleComparison(MusicSeparation):
             torch.cat(sort_keys, dim=1) if sort_keys else None,
             torch.cat([parts[0].silent_BK, *others], dim=1),
             torch.cat([part.origin_BK for part in parts], dim=1),
+            torch.cat([part.relative_BK for part in parts], dim=1),
         )
 
     def on_choice(self, choice: Choice, batch: Batch) -> None:
-        """Count what the last rule dropped, for the suspicion scores."""
+        """Keep the losses of the last rule's stems."""
         Separation.on_choice(self, choice, batch)
-        last = slice(-len(self.stems), None)
-        masks = choice.origin_NK, choice.usable_NK, choice.keep_NK
-        self.suspicion.add(*(table_NK[:, last] for table_NK in masks))
+        self.keep_losses(choice, slice(-len(self.stems), None))
 
     def score(
         self, est_ST: Tensor, target_ST: Tensor, mix_T: Tensor, stage: Stage
@@ -167,7 +166,7 @@ class RuleComparison(MusicSeparation):
         return summary | {"metrics": {name: metrics[name] for name in names}}
 
     def report(self) -> None:
-        """Print a row of scores per rule, then what the suspicion scores found."""
+        """Print a row of scores per rule, then the audit of the labels."""
         super().report()
         if not if_main_process() or self.summary is None:
             return
@@ -180,17 +179,8 @@ class RuleComparison(MusicSeparation):
             values = [means[key]["mean"] for key in keys]
             shown = ("-" if v is None else f"{v:.2f}" for v in values)
             print(" ".join(f"{text:>12}" for text in [rule, *shown]))
-        if self.config.truth:
-            print(f"\nwhat `{self.rules[-1]}` dropped, against {self.config.truth}:")
-            lines = detection_table(self.suspicion.rows(), Path(self.config.truth))
-            print("\n".join(lines))
-
-
-def detection_table(rows: Sequence[Mapping], truth_file: Path) -> list[str]:
-    """Return the precision and recall of the suspicion scores, as lines of a table."""
-    truth = read_truth(truth_file)
-    suspicion = {(row["track"], row["stem"]): row["suspicion"] for row in rows}
-    known = {key: truth[key] for key in suspicion if key in truth}
-    if not any(known.values()):
-        return ["none of the stems that were trained on is wrong"]
-    return table(known, suspicion=suspicion)
+        if self.config.audited:
+            print()
+            folder = Path(self.config.output_folder)
+            options = {"sources": self.stems, "separate": False, "listen": 8}
+            print(audit(self.config.audited, folder / "audit", [folder], **options))

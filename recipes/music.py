@@ -26,7 +26,7 @@ from modules.inference.songs import apply_model, measure_songs
 from modules.losses.choice import Choice, Terms, to_device
 from modules.losses.selection import KeepAll, dropped_of
 from modules.losses.si_snr import SILENCE
-from modules.losses.suspicion import Suspicion
+from modules.losses.stem_losses import StemLosses
 from modules.metrics.measures import MUSIC
 from modules.metrics.scores import score_song
 from modules.runtime import distributed
@@ -55,7 +55,7 @@ class MusicSeparation(Separation):
         super().__init__(*args, **kwargs)
         self.monitor = self.config.monitor
         self.stems = list(self.config.sources)
-        self.suspicion = Suspicion([], self.stems)  # a test has no training tracks
+        self.stem_losses = StemLosses([], self.stems)  # a test has no training tracks
         given = self.config.weights
         equal = [1.0] * len(self.stems)
         self.stem_weights = equal if given is None else list(map(float, given))
@@ -103,20 +103,23 @@ class MusicSeparation(Separation):
         target_BSCT = batch.src
         loss_BS = self.config.losses(predictions, target_BSCT, batch.mix)
         weighs_S = to_device(self.stem_weights, loss_BS) > 0
-        sort_key_BS = None
-        if self.config.relative_to_level:
-            floor_B1 = 0.01 * batch.mix.abs().mean((1, 2))[:, None]
-            level_BS = target_BSCT.abs().mean((2, 3)).maximum(floor_B1)
-            # A silent mixture has only silent stems: any error is as good as another.
-            sort_key_BS = loss_BS.detach() / level_BS.clamp(min=1e-8)
+        floor_B1 = 0.01 * batch.mix.abs().mean((1, 2))[:, None]
+        level_BS = target_BSCT.abs().mean((2, 3)).maximum(floor_B1)
+        # A silent mixture has only silent stems: any error is as good as another.
+        relative_BS = loss_BS.detach() / level_BS.clamp(min=1e-8)
         # Quicker than the power: samples this close together have no more than that.
         swing_BSC = target_BSCT.amax(3) - target_BSCT.amin(3)
         silent_BS = swing_BSC.amax(2) <= 2 * math.sqrt(SILENCE)
-        numbers = self.suspicion.numbers
+        numbers = self.stem_losses.numbers
         numbered = [numbers[track] for origins in batch.origins for track in origins]
         origin_BS = to_device(numbered, loss_BS).view(len(loss_BS), -1)
         return Terms(
-            loss_BS, weighs_S.expand_as(loss_BS), sort_key_BS, silent_BS, origin_BS
+            loss_BS,
+            weighs_S.expand_as(loss_BS),
+            relative_BS if self.config.relative_to_level else None,
+            silent_BS,
+            origin_BS,
+            relative_BS,
         )
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
@@ -142,19 +145,29 @@ class MusicSeparation(Separation):
         self.config.select.enter_phase(phase.quantile, accumulated)
 
     def on_choice(self, choice: Choice, batch: Batch) -> None:
-        """Count what was dropped, for the suspicion score."""
+        """Keep the losses of each stem, for `data_prep.music.audit`."""
         super().on_choice(choice, batch)
-        self.suspicion.add(choice.origin_NK, choice.usable_NK, choice.keep_NK)
+        self.keep_losses(choice, slice(None))
+
+    def keep_losses(self, choice: Choice, terms: slice) -> None:
+        """Keep those of the loss terms that are a network's stems."""
+        of_stems = (
+            choice.origin_NK,
+            choice.relative_NK,
+            choice.usable_NK,
+            choice.keep_NK,
+        )
+        self.stem_losses.add(self.epoch, *(x_NK[:, terms] for x_NK in of_stems))
 
     # ------------------------------------------------------------------ evaluation
 
     def _load_for_evaluation(self, max_key: str | None) -> None:
-        """Load the best weights, but the suspicion scores of the whole run."""
+        """Load the best weights, but the stems' losses of the whole run."""
         newest = self.checkpointer.find_checkpoint()
         super()._load_for_evaluation(max_key)
         if newest is not None and not self.test_only:
-            path = newest.paramfiles["suspicion"]
-            self.suspicion.load_state_dict(torch.load(path, "cpu", weights_only=True))
+            path = newest.paramfiles["stem_losses"]
+            self.stem_losses.load_state_dict(torch.load(path, "cpu", weights_only=True))
 
     def separate(self, mix_BCT: Tensor) -> Tensor:
         """Separate whole songs [B, C, T] in overlapping segments."""
@@ -213,9 +226,9 @@ class MusicSeparation(Separation):
         return {"nsdr_truncated": mean}
 
     def report(self) -> None:
-        """Print the table of scores, and write the suspicion scores."""
-        if if_main_process() and self.suspicion.dropped_RK.any():
-            self.suspicion.write_csv(self.output_folder / "suspicion.csv")
+        """Print the table of scores, and write the losses of the stems."""
+        if if_main_process() and len(self.stem_losses.sums_EQRK):
+            self.stem_losses.write_csv(self.output_folder / "stem_losses.csv")
         super().report()
 
     #: Names of validation scores besides those of the loss terms.
@@ -278,8 +291,8 @@ class MusicSeparation(Separation):
             examples_per_epoch=config.examples_per_epoch,
             seed=config.seed,
         )
-        self.suspicion = Suspicion([row.id for row in rows["train"]], self.stems)
-        self.checkpointer.add_recoverable("suspicion", self.suspicion)
+        self.stem_losses = StemLosses([row.id for row in rows["train"]], self.stems)
+        self.checkpointer.add_recoverable("stem_losses", self.stem_losses)
         return (
             self.loader(train_set, config.batch_size, training=True),
             whole("valid"),

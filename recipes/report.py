@@ -183,7 +183,7 @@ def print_places(folder: Path, checkpoints: Path | None) -> None:
         "scores": folder / "test_results.csv",
         "audio": folder / "audio",
         "curves": folder / "curves.png",
-        "suspicion": folder / "suspicion.csv",
+        "stem losses": folder / "stem_losses.csv",
         "checkpoints": checkpoints,
         "listen": folder / "listen.html",
     }

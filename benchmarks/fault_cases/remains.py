@@ -74,13 +74,13 @@ def same(a: object, b: object) -> bool:
 
 
 def differences(straight: Path, other: Path) -> list[str]:
-    """Return how two finished runs differ: state, curves, logs, suspicion scores."""
+    """Return how two finished runs differ: state, curves, logs, losses of stems."""
     found = []
     one, two = held(straight), held(other)
     if one.keys() != two.keys():
         return [f"checkpoints hold {sorted(one.keys() ^ two.keys())} once only"]
     found += [name for name in one if not same(one[name], two[name])]
-    for name in ("curves.csv", "train_log.txt", "test_results.csv", "suspicion.csv"):
+    for name in ("curves.csv", "train_log.txt", "test_results.csv", "stem_losses.csv"):
         lines = []
         for folder in (straight, other):
             path = folder / name

@@ -59,8 +59,8 @@ Signals = dict[str, dict[Key, float]]
 class Judge:
     """A trained network, the folder of its run, and the tracks it was trained on."""
 
-    def __init__(self, folder: str, device: str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, device: str) -> None:
+        self.folder = folder
         self.model: SongModel = load_model(folder).to(device)
         rows = self.folder / "save" / "train.csv"
         found = read_table(rows, ("id",)) if rows.is_file() else ()
@@ -173,6 +173,7 @@ def audit(
     data_folder: str | Path,
     out: Path,
     run: Sequence[str] = (),
+    separate: bool = True,
     checkpoint: str | None = None,
     sources: Sequence[str] = SOURCES,
     listen: int = 50,
@@ -189,6 +190,8 @@ def audit(
         Folder of the results.
     run : Sequence[str]
         Folders of runs of a music recipe, separated by commas.
+    separate : bool
+        Let the runs' networks separate the stems; without it their losses count alone.
     checkpoint : str | None
         Another model: the folder of a run, or one that export.py wrote.
     sources : Sequence[str]
@@ -201,7 +204,9 @@ def audit(
         Where to separate.
     """
     check_device(device)
-    folders = [name.strip(" []") for name in run] + ([checkpoint] if checkpoint else [])
+    runs = [Path(str(name).strip(" []")) for name in run]
+    folders = [*runs] if separate else []
+    folders += [Path(checkpoint)] if checkpoint else []
     judges = [Judge(folder, device) for folder in folders]
     for one in judges:
         sources = list(one.model.sources)
@@ -217,12 +222,12 @@ def audit(
             read_header(path)  # what is missing or damaged is named before the work
     settings = {"data_folder": str(folder), "sources": list(sources), "seed": seed}
     settings["models"] = [str(one.folder.absolute()) for one in judges]
+    kept = [folder / "stem_losses.csv" for folder in runs]
     claim_folder(out, settings, "settings.json")
     heard = heard_in(tracks, sources, out, seed)
     content, sounds_like = content_of(heard, sources)
     signals: Signals = {"content": content}
     signals |= separate_all(judges, tracks, heard.keys(), out)
-    kept = [one.folder / "stem_losses.csv" for one in judges]
     losses = [loss_signals(path) for path in kept if path.is_file()]
     for name in dict.fromkeys(name for of_run in losses for name in of_run):
         signals[name] = mean_of([of_run[name] for of_run in losses if name in of_run])

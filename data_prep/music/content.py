@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import torchaudio.functional as AF
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -26,7 +27,7 @@ RATE, FFT, HOP, BANDS = 22050, 1024, 512, 40
 SECONDS = 1.0  # of a window
 MOST_WINDOWS = 40  # of a stem
 QUIETEST = 1e-4  # power of a window that counts, of that of the stem's loud ones
-FOLDS, STEPS, BATCH, HIDDEN = 5, 400, 128, 64
+FOLDS, EXAMPLES, EPOCHS, BATCH, HIDDEN = 5, 6144, 8, 128, 64
 SHARES = (0.5, 0.35, 0.15)  # of training examples with one, two and three sources
 
 
@@ -87,30 +88,9 @@ def learn(pools: Sequence[Tensor], seed: int) -> Callable[[Tensor], Tensor]:
     A source without windows is never heard.
     """
     generator = torch.Generator().manual_seed(seed)
-    known = [number for number, pool in enumerate(pools) if len(pool)]
-    shares = torch.tensor(SHARES[: len(known)])
-    pools = [x / x.mean((1, 2), keepdim=True) for x in pools]
-
-    def draw(count: int) -> tuple[Tensor, Tensor]:
-        """Add up windows of different sources; return textures and what is in them."""
-        order_NS = torch.rand(count, len(known), generator=generator).argsort(1)
-        heard_N = 1 + torch.multinomial(shares, count, True, generator=generator)
-        power_NLM = torch.zeros(count, *pools[0].shape[1:])
-        is_heard_NS = torch.zeros(count, len(pools))
-        for place in range(len(shares)):
-            decibel_N = 30 * torch.rand(count, generator=generator) - 20
-            gain_N = 10 ** (decibel_N / 10) if place else torch.ones(count)
-            for number, source in enumerate(known):
-                chosen_N = (order_NS[:, place] == number) & (heard_N > place)
-                shape = (int(chosen_N.sum()),)
-                pick = torch.randint(len(pools[source]), shape, generator=generator)
-                gain_N11 = gain_N[chosen_N, None, None]
-                power_NLM[chosen_N] += gain_N11 * pools[source][pick]
-                is_heard_NS[chosen_N, source] = 1
-        return texture(power_NLM), is_heard_NS
-
-    sample_NF, _ = draw(8 * BATCH)
-    mean_F, spread_F = sample_NF.mean(0), sample_NF.std(0) + 1e-3
+    example_NF, is_heard_NS = mixed(pools, EXAMPLES, generator)
+    mean_F, spread_F = example_NF.mean(0), example_NF.std(0) + 1e-3
+    example_NF = (example_NF - mean_F) / spread_F
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(
@@ -120,15 +100,17 @@ def learn(pools: Sequence[Tensor], seed: int) -> Callable[[Tensor], Tensor]:
             nn.Linear(HIDDEN, len(pools)),
         )
         optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.01)
-        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=STEPS)
-        for _ in range(STEPS):
-            texture_NF, is_heard_NS = draw(BATCH)
-            logit_NS = network((texture_NF - mean_F) / spread_F)
-            optimizer.zero_grad()
-            loss = nn.functional.binary_cross_entropy_with_logits(logit_NS, is_heard_NS)
-            loss.backward()
-            optimizer.step()
-            rate.step()
+        steps = EPOCHS * math.ceil(len(example_NF) / BATCH)
+        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, steps)
+        for _ in range(EPOCHS):
+            for part in torch.randperm(len(example_NF)).split(BATCH):
+                logit_NS = network(example_NF[part])
+                optimizer.zero_grad()
+                F.binary_cross_entropy_with_logits(
+                    logit_NS, is_heard_NS[part]
+                ).backward()
+                optimizer.step()
+                rate.step()
     network.eval()
 
     @torch.no_grad()
@@ -136,6 +118,32 @@ def learn(pools: Sequence[Tensor], seed: int) -> Callable[[Tensor], Tensor]:
         return network((texture(power_NLM) - mean_F) / spread_F)
 
     return judge
+
+
+def mixed(
+    pools: Sequence[Tensor], count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Add up windows of one to three sources: textures [N, F], what is heard [N, S].
+
+    The first is at its level, each other from 20 dB below to 10 dB above it.
+    """
+    pools = [x / x.mean((1, 2), keepdim=True) for x in pools]
+    known = [number for number, pool in enumerate(pools) if len(pool)]
+    shares = torch.tensor(SHARES[: len(known)])
+    order_NS = torch.rand(count, len(known), generator=generator).argsort(1)
+    number_N = 1 + torch.multinomial(shares, count, True, generator=generator)
+    power_NLM = torch.zeros(count, *pools[0].shape[1:])
+    is_heard_NS = torch.zeros(count, len(pools))
+    for place in range(len(shares)):
+        decibel_N = 30 * torch.rand(count, generator=generator) - 20
+        gain_N = 10 ** (decibel_N / 10) if place else torch.ones(count)
+        for number, source in enumerate(known):
+            chosen_N = (order_NS[:, place] == number) & (number_N > place)
+            shape = (int(chosen_N.sum()),)
+            pick = torch.randint(len(pools[source]), shape, generator=generator)
+            power_NLM[chosen_N] += gain_N[chosen_N, None, None] * pools[source][pick]
+            is_heard_NS[chosen_N, source] = 1
+    return texture(power_NLM), is_heard_NS
 
 
 def content_of(

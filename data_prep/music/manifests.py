@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -74,9 +75,9 @@ def prepare(
     sources : Sequence[str]
         Names of the stems; source_1, source_2, ... of the manifests are in this order.
     valid_tracks : Sequence[str] | int | None
-        Training tracks to validate on: their names, or how many of the first by name.
-        None takes the folder `valid`, else MUSDB18's 14, else a tenth; 0 holds out
-        none.
+        Training tracks to validate on: their names, or how many of the first by name;
+        among names, "1/2" is the first of every two. None takes the folder `valid`,
+        else MUSDB18's 14, else a tenth; 0 holds out none.
     test_folder : str | Path | None
         A folder of tracks, such as `musdb18hq/test`. None takes the folder `test`;
         without one the validation tracks are tested on.
@@ -215,7 +216,11 @@ def _choose_valid(
     if isinstance(valid_tracks, int):
         held_out = set(names[: max(valid_tracks, 0)])
     else:
-        held_out = set(valid_tracks)
+        held_out = set()
+        for name in valid_tracks:
+            fold = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", name)
+            first, step = map(int, fold.groups()) if fold else (1, 1)
+            held_out |= set(names[first - 1 :: step]) if fold else {name}
     for name in sorted(held_out - set(names))[:1]:
         (near,) = get_close_matches(name, names, n=1, cutoff=0.0)
         fault = f"has no track {name!r}; nearest is {near!r}"

@@ -26,7 +26,8 @@ class Terms(NamedTuple):
     `scorable_BK` is False where there is nothing to learn. `sort_key_BK` replaces the
     loss for the selector, for instance by the loss relative to the level of the target.
     `silent_BK` marks targets that are silent once their mean is removed; they are
-    counted. `origin_BK` numbers the recordings that the targets were cut from.
+    counted. `origin_BK` numbers the recordings that the targets were cut from, and
+    `relative_BK` is the loss relative to their level, for whoever keeps records.
     """
 
     loss_BK: Tensor
@@ -34,6 +35,7 @@ class Terms(NamedTuple):
     sort_key_BK: Tensor | None = None
     silent_BK: Tensor | None = None
     origin_BK: Tensor | None = None
+    relative_BK: Tensor | None = None
 
 
 class Choice(NamedTuple):
@@ -50,6 +52,7 @@ class Choice(NamedTuple):
     over_limit_B: list[bool]
     dropped_B: list[bool]
     origin_NK: Tensor
+    relative_NK: Tensor
     usable_NK: Tensor
     keep_NK: Tensor
     seen: int
@@ -69,6 +72,7 @@ class Chosen(NamedTuple):
 
     keep_BK: Tensor
     origin_NK: Tensor
+    relative_NK: Tensor
     usable_NK: Tensor
     keep_NK: Tensor
     counts: dict[str, Tensor]
@@ -89,6 +93,7 @@ class Chosen(NamedTuple):
             over_limit_B=masks["over_limit"],
             dropped_B=masks["dropped"],
             origin_NK=self.origin_NK,
+            relative_NK=self.relative_NK,
             usable_NK=self.usable_NK,
             keep_NK=self.keep_NK,
             seen=int(sum(found["seen"])),
@@ -128,6 +133,7 @@ def choose(
     """
     loss_BK = terms.loss_BK.float()
     sort_key_BK = loss_BK if terms.sort_key_BK is None else terms.sort_key_BK.float()
+    relative_BK = loss_BK if terms.relative_BK is None else terms.relative_BK
     nothing_BK = torch.zeros_like(loss_BK)
     finite_BK = finite_B[:, None] & loss_BK.isfinite() & sort_key_BK.isfinite()
     usable_BK = finite_BK & terms.scorable_BK & counts_B[:, None]
@@ -144,6 +150,7 @@ def choose(
             "sort_key": sort_key_BK.nan_to_num(),
             "usable": usable_BK,
             "origin": nothing_BK if terms.origin_BK is None else terms.origin_BK,
+            "relative": relative_BK.nan_to_num(),
             "silent": silent_BK,
             "nonfinite": nonfinite_B[:, None],
             "over_limit": over_limit_BK.any(1)[:, None],
@@ -171,7 +178,8 @@ def choose(
     }
     keep_WBK = keep_NK.unflatten(0, (distributed.world_size(), -1))
     own_BK = keep_WBK[distributed.rank(), : len(loss_BK)]
-    return Chosen(own_BK, everyone["origin"], usable_NK, keep_NK, counts)
+    origin_NK, relative_NK = everyone["origin"], everyone["relative"]
+    return Chosen(own_BK, origin_NK, relative_NK, usable_NK, keep_NK, counts)
 
 
 def to_device(values: Sequence[float], like: Tensor) -> Tensor:

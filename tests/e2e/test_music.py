@@ -65,7 +65,7 @@ def test_a_run_goes_through_its_phases_and_leaves_what_a_user_expects(
     with open(run / "test_results.csv") as file:
         (row,) = csv.DictReader(file)
     assert {"nsdr", "nsdr_low", "nsdr_high", "sdr_low"} <= row.keys()
-    with open(run / "suspicion.csv") as file:
+    with open(run / "stem_losses.csv") as file:
         rows = list(csv.DictReader(file))
     assert {row["track"] for row in rows} == {"track1", "track2", "track3"}
     assert sum(int(row["dropped"]) for row in rows) > 0
@@ -81,7 +81,7 @@ def test_a_run_goes_through_its_phases_and_leaves_what_a_user_expects(
         )
     }
     printed = capsys.readouterr().out
-    assert "suspicion" in printed and "improvement" not in printed
+    assert "stem losses" in printed and "improvement" not in printed
     log = (run / "log.txt").read_text()
     assert "keeping the lowest 0.7 of losses" in log
     assert "train: loss " in log and "valid: nsdr " in log
@@ -117,7 +117,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     train.main(arguments(**options, output_folder=tmp_path / "killed"))
     whole, killed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
     assert same_weights(whole, killed)
-    for name in ("suspicion.csv", "test_results.csv"):
+    for name in ("stem_losses.csv", "test_results.csv"):
         texts = [(tmp_path / run / name).read_text() for run in ("whole", "killed")]
         assert texts[0] == texts[1], name
 
@@ -132,23 +132,25 @@ def test_two_ranks_pool_their_losses_as_one_process_does(arguments, tmp_path):
     one, two = (weights_of(tmp_path / name) for name in ("one", "two"))
     for name, tensor in one.items():
         assert torch.allclose(tensor, two[name], atol=1e-5), name
-    texts = [(tmp_path / name / "suspicion.csv").read_text() for name in ("one", "two")]
+    texts = [
+        (tmp_path / name / "stem_losses.csv").read_text() for name in ("one", "two")
+    ]
     assert texts[0] == texts[1]
 
 
-def test_suspicion_counts_the_whole_run_not_up_to_the_best_epoch(arguments, tmp_path):
+def test_losses_are_kept_of_the_whole_run_not_up_to_the_best_epoch(arguments, tmp_path):
     # The second phase ruins the weights: the best epoch is the first.
     phases = "{lr: [0.001, 0.9]}"
     options = {"truncation": "ccom", "lr_scheduler": phases}
     train.main(arguments(**options))
     log = (tmp_path / "run" / "train_log.txt").read_text()
     assert "epoch loaded: 1 " in log and len(epochs_of(tmp_path / "run")) == 2
-    path = tmp_path / "run" / "suspicion.csv"
+    path = tmp_path / "run" / "stem_losses.csv"
     with open(path) as file:
         rows = list(csv.DictReader(file))
     segments = sum(int(row["offered"]) for row in rows if row["stem"] == "low")
-    newest = sorted((tmp_path / "run" / "save").glob("CKPT+*/suspicion.ckpt"))[-1]
-    saved = torch.load(newest, weights_only=True)["offered_RK"][:, 0].sum()
+    newest = sorted((tmp_path / "run" / "save").glob("CKPT+*/stem_losses.ckpt"))[-1]
+    saved = torch.load(newest, weights_only=True)["sums_EQRK"][:, 1, :, 0].sum()
     assert segments == saved == 2 * 3 * 5  # epochs, tracks, segments of a track
     text = path.read_text()
     train.main([*arguments(**options), "--test_only"])
@@ -259,7 +261,7 @@ def test_stems_of_other_songs_and_a_list_of_clean_ones(arguments, tmp_path):
             loss_memory=8,
         )
     )
-    with open(tmp_path / "run" / "suspicion.csv") as file:
+    with open(tmp_path / "run" / "stem_losses.csv") as file:
         seen = {(row["stem"], row["track"]) for row in csv.DictReader(file)}
     assert seen <= {(stem, track) for stem, tracks in clean.items() for track in tracks}
 
@@ -310,21 +312,12 @@ def test_a_trial_averages_its_few_epochs(arguments, tmp_path):
 
 
 def test_rules_of_truncation_are_trained_side_by_side(songs, tmp_path, capsys):
-    truth = tmp_path / "truth.csv"
-    truth.write_text(
-        "track,stem,is_clean\n"
-        + "".join(
-            f"track{i},{stem},{int(i < 3)}\n"
-            for i in (1, 2, 3)
-            for stem in ("low", "high")
-        )
-    )
     rules = tmp_path / "rules.yaml"
     rules.write_text(
         f"extends: {TOY}\n"
         "recipe: !name:benchmarks.truncation_rules.RuleComparison\n"
         "rules: [none, running]\n"
-        f"truth: {truth}\n"
+        f"audited: {songs}\n"
         "network: !new:tests.toy.ToyStems\n"
         "    sources: !ref <sources>\n"
         "    sample_rate: !ref <sample_rate>\n"
@@ -346,7 +339,10 @@ def test_rules_of_truncation_are_trained_side_by_side(songs, tmp_path, capsys):
     assert "none_low_kept: 1.00e+00" in line and "none_high_kept: 1.00e+00" in line
     assert float(line.split("running_low_kept: ")[1].split(",")[0]) < 1
     out = capsys.readouterr().out
-    assert "2 of 6 stems are wrong" in out and "nsdr_running" in out
+    assert "stems are probably wrong" in out and "nsdr_running" in out
+    with open(tmp_path / "run" / "audit" / "audit.csv") as file:
+        assert "early_loss" in next(csv.reader(file))
+    assert f"listen       {tmp_path}/run/audit/listen.html" in out
     weights = weights_of(tmp_path / "run")
     plain = weights["networks.none.mono.conv.weight"]
     assert not torch.equal(plain, weights["networks.running.mono.conv.weight"])

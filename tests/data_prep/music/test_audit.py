@@ -1,15 +1,27 @@
 """The audit: wrong stems are found among right ones, without any true label."""
 
+import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+import torch
+from torch import Tensor
 
 from data_prep.music import audit, content
-from data_prep.music.evidence import combine, less_median, probabilities, ranked
+from data_prep.music.evidence import (
+    combine,
+    less_median,
+    loss_signals,
+    probabilities,
+    ranked,
+)
+from data_prep.music.manifests import find_tracks
 from modules.data.labels import read_labels
+from modules.losses.stem_losses import StemLosses
 from tests.modules.monitor.listen.examples import data_of
 
 RATE = 22050
@@ -54,8 +66,7 @@ def arguments(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> li
     found = [f"--data_folder={data_folder}", f"--out={out}"]
     found += ["--sources=low,mid,hiss", "--listen=3"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(content, "STEPS", 60)
-        patch.setattr(content, "BATCH", 64)
+        patch.setattr(content, "EXAMPLES", 2048)
         assert audit.main(found) == 0
     return found
 
@@ -104,6 +115,63 @@ def test_bad_input_is_one_line(data_folder, tmp_path, capsys, option, fault):
     assert audit.main([*arguments, f"--out={tmp_path}/out", option]) == 1
     error = capsys.readouterr().err
     assert fault in error and error.count("\n") == 1
+
+
+def test_only_runs_that_did_not_train_on_a_track_judge_it(
+    data_folder, tmp_path, monkeypatch, capsys
+):
+    """Of two networks that each trained on some tracks; t6 was trained on by both."""
+    seen = {"one": {"t0", "t1", "t6"}, "two": {"t2", "t3", "t6"}}
+    asked: dict[str, list[str]] = {"one": [], "two": []}
+
+    class Fake(audit.Judge):
+        def __init__(self, name: str) -> None:
+            self.folder, self.trained_on = Path(name), seen[name]
+            self.model = SimpleNamespace(sources=SOURCES, sample_rate=RATE)
+
+        def separate(self, mix_CT: Tensor) -> Tensor:
+            return torch.stack([mix_CT, mix_CT, mix_CT])
+
+    tracks = find_tracks(data_folder, SOURCES, 0)["train"]
+    loud = {(track.id, name) for track in tracks for name in SOURCES}
+    monkeypatch.setattr(audit, "judge", lambda model, stem_CT, name: (1.0, {}))
+    judges = [Fake("one"), Fake("two")]
+    found = audit.separate_all(judges, tracks, loud, tmp_path)
+    assert set(found["margin"]) == set(found["cross"]) == loud
+    assert "1 tracks are judged by a network that was trained on them" in (
+        capsys.readouterr().out
+    )
+    with open(tmp_path / "separated.csv") as file:
+        for row in csv.DictReader(file):
+            asked[row["run"]].append(row["track"])
+    assert set(asked["one"]) == {"t2", "t3", "t4", "t5", "t6"}
+    assert set(asked["two"]) == {"t0", "t1", "t4", "t5", "t6"}
+    for one in judges:
+        one.separate = None  # type: ignore[method-assign]  # need not be asked again
+    assert audit.separate_all(judges, tracks, loud, tmp_path) == found
+
+
+def test_what_was_moved_has_more_in_common_with_another_estimate():
+    low_CT, mid_CT, hiss_CT = torch.eye(3)[:, None].repeat(1, 2, 100)
+    right = torch.stack([low_CT, mid_CT, hiss_CT])
+    assert audit.cross_energy(right, right) == pytest.approx([-1, -1, -1])
+    moved = torch.stack([low_CT + mid_CT, 0 * mid_CT, hiss_CT])
+    low, mid, hiss = audit.cross_energy(right, moved)
+    assert hiss == pytest.approx(-1) and low == pytest.approx(0, abs=1e-6) and mid > 0.4
+
+
+def test_losses_give_ranks_within_the_stem(tmp_path):
+    losses = StemLosses(["a", "b", "c"], ["drums", "bass"])
+    one_NK = torch.ones(1, 2, dtype=torch.bool)
+    for epoch, drums in enumerate([(1, 2, 9), (1, 2, 8), (1, 3, 0.5)], start=1):
+        for track, loss in enumerate(drums):
+            origin_NK, loss_NK = torch.full((1, 2), track), torch.tensor([[loss, 1.0]])
+            losses.add(epoch, origin_NK.float(), loss_NK, one_NK, one_NK)
+    found = loss_signals(losses.write_csv(tmp_path / "stem_losses.csv"))
+    assert found["early_loss"]["c", "drums"] == 1.0
+    assert found["loss"]["c", "drums"] == pytest.approx(2 / 3)
+    assert found["forgetting"]["b", "drums"] == pytest.approx(0.5)
+    assert "dropped" not in found, "nothing was dropped: no signal"
 
 
 def test_probabilities_rise_with_the_score_and_find_the_share():

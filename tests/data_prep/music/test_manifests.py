@@ -78,6 +78,19 @@ def test_without_a_hold_out_every_track_is_trained_on(flat, tmp_path, valid_trac
     assert names == ["test.csv", "train.csv"]
 
 
+def test_a_fold_can_be_held_out(flat, tmp_path):
+    """Two networks each trained on one half are fair judges of the other."""
+    halves = []
+    for fold in ("1/2", "2/2"):
+        manifests = prepare(flat, tmp_path / fold[0], valid_tracks=[fold])
+        tables = [
+            read_manifest(manifests[k], 4, stems=True) for k in ("valid", "train")
+        ]
+        halves.append([[row.id for row in rows] for rows in tables])
+    assert halves[0] == halves[1][::-1]
+    assert halves[0][0][:2] == ["00-uuid", "02-uuid"]
+
+
 @pytest.mark.parametrize("valid_tracks", [3, ["02-uuid", "00-uuid", "01-uuid"]])
 def test_the_hold_out_can_be_chosen(flat, tmp_path, valid_tracks):
     manifests = prepare(flat, tmp_path / "save", valid_tracks=valid_tracks)

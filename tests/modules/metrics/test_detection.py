@@ -4,11 +4,12 @@ import math
 
 import pytest
 
-from benchmarks.detection import (
+from modules.metrics.detection import (
     average_precision,
+    brier,
+    precision_at,
     precision_recall,
     read_truth,
-    table,
 )
 
 DRUMS, BASS, OTHER = ("a", "drums"), ("a", "bass"), ("b", "drums")
@@ -58,18 +59,13 @@ def test_precision_and_recall():
     assert all(map(math.isnan, precision_recall([], {BASS: False})))
 
 
-def test_the_table_flags_by_each_rule():
-    lines = table(
-        WRONG,
-        suspicion={DRUMS: 0.9, BASS: 0.5, OTHER: 0.1},  # the mean is 0.5
-        margins={DRUMS: 3.0, BASS: -20.1, OTHER: -20.0},  # -3, 20.1 and 20 dB
-        loudness={DRUMS: 0.1, BASS: 0.2, OTHER: 0.3},
-    )
-    assert lines[0] == "2 of 3 stems are wrong."
-    assert lines[4:] == [
-        "| chance | | 0.67 | | 0.67 |",
-        "| loudness alone | | | | 0.83 |",
-        "| suspicion (dropped more than the mean stem) | 2 | 0.50 | 0.50 | 0.83 |",
-        "| stem filter (margin under 20 dB) | 2 | 1.00 | 1.00 | 1.00 |",
-    ]
-    assert table(WRONG)[-1] == "| chance | | 0.67 | | 0.67 |"
+def test_precision_at_a_recall_is_the_best_that_reaches_it():
+    score = {DRUMS: 0.9, BASS: 0.8, OTHER: 0.1}
+    assert precision_at(0.5, score, WRONG) == 1
+    assert precision_at(0.8, score, WRONG) == 2 / 3
+    assert precision_at(0.8, {DRUMS: 1.0}, WRONG) == 0, "the other is never found"
+
+
+def test_the_brier_score_is_the_mean_squared_error():
+    found = brier({DRUMS: 1.0, BASS: 0.5, OTHER: 0.8}, WRONG)
+    assert found == pytest.approx((0 + 0.25 + 0.04) / 3)
