@@ -7,7 +7,11 @@
 What is heard in each stem is judged by its label's other tracks; that needs no model.
 With `--run` the losses of the training count too, and the run's network separates each
 stem alone and each mixture: of several runs, those judge a track that did not train on
-it. The command continues where it was interrupted. Files in `--out`:
+it. The command continues where it was interrupted.
+
+The probability of a wrong label is that of what is heard, which a recogniser states
+that learnt from the labels themselves: it is as good as most of the labels are. What
+the runs say moves its logit. Files in `--out`:
 
     audit.csv      a row for each stem, the worst first: `wrong`, how probably the label
                    is wrong, `sounds_like`, and the signals; for `--labels=`
@@ -20,6 +24,7 @@ it. The command continues where it was interrupted. Files in `--out`:
 
 import functools
 import json
+import math
 import statistics
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -36,7 +41,6 @@ from data_prep.music.evidence import (
     combine,
     less_median,
     loss_signals,
-    probabilities,
 )
 from data_prep.music.filter import judge, load_model
 from data_prep.music.manifests import SOURCES, find_tracks
@@ -53,6 +57,7 @@ from modules.runtime.files import write_text
 from modules.runtime.tables import read_table, write_table
 
 SEPARATED = ("run", "track", "stem", "margin_db", "cross")
+MODELS = 0.5  # logits for each spread that the runs find a stem above the median
 Signals = dict[str, dict[Key, float]]
 
 
@@ -225,16 +230,20 @@ def audit(
     kept = [folder / "stem_losses.csv" for folder in runs]
     claim_folder(out, settings, "settings.json")
     heard = heard_in(tracks, sources, out, seed)
+    if not heard:
+        raise DataError(
+            f"{folder}: a track is judged by others; it holds one, or silence"
+        )
     content, sounds_like = content_of(heard, sources)
     signals: Signals = {"content": content}
     signals |= separate_all(judges, tracks, heard.keys(), out)
     losses = [loss_signals(path) for path in kept if path.is_file()]
     for name in dict.fromkeys(name for of_run in losses for name in of_run):
         signals[name] = mean_of([of_run[name] for of_run in losses if name in of_run])
-    groups = [("content",), ("margin",), ("cross",), tuple(losses[0]) if losses else ()]
-    score = combine([[signals[n] for n in group if n in signals] for group in groups])
-    score = {key: value for key, value in score.items() if key in heard}
-    wrong = probabilities(score)
+    groups = [("margin",), ("cross",), tuple(losses[0]) if losses else ()]
+    judged = combine([[signals[n] for n in group if n in signals] for group in groups])
+    score = {key: x + MODELS * judged.get(key, 0.0) for key, x in content.items()}
+    wrong = {key: 1 / (1 + math.exp(-x)) for key, x in score.items()}
     order = sorted(score, key=lambda key: (-score[key], key))
     labels = {key: Label(round(wrong[key], 6), sounds_like[key]) for key in order}
     rows = [

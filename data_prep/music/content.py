@@ -6,7 +6,8 @@ track is judged by networks that learnt from other tracks alone (confident learn
 Northcutt et al., JAIR 2021; instrument recognition on wrong labels, Koo et al., arXiv
 2307.12576), so that a wrong label cannot be learnt by heart.
 
-Legend: W window, L frame of a window, M mel band, S source, N example, F feature.
+Legend: W window, L frame of a window, M mel band, S source, N example, F feature,
+P point of a curve.
 """
 
 import math
@@ -27,7 +28,9 @@ RATE, FFT, HOP, BANDS = 22050, 1024, 512, 40
 SECONDS = 1.0  # of a window
 MOST_WINDOWS = 40  # of a stem
 QUIETEST = 1e-4  # power of a window that counts, of that of the stem's loud ones
-FOLDS, EXAMPLES, EPOCHS, BATCH, HIDDEN = 5, 6144, 8, 128, 64
+FOLDS, EXAMPLES, EPOCHS, BATCH, HIDDEN = 5, 6144, 6, 128, 64
+DROPOUT, WEIGHT_DECAY = 0.4, 0.1
+CURVES, CURVE_DB = 5, 3.0  # random equalisation: points over the bands, their spread
 SHARES = (0.5, 0.35, 0.15)  # of training examples with one, two and three sources
 
 
@@ -96,10 +99,10 @@ def learn(pools: Sequence[Tensor], seed: int) -> Callable[[Tensor], Tensor]:
         network = nn.Sequential(
             nn.Linear(len(mean_F), HIDDEN),
             nn.ReLU(),
-            nn.Dropout(0.2),
+            nn.Dropout(DROPOUT),
             nn.Linear(HIDDEN, len(pools)),
         )
-        optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.01)
+        optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
         steps = EPOCHS * math.ceil(len(example_NF) / BATCH)
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, steps)
         for _ in range(EPOCHS):
@@ -125,9 +128,9 @@ def mixed(
 ) -> tuple[Tensor, Tensor]:
     """Add up windows of one to three sources: textures [N, F], what is heard [N, S].
 
-    The first is at its level, each other from 20 dB below to 10 dB above it.
+    Each other is from 20 dB below to 10 dB above the first. All are equalised at
+    random: no two songs sound alike.
     """
-    pools = [x / x.mean((1, 2), keepdim=True) for x in pools]
     known = [number for number, pool in enumerate(pools) if len(pool)]
     shares = torch.tensor(SHARES[: len(known)])
     order_NS = torch.rand(count, len(known), generator=generator).argsort(1)
@@ -141,9 +144,18 @@ def mixed(
             chosen_N = (order_NS[:, place] == number) & (number_N > place)
             shape = (int(chosen_N.sum()),)
             pick = torch.randint(len(pools[source]), shape, generator=generator)
-            power_NLM[chosen_N] += gain_N[chosen_N, None, None] * pools[source][pick]
+            own_NLM = pools[source][pick] * curves(len(pick), generator)
+            own_NLM *= (gain_N[chosen_N] / own_NLM.mean((1, 2)))[:, None, None]
+            power_NLM[chosen_N] += own_NLM
             is_heard_NS[chosen_N, source] = 1
     return texture(power_NLM), is_heard_NS
+
+
+def curves(count: int, generator: torch.Generator) -> Tensor:
+    """Return smooth random gains over the mel bands, [N, 1, M]."""
+    decibel_N1P = CURVE_DB * torch.randn(count, 1, CURVES, generator=generator)
+    decibel_N1M = F.interpolate(decibel_N1P, BANDS, mode="linear", align_corners=True)
+    return 10 ** (decibel_N1M / 10)
 
 
 def content_of(

@@ -1,8 +1,6 @@
-"""From signals of how suspect each stem is to one probability; no true label is used.
+"""From signals of how suspect each stem is to one number; no true label is used.
 
 A signal gives some stems a number each, higher for the more suspect.
-
-Legend: N stem, C class (right, wrong).
 """
 
 import math
@@ -11,16 +9,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from scipy.special import expit
-
 from modules.data.labels import Key
 from modules.runtime.tables import read_table
 
 Signal = dict[Key, float]
-
-PRIOR = 0.02, 0.5  # the least and the largest share of wrong stems
-NARROWEST = 0.3  # spread of a class, of that of all scores
 
 
 def loss_signals(path: Path) -> dict[str, Signal]:
@@ -115,38 +107,3 @@ def combine(groups: Sequence[Sequence[Mapping[Key, float]]]) -> Signal:
             means.append({key: statistics.fmean(x) for key, x in values.items()})
     keys = dict.fromkeys(key for mean in means for key in mean)
     return {k: statistics.fmean(mean.get(k, 0.0) for mean in means) for k in keys}
-
-
-def probabilities(score: Mapping[Key, float], rounds: int = 100) -> Signal:
-    """Return how probably each stem is wrong: a mixture of two normal distributions.
-
-    Expectation maximisation finds the distributions of the right and of the wrong
-    stems' scores and the share of wrong ones, within `PRIOR`. The probability is as
-    good as the assumptions: that the scores of either class are roughly normal, that
-    wrong labels are the rarer class, and that there are some. It never falls as the
-    score rises.
-    """
-    x_N = np.sort([*score.values()])
-    if len(x_N) < 4 or x_N[0] == x_N[-1]:  # nothing to tell classes by
-        return dict.fromkeys(score, PRIOR[0])
-    least = NARROWEST * x_N.std()
-    is_top_N = np.arange(len(x_N)) >= 0.8 * len(x_N)
-    share, weight_NC = 0.2, np.stack([~is_top_N, is_top_N], axis=1).astype(float)
-
-    def wrong(x_N: np.ndarray) -> np.ndarray:
-        """Return the probability of the second class at each score."""
-        log_NC = np.log([1 - share, share]) - np.log(spread_C)
-        log_NC = log_NC - ((x_N[:, None] - centre_C) / spread_C) ** 2 / 2
-        return expit(log_NC[:, 1] - log_NC[:, 0])
-
-    for _ in range(rounds):
-        total_C = weight_NC.sum(0) + 1e-9
-        centre_C = x_N @ weight_NC / total_C
-        square_NC = (x_N[:, None] - centre_C) ** 2 * weight_NC
-        spread_C = np.maximum(np.sqrt(square_NC.sum(0) / total_C), least)
-        wrong_N = wrong(x_N)
-        share = float(np.clip(wrong_N.mean(), *PRIOR))
-        weight_NC = np.stack([1 - wrong_N, wrong_N], axis=1)
-    keys = sorted(score, key=lambda key: score[key])
-    found_N = wrong(np.maximum([score[key] for key in keys], centre_C[0]))
-    return dict(zip(keys, np.maximum.accumulate(found_N).tolist(), strict=True))

@@ -16,7 +16,6 @@ from data_prep.music.evidence import (
     combine,
     less_median,
     loss_signals,
-    probabilities,
     ranked,
 )
 from data_prep.music.manifests import find_tracks
@@ -172,19 +171,6 @@ def test_losses_give_ranks_within_the_stem(tmp_path):
     assert found["loss"]["c", "drums"] == pytest.approx(2 / 3)
     assert found["forgetting"]["b", "drums"] == pytest.approx(0.5)
     assert "dropped" not in found, "nothing was dropped: no signal"
-
-
-def test_probabilities_rise_with_the_score_and_find_the_share():
-    rng = np.random.default_rng(0)
-    values = np.concatenate([rng.normal(0, 1, 80), rng.normal(5, 1, 20)])
-    score = {(str(k), "bass"): float(x) for k, x in enumerate(values)}
-    found = probabilities(score)
-    order = sorted(score, key=lambda key: score[key])
-    wrong = [found[key] for key in order]
-    assert wrong == sorted(wrong)
-    assert sum(wrong) == pytest.approx(20, abs=2)
-    assert wrong[0] < 0.01 and wrong[-1] > 0.99
-    assert set(probabilities(dict.fromkeys(score, 1.0)).values()) == {0.02}
 
 
 def test_signals_of_one_origin_count_once_and_strays_do_not_decide():
