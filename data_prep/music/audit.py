@@ -20,15 +20,17 @@ the runs say moves its logit. Files in `--out`:
     listen.html    a page to hear the suspects; its keys write labels.csv
     heard.csv, separated.csv, settings.json
                    what was found so far, and what it depends on
+
+Shapes: S source, C channel, T sample.
 """
 
 import functools
 import json
 import math
-import statistics
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,19 +38,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_prep.common.jobs import claim_folder
-from data_prep.music.content import RATE, content_of, cut_windows, hear
-from data_prep.music.evidence import (
-    combine,
-    less_median,
-    loss_signals,
-)
+from data_prep.music.content import RATE, bleed_db, cut_windows, hear, suspects
+from data_prep.music.evidence import less_median, loss_signals, mean_of, standard
 from data_prep.music.filter import judge, load_model
 from data_prep.music.manifests import SOURCES, find_tracks
 from modules.audio.io import read_header, read_stereo
 from modules.audio.resample import resample
 from modules.data.labels import COLUMNS, Key, Label
 from modules.data.manifest import Row
-from modules.inference.songs import SongModel, apply_model
+from modules.inference.songs import apply_model
 from modules.monitor.listen.page import ListenPage, Track
 from modules.runtime.cli import run as run_command
 from modules.runtime.devices import check_device
@@ -58,6 +56,8 @@ from modules.runtime.tables import read_table, write_table
 
 SEPARATED = ("run", "track", "stem", "margin_db", "cross")
 MODELS = 0.5  # logits for each spread that the runs find a stem above the median
+BLEED_DB, SLOPE_DB = -20.0, 3.0  # bleed that is as probably wrong as not, and a logit
+SHOWN = 20  # lines for the console
 Signals = dict[str, dict[Key, float]]
 
 
@@ -66,7 +66,7 @@ class Judge:
 
     def __init__(self, folder: Path, device: str) -> None:
         self.folder = folder
-        self.model: SongModel = load_model(folder).to(device)
+        self.model = load_model(folder).to(device)
         rows = self.folder / "save" / "train.csv"
         found = read_table(rows, ("id",)) if rows.is_file() else ()
         self.trained_on = {row["id"] for _, row in found}
@@ -78,16 +78,19 @@ class Judge:
         return apply_model(self.model, mix_BCT, shifts=1, normalize=True)[0].cpu()
 
 
+def fair(judges: Sequence[Judge], track: str) -> Sequence[Judge]:
+    """Return those that were not trained on a track, or all if every one was."""
+    return [one for one in judges if track not in one.trained_on] or judges
+
+
 def read_stems(track: Row, sample_rate: int) -> Tensor:
     """Return the stems of a track [S, C, T]; silence follows where one ends early."""
     waves = [
         resample(read_stereo(path), read_header(path).sample_rate, sample_rate)
         for path in track.sources
     ]
-    longest = max(wave_CT.shape[1] for wave_CT in waves)
-    return torch.stack(
-        [F.pad(wave_CT, (0, longest - wave_CT.shape[1])) for wave_CT in waves]
-    )
+    frames = max(wave_CT.shape[1] for wave_CT in waves)
+    return torch.stack([F.pad(wave, (0, frames - wave.shape[1])) for wave in waves])
 
 
 def cross_energy(est_SCT: Tensor, stem_SCT: Tensor) -> list[float]:
@@ -113,64 +116,56 @@ def separate_all(
     `data_prep.music.filter`, and `cross`, see `cross_energy`: the mean over the judges,
     less the median of all stems of the name.
     """
-    if not judges:
-        return {}
     table = out / "separated.csv"
     rows = [row for _, row in read_table(table, SEPARATED)] if table.is_file() else []
     done = {(row["run"], row["track"]) for row in rows}
-    names = list(judges[0].model.sources)
-    jobs = []
-    for track in tracks:
-        fair = [one for one in judges if track.id not in one.trained_on]
-        jobs += [(one, track) for one in fair or judges]
-    unfair = sum(all(t.id in one.trained_on for one in judges) for t in tracks)
-    if unfair:
-        print(f"{unfair} tracks are judged by a network that was trained on them")
+    jobs = [(one, track) for track in tracks for one in fair(judges, track.id)]
+    if unfair := sorted({t.id for one, t in jobs if t.id in one.trained_on}):
+        print(f"{len(unfair)} tracks are judged by networks that were trained on them")
     for one, track in tqdm(jobs, desc="separate"):
         if (str(one.folder), track.id) in done:
             continue
         stem_SCT = read_stems(track, one.model.sample_rate)
         cross = cross_energy(one.separate(stem_SCT.sum(0)), stem_SCT)
-        for name, stem_CT, common in zip(names, stem_SCT, cross, strict=True):
+        parts = zip(one.model.sources, stem_SCT, cross, strict=True)
+        for name, stem_CT, common in parts:
             if (track.id, name) in loud:
                 margin, _ = judge(one.model, stem_CT, name)
-                values = str(one.folder), track.id, name, str(margin), str(common)
-                rows.append(dict(zip(SEPARATED, values, strict=True)))
+                cells = str(one.folder), track.id, name, str(margin), str(common)
+                rows.append(dict(zip(SEPARATED, cells, strict=True)))
         write_table(table, SEPARATED, (row.values() for row in rows))
     found: Signals = {}
     for name, column, sign in (("margin", "margin_db", -1), ("cross", "cross", 1)):
-        of_runs = []
-        for run in dict.fromkeys(row["run"] for row in rows):
-            own = [row for row in rows if row["run"] == run]
-            signal = {(r["track"], r["stem"]): sign * float(r[column]) for r in own}
-            of_runs.append(less_median(signal))
-        found[name] = mean_of(of_runs)
+        of_runs: Signals = {row["run"]: {} for row in rows}
+        for row in rows:
+            key = row["track"], row["stem"]
+            of_runs[row["run"]][key] = sign * float(row[column])
+        found[name] = mean_of([less_median(signal) for signal in of_runs.values()])
     return found
-
-
-def mean_of(signals: Sequence[Mapping[Key, float]]) -> dict[Key, float]:
-    """Return the mean of each stem over the signals that judge it."""
-    keys = dict.fromkeys(key for signal in signals for key in signal)
-    return {k: statistics.fmean(s[k] for s in signals if k in s) for k in keys}
 
 
 def heard_in(
     tracks: Sequence[Row], sources: Sequence[str], out: Path, seed: int
 ) -> dict[Key, dict[str, float]]:
-    """Return what is heard in each stem that is not silent; keep it as `heard.csv`."""
-    table = out / "heard.csv"
+    """Return what is heard in each stem that is not silent, and `bleed`, in dB.
+
+    `heard.csv` keeps it.
+    """
+    table, columns = out / "heard.csv", ["track", "stem", "bleed", *sources]
     if not table.is_file():
-        stems = {
-            (track.id, name): cut_windows(path)
-            for track in tqdm(tracks, desc="read")
-            for name, path in zip(sources, track.sources, strict=True)
-        }
+        stems, bleed = {}, {}
+        for track in tqdm(tracks, desc="read"):
+            stem_SCT = read_stems(track, RATE)
+            decibels = bleed_db(stem_SCT)
+            for name, stem_CT, db in zip(sources, stem_SCT, decibels, strict=True):
+                stems[track.id, name] = cut_windows(stem_CT)
+                bleed[track.id, name] = db
         heard = hear(stems, sources, seed)
-        rows = ([*key, *(f"{p:.4f}" for p in x.values())] for key, x in heard.items())
-        write_table(table, ["track", "stem", *sources], rows)
+        rows = ([*key, bleed[key], *x.values()] for key, x in heard.items())
+        write_table(table, columns, rows)
     return {
-        (row["track"], row["stem"]): {name: float(row[name]) for name in sources}
-        for _, row in read_table(table, ["track", "stem", *sources])
+        (row["track"], row["stem"]): {name: float(row[name]) for name in columns[2:]}
+        for _, row in read_table(table, columns)
     }
 
 
@@ -204,14 +199,13 @@ def audit(
     listen : int
         Suspects to hear on the page.
     seed : int
-        Draws what the network that hears the content learns from.
+        Draws what the recogniser learns from.
     device : str
         Where to separate.
     """
     check_device(device)
     runs = [Path(str(name).strip(" []")) for name in run]
-    folders = [*runs] if separate else []
-    folders += [Path(checkpoint)] if checkpoint else []
+    folders = runs * separate + ([Path(checkpoint)] if checkpoint else [])
     judges = [Judge(folder, device) for folder in folders]
     for one in judges:
         sources = list(one.model.sources)
@@ -222,33 +216,35 @@ def audit(
     # Nothing need be held out; with a single track nothing can be.
     found = find_tracks(folder, sources, None if (folder / "valid").is_dir() else 0)
     tracks = sorted([*found["train"], *found.get("valid", ())], key=lambda t: t.id)
-    for track in tracks:
-        for path in track.sources:
-            read_header(path)  # what is missing or damaged is named before the work
+    for path in (path for track in tracks for path in track.sources):
+        read_header(path)  # what is missing or damaged is named before the work
     settings = {"data_folder": str(folder), "sources": list(sources), "seed": seed}
     settings["models"] = [str(one.folder.absolute()) for one in judges]
-    kept = [folder / "stem_losses.csv" for folder in runs]
     claim_folder(out, settings, "settings.json")
     heard = heard_in(tracks, sources, out, seed)
     if not heard:
-        raise DataError(
-            f"{folder}: a track is judged by others; it holds one, or silence"
-        )
-    content, sounds_like = content_of(heard, sources)
-    signals: Signals = {"content": content}
-    signals |= separate_all(judges, tracks, heard.keys(), out)
-    losses = [loss_signals(path) for path in kept if path.is_file()]
+        raise DataError(f"{folder}: a track is judged by others; two must sound")
+    signals: Signals = {}
+    signals["content"], sounds_like = suspects(heard, sources)
+    signals["bleed"] = {key: of_stem["bleed"] for key, of_stem in heard.items()}
+    if judges:
+        signals |= separate_all(judges, tracks, heard, out)
+    tables = [folder / "stem_losses.csv" for folder in runs]
+    losses = [loss_signals(path) for path in tables if path.is_file()]
     for name in dict.fromkeys(name for of_run in losses for name in of_run):
         signals[name] = mean_of([of_run[name] for of_run in losses if name in of_run])
-    groups = [("margin",), ("cross",), tuple(losses[0]) if losses else ()]
-    judged = combine([[signals[n] for n in group if n in signals] for group in groups])
-    score = {key: x + MODELS * judged.get(key, 0.0) for key, x in content.items()}
-    wrong = {key: 1 / (1 + math.exp(-x)) for key, x in score.items()}
-    order = sorted(score, key=lambda key: (-score[key], key))
+    # The sums of the same losses are one witness, not several.
+    of_losses = mean_of([standard(signals[name]) for name in (losses or [{}])[0]])
+    witnesses = [standard(signals[n]) for n in ("margin", "cross") if n in signals]
+    judged = mean_of([*witnesses, *filter(None, [of_losses])])
+    wrong: dict[Key, float] = {}
+    for key, content in signals["content"].items():
+        score = max(content, (signals["bleed"][key] - BLEED_DB) / SLOPE_DB)
+        wrong[key] = 1 / (1 + math.exp(-score - MODELS * judged.get(key, 0.0)))
+    order = sorted(wrong, key=lambda key: (-wrong[key], key))
     labels = {key: Label(round(wrong[key], 6), sounds_like[key]) for key in order}
     rows = [
-        [*key, label.wrong, label.sounds_like]
-        + [f"{signal[key]:.4f}" if key in signal else "" for signal in signals.values()]
+        [*key, *label, *(signal.get(key, "") for signal in signals.values())]
         for key, label in labels.items()
     ]
     write_table(out / "audit.csv", [*COLUMNS, *signals], rows)
@@ -257,53 +253,52 @@ def audit(
         for name in sources
     }
     write_text(out / "keep.json", json.dumps(keep, indent=2) + "\n")
-    page = write_page(out, tracks, sources, judges, labels, listen)
+    page = write_page(out, tracks, judges, labels, listen)
     return "\n".join(summary(labels, len(tracks) * len(sources), page))
 
 
 def write_page(
     out: Path,
     tracks: Sequence[Row],
-    sources: Sequence[str],
     judges: Sequence[Judge],
     labels: Mapping[Key, Label],
     listen: int,
 ) -> Path:
-    """Write the page of the worst: the stem, the mixture, and the model's estimate."""
+    """Write the page of the worst: the mixture, the stem, and the model's estimate."""
     page = ListenPage(out)
-    rows = {track.id: track for track in tracks}
     shown = list(labels)[:listen]
-    for track in dict.fromkeys(track for track, _ in shown):
-        fair = [one for one in judges if track not in one.trained_on] or judges
-        rate = fair[0].model.sample_rate if fair else RATE
-        stem_SCT = read_stems(rows[track], rate)
-        est_SCT = fair[0].separate(stem_SCT.sum(0)) if fair else ()
-        for number, name in enumerate(sources):
-            if (track, name) not in shown:
-                continue
-            waves = {"mixture": stem_SCT.sum(0), f"labelled {name}": stem_SCT[number]}
-            if len(est_SCT):
-                waves["what the model calls so"] = est_SCT[number]
+    for track in tracks:
+        stems = [stem for track_id, stem in shown if track_id == track.id]
+        if not stems:
+            continue
+        one = fair(judges, track.id)[0] if judges else None
+        rate = one.model.sample_rate if one else RATE
+        stem_SCT = read_stems(track, rate)
+        est_SCT = one.separate(stem_SCT.sum(0)) if one else stem_SCT
+        names = [Path(path).stem for path in track.sources]
+        for stem in stems:
+            place = names.index(stem)
+            waves = {"mixture": stem_SCT.sum(0), f"labelled {stem}": stem_SCT[place]}
+            waves |= {"what the model calls so": est_SCT[place]} if one else {}
             players = [Track.of_wave(k, w.numpy(), rate) for k, w in waves.items()]
-            label = labels[track, name]
-            note = f"Sounds like {label.sounds_like}." if label.sounds_like else ""
-            page.add(f"{track} {name}", players, note)
+            like = labels[track.id, stem].sounds_like
+            note = f"Sounds like {like}." if like else ""
+            page.add(f"{track.id} {stem}", players, note)
     given = {f"{t} {stem}": (t, stem, *label) for (t, stem), label in labels.items()}
-    scores: list[dict] = [
-        {"id": id_, "right": 1 - cells[2]} for id_, cells in given.items()
+    scores: list[dict[str, Any]] = [
+        {"id": id_, "right": 1 - row[2]} for id_, row in given.items()
     ]
-    names = {"right": "probably right"}
-    return page.write("Audit of labels", scores, "right", names, labels=given)
+    heading = {"right": "probably right"}
+    return page.write("Audit of labels", scores, "right", heading, labels=given)
 
 
 def summary(labels: Mapping[Key, Label], stems: int, page: Path) -> Iterable[str]:
     """Yield lines for the console: the worst stems, and the files."""
-    suspects = [key for key, label in labels.items() if label.wrong >= 0.5]
-    yield f"{len(suspects)} of {len(labels)} stems are probably wrong"
+    suspect = sum(label.wrong >= 0.5 for label in labels.values())
+    yield f"{suspect} of {len(labels)} stems are probably wrong"
     if silent := stems - len(labels):
         yield f"{silent} silent stems were not judged"
-    for track, stem in list(labels)[:20]:
-        label = labels[track, stem]
+    for (track, stem), label in list(labels.items())[:SHOWN]:
         like = f"sounds like {label.sounds_like}" if label.sounds_like else ""
         yield f"{label.wrong:6.2f}  {stem:<8} {track}  {like}".rstrip()
     yield f"{page.parent}/audit.csv, keep.json"

@@ -6,13 +6,12 @@ track is judged by networks that learnt from other tracks alone (confident learn
 Northcutt et al., JAIR 2021; instrument recognition on wrong labels, Koo et al., arXiv
 2307.12576), so that a wrong label cannot be learnt by heart.
 
-Legend: W window, L frame of a window, M mel band, S source, N example, F feature,
-P point of a curve.
+Legend: C channel, T sample, W window, L frame, M mel band, S source, N example,
+F frequency or feature, P point of a curve.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +19,6 @@ import torchaudio.functional as AF
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from modules.audio.io import read_header, read_stereo
-from modules.audio.resample import resample
 from modules.data.labels import Key
 
 RATE, FFT, HOP, BANDS = 22050, 1024, 512, 40
@@ -34,22 +31,46 @@ CURVES, CURVE_DB = 5, 3.0  # random equalisation: points over the bands, their s
 SHARES = (0.5, 0.35, 0.15)  # of training examples with one, two and three sources
 
 
-def cut_windows(path: str | Path) -> Tensor:
-    """Return mel powers [W, L, M] of the windows of a file that are not silent."""
-    wave_CT = resample(read_stereo(path), read_header(path).sample_rate, RATE)
+def spectrum(wave_CT: Tensor) -> Tensor:
+    """Return the short-time spectrum of a wave at `RATE`, [C, F, L]."""
     window = torch.hann_window(FFT)
-    spectrum = torch.stft(wave_CT, FFT, HOP, window=window, return_complex=True)
+    return torch.stft(wave_CT, FFT, HOP, window=window, return_complex=True)
+
+
+def cut_windows(wave_CT: Tensor) -> Tensor:
+    """Return mel powers [W, L, M] of the windows of a wave that are not silent."""
     bank = AF.melscale_fbanks(FFT // 2 + 1, 30.0, RATE / 2, BANDS, RATE)
-    mel_TM = spectrum.abs().square().mean(0).T @ bank
+    mel_LM = spectrum(wave_CT).abs().square().mean(0).T @ bank
     frames = round(SECONDS * RATE / HOP)
-    whole = len(mel_TM) // frames
-    power_WLM = mel_TM[: whole * frames].reshape(whole, frames, BANDS)
+    whole = len(mel_LM) // frames
+    power_WLM = mel_LM[: whole * frames].reshape(whole, frames, BANDS)
     level_W = power_WLM.mean((1, 2))
     if not whole or not level_W.any():
         return power_WLM[:0]
     power_WLM = power_WLM[level_W > QUIETEST * level_W.quantile(0.9)]
     count = min(len(power_WLM), MOST_WINDOWS)
     return power_WLM[torch.linspace(0, len(power_WLM) - 1, count).long()]
+
+
+def bleed_db(stem_SCT: Tensor) -> list[float]:
+    """Return how much of each stem another stem of the track explains, in dB.
+
+    Where one stem is 10 dB above another, what the weaker holds in phase with it has
+    bled into it; that gain holds for the whole stem. Nothing bleeds below -90 dB.
+    """
+    spectra = [spectrum(wave_CT) for wave_CT in stem_SCT]
+    power_S = [one.abs().square() for one in spectra]
+    found = []
+    for weak, own in zip(spectra, power_S, strict=True):
+        share = 1e-9
+        for strong, other in zip(spectra, power_S, strict=True):
+            covers = other > 10 * own
+            if own.any() and covers.any():
+                common = (weak * strong.conj())[covers].sum() / other[covers].sum()
+                part = common.abs().square() * other.sum() / own.sum()
+                share = max(share, float(part))
+        found.append(10 * math.log10(share))
+    return found
 
 
 def texture(power_NLM: Tensor) -> Tensor:
@@ -158,7 +179,7 @@ def curves(count: int, generator: torch.Generator) -> Tensor:
     return 10 ** (decibel_N1M / 10)
 
 
-def content_of(
+def suspects(
     heard: Mapping[Key, Mapping[str, float]], sources: Sequence[str]
 ) -> tuple[dict[Key, float], dict[Key, str]]:
     """Return how suspect each stem is by what is heard, in logits, and what is in it.
@@ -167,19 +188,17 @@ def content_of(
     stem of its track, from which it is missing then, or if its own is not heard at all.
     What is in it is named where it is more probable than not.
     """
-    suspect: dict[Key, float] = {}
+    found: dict[Key, float] = {}
     sounds_like: dict[Key, str] = {}
     for (track, stem), own in heard.items():
         others = [name for name in sources if name != stem]
         loudest = max(others, key=lambda name: own[name])
         elsewhere = [heard[track, s][stem] for s in others if (track, s) in heard]
-        suspect[track, stem] = max(
-            logit(own[loudest]),
-            0.8 * logit(max(elsewhere, default=0.0)),
-            -0.5 * logit(own[stem]),
-        )
+        moved_out, absent = max(elsewhere, default=0.0), 1 - own[stem]
+        chances = (own[loudest], 1.0), (moved_out, 0.8), (absent, 0.5)
+        found[track, stem] = max(weight * logit(p) for p, weight in chances)
         sounds_like[track, stem] = loudest if own[loudest] > 0.5 else ""
-    return suspect, sounds_like
+    return found, sounds_like
 
 
 def logit(probability: float) -> float:
