@@ -38,6 +38,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_prep.common.jobs import claim_folder
+from data_prep.common.tracks import MissingStems
 from data_prep.music.content import RATE, bleed_db, cut_windows, hear, suspects
 from data_prep.music.evidence import less_median, loss_signals, mean_of, standard
 from data_prep.music.filter import judge, load_model
@@ -56,7 +57,7 @@ from modules.runtime.tables import read_table, write_table
 
 SEPARATED = ("run", "track", "stem", "margin_db", "cross")
 MODELS = 0.5  # logits for each spread that the runs find a stem above the median
-BLEED_DB, SLOPE_DB = -20.0, 3.0  # bleed that is as probably wrong as not, and a logit
+BLEED_DB, SLOPE_DB = -27.0, 2.0  # bleed that is as probably wrong as not, and a logit
 SHOWN = 20  # lines for the console
 Signals = dict[str, dict[Key, float]]
 
@@ -87,6 +88,8 @@ def read_stems(track: Row, sample_rate: int) -> Tensor:
     """Return the stems of a track [S, C, T]; silence follows where one ends early."""
     waves = [
         resample(read_stereo(path), read_header(path).sample_rate, sample_rate)
+        if path
+        else torch.zeros(2, 0)
         for path in track.sources
     ]
     frames = max(wave_CT.shape[1] for wave_CT in waves)
@@ -176,6 +179,7 @@ def audit(
     separate: bool = True,
     checkpoint: str | None = None,
     sources: Sequence[str] = SOURCES,
+    missing_stems: MissingStems = "refuse",
     listen: int = 50,
     seed: int = 0,
     device: str = "cpu",
@@ -196,6 +200,8 @@ def audit(
         Another model: the folder of a run, or one that export.py wrote.
     sources : Sequence[str]
         Names of the stems, if no model says them.
+    missing_stems : str
+        A stem that a track lacks is an error (refuse), or silent.
     listen : int
         Suspects to hear on the page.
     seed : int
@@ -214,9 +220,10 @@ def audit(
             raise DataError(f"{one.folder} has the stems {sources}, {first}")
     folder = Path(data_folder).absolute()
     # Nothing need be held out; with a single track nothing can be.
-    found = find_tracks(folder, sources, None if (folder / "valid").is_dir() else 0)
+    held_out = None if (folder / "valid").is_dir() else 0
+    found = find_tracks(folder, sources, held_out, missing_stems)
     tracks = sorted([*found["train"], *found.get("valid", ())], key=lambda t: t.id)
-    for path in (path for track in tracks for path in track.sources):
+    for path in (path for track in tracks for path in track.files):
         read_header(path)  # what is missing or damaged is named before the work
     settings = {"data_folder": str(folder), "sources": list(sources), "seed": seed}
     settings["models"] = [str(one.folder.absolute()) for one in judges]
@@ -253,13 +260,14 @@ def audit(
         for name in sources
     }
     write_text(out / "keep.json", json.dumps(keep, indent=2) + "\n")
-    page = write_page(out, tracks, judges, labels, listen)
+    page = write_page(out, tracks, sources, judges, labels, listen)
     return "\n".join(summary(labels, len(tracks) * len(sources), page))
 
 
 def write_page(
     out: Path,
     tracks: Sequence[Row],
+    sources: Sequence[str],
     judges: Sequence[Judge],
     labels: Mapping[Key, Label],
     listen: int,
@@ -275,9 +283,8 @@ def write_page(
         rate = one.model.sample_rate if one else RATE
         stem_SCT = read_stems(track, rate)
         est_SCT = one.separate(stem_SCT.sum(0)) if one else stem_SCT
-        names = [Path(path).stem for path in track.sources]
         for stem in stems:
-            place = names.index(stem)
+            place = list(sources).index(stem)
             waves = {"mixture": stem_SCT.sum(0), f"labelled {stem}": stem_SCT[place]}
             waves |= {"what the model calls so": est_SCT[place]} if one else {}
             players = [Track.of_wave(k, w.numpy(), rate) for k, w in waves.items()]
