@@ -4,7 +4,7 @@
         --clean=musdb18hq/train --out=mixed_bleeding
 
 The truth names the tracks of `--bleeding` (`track`) and of `--clean` (`source_track`)
-that belong together, by stem. A stem bleeds with the probability 0.4, drawn with seed 0.
+that belong together, by stem. A stem bleeds with the probability 0.4, drawn by seed 0.
 `OUT_truth.csv` says which do.
 """
 

@@ -24,9 +24,9 @@ from modules.data.stems import StemDataset
 from modules.data.track_levels import loud_enough, measure_levels
 from modules.inference.songs import apply_model, measure_songs
 from modules.losses.choice import Choice, Terms, to_device
+from modules.losses.kept_losses import KeptLosses
 from modules.losses.selection import KeepAll, dropped_of
 from modules.losses.si_snr import SILENCE
-from modules.losses.stem_losses import StemLosses
 from modules.metrics.measures import MUSIC
 from modules.metrics.scores import score_song
 from modules.runtime import distributed
@@ -55,7 +55,7 @@ class MusicSeparation(Separation):
         super().__init__(*args, **kwargs)
         self.monitor = self.config.monitor
         self.stems = list(self.config.sources)
-        self.stem_losses = StemLosses([], self.stems)  # a test has no training tracks
+        self.stem_losses = KeptLosses([], self.stems)  # a test has no training tracks
         given = self.config.weights
         equal = [1.0] * len(self.stems)
         self.stem_weights = equal if given is None else list(map(float, given))
@@ -106,7 +106,9 @@ class MusicSeparation(Separation):
         floor_B1 = 0.01 * batch.mix.abs().mean((1, 2))[:, None]
         level_BS = target_BSCT.abs().mean((2, 3)).maximum(floor_B1)
         # A silent mixture has only silent stems: any error is as good as another.
-        relative_BS = loss_BS.detach() / level_BS.clamp(min=1e-8)
+        relative_BS = loss_BS.detach()
+        if not getattr(self.config.losses, "is_relative", False):
+            relative_BS = relative_BS / level_BS.clamp(min=1e-8)
         # Quicker than the power: samples this close together have no more than that.
         swing_BSC = target_BSCT.amax(3) - target_BSCT.amin(3)
         silent_BS = swing_BSC.amax(2) <= 2 * math.sqrt(SILENCE)
@@ -291,7 +293,7 @@ class MusicSeparation(Separation):
             examples_per_epoch=config.examples_per_epoch,
             seed=config.seed,
         )
-        self.stem_losses = StemLosses([row.id for row in rows["train"]], self.stems)
+        self.stem_losses = KeptLosses([row.id for row in rows["train"]], self.stems)
         self.checkpointer.add_recoverable("stem_losses", self.stem_losses)
         return (
             self.loader(train_set, config.batch_size, training=True),

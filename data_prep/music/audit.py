@@ -296,7 +296,7 @@ def write_page(
         {"id": id_, "right": 1 - row[2]} for id_, row in given.items()
     ]
     heading = {"right": "probably right"}
-    return page.write("Audit of labels", scores, "right", heading, labels=given)
+    return page.write("Audit of labels", scores, "right", heading, {"right": ""}, given)
 
 
 def summary(labels: Mapping[Key, Label], stems: int, page: Path) -> Iterable[str]:

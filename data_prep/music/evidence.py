@@ -18,17 +18,17 @@ Signal = dict[Key, float]
 def loss_signals(path: Path) -> dict[str, Signal]:
     """Read the losses that a training kept; return what they say of each stem.
 
-    `loss` is the mean over the epochs of the logarithm of a stem's loss less the median
-    of its name, `early_loss` that of the first third of them, when wrong labels are not
-    learnt by heart yet (Arpit et al., ICML 2017), `forgetting` the mean rise from an
-    epoch to the next (Toneva et al., ICLR 2019), and `dropped` the share of times that
-    truncation left the stem out.
+    `loss` is the mean over the epochs of a stem's loss, relative to its level, less the
+    median of its name, `early_loss` that of the first third of them, when wrong labels
+    are not learnt by heart yet (Arpit et al., ICML 2017), `forgetting` the mean rise
+    from an epoch to the next (Toneva et al., ICLR 2019), and `dropped` the share of
+    times that truncation left the stem out.
     """
     losses: dict[int, Signal] = defaultdict(dict)
     counts: dict[Key, list[int]] = defaultdict(lambda: [0, 0])
     for _, row in read_table(path, ("track", "stem", "epoch", "loss", "offered")):
         key = row["track"], row["stem"]
-        losses[int(row["epoch"])][key] = math.log(max(float(row["loss"]), 1e-9))
+        losses[int(row["epoch"])][key] = float(row["loss"])
         counts[key][0] += int(row["dropped"])
         counts[key][1] += int(row["offered"])
     epochs = [less_median(losses[epoch]) for epoch in sorted(losses)]

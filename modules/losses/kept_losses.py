@@ -21,12 +21,12 @@ UNIT = 2.0**-20  # of the sum of losses
 LARGEST = 1000.0  # loss that counts, relative to the level of the target
 
 
-class StemLosses:
+class KeptLosses:
     """Sums by epoch, track and stem; `stems` are in the order of the loss terms.
 
     Example
     -------
-    >>> losses = StemLosses(["song"], ["drums", "bass"])
+    >>> losses = KeptLosses(["song"], ["drums", "bass"])
     >>> loss, one = torch.tensor([[0.5, 2.0]]), torch.ones(1, 2, dtype=torch.bool)
     >>> losses.add(1, torch.zeros(1, 2), loss, one, torch.tensor([[True, False]]))
     >>> [row[1:] for row in losses.rows()]

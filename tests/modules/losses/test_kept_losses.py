@@ -5,7 +5,7 @@ import csv
 import pytest
 import torch
 
-from modules.losses.stem_losses import StemLosses
+from modules.losses.kept_losses import KeptLosses
 
 
 def choice(*rows: tuple[int, int, float, bool, bool]):
@@ -19,7 +19,7 @@ def choice(*rows: tuple[int, int, float, bool, bool]):
 
 
 def test_sums_go_to_the_track_and_the_epoch_of_the_stem():
-    losses = StemLosses(["a", "b"], ["drums", "bass"])
+    losses = KeptLosses(["a", "b"], ["drums", "bass"])
     losses.add(1, *choice((1, 0, 0.5, True, False), (1, 0, 1.0, True, True)))
     losses.add(1, *choice((0, 1, 2.0, True, True), (1, 1, 9.0, False, False)))
     losses.add(3, *choice((1, 0, 0.25, True, False)))
@@ -32,7 +32,7 @@ def test_sums_go_to_the_track_and_the_epoch_of_the_stem():
 
 def test_no_order_changes_the_sums():
     rows = [(0, 0, 0.1 * 3**k, True, True) for k in range(12)]
-    one, other = (StemLosses(["a"], ["drums", "bass"]) for _ in range(2))
+    one, other = (KeptLosses(["a"], ["drums", "bass"]) for _ in range(2))
     for row in rows:
         one.add(1, *choice(row))
     other.add(1, *choice(*reversed(rows)))
@@ -40,7 +40,7 @@ def test_no_order_changes_the_sums():
 
 
 def test_sums_continue_from_a_checkpoint():
-    one, other = (StemLosses(["a"], ["drums", "bass"]) for _ in range(2))
+    one, other = (KeptLosses(["a"], ["drums", "bass"]) for _ in range(2))
     one.add(1, *choice((0, 0, 0.3, True, False)))
     other.load_state_dict(one.state_dict())
     for losses in (one, other):
@@ -49,11 +49,11 @@ def test_sums_continue_from_a_checkpoint():
     assert list(one.rows()) == list(other.rows())
     assert other.state_dict()["sums_EQRK"][0, 1, 0, 0] == 2
     with pytest.raises(ValueError, match=r"\[1, 2\].*\[2, 2\]"):
-        StemLosses(["a", "b"], ["drums", "bass"]).load_state_dict(one.state_dict())
+        KeptLosses(["a", "b"], ["drums", "bass"]).load_state_dict(one.state_dict())
 
 
 def test_the_csv_reads_back(tmp_path):
-    losses = StemLosses(["a, b"], ["drums", "bass"])
+    losses = KeptLosses(["a, b"], ["drums", "bass"])
     losses.add(1, *choice((0, 1, 0.5, True, False)))
     with open(losses.write_csv(tmp_path / "stem_losses.csv")) as file:
         (row,) = csv.DictReader(file)
