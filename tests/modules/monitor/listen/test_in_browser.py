@@ -265,7 +265,9 @@ def test_labels_are_decided_by_keys_and_saved_as_a_table(browser, tmp_path):
     assert not tab.is_checked("#loop"), "r repeats where there is nothing to decide"
     tab.keyboard.press("n")
     tab.keyboard.press("u")
+    window.wait("[...document.images].every((image) => image.naturalWidth)")
     tab.reload()
+    window.wait("[...document.images].every((image) => image.naturalWidth)")
     assert window.ids()[:2] == ['a "b", c bass – wrong', "d drums – right"]
     with tab.expect_download() as download:
         tab.click("text=Save 3 as labels.csv")
