@@ -27,6 +27,7 @@ Shapes: S source, C channel, T sample.
 import functools
 import json
 import math
+import os
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from data_prep.common.jobs import claim_folder
+from data_prep.common.jobs import claim_folder, digest_of
 from data_prep.common.tracks import MissingStems
 from data_prep.music.content import RATE, bleed_db, cut_windows, hear, suspects
 from data_prep.music.evidence import less_median, loss_signals, mean_of, standard
@@ -223,9 +224,12 @@ def audit(
     held_out = None if (folder / "valid").is_dir() else 0
     found = find_tracks(folder, sources, held_out, missing_stems)
     tracks = sorted([*found["train"], *found.get("valid", ())], key=lambda t: t.id)
+    files = []
     for path in (path for track in tracks for path in track.files):
         read_header(path)  # what is missing or damaged is named before the work
+        files.append((path, os.stat(path).st_size, os.stat(path).st_mtime_ns))
     settings = {"data_folder": str(folder), "sources": list(sources), "seed": seed}
+    settings["files"] = digest_of(json.dumps(files))
     settings["models"] = [str(one.folder.absolute()) for one in judges]
     claim_folder(out, settings, "settings.json")
     heard = heard_in(tracks, sources, out, seed)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,7 +88,7 @@ def test_wrong_stems_come_first_and_say_what_they_are(arguments):
 
 
 def test_the_same_command_continues_and_another_is_refused(
-    arguments, monkeypatch, capsys
+    arguments, data_folder, monkeypatch, capsys
 ):
     table = Path(arguments[1].removeprefix("--out=")) / "audit.csv"
     first = table.read_bytes()
@@ -98,6 +99,12 @@ def test_the_same_command_continues_and_another_is_refused(
     assert "1 silent stems were not judged" in capsys.readouterr().out
     assert audit.main([*arguments, "--seed=1"]) == 1
     assert "was begun with seed=0, now it is 1" in capsys.readouterr().err
+    stem = data_folder / "t0" / "low.wav"
+    status = stem.stat()
+    os.utime(stem, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+    assert audit.main(arguments) == 1, "another file may sound otherwise"
+    os.utime(stem, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert "was begun with files=" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
