@@ -34,6 +34,7 @@ SHARES = (0.5, 0.35, 0.15)  # of training examples with one, two and three sourc
 def spectrum(wave_CT: Tensor) -> Tensor:
     """Return the short-time spectrum of a wave at `RATE`, [C, F, L]."""
     window = torch.hann_window(FFT)
+    wave_CT = F.pad(wave_CT, (0, max(0, FFT - wave_CT.shape[1])))
     return torch.stft(wave_CT, FFT, HOP, window=window, return_complex=True)
 
 
@@ -86,8 +87,8 @@ def hear(
 ) -> dict[Key, dict[str, float]]:
     """Return how probably each source is heard in a stem, the mean over its windows.
 
-    `stems` are the windows by track and label; a stem without any gets no judgement. A
-    single track cannot be judged by others: the result is empty.
+    `stems` are the windows by track and label; a stem without any gets no judgement,
+    nor does one whose track no other that sounds can judge.
     """
     tracks = sorted({track for track, _ in stems})
     folds = min(FOLDS, len(tracks)) if len(tracks) > FOLDS * 4 else len(tracks)
@@ -98,6 +99,8 @@ def hear(
             [x for (t, s), x in stems.items() if s == name and t not in judged]
             for name in sources
         ]
+        if not any(len(x) for pool in pools for x in pool):
+            continue  # the others are silent
         network = learn([torch.cat(pool) for pool in pools], seed + fold)
         for key, power_WLM in stems.items():
             if key[0] in judged and len(power_WLM):

@@ -122,6 +122,20 @@ def test_bad_input_is_one_line(data_folder, tmp_path, capsys, option, fault):
     assert fault in error and error.count("\n") == 1
 
 
+def test_a_track_without_others_is_not_judged(tmp_path, capsys):
+    """One sounds, one is silent; and what is shorter than a window is no fault."""
+    for track, level in (("a", 0.1), ("b", 0.0)):
+        for name in SOURCES:
+            (tmp_path / "songs" / track).mkdir(parents=True, exist_ok=True)
+            place = tmp_path / "songs" / track / f"{name}.wav"
+            soundfile.write(place, np.full((RATE + 9, 2), level), RATE)
+    arguments = [f"--data_folder={tmp_path}/songs", "--sources=low,mid,hiss"]
+    assert audit.main([*arguments, f"--out={tmp_path}/out"]) == 1
+    assert "two must sound" in capsys.readouterr().err
+    assert not len(content.cut_windows(torch.ones(2, 9)))
+    assert content.bleed_db(torch.ones(3, 2, 9)) == [-90, -90, -90]
+
+
 def test_only_runs_that_did_not_train_on_a_track_judge_it(
     data_folder, tmp_path, monkeypatch, capsys
 ):
