@@ -1,15 +1,13 @@
 """A training in parts that follow each other, as one command that can be resumed.
 
-A part is an ordinary run in a folder of its own, a judgement of the data by such a run,
-or the bag of several runs:
+A part is an ordinary run in a folder of its own (`recipe`; `stems` are what a judgement
+kept, `start` is a run whose weights it begins with, all else are settings), a judgement
+of the data by such a run, or the bag of several:
 
     parts:
         noisy: !apply:recipes.parts.part {recipe: htdemucs_noisy.yaml}
         judge: !apply:recipes.parts.part {judges: noisy}
-        clean: !apply:recipes.parts.part
-            recipe: htdemucs_filtered.yaml
-            stems: judge # train on what it keeps
-            start: noisy # from these weights; further keys are settings of the run
+        clean: !apply:recipes.parts.part {recipe: htdemucs_filtered.yaml, stems: judge}
         bag: !apply:recipes.parts.part {bag: {drums: clean, bass: noisy}}
 
 `report.csv` and `report.md` have a row for each part that has ended; the same command
@@ -20,7 +18,7 @@ import functools
 import gc
 import json
 import logging
-import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,7 @@ from modules.runtime.errors import HparamsError
 from modules.runtime.files import write_text
 from modules.runtime.run_lock import RunLock
 from modules.runtime.tables import read_table, write_table
-from modules.weights.runs import read_run
+from modules.weights.stated import nodes_of, plain
 
 logger = logging.getLogger(__name__)
 
@@ -58,17 +56,16 @@ class Parts:
         run_opts: RunOptions,
     ) -> None:
         self.train, self.hparams = train, hparams
-        timeout = hparams["ddp_timeout"]
+        timeout, self.parts = hparams["ddp_timeout"], hparams["parts"]
         self.run_opts = distributed.init_process_group(run_opts, timeout)
-        self.parts: dict[str, dict] = hparams["parts"]
         self.folder = Path(hparams["output_folder"])
         self.place = Path(arguments[0]).parent  # of the recipes
         self.options: list[str] = []  # SpeechBrain's, for every run
-        is_option = False
+        is_own = True
         for token in arguments[1:]:
-            if token.startswith("--"):
-                is_option = token[2:].partition("=")[0] not in hparams
-            self.options += [token] if is_option else []
+            is_new = token.startswith("--")
+            is_own = token[2:].partition("=")[0] in hparams if is_new else is_own
+            self.options += [] if is_own else [token]
         self.rows: dict[str, dict[str, str]] = {}
 
     def run(self) -> None:
@@ -84,8 +81,8 @@ class Parts:
             self.rows = distributed.run_on_main(self._read)
             for name in chosen:
                 self._run(name)
-        if distributed.rank() == 0:
-            print((self.folder / "report.md").read_text(encoding="utf-8"))
+        report = self.folder / "report.md"
+        distributed.run_on_main(lambda: print(report.read_text(encoding="utf-8")))
 
     def _run(self, name: str) -> None:
         """Run a part unless its row has the same command; write the report."""
@@ -93,9 +90,8 @@ class Parts:
         command = json.dumps(given)
         if self.rows.get(name, {}).get("command") == command:
             return
-        names = list(self.parts)
-        later = [n for n in names[names.index(name) + 1 :] if n in self.rows]
-        if later:
+        names = [*self.parts]
+        if later := [n for n in names[names.index(name) + 1 :] if n in self.rows]:
             logger.warning(
                 f"{name} runs again, unlike what was made of it: remove the folders of "
                 f"{', '.join(later)} and {self.folder}/report.csv to make them anew"
@@ -135,36 +131,32 @@ class Parts:
         summary = self.train([str(self.place / recipe), *given, *self.options])
         scores = {}
         for name, entry in (summary["metrics"] if summary else {}).items():
-            if name.startswith("nsdr") and entry["mean"] is not None:
-                stem = name.removeprefix("nsdr").lstrip("_") or "mean"
-                scores[stem] = f"{entry['mean']:.2f}"
+            metric, _, stem = name.partition("_")
+            if metric == "nsdr" and entry["mean"] is not None:
+                scores[stem or "mean"] = f"{entry['mean']:.2f}"
         return scores
 
     def _judge(self, out: str, **given: Any) -> dict[str, str]:
         """Judge the data; return how many tracks of each stem are kept."""
         judge = self.hparams["judges"][self.hparams["judge"]]
-        found = torch.accelerator.current_accelerator(check_available=True)
-        given |= {
-            "out": Path(out),
-            "device": self.run_opts.device or str(found or "cpu"),
-        }
-        said = distributed.run_on_main(functools.partial(judge, **given))
-        if distributed.rank() == 0:
-            print(said)
+        best = torch.accelerator.current_accelerator(check_available=True)
+        given["device"] = self.run_opts.device or str(best or "cpu")
+        run = functools.partial(judge, out=Path(out), **given)
+        distributed.run_on_main(lambda: print(run()))
         stems = json.loads(_kept(out).read_text(encoding="utf-8"))
         return {stem: f"{len(tracks)} kept" for stem, tracks in stems.items()}
 
     def _bag(self, **folders: str) -> dict[str, str]:
         """Write the list of models, each for its stem; their scores are the bag's."""
         names = {s: str(Path(f).relative_to(self.folder)) for s, f in folders.items()}
-        sources = read_run(next(iter(folders.values()))).value("sources")
+        settings = Path(next(iter(folders.values()))) / "hyperparams.yaml"
+        sources = plain(nodes_of(settings).get("sources"), str(settings))
         weights = [[float(source == stem) for source in sources] for stem in names]
         bag = yaml.safe_dump({"models": [*names.values()], "weights": weights})
         distributed.run_on_main(write_text, self.folder / "bag.yaml", bag)
         scores = {stem: self.rows[name].get(stem, "") for stem, name in names.items()}
         if all(scores.values()):
-            mean = math.fsum(map(float, scores.values())) / len(scores)
-            scores["mean"] = f"{mean:.2f}"
+            scores["mean"] = f"{statistics.fmean(map(float, scores.values())):.2f}"
         return scores
 
     def _read(self) -> dict[str, dict[str, str]]:

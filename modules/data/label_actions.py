@@ -54,10 +54,8 @@ def act_on_labels(
     if not named:
         example = rows[0].id, sources[0]
         raise DataError(f"labels: no row is of a training stem, such as {example}")
-    logger.info(
-        f"labels: of {len(rows) * len(sources)} training stems {named} have one, "
-        f"{dropped} are left out, {exchanged} exchanged"
-    )
+    count = f"{named} of {len(rows) * len(sources)} stems have one"
+    logger.info(f"labels: {count}, {dropped} are left out, {exchanged} exchanged")
     for number, name in enumerate(sources):
         if not any(trust[row.id][number] for row in kept):
             raise DataError(f"labels: every {name!r} is called wrong; none is left")

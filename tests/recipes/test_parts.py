@@ -34,7 +34,7 @@ parts:
     tune/high: !apply:recipes.parts.part {recipe: b.yaml, start: noisy, stems: judge}
     bag: !apply:recipes.parts.part {bag: {low: tune/low, high: tune/high}}
 """
-RUN = "sources: [low, high]\nseparator: !new:modules.models.htdemucs.HTDemucs\n"
+RUN = "sources: [low, high]\n"
 
 
 def judge_by(name, data_folder, checkpoint, out, device):
