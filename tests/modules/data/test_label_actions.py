@@ -41,10 +41,12 @@ def test_weight_is_the_probability_of_being_right():
 
 
 def test_swap_exchanges_two_that_sound_like_each_other_and_drops_the_rest():
-    rows, trust = act_on_labels(ROWS, LABELS, SOURCES, "swap")
+    others = {("c", "drums"): Label(0.9, "vocals"), ("c", "bass"): Label(0.9, "drums")}
+    rows, trust = act_on_labels(ROWS, LABELS | others, SOURCES, "swap")
     assert rows[0].sources == ("/a/bass.wav", "/a/drums.wav", "/a/vocals.wav")
     assert trust["a"] == [1, 1, 1]
     assert rows[1] == ROWS[1] and trust["b"] == [0, 1, 1]
+    assert rows[2] == ROWS[2] and trust["c"] == [0, 0, 1]
 
 
 def test_a_track_of_which_nothing_is_left_is_left_out():
