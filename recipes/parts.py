@@ -90,8 +90,8 @@ class Parts:
         command = json.dumps(given)
         if self.rows.get(name, {}).get("command") == command:
             return
-        names = [*self.parts]
-        if later := [n for n in names[names.index(name) + 1 :] if n in self.rows]:
+        names = [n for n in self.parts if n == name or n in self.rows]
+        if later := names[names.index(name) + 1 :]:
             logger.warning(
                 f"{name} runs again, unlike what was made of it: remove the folders of "
                 f"{', '.join(later)} and {self.folder}/report.csv to make them anew"

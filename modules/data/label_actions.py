@@ -64,8 +64,5 @@ def act_on_labels(
 
 def without_dropped(rows: Sequence[Row], trust: Trust) -> list[Row]:
     """Return the rows with stems of weight 0 marked as unused: they are not drawn."""
-    return [
-        replace(row, unused=tuple(sorted({*row.unused, *zeros})))
-        for row in rows
-        for zeros in [[k for k, w in enumerate(trust[row.id], start=1) if not w]]
-    ]
+    zeros = {t: [k for k, w in enumerate(ws, 1) if not w] for t, ws in trust.items()}
+    return [replace(r, unused=(*sorted({*r.unused, *zeros[r.id]}),)) for r in rows]

@@ -225,15 +225,13 @@ class RunningTruncation(LossTruncation):
         is_new = ~seen_NK.isnan().all(1)
         past_WK = self._remember(seen_NK, self.memory + len(seen_NK))
         # Sorted, not picked: to count them the host would wait for the device.
-        known_W, order_W = (~past_WK.isnan().all(1)).sort(stable=True)
+        order_W = (~past_WK.isnan().all(1)).sort(stable=True).indices
         self.past_WK = past_WK = past_WK[order_W][-self.memory :]
-        is_full = known_W.sum() >= self.memory
-        return self._keep(loss_NK, past_WK, is_full, is_new.sum())
+        return self._keep(loss_NK, past_WK, is_new.sum())
 
-    def _keep(
-        self, loss_NK: Tensor, past_WK: Tensor, is_full: Tensor, new: Tensor
-    ) -> Tensor:
+    def _keep(self, loss_NK: Tensor, past_WK: Tensor, new: Tensor) -> Tensor:
         """Return the mask, given what is remembered, of which `new` losses are new."""
+        is_full = (~past_WK.isnan().all(1)).sum() >= self.memory
         self.threshold_K = self._quantile(past_WK).where(is_full, torch.inf)
         return loss_NK <= self.threshold_K
 
@@ -250,9 +248,7 @@ class LossDropping(RunningTruncation):
 
     age = torch.tensor(0)  # losses seen since the threshold was taken
 
-    def _keep(
-        self, loss_NK: Tensor, past_WK: Tensor, is_full: Tensor, new: Tensor
-    ) -> Tensor:
+    def _keep(self, loss_NK: Tensor, past_WK: Tensor, new: Tensor) -> Tensor:
         if self.threshold_K is None:
             self.threshold_K = torch.full_like(loss_NK[0], torch.finfo().max)
         age = self.age.to(new.device) + new
@@ -285,9 +281,7 @@ class SoftWeights(RunningTruncation):
     begins with the split at `quantile`; 1 keeps everything, as do too few losses.
     """
 
-    def _keep(
-        self, loss_NK: Tensor, past_WK: Tensor, is_full: Tensor, new: Tensor
-    ) -> Tensor:
+    def _keep(self, loss_NK: Tensor, past_WK: Tensor, new: Tensor) -> Tensor:
         if self.quantile == 1:
             return torch.ones_like(loss_NK)
         known_WK = (~past_WK.isnan()).double()
@@ -311,7 +305,7 @@ class SoftWeights(RunningTruncation):
             share_2WK = log_density(past_WK).softmax(0)
         # The smaller loss never has the smaller weight, whatever the variances.
         weight_NK = log_density(loss_NK.clamp(*mean_2K)).softmax(0)[0]
-        return weight_NK.where(is_full, 1.0)
+        return weight_NK.where(known_WK.any(1).sum() >= self.memory, 1.0)
 
 
 def dropped_of(count: int, quantile: float) -> int:
