@@ -8,6 +8,7 @@ The same command again resumes. `--test_only` scores the best checkpoint,
 `--help`, before or after the YAML, lists them.
 """
 
+import functools
 import platform
 import re
 import shlex
@@ -27,6 +28,7 @@ from recipes.config.schema import RunSettings
 from recipes.config.settings import settings_of
 from recipes.config.usage import usage
 from recipes.evaluation import make_manifests
+from recipes.parts import Parts
 from recipes.report import OnMetrics
 
 
@@ -59,6 +61,10 @@ def main(arguments: Sequence[str], on_metrics: OnMetrics | None = None) -> dict 
         return None
     with distributed.together(), StopRequest() as stop_request:
         run_opts, hparams, resolved = load(arguments)
+        if "parts" in hparams:  # runs that follow each other
+            one = functools.partial(main, on_metrics=on_metrics)
+            Parts(one, arguments, hparams, run_opts).run()
+            return None
         config = RunSettings.read(hparams)  # any YAML may be named
         run_opts = distributed.init_process_group(run_opts, config.ddp_timeout)
         output_folder = Path(config.output_folder)

@@ -5,8 +5,11 @@ equal order, so that they differ in the end only by what the rules left out. The
 networks are independent as long as gradients are not clipped and the optimizer treats
 each weight by itself.
 
-Legend: B batch, N examples of the global batch, S source, C channel, T sample,
-K = rules x stems, rule by rule.
+The rule `coteaching` has two networks, of which each chooses for the other; its second
+begins with the same initial values in another order.
+
+Legend: B batch, N examples of the global batch, S source, C channel, T sample, F frame,
+K = networks x stems, network by network.
 """
 
 import copy
@@ -24,10 +27,30 @@ from torch import Tensor, nn
 from data_prep.music.audit import audit
 from modules.data.batch import Batch
 from modules.losses.choice import Choice, Terms
-from modules.losses.selection import Selector, truncation
+from modules.losses.selection import CoTeaching, Selector, truncation
 from recipes.config.schema import MusicSettings, setting
 from recipes.music import MusicSeparation
 from recipes.separation import Separation
+
+PEER = {"coteaching": "peer"}  # the name of a rule's second network
+
+
+def names_of(rules: Sequence[str]) -> list[str]:
+    """Return the names of the networks, rule by rule.
+
+    >>> names_of(["none", "coteaching"])
+    ['none', 'coteaching', 'peer']
+    """
+    return [name for r in rules for name in (r, *([PEER[r]] if r in PEER else []))]
+
+
+@torch.no_grad()
+def shuffle_weights(network: nn.Module) -> None:
+    """Give each tensor its initial values in another order."""
+    generator = torch.Generator().manual_seed(0)
+    for weight in network.parameters():
+        order = torch.randperm(weight.numel(), generator=generator)
+        weight.copy_(weight.flatten()[order].view_as(weight))
 
 
 class RuleNetworks(nn.Module):
@@ -38,13 +61,16 @@ class RuleNetworks(nn.Module):
     separator : nn.Module
         Maps [B, C, T] to [B, S, C, T]; has `sources`, `sample_rate` and `segment`.
     rules : Sequence[str]
-        The name of each copy.
+        The rules, each of which has one copy, or two.
     """
 
     def __init__(self, separator: nn.Module, rules: Sequence[str]) -> None:
         super().__init__()
-        self.networks = nn.ModuleDict({r: copy.deepcopy(separator) for r in rules})
-        self.sources = [f"{r}_{stem}" for r in rules for stem in separator.sources]
+        names = names_of(rules)
+        self.networks = nn.ModuleDict({n: copy.deepcopy(separator) for n in names})
+        for peer in set(PEER.values()) & set(names):
+            shuffle_weights(self.networks[peer])
+        self.sources = [f"{n}_{stem}" for n in names for stem in separator.sources]
         self.sample_rate, self.segment = separator.sample_rate, separator.segment
 
     def forward(self, mixture_BCT: Tensor) -> Tensor:
@@ -53,24 +79,43 @@ class RuleNetworks(nn.Module):
 
 
 class RuleSelectors(Selector):
-    """One selector per rule, which sees the columns of its own network's losses.
+    """One selector per rule, which sees the columns of its own networks' losses.
 
     Arguments
     ---------
     rules : Sequence[str]
-        Names that `modules.losses.selection.truncation` knows.
+        Names that `modules.losses.selection.truncation` knows, or `coteaching`.
     memory : int
-        Losses per stem that the rule `running` remembers.
+        Losses per stem that `running`, `dropping` and `soft` remember.
+    frame_seconds : float
+        Length of the frames that the rule `frames` chooses from.
     """
 
-    def __init__(self, rules: Sequence[str], memory: int = 1000) -> None:
-        self.selectors = {rule: truncation(rule, 1.0, memory) for rule in rules}
+    def __init__(
+        self, rules: Sequence[str], memory: int = 1000, frame_seconds: float = 1.0
+    ) -> None:
+        self.selectors = {
+            rule: CoTeaching(1.0)
+            if rule in PEER
+            else truncation(rule, 1.0, memory, frame_seconds)
+            for rule in rules
+        }
+        self.frame_seconds = frame_seconds if "frames" in rules else None
 
-    def __call__(self, loss_NK: Tensor) -> Tensor:
-        """Return the mask of the terms to keep, [N, K]."""
-        parts = loss_NK.chunk(len(self.selectors), dim=1)
-        pairs = zip(self.selectors.values(), parts, strict=True)
-        return torch.cat([select(part) for select, part in pairs], dim=1)
+    def __call__(self, loss: Tensor) -> Tensor:
+        """Return weights of the terms, [N, K], or of their frames, [N, K, F]."""
+        columns = loss.chunk(len(names_of([*self.selectors])), dim=1)
+        at, weights = 0, []
+        for rule, select in self.selectors.items():
+            count = 2 if rule in PEER else 1
+            part = torch.cat(columns[at : at + count], dim=1)
+            if part.dim() == 3 and select.frame_seconds is None:
+                weight = select(part.mean(2))[..., None].expand_as(part)
+            else:
+                weight = select(part)
+            weights.append(weight.float())
+            at += count
+        return torch.cat(weights, dim=1)
 
     def enter_phase(self, quantile: float, batches: int) -> None:
         """Hand the phase to every rule."""
@@ -108,7 +153,7 @@ class RuleComparison(MusicSeparation):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.rules = list(self.config.rules)
+        self.rules = names_of(self.config.rules)
         self.term_names = [f"{rule}_{s}" for rule in self.rules for s in self.stems]
         self.term_weights = self.stem_weights * len(self.rules)
         self.metrics = list(dict.fromkeys([*self.metrics, "sdr"]))  # of the report
@@ -122,17 +167,10 @@ class RuleComparison(MusicSeparation):
             super(RuleComparison, self).compute_objectives(est_BSCT, batch, stage)
             for est_BSCT in predictions.chunk(len(self.rules), dim=1)
         ]
-        sort_keys = [part.sort_key_BK for part in parts if part.sort_key_BK is not None]
         # All networks have the same targets, whose silence is counted once.
-        others = [torch.zeros_like(part.silent_BK) for part in parts[1:]]
-        return Terms(
-            torch.cat([part.loss_BK for part in parts], dim=1),
-            torch.cat([part.scorable_BK for part in parts], dim=1),
-            torch.cat(sort_keys, dim=1) if sort_keys else None,
-            torch.cat([parts[0].silent_BK, *others], dim=1),
-            torch.cat([part.origin_BK for part in parts], dim=1),
-            torch.cat([part.relative_BK for part in parts], dim=1),
-        )
+        others = [part._replace(silent_BK=part.silent_BK & False) for part in parts[1:]]
+        columns = zip(*[parts[0], *others], strict=True)
+        return Terms(*(None if c[0] is None else torch.cat(c, dim=1) for c in columns))
 
     def on_choice(self, choice: Choice, batch: Batch) -> None:
         """Keep the losses of the last rule's stems."""

@@ -4,7 +4,7 @@ The training step is in `recipes/step.py`; here an example has one loss term per
 stem, so that a selector can leave out the stems that look wrongly labelled (team
 CCOM, Sound Demixing Challenge 2023).
 
-Legend: B batch, S source, C channel, T sample.
+Legend: B batch, S source, C channel, T sample, F frame.
 """
 
 import logging
@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from modules.data.batch import Batch
+from modules.data.label_actions import ACTIONS, Trust, act_on_labels, without_dropped
+from modules.data.labels import Key, Label, read_labels
 from modules.data.manifest import read_manifest
 from modules.data.stems import StemDataset
 from modules.data.track_levels import loud_enough, measure_levels
@@ -56,9 +58,16 @@ class MusicSeparation(Separation):
         self.monitor = self.config.monitor
         self.stems = list(self.config.sources)
         self.stem_losses = KeptLosses([], self.stems)  # a test has no training tracks
+        self.trust: Trust = {}  # weights of stems, by their labels
+        seconds = self.config.select.frame_seconds
+        self.frames = seconds and max(1, round(self.config.segment_seconds / seconds))
         given = self.config.weights
         equal = [1.0] * len(self.stems)
         self.stem_weights = equal if given is None else list(map(float, given))
+        if self.config.label_action not in ACTIONS:
+            raise HparamsError(
+                f"label_action={self.config.label_action}: use {', '.join(ACTIONS)}"
+            )
         if len(self.stem_weights) != len(self.stems) or not (
             all(weight >= 0 for weight in self.stem_weights) and any(self.stem_weights)
         ):
@@ -78,8 +87,8 @@ class MusicSeparation(Separation):
             total_epochs(self.config.lr_scheduler)  # refuses all but Phases
             for phase in self.config.lr_scheduler.phases:
                 self._enter(phase)
-                select = self.config.select
-                select.check(self.config.batch_size, distributed.world_size())
+                size = self.config.batch_size * (self.frames or 1)
+                self.config.select.check(size, distributed.world_size())
         except ValueError as error:
             raise HparamsError(str(error)) from error
 
@@ -98,10 +107,17 @@ class MusicSeparation(Separation):
 
         With `relative_to_level` a stem is judged by its loss relative to the level of
         its target (at least 1 % of the mixture's), so that loud stems are not the
-        first to be dropped; what is trained on stays the plain loss.
+        first to be dropped; what is trained on stays the plain loss. Frames are equal
+        parts of an example, from which fewer samples than there are frames may remain.
         """
-        target_BSCT = batch.src
-        loss_BS = self.config.losses(predictions, target_BSCT, batch.mix)
+        target_BSCT, waves = batch.src, (predictions, batch.src, batch.mix)
+        frame_BSF = None
+        if self.frames:  # each a short example
+            lost_BS = self.config.losses(*(_split(w, self.frames) for w in waves))
+            frame_BSF = lost_BS.unflatten(0, (-1, self.frames)).transpose(1, 2)
+            loss_BS = frame_BSF.mean(2)
+        else:
+            loss_BS = self.config.losses(*waves)
         weighs_S = to_device(self.stem_weights, loss_BS) > 0
         floor_B1 = 0.01 * batch.mix.abs().mean((1, 2))[:, None]
         level_BS = target_BSCT.abs().mean((2, 3)).maximum(floor_B1)
@@ -115,13 +131,20 @@ class MusicSeparation(Separation):
         numbers = self.stem_losses.numbers
         numbered = [numbers[track] for origins in batch.origins for track in origins]
         origin_BS = to_device(numbered, loss_BS).view(len(loss_BS), -1)
+        scorable_BS, trust_BS = weighs_S.expand_as(loss_BS), None
+        if self.trust:
+            trust = [self.trust[t][s] for o in batch.origins for s, t in enumerate(o)]
+            trust_BS = to_device(trust, loss_BS).view_as(loss_BS)
+            scorable_BS = scorable_BS & (trust_BS > 0)
         return Terms(
             loss_BS,
-            weighs_S.expand_as(loss_BS),
+            scorable_BS,
             relative_BS if self.config.relative_to_level else None,
             silent_BS,
             origin_BS,
             relative_BS,
+            weight_BK=trust_BS,
+            frame_BKF=frame_BSF,
         )
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
@@ -278,7 +301,14 @@ class MusicSeparation(Separation):
         index = f"{config.save_folder}/levels.csv"
         levels = distributed.run_on_main(measure_levels, rows["train"], index)
         rows["train"] = loud_enough(rows["train"], levels)
-        self.identify(rows, {"levels": sorted(levels.items())})
+        measured: dict[str, Sequence] = {"levels": sorted(levels.items())}
+        if labels := self._read_labels():
+            measured["labels"] = [config.label_action, *sorted(labels.items())]
+            given = rows["train"], labels, self.stems, config.label_action
+            rows["train"], self.trust = act_on_labels(*given)
+            if config.independent:
+                rows["train"] = without_dropped(rows["train"], self.trust)
+        self.identify(rows, measured)
         train_set = StemDataset(
             rows["train"],
             sample_rate=config.sample_rate,
@@ -300,3 +330,18 @@ class MusicSeparation(Separation):
             whole("valid"),
             whole("test"),
         )
+
+    def _read_labels(self) -> dict[Key, Label]:
+        """Return the labels of all files; those of a later one win."""
+        given = self.config.labels or []
+        labels: dict[Key, Label] = {}
+        for path in [given] if isinstance(given, str) else given:
+            labels |= read_labels(path)
+        return labels
+
+
+def _split(wave: Tensor, frames: int) -> Tensor:
+    """Cut [B, ..., T] into frames, [B F, ..., T / F]; less than F samples remain."""
+    length = wave.shape[-1] // frames
+    parts = wave[..., : frames * length].unflatten(-1, (frames, length))
+    return parts.movedim(-2, 1).flatten(0, 1)

@@ -165,7 +165,7 @@ class TrainingStep(sb.Brain):
                 flags=(stop, self.clock.minutes_passed()),
             )
             weights_K = to_device(self.term_weights, terms.loss_BK)
-            loss = masked_sum(terms.loss_BK, chosen.keep_BK, weights_K)
+            loss = masked_sum(terms.parts, chosen.weight, weights_K)
             if not loss.requires_grad:
                 raise HparamsError(
                     "separator: its output does not depend on a trainable parameter"

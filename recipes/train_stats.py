@@ -39,7 +39,7 @@ class TrainStats:
     steps_skipped: int = 0
     steps_moving: int = 0
     offered_K: list[int] = field(default_factory=list)
-    kept_K: list[int] = field(default_factory=list)
+    kept_K: list[float] = field(default_factory=list)
     loss_offered_K: list[float] = field(default_factory=list)
     loss_kept_K: list[float] = field(default_factory=list)
     silent_ids: list[str] = field(default_factory=list)
@@ -56,8 +56,8 @@ class TrainStats:
         self.loss_kept_K = _sum(self.loss_kept_K, choice.kept_loss_K)
 
     @property
-    def kept(self) -> int:
-        """Number of loss terms trained on."""
+    def kept(self) -> float:
+        """Number of loss terms trained on, each as much as its weight."""
         return sum(self.kept_K)
 
     @property
@@ -102,7 +102,7 @@ class Accumulation:
     """
 
     weight: float = 0.0
-    kept: int = 0
+    kept: float = 0
     nonfinite: int = 0
     ids: list[str] = field(default_factory=list)
     suspects: list[str] = field(default_factory=list)

@@ -6,8 +6,10 @@
 This is team CCOM's filter of the Sound Demixing Challenge 2023. The pitch of every stem
 is raised by 6 semitones and its tempo doubled, away from what the model may remember;
 then it is separated alone. The loudness of an output is 20 log10 of the sum of its
-absolute samples; the stem is clean if its own output is more than 20 dB louder than
-every other one.
+absolute samples; the margin of a stem is how far its own output rises above the loudest
+other one. With `--threshold=20`, the setting of CCOM, a stem is clean if its margin is
+above 20 dB. By default the margins of each stem are split in two by `split_margins`:
+a model is better at one stem than at another.
 
 Files in `--out`; the table is written after every stem, so that an interrupted run
 continues, and the others at the end:
@@ -48,6 +50,40 @@ from modules.weights.runs import load_tested, read_run
 COLUMNS = ("track", "stem", "status", "margin_db")
 CLEAN, MIXED, SILENT = "clean", "mixed", "silent"
 MOST_BINS = 30  # of a histogram
+
+CCOM_DB = 20.0  # team CCOM's threshold: no stem above it is called wrong
+SCATTER_DB = 4.0  # of margins within a part, as if one more file lay so far off
+
+
+def split_margins(margins: Sequence[float]) -> float:
+    """Return the margin in dB that divides wrong from clean files of one stem.
+
+    The margins, at most 20 dB each, are cut where two normal distributions of equal
+    variance are likeliest, if these are likelier than one by the integrated complete
+    likelihood (Biernacki et al., 2000): n/2 log(variance / variance within the parts)
+    must exceed log n plus n times the entropy of their shares. So nine clean files stay
+    together, and one far below eight (five of their standard deviations) is cut off. At
+    least a third stays. Without a cut all are clean: -inf.
+
+    >>> split_margins([-12, 4, 6, 7, 8, 10, 11]), split_margins([4, 6, 7, 8, 10, 11])
+    (-4.0, -inf)
+    """
+    ordered = sorted(min(margin, CCOM_DB) for margin in margins)
+    count = len(ordered)
+
+    def squares(values: Sequence[float]) -> float:
+        mean = math.fsum(values) / len(values)
+        return math.fsum((v - mean) ** 2 for v in values) + SCATTER_DB**2
+
+    best, threshold_db = math.log(max(count, 1)), -math.inf
+    for wrong in range(1, count - math.ceil(count / 3) + 1):
+        low, high = ordered[:wrong], ordered[wrong:]
+        ratio = (squares(ordered) + SCATTER_DB**2) / (squares(low) + squares(high))
+        gain = count / 2 * math.log(ratio)
+        gain += sum(len(part) * math.log(len(part) / count) for part in (low, high))
+        if gain > best:
+            best, threshold_db = gain, (low[-1] + high[0]) / 2
+    return threshold_db
 
 
 def loudness_db(wave_SCT: Tensor) -> Tensor:
@@ -119,13 +155,19 @@ class Margins:
         self.rows.append(row)
         self._write()
 
-    def decide(self, threshold_db: float) -> dict[str, list[str]]:
+    def decide(self, threshold_db: float | None) -> dict[str, list[str]]:
         """Mark the rows; return {source: [clean tracks]}, which is kept as JSON."""
+        self.thresholds = {
+            name: split_margins([m for m, _, stem in self.judged() if stem == name])
+            if threshold_db is None
+            else threshold_db
+            for name in self.sources
+        }
         clean: dict[str, list[str]] = {name: [] for name in self.sources}
         for row in self.rows:
             margin_db = float(row["margin_db"])
             row["status"] = SILENT if math.isnan(margin_db) else MIXED
-            if margin_db > threshold_db:
+            if margin_db > self.thresholds[row["stem"]]:
                 row["status"] = CLEAN
                 clean[row["stem"]].append(row["track"])
         self._write()
@@ -146,28 +188,33 @@ class Margins:
             if row["margin_db"] != "nan"
         ]
 
-    def hint(self, threshold_db: float) -> str:
-        """Say what to do where no stem is clean."""
+    def said(self) -> str:
+        """Say where the lines are, and what to do where no stem is clean."""
         if not (known := self.judged()):
             return "every stem is silent: there was nothing to judge"
         margin, track, stem = max(known)
+        if margin > self.thresholds[stem]:
+            lines = [f"{name} {db:.1f} dB" for name, db in self.thresholds.items()]
+            return f"clean above: {', '.join(lines)} (-inf: all)"
         return (
-            f"no stem reaches {threshold_db:g} dB; the largest margin is {margin:.1f} "
-            f"dB ({stem} of {track}). The model separates too badly for it: train it "
-            "longer, or lower --threshold (the margins are kept)"
+            f"no stem reaches {self.thresholds[stem]:g} dB; the largest margin is "
+            f"{margin:.1f} dB ({stem} of {track}). The model separates too badly for "
+            "it: train it longer, or leave out --threshold (the margins are kept)"
         )
 
-    def draw(self, threshold_db: float) -> None:
+    def draw(self) -> None:
         """Draw a histogram of the margins for each stem, as PNG."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(3 * len(self.sources), 2.6), layout="constrained")
         panels = figure.subplots(1, len(self.sources), sharex=True, squeeze=False)[0]
-        edges = bin_edges([margin for margin, *_ in self.judged()], threshold_db)
         for axes, name in zip(panels, self.sources, strict=True):
             values = [margin for margin, _, stem in self.judged() if stem == name]
+            line = self.thresholds[name]
+            edges = bin_edges(values, line if math.isfinite(line) else CCOM_DB)
             axes.hist(values, bins=edges, edgecolor="white", linewidth=0.5)
-            axes.axvline(threshold_db, color="black", linestyle="--")
+            if math.isfinite(line):
+                axes.axvline(line, color="black", linestyle="--")
             axes.set(title=name, xlabel="margin, dB")
             axes.yaxis.get_major_locator().set_params(integer=True)
         figure.savefig(self.folder / "margins.png", dpi=120)
@@ -193,7 +240,7 @@ def clean_stems(
     data_folder: str | Path,
     model: SongModel,
     out: str | Path,
-    threshold_db: float = 20.0,
+    threshold_db: float | None = None,
     semitones: float = 6.0,
     tempo: float = 2.0,
     label: str = "",
@@ -232,9 +279,8 @@ def clean_stems(
             else:
                 margins.add(track, stem, *judge(model, stem_CT, stem, semitones, tempo))
     clean = margins.decide(threshold_db)
-    margins.draw(threshold_db)
-    if not any(clean.values()):
-        print(margins.hint(threshold_db))
+    margins.draw()
+    print(margins.said())
     return clean
 
 
@@ -243,7 +289,7 @@ def filter_stems(
     checkpoint: str | Path,
     out: Path,
     hparams: str | None = None,
-    threshold: float = 20.0,
+    threshold: float | None = None,
     semitones: float = 6.0,
     tempo: float = 2.0,
     device: str = "cpu",
@@ -261,7 +307,8 @@ def filter_stems(
     hparams : str | None
         The hyperparams.yaml of a run, where the checkpoint holds weights only.
     threshold : float
-        Smallest margin of a clean stem in dB.
+        Margin above which a stem is clean, in dB: 20 is CCOM's. Without it the margins
+        of each stem are split in two.
     semitones, tempo : float
         Change of pitch and tempo before the separation.
     device : str

@@ -1,11 +1,13 @@
 """Which examples count: one class a rule, which looks at losses and gives a mask.
 
+A mask may hold weights from 0 to 1 instead (`SoftWeights`).
+
 A selector sees the unreduced losses of the whole global batch (all ranks), so every
 rank reaches the same answer. Terms that cannot be used reach it as NaN and are left out
 whatever it says (see `modules.losses.choice`).
 
-Legend: N examples of the global batch, K loss terms of an example, R ranks, B examples
-of a rank, W remembered losses.
+Legend: N examples of the global batch, K loss terms of an example, F frames of a term,
+R ranks, B examples of a rank, W remembered losses.
 """
 
 import math
@@ -22,6 +24,8 @@ class Selector:
 
     #: True lets the mean loss run over what is kept, False over all that is usable.
     renormalise = True
+    #: Length of the frames to choose from: losses and mask are then [N, K, F].
+    frame_seconds: float | None = None
 
     @property
     def dropped_are(self) -> str:
@@ -180,6 +184,33 @@ class PooledTruncation(LossTruncation):
         return batch_size * world_size * self.batches
 
 
+class FrameTruncation(PooledTruncation):
+    """Leave out the frames, not the examples, with the largest losses: bleeding.
+
+    Team KUIELab's rule of the Sound Demixing Challenge 2023, first on the board with
+    bleeding (arXiv 2306.09382); `coarse: false` in MSST, where a frame is one sample.
+    """
+
+    frame_seconds: float | None = 1.0
+
+    def __call__(self, loss_NKF: Tensor) -> Tensor:
+        loss_NFK = loss_NKF.transpose(1, 2)
+        keep_NK = super().__call__(loss_NFK.flatten(0, 1))  # frames as examples
+        return keep_NK.unflatten(0, loss_NFK.shape[:2]).transpose(1, 2)
+
+
+class CoTeaching(PooledTruncation):
+    """Let each of two networks choose for the other (Han et al., NeurIPS 2018).
+
+    The columns are the losses of both: [N, 2 K]. What looks right to one network trains
+    the other, which has made other mistakes.
+    """
+
+    def __call__(self, loss_NK: Tensor) -> Tensor:
+        one_NK, other_NK = super().__call__(loss_NK).chunk(2, dim=1)
+        return torch.cat([other_NK, one_NK], dim=1)
+
+
 class RunningTruncation(LossTruncation):
     """Compare with the last `memory` losses of all processes, present ones included.
 
@@ -191,16 +222,90 @@ class RunningTruncation(LossTruncation):
         # many ranks share it.
         loss_RBK = loss_NK.unflatten(0, (world_size(), -1))
         seen_NK = loss_RBK.transpose(0, 1).flatten(0, 1)
+        is_new = ~seen_NK.isnan().all(1)
         past_WK = self._remember(seen_NK, self.memory + len(seen_NK))
         # Sorted, not picked: to count them the host would wait for the device.
-        known_W, order_W = (~past_WK.isnan().all(1)).sort(stable=True)
+        order_W = (~past_WK.isnan().all(1)).sort(stable=True).indices
         self.past_WK = past_WK = past_WK[order_W][-self.memory :]
-        is_full = known_W.sum() >= self.memory
+        return self._keep(loss_NK, past_WK, is_new.sum())
+
+    def _keep(self, loss_NK: Tensor, past_WK: Tensor, new: Tensor) -> Tensor:
+        """Return the mask, given what is remembered, of which `new` losses are new."""
+        is_full = (~past_WK.isnan().all(1)).sum() >= self.memory
         self.threshold_K = self._quantile(past_WK).where(is_full, torch.inf)
         return loss_NK <= self.threshold_K
 
     def compared(self, batch_size: int, world_size: int) -> int:
         return self.memory
+
+
+class LossDropping(RunningTruncation):
+    """Compare with a threshold that is taken anew after every `memory` losses.
+
+    Kang and Hashimoto's loss truncation for text (ACL 2020). Its published code forgets
+    the threshold when a run resumes; this one saves it.
+    """
+
+    age = torch.tensor(0)  # losses seen since the threshold was taken
+
+    def _keep(self, loss_NK: Tensor, past_WK: Tensor, new: Tensor) -> Tensor:
+        if self.threshold_K is None:
+            self.threshold_K = torch.full_like(loss_NK[0], torch.finfo().max)
+        age = self.age.to(new.device) + new
+        # A stem without any loss in the window has no threshold.
+        newest_K = self._quantile(past_WK).nan_to_num(torch.finfo().max)
+        is_due, before_K = age >= self.memory, self.threshold_K.to(new.device)
+        self.threshold_K = newest_K.where(is_due, before_K)
+        self.age = age.where(~is_due, age % self.memory)
+        return loss_NK <= self.threshold_K
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the window, the threshold and its age."""
+        if self.threshold_K is None:
+            return {}
+        own = {"threshold_K": self.threshold_K.cpu(), "age": self.age.cpu()}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue with the window and the threshold of a checkpoint."""
+        super().load_state_dict(state)
+        self.threshold_K = state.get("threshold_K")
+        self.age = state.get("age", torch.tensor(0))
+
+
+class SoftWeights(RunningTruncation):
+    """Weigh a term by the probability that its loss is one of the low ones.
+
+    A mixture of two normal distributions is fitted to the last `memory` losses of each
+    stem, as DivideMix does (Li et al., ICLR 2020; not its semi-supervised part). It
+    begins with the split at `quantile`; 1 keeps everything, as do too few losses.
+    """
+
+    def _keep(self, loss_NK: Tensor, past_WK: Tensor, new: Tensor) -> Tensor:
+        if self.quantile == 1:
+            return torch.ones_like(loss_NK)
+        known_WK = (~past_WK.isnan()).double()
+        low_WK = (past_WK <= self._quantile(past_WK)).double()
+        share_2WK = torch.stack([low_WK, 1 - low_WK])
+        # A single huge loss must not become a part of its own.
+        low_K, high_K = torch.nanquantile(past_WK, past_WK.new_tensor([0.05, 0.95]), 0)
+        past_WK = past_WK.clamp(low_K, high_K).double().nan_to_num()
+        tiny = 1e-12 + 1e-4 * past_WK.var(0)
+
+        def log_density(loss_NK: Tensor) -> Tensor:
+            distance_2NK = (loss_NK - mean_2K[:, None]).square() / var_2K[:, None]
+            return (part_2K.log() - var_2K.log() / 2)[:, None] - distance_2NK / 2
+
+        for _ in range(20):
+            share_2WK = share_2WK * known_WK
+            part_2K = share_2WK.sum(1) + 1e-6
+            mean_2K = (share_2WK * past_WK).sum(1) / part_2K
+            square_2WK = (past_WK - mean_2K[:, None]).square()
+            var_2K = (share_2WK * square_2WK).sum(1) / part_2K + tiny
+            share_2WK = log_density(past_WK).softmax(0)
+        # The smaller loss never has the smaller weight, whatever the variances.
+        weight_NK = log_density(loss_NK.clamp(*mean_2K)).softmax(0)[0]
+        return weight_NK.where(known_WK.any(1).sum() >= self.memory, 1.0)
 
 
 def dropped_of(count: int, quantile: float) -> int:
@@ -216,15 +321,20 @@ TRUNCATIONS = {
     "ccom": ProcessTruncation,
     "pooled": PooledTruncation,
     "running": RunningTruncation,
+    "frames": FrameTruncation,
+    "dropping": LossDropping,
+    "soft": SoftWeights,
 }
 
 
 def truncation(
-    rule: str, quantile: float, memory: int = 1000
+    rule: str, quantile: float, memory: int = 1000, frame_seconds: float = 1.0
 ) -> KeepAll | LossTruncation:
     """Return a selector by a name in `TRUNCATIONS`; "none" keeps everything."""
     if rule == "none":
         return KeepAll()
     if rule not in TRUNCATIONS:
         raise ValueError(f"truncation={rule!r} must be none, {', '.join(TRUNCATIONS)}")
-    return TRUNCATIONS[rule](quantile, memory)
+    select = TRUNCATIONS[rule](quantile, memory)
+    select.frame_seconds = select.frame_seconds and frame_seconds
+    return select

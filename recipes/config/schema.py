@@ -60,7 +60,7 @@ ARGUMENTS = {
     **_of_each("encoder_channels memory_channels ffn_channels", at_least=1),
     **_of_each("audio_channels dual_layers dconv_comp dconv_depth", at_least=1),
     **_of_each("epochs epoch_count memory", at_least=1),
-    **_of_each("lr initial_value", above=0),
+    **_of_each("lr initial_value frame_seconds", above=0),
     **_of_each("quantile factor plateau_factor", above=0, at_most=1),
     **_of_each("betas", at_least=0, below=1),
     **_of_each("noise_probability", at_least=0, at_most=1),
@@ -210,6 +210,9 @@ class MusicSettings(RunSettings):
     own_mixture: bool = setting()
     examples_per_epoch: int | None = setting(above=0)
     augmentation: Augmentation | None = built()
+    labels: str | list[str] | None = setting(free=True)  # what they say is compared
+    label_action: str = setting(free=True)
+    frame_seconds: float = setting(above=0, at_most=3600, free=True)  # as `select`'s
     weights: list[float] | None = setting(at_least=0)
     losses: Callable[[Tensor, Tensor, Tensor], Tensor] = built()
     lr_scheduler: Phases = built()

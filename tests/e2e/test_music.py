@@ -142,6 +142,60 @@ def test_two_ranks_pool_their_losses_as_one_process_does(arguments, tmp_path):
     assert tables[0] == tables[1]
 
 
+def write_labels(path: Path, *rows: str) -> Path:
+    path.write_text("\n".join(["track,stem,wrong,sounds_like", *rows, ""]))
+    return path
+
+
+@pytest.mark.ddp
+def test_two_ranks_choose_frames_and_weigh_labels_as_one_process(arguments, tmp_path):
+    labels = write_labels(tmp_path / "labels.csv", "track1,low,0.7,", "track2,high,1,")
+    options = {"truncation": "frames", "frame_seconds": 0.1, "valid_every": 2}
+    options |= {"labels": labels, "label_action": "weight"}
+    train.main(arguments(**options, batch_size=4, output_folder=tmp_path / "one"))
+    two = arguments(**options, batch_size=2, output_folder=tmp_path / "two")
+    torchrun("train.py", *two)
+    one, two = (weights_of(tmp_path / name) for name in ("one", "two"))
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, two[name], atol=1e-5), name
+    logs = [epochs_of(tmp_path / name) for name in ("one", "two")]
+    assert "high_kept: 7.00e-01" in logs[0][0]  # frames of what is usable
+    assert float(logs[0][0].split("low_kept: ")[1].split(",")[0]) < 0.6  # one at 0.3
+    assert [line.split(" - valid")[0] for line in logs[0]] == [
+        line.split(" - valid")[0] for line in logs[1]
+    ]
+
+
+def test_wrong_stems_are_left_out_and_belong_to_the_identity_of_the_data(
+    arguments, tmp_path
+):
+    first = write_labels(tmp_path / "audit.csv", "track1,low,0.9,", "track2,low,0.9,")
+    second = write_labels(tmp_path / "labels.csv", "track2,low,0,")
+    options = arguments(labels=f"[{first}, {second}]", valid_every=0)
+    train.main(options)
+    path = next((tmp_path / "run" / "save").glob("CKPT+*/stem_losses.ckpt"))
+    sums_EQRK = torch.load(path, weights_only=True)["sums_EQRK"]
+    offered = sums_EQRK[:, 1].sum(0).tolist()
+    assert offered == [[0, 10], [10, 10], [10, 10]]  # epochs x segments, by track
+    train.main(options)
+    with pytest.raises(HparamsError, match="saved with other settings: labels: 3 "):
+        train.main(arguments(labels=first, valid_every=0))
+    with pytest.raises(HparamsError, match="label_action=doubt: use drop, weight, swa"):
+        train.main(arguments(labels=first, label_action="doubt"))
+
+
+def test_wrong_stems_are_not_drawn_where_each_comes_from_another_song(
+    arguments, tmp_path, monkeypatch
+):
+    labels = write_labels(tmp_path / "audit.csv", "track1,low,0.9,", "track3,high,0.9,")
+    options = {"independent": True, "examples_per_epoch": 8, "labels": labels}
+    train.main(arguments(**options, valid_every=0))
+    path = next((tmp_path / "run" / "save").glob("CKPT+*/stem_losses.ckpt"))
+    offered_RK = torch.load(path, weights_only=True)["sums_EQRK"][:, 1].sum(0)
+    assert offered_RK[0, 0] == offered_RK[2, 1] == 0
+    assert offered_RK.sum(0).tolist() == [16, 16]
+
+
 def test_losses_are_kept_of_the_whole_run_not_up_to_the_best_epoch(arguments, tmp_path):
     # The second phase ruins the weights: the best epoch is the first.
     phases = "{lr: [0.001, 0.9]}"
@@ -315,12 +369,13 @@ def test_a_trial_averages_its_few_epochs(arguments, tmp_path):
     assert (tmp_path / "run" / "debug" / "test_results.csv").is_file()
 
 
-def test_rules_of_truncation_are_trained_side_by_side(songs, tmp_path, capsys):
+@pytest.mark.parametrize("more", ["", "frames, coteaching, "])
+def test_rules_of_truncation_are_trained_side_by_side(songs, tmp_path, capsys, more):
     rules = tmp_path / "rules.yaml"
     rules.write_text(
         f"extends: {TOY}\n"
         "recipe: !name:benchmarks.truncation_rules.RuleComparison\n"
-        "rules: [none, running]\n"
+        f"rules: [none, {more}running]\n"
         f"audited: {songs}\n"
         "network: !new:tests.toy.ToyStems\n"
         "    sources: !ref <sources>\n"
@@ -332,6 +387,8 @@ def test_rules_of_truncation_are_trained_side_by_side(songs, tmp_path, capsys):
         "select: !new:benchmarks.truncation_rules.RuleSelectors\n"
         "    rules: !ref <rules>\n"
         "    memory: !ref <loss_memory>\n"
+        "    frame_seconds: !ref <frame_seconds>\n"
+        "frame_seconds: 0.1\n"
     )
     options = {
         "data_folder": songs, "valid_tracks": 1, "output_folder": tmp_path / "run",

@@ -25,6 +25,8 @@ def test_a_silent_stem_is_counted_and_teaches_silence(offset):
         stem_weights=[1, 1, 0],
         config=SimpleNamespace(relative_to_level=False, losses=StemLosses(44100)),
         stem_losses=SimpleNamespace(numbers={"a": 0, "b": 1}),
+        frames=None,
+        trust={},
     )
     estimate_BSCT = src_BSCT + 0.5
     terms = MusicSeparation.compute_objectives(brain, estimate_BSCT, batch, Stage.TRAIN)

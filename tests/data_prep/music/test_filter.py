@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from data_prep.music import filter as clean_stems
-from data_prep.music.filter import Margins, judge, loudness_db
+from data_prep.music.filter import Margins, judge, loudness_db, split_margins
 from modules.runtime.errors import DataError
 from modules.weights.checkpointer import AtomicCheckpointer
 from modules.weights.export import export
@@ -147,7 +147,8 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(command, monkeypatch, capsys)
         "stopped; the same command continues"
     )
     assert clean_stems.main(command) == 0
-    assert "low        2 clean" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "low        2 clean" in text and "clean above: low " in text
 
 
 def test_where_nothing_is_clean_the_largest_margin_is_shown(command, tmp_path, capsys):
@@ -162,6 +163,37 @@ def test_where_nothing_is_clean_the_largest_margin_is_shown(command, tmp_path, c
     assert f"{best[0]:.1f} dB ({best[1]} of {best[2]})" in text
     clean_stems.main(command)  # judges nothing anew
     assert "no stem reaches" not in capsys.readouterr().out
+
+
+CLEAN = [4.1, 5.0, 6.2, 7.7, 8.1, 9.0, 10.4, 12.9]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "is_cut"),
+    [
+        ([-17.0], CLEAN, True),  # one of nine
+        ([], [*CLEAN, 14.0], False),  # none of nine
+        ([], CLEAN[:2], False),
+        ([], [*CLEAN, 60.0], False),  # an easy one makes no other wrong
+        ([-9.0, -8.0, -7.5, -6.0], CLEAN[2:], True),
+        ([], [21.0, 24.0, 25.0, 60.0, 70.0], False),  # all clean by CCOM's rule
+        ([], [-30.0, -29.0, -28.0, -31.0, 20.0], False),  # would leave too few
+        ([-80.0], [80.0], True),
+        ([], [], False),
+    ],
+)
+def test_margins_of_a_stem_are_split_between_wrong_and_right(wrong, right, is_cut):
+    threshold = split_margins([*right, *wrong])
+    assert np.isfinite(threshold) == is_cut
+    assert all(margin <= threshold for margin in wrong)
+    assert all(margin > threshold for margin in right)
+
+
+def test_clean_margins_of_any_width_are_rarely_split():
+    rng = np.random.default_rng(0)
+    for width in (1, 3, 6):
+        drawn = rng.normal(8, width, (200, 9))
+        assert sum(np.isfinite(split_margins(row.tolist())) for row in drawn) <= 10
 
 
 @pytest.mark.parametrize("margins", [[], [3.2], [-90.0, 80.0], [19.99, 20.0, 20.01]])

@@ -184,3 +184,85 @@ def test_arguments_out_of_range_are_refused(arguments):
 def test_a_window_that_holds_nothing_is_refused():
     with pytest.raises(ValueError, match="memory=-8: must be 1 or more"):
         truncation("running", 0.7, memory=-8)
+
+
+def test_frames_are_chosen_within_examples_and_stem_by_stem():
+    loss_NKF = torch.ones(2, 2, 4)
+    loss_NKF[0, 0, 3] = 9.0  # what bled into the first stem, at one place
+    loss_NKF[1, 1, :2] = 5.0
+    frames = truncation("frames", 0.7, frame_seconds=0.5)
+    assert (
+        frames.frame_seconds == 0.5 and truncation("pooled", 0.7).frame_seconds is None
+    )
+    keep_NKF = frames(loss_NKF)
+    assert (~keep_NKF).nonzero().tolist() == [[0, 0, 3], [1, 1, 0], [1, 1, 1]]
+    frames.check(batch_size=8, world_size=1)
+
+
+def test_dropping_takes_its_threshold_anew_after_as_many_losses():
+    dropping = truncation("dropping", 0.5, memory=4)
+    assert dropping(torch.tensor([[1.0], [9.0]])).all()  # nothing is known yet
+    assert dropping(torch.tensor([[3.0], [4.0]])).flatten().tolist() == [True, False]
+    # The threshold of 3.5 holds, whatever comes, until four more were seen.
+    assert not dropping(torch.tensor([[8.0], [7.0]])).any()
+    assert dropping(torch.tensor([[7.0], [9.0]])).flatten().tolist() == [True, False]
+    again = truncation("dropping", 0.5, memory=4)
+    again.load_state_dict(dropping.state_dict())
+    loss_NK = torch.tensor([[7.0], [7.6]])
+    assert again(loss_NK).flatten().tolist() == [True, False]
+    assert torch.equal(dropping(loss_NK), torch.tensor([[True], [False]]))
+    assert again.age == dropping.age == 2
+
+
+def test_a_stem_without_losses_has_no_threshold():
+    dropping = truncation("dropping", 0.5, memory=2)
+    keep = dropping(torch.tensor([[1.0, torch.nan], [2.0, torch.nan]]))
+    assert keep[:, 0].tolist() == [True, False]
+    assert dropping(torch.tensor([[torch.nan, 5.0]]))[0, 1]
+
+
+def test_soft_weights_are_the_probability_of_the_low_losses():
+    generator = torch.Generator().manual_seed(0)
+    low_W1 = 1 + 0.1 * torch.randn(40, 1, generator=generator)
+    high_W1 = 3 + 0.3 * torch.randn(20, 1, generator=generator)
+    soft = truncation("soft", 0.7, memory=60)
+    assert soft(low_W1).eq(1).all()  # too few to tell
+    soft(high_W1)
+    asked = torch.tensor([[-5.0], [1.0], [1.3], [2.0], [3.0], [50.0], [torch.nan]])
+    weight_N = soft(asked).flatten()
+    assert weight_N[:2].min() > 0.99 and weight_N[4:6].max() < 0.01
+    assert weight_N[:6].diff().max() <= 0  # a larger loss never weighs more
+    soft.quantile = 1.0
+    assert soft(asked).eq(1).all()
+
+
+def test_a_stem_that_lacks_losses_leaves_the_others_their_weights():
+    loss_WK = torch.cat([torch.ones(30, 1), torch.full((10, 1), 5.0)])
+    whole = truncation("soft", 0.7, memory=40)
+    part = truncation("soft", 0.7, memory=40)
+    weight = whole(loss_WK)
+    unknown = torch.full((40, 1), torch.nan)
+    unknown[:10] = 1.0
+    assert torch.equal(part(torch.cat([loss_WK, unknown], 1))[:, :1], weight)
+
+
+def test_each_of_two_networks_chooses_for_the_other():
+    loss_NK = torch.tensor([[1.0, 4.0], [2.0, 3.0], [3.0, 2.0], [4.0, 1.0]])
+    keep_NK = selection.CoTeaching(0.7)(loss_NK)
+    assert keep_NK[:, 0].tolist() == [False, True, True, True]
+    assert keep_NK[:, 1].tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("rule", ["frames", "dropping", "soft"])
+def test_a_rule_goes_on_as_if_it_had_not_been_interrupted(rule):
+    shape = (4, 3, 5) if rule == "frames" else (4, 3)
+    batches = [
+        torch.rand(shape, generator=torch.Generator().manual_seed(n)) for n in range(9)
+    ]
+    whole, first, second = (truncation(rule, 0.6, memory=8) for _ in range(3))
+    expected = [whole(batch) for batch in batches]
+    found = [first(batch) for batch in batches[:5]]
+    second.load_state_dict(first.state_dict())
+    found += [second(batch) for batch in batches[5:]]
+    assert all(map(torch.equal, found, expected))
+    assert all(value.isfinite().all() for value in first.state_dict().values())

@@ -19,7 +19,9 @@ from tests import ROOT
 # Extended by others, not run themselves.
 BASES = {"base.yaml", "speech.yaml", "music.yaml"}
 DATASETS = sorted((ROOT / "hparams" / "datasets").glob("*.yaml"))
-RECIPES = sorted(p for p in (ROOT / "hparams").glob("*.yaml") if p.name not in BASES)
+FILES = sorted(p for p in (ROOT / "hparams").glob("*.yaml") if p.name not in BASES)
+# Others are several runs after each other and have none of a run's settings.
+RECIPES = [path for path in FILES if "htdemucs_clean" not in path.name]
 SPEECH = [
     ROOT / "hparams" / f"{name}_tiny.yaml" for name in ("mossformer2", "sepformer")
 ]
@@ -41,7 +43,7 @@ def is_read(name: str) -> bool:
     )
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_recipe_names_only_keys_that_something_reads(path, tmp_path):
     """A key that nobody reads is a setting that does nothing."""
     _, resolved = load_hparams(
@@ -51,7 +53,7 @@ def test_every_recipe_names_only_keys_that_something_reads(path, tmp_path):
         assert is_read(key[0].value), f"{path.name}: nothing reads {key[0].value}"
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_recipe_says_its_published_score(path):
     header = path.read_text().split("extends")[0]
     assert "Published" in header or "measured" in header.lower() or "demo" in header

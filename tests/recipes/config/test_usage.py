@@ -17,7 +17,9 @@ def test_every_option_that_is_listed_can_be_typed(name):
     text = usage([path, "--help"])
     keys = text.split("keys of")[1].split("SpeechBrain's options")[0].splitlines()
     options = [line.split()[0] for line in keys if line.startswith("  --")]
-    assert len(options) > 20 and any(o.startswith("--batch_size=") for o in options)
+    is_run = "htdemucs_clean" not in name  # but several runs after each other
+    has_batches = any(o.startswith("--batch_size=") for o in options)
+    assert (len(options) > 20 and has_batches) == is_run
     names = [option.split("=")[0] for option in options]
     choices = ("--precision", "--dataset")
     parse_command_line([path, *(f"{n}=1" for n in names if n not in choices)])
