@@ -6,6 +6,9 @@
         -- --data_folder=wsj0mix/2speakers --base_folder_dm=wsj0/si_tr_s
 
 A side is a name and a command line of `train.py`; what follows `--` goes to every side.
+With `stock` before it the side is trained as SpeechBrain's recipe does
+(`benchmarks/stock.py`; SepFormers only):
+`--side "speechbrain=stock hparams/sepformer_tiny.yaml"`.
 Two short runs say how many CPU seconds a step costs, data workers included. Then each
 side trains as many steps as the minutes allow, in the epochs that its YAML names, and
 is tested. Start-up, validations and the test are not counted. Only CPU time counts, so
@@ -38,20 +41,27 @@ from modules.runtime.files import write_text
 from recipes.config.load import load
 
 ROOT = Path(__file__).resolve().parents[1]
+STOCK = "stock"
 PROBES = (30, 90)  # steps of the two short runs
 SCORES = ("si_snr_i", "nsdr")  # of an example; a recipe has one of them
 SECONDS = 4  # of audio whose multiply-adds are counted
 
 
 def train(line: Sequence[str], *further: str) -> float:
-    """Run `train.py`; return the CPU seconds of its processes."""
+    """Run `train.py` or `stock`; return the CPU seconds of its processes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "train.py", *line, *further]
+    program = ["-m", "benchmarks.stock"] if line[0] == STOCK else ["train.py"]
+    command = [sys.executable, *program, *recipe_of(line), *further]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"error: {shlex.join(command)}\n{done.stderr[-2000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return sum(after[:2]) - sum(before[:2])
+
+
+def recipe_of(line: Sequence[str]) -> list[str]:
+    """Return the YAML and the options of a side."""
+    return [*line[1:]] if line[0] == STOCK else [*line]
 
 
 def step_cost(line: Sequence[str], folder: Path) -> float:
@@ -77,7 +87,7 @@ def run(line: Sequence[str], folder: Path, minutes: float, seed: int) -> dict:
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
     seconds = step_cost(line, folder)
-    _, hparams, _ = load([*line, f"--output_folder={folder / 'unused'}"])
+    _, hparams, _ = load([*recipe_of(line), f"--output_folder={folder / 'unused'}"])
     steps = int(60 * minutes / seconds / hparams["N_epochs"])
     train(
         line,
