@@ -132,10 +132,16 @@ class SpeechBrainMixing:
         "amplitude" as the recipe for WSJ0Mix, "loudness" as that for LibriMix.
     speeds : Sequence[int]
         Percentages of `SpeedPerturb`; none: no change of speed.
+    segment : int
+        Samples of a mixture at most.
     """
 
     def __init__(
-        self, pool: UtterancePool, level: str, speeds: Sequence[int] = SPEEDS
+        self,
+        pool: UtterancePool,
+        level: str,
+        speeds: Sequence[int] = SPEEDS,
+        segment: int = SEGMENT,
     ) -> None:
         self.files = {
             name: [utterance.path for utterance in utterances]
@@ -144,7 +150,7 @@ class SpeechBrainMixing:
         self.speakers = list(self.files)
         counts = np.array([len(paths) for paths in self.files.values()])
         self.weights = counts / counts.sum()
-        self.level = level
+        self.level, self.segment = level, segment
         self.perturb = SpeedPerturb(RATE, list(speeds)) if speeds else None
 
     def __call__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,7 +159,9 @@ class SpeechBrainMixing:
             self.speakers, NUM_SPKS, replace=False, p=self.weights
         )
         paths = [np.random.choice(self.files[speaker]) for speaker in chosen]
-        shortest = min(SEGMENT, *(audio_io.info(path).num_frames for path in paths))
+        shortest = min(
+            self.segment, *(audio_io.info(path).num_frames for path in paths)
+        )
         sources = []
         for path in paths:
             length = audio_io.info(path).num_frames

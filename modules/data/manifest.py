@@ -164,7 +164,11 @@ def list_manifest(
     faults: list[str] = []
     row_of_id: dict[str, int] = {}
     try:
-        table = read_cells(path, "no such manifest; run the data preparation")
+        table = read_cells(
+            path,
+            "no such manifest; run the data preparation, and let all machines of a run "
+            "share this folder",
+        )
         header = [name.strip() for name in next(table, [])]
         if fault := _columns_fault(header, num_sources):
             raise DataError(f"{path}, row 1: {fault}")
