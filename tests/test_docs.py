@@ -31,7 +31,7 @@ RECIPES = [
 
 # Options of torchrun and of Slurm.
 FOREIGN = {"nproc_per_node", "standalone", "max-restarts", "shutdown-timeout"}
-FOREIGN |= {"requeue", "signal", "help"}
+FOREIGN |= {"requeue", "signal", "help", "nnodes", "node_rank", "master_addr"}
 
 
 def text_of(page: Path) -> str:
