@@ -114,6 +114,9 @@ class Stock(Brain):
 
 def main(arguments: Sequence[str]) -> None:
     """Train, test the best weights, and write the scores."""
+    if "--help" in arguments:
+        print(__doc__)
+        return
     run_opts, hparams, resolved = load(arguments)
     out = Path(hparams["output_folder"])
     folder = out / "speechbrain"

@@ -92,7 +92,8 @@ def other_commands() -> dict[tuple[str, str], set[str]]:
         if program not in ("train.py", "pytest"):
             word = arguments.split(" ")[0]
             command = word if word in ("generate", "pool") else ""
-            given.setdefault((program, command), set()).update(options_in(arguments))
+            own = options_in(arguments.partition(" -- ")[0])  # the rest is passed on
+            given.setdefault((program, command), set()).update(own)
     return given
 
 
