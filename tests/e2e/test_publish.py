@@ -32,14 +32,12 @@ from recipes.separator import Separator
 from tests import ROOT
 from tests.toy import same_weights
 
-WITHOUT_NETWORK = (
-    "htdemucs_lora_tiny.yaml",
-    "htdemucs_clean_tiny.yaml",
-)  # of their own
+# These train the network of another file.
+OF_OTHERS = ("htdemucs_lora_tiny.yaml", "htdemucs_clean_tiny.yaml")
 TINY = [
     path
     for path in (ROOT / "hparams").glob("*_tiny.yaml")
-    if path.name not in WITHOUT_NETWORK
+    if path.name not in OF_OTHERS
 ]
 NAMES = sorted(path.stem.removesuffix("_tiny") for path in TINY)
 #: Smaller still, and exported as ONNX: its time grows with the number of layers.

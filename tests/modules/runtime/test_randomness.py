@@ -31,6 +31,9 @@ def test_streams_keep_their_numbers():
         "REMIX": 4,
         "SEGMENT": 5,
         "STEM": 6,
+        "TAKES": 7,
+        "EFFECT": 8,
+        "BALANCE": 9,
     }
 
 
