@@ -24,7 +24,6 @@ by their formula; Fourier transforms are not counted.
 import argparse
 import csv
 import json
-import resource
 import shlex
 import statistics
 import subprocess
@@ -36,11 +35,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import pairs
 from modules.runtime.cli import as_command
 from modules.runtime.files import write_text
 from recipes.config.load import load
 
-ROOT = Path(__file__).resolve().parents[1]
 STOCK = "stock"
 PROBES = (30, 90)  # steps of the two short runs
 SCORES = ("si_snr_i", "nsdr")  # of an example; a recipe has one of them
@@ -49,14 +48,9 @@ SECONDS = 4  # of audio whose multiply-adds are counted
 
 def train(line: Sequence[str], *further: str) -> float:
     """Run `train.py` or `stock`; return the CPU seconds of its processes."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     program = ["-m", "benchmarks.stock"] if line[0] == STOCK else ["train.py"]
-    command = [sys.executable, *program, *recipe_of(line), *further]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"error: {shlex.join(command)}\n{done.stderr[-2000:]}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return sum(after[:2]) - sum(before[:2])
+    command = [sys.executable, *program, *recipe_of(line), *further, "--noprogressbar"]
+    return pairs.run(command, stdout=subprocess.DEVNULL)[pairs.CPU]
 
 
 def recipe_of(line: Sequence[str]) -> list[str]:

@@ -106,7 +106,7 @@ class Stock(Brain):
         for example in ManifestDataset(rows, self.hparams.sample_rate, strict=True):
             est_ST = self.separate(example.mix[None])[0].T
             given = est_ST, example.src, example.mix, self.hparams.sample_rate
-            value = score_example(*given, with_sdr=False)["si_snr_i"]
+            value = score_example(*given, metrics=["si_snr_i"])["si_snr_i"]
             scores.append((example.id, value))
         self.modules.train()
         return scores
