@@ -6,7 +6,8 @@ networks are independent as long as gradients are not clipped and the optimizer 
 each weight by itself.
 
 The rule `coteaching` has two networks, of which each chooses for the other; its second
-begins with the same initial values in another order.
+begins with the same initial values in another order. A name in `trusted` is not a rule
+but a table of labels, and what to do with it: all losses count, as the labels say.
 
 Legend: B batch, N examples of the global batch, S source, C channel, T sample, F frame,
 K = networks x stems, network by network.
@@ -23,9 +24,13 @@ import torch
 from speechbrain import Stage
 from speechbrain.utils.distributed import if_main_process
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from data_prep.music.audit import audit
 from modules.data.batch import Batch
+from modules.data.label_actions import Trust, act_on_labels
+from modules.data.labels import read_labels
+from modules.data.manifest import read_manifest
 from modules.losses.choice import Choice, Terms
 from modules.losses.selection import CoTeaching, Selector, truncation
 from recipes.config.schema import MusicSettings, setting
@@ -62,10 +67,17 @@ class RuleNetworks(nn.Module):
         Maps [B, C, T] to [B, S, C, T]; has `sources`, `sample_rate` and `segment`.
     rules : Sequence[str]
         The rules, each of which has one copy, or two.
+    cuda_graphs : bool
+        Train as a CUDA graph for each network, all of them side by side: for networks
+        so small that the host cannot start their kernels fast enough.
     """
 
-    def __init__(self, separator: nn.Module, rules: Sequence[str]) -> None:
+    def __init__(
+        self, separator: nn.Module, rules: Sequence[str], cuda_graphs: bool = False
+    ) -> None:
         super().__init__()
+        self.cuda_graphs = cuda_graphs
+        self.streams: list[torch.cuda.Stream] = []
         names = names_of(rules)
         self.networks = nn.ModuleDict({n: copy.deepcopy(separator) for n in names})
         for peer in set(PEER.values()) & set(names):
@@ -75,7 +87,21 @@ class RuleNetworks(nn.Module):
 
     def forward(self, mixture_BCT: Tensor) -> Tensor:
         """Map [B, C, T] to [B, K, C, T]."""
-        return torch.cat([net(mixture_BCT) for net in self.networks.values()], dim=1)
+        networks = self.networks.values()
+        if not (self.training and self.cuda_graphs):
+            return torch.cat([network(mixture_BCT) for network in networks], dim=1)
+        if not self.streams:
+            for network in networks:  # all batches must have the shape of the first
+                torch.cuda.make_graphed_callables(network, (mixture_BCT.clone(),))
+            self.streams = [torch.cuda.Stream() for _ in networks]
+        main, estimates = torch.cuda.current_stream(), []
+        for stream, network in zip(self.streams, networks, strict=True):
+            stream.wait_stream(main)
+            with torch.cuda.stream(stream):
+                estimates.append(network(mixture_BCT))
+        for stream in self.streams:
+            main.wait_stream(stream)
+        return torch.cat(estimates, dim=1)
 
 
 class RuleSelectors(Selector):
@@ -89,15 +115,23 @@ class RuleSelectors(Selector):
         Losses per stem that `running`, `dropping` and `soft` remember.
     frame_seconds : float
         Length of the frames that the rule `frames` chooses from.
+    trusted : Sequence[str] | None
+        Those of `rules` that keep everything.
     """
 
     def __init__(
-        self, rules: Sequence[str], memory: int = 1000, frame_seconds: float = 1.0
+        self,
+        rules: Sequence[str],
+        memory: int = 1000,
+        frame_seconds: float = 1.0,
+        trusted: Sequence[str] | None = None,
     ) -> None:
         self.selectors = {
             rule: CoTeaching(1.0)
             if rule in PEER
-            else truncation(rule, 1.0, memory, frame_seconds)
+            else truncation(
+                "none" if rule in (trusted or ()) else rule, 1.0, memory, frame_seconds
+            )
             for rule in rules
         }
         self.frame_seconds = frame_seconds if "frames" in rules else None
@@ -142,6 +176,7 @@ class RuleSettings(MusicSettings):
     """What the comparison reads besides."""
 
     rules: list[str] = setting()
+    trusted: dict[str, list[str]] | None = setting()
     audited: str | None = setting(free=True)
 
 
@@ -156,21 +191,38 @@ class RuleComparison(MusicSeparation):
         self.rules = names_of(self.config.rules)
         self.term_names = [f"{rule}_{s}" for rule in self.rules for s in self.stems]
         self.term_weights = self.stem_weights * len(self.rules)
-        self.metrics = list(dict.fromkeys([*self.metrics, "sdr"]))  # of the report
+        self.trusts: dict[str, Trust] = {}  # of the rules that are tables of labels
         self.totals = [*self.totals, *(f"nsdr_{rule}" for rule in self.rules)]
 
     def compute_objectives(
         self, predictions: Tensor, batch: Batch, stage: Stage
     ) -> Terms:
         """Return the losses of all networks, rule by rule."""
-        parts = [
-            super(RuleComparison, self).compute_objectives(est_BSCT, batch, stage)
-            for est_BSCT in predictions.chunk(len(self.rules), dim=1)
-        ]
-        # All networks have the same targets, whose silence is counted once.
-        others = [part._replace(silent_BK=part.silent_BK & False) for part in parts[1:]]
-        columns = zip(*[parts[0], *others], strict=True)
+        parts = []
+        for rule, est_BSCT in zip(
+            self.rules, predictions.chunk(len(self.rules), dim=1), strict=True
+        ):
+            self.trust = self.trusts.get(rule, {})
+            part = super().compute_objectives(est_BSCT, batch, stage)
+            if self.trusts and not self.trust:
+                part = part._replace(weight_BK=torch.ones_like(part.loss_BK))
+            if parts:  # the networks have the same targets, whose silence counts once
+                part = part._replace(silent_BK=part.silent_BK & False)
+            parts.append(part)
+        columns = zip(*parts, strict=True)
         return Terms(*(None if c[0] is None else torch.cat(c, dim=1) for c in columns))
+
+    def make_loaders(
+        self, manifests: dict[str, str]
+    ) -> tuple[DataLoader | None, DataLoader | None, DataLoader | None]:
+        """Read the tables of labels too."""
+        loaders = super().make_loaders(manifests)
+        if not self.test_only:
+            rows = read_manifest(manifests["train"], len(self.stems), stems=True)
+            for rule, (action, path) in (self.config.trusted or {}).items():
+                given = rows, read_labels(path), self.stems, action
+                self.trusts[rule] = act_on_labels(*given)[1]
+        return loaders
 
     def on_choice(self, choice: Choice, batch: Batch) -> None:
         """Keep the losses of the last rule's stems."""
@@ -199,7 +251,7 @@ class RuleComparison(MusicSeparation):
 
     def reported(self, summary: dict) -> dict:
         """Reduce the summary to each rule's mean over the stems."""
-        names = [f"{metric}_{r}" for metric in ("nsdr", "sdr") for r in self.rules]
+        names = [f"{metric}_{r}" for metric in self.metrics for r in self.rules]
         metrics = summary["metrics"]
         return summary | {"metrics": {name: metrics[name] for name in names}}
 
@@ -209,11 +261,12 @@ class RuleComparison(MusicSeparation):
         if not if_main_process() or self.summary is None:
             return
         means = self.summary["metrics"]
-        columns = ["nsdr", *(f"nsdr {stem}" for stem in self.stems), "sdr"]
+        others = [metric for metric in self.metrics if metric != "nsdr"]
+        columns = ["nsdr", *(f"nsdr {stem}" for stem in self.stems), *others]
         print("\n" + " ".join(f"{name:>12}" for name in ["rule", *columns]))
         for rule in self.rules:
             stems = [f"nsdr_{rule}_{stem}" for stem in self.stems]
-            keys = [f"nsdr_{rule}", *stems, f"sdr_{rule}"]
+            keys = [f"nsdr_{rule}", *stems, *(f"{m}_{rule}" for m in others)]
             values = [means[key]["mean"] for key in keys]
             shown = ("-" if v is None else f"{v:.2f}" for v in values)
             print(" ".join(f"{text:>12}" for text in [rule, *shown]))
