@@ -369,13 +369,15 @@ def test_a_trial_averages_its_few_epochs(arguments, tmp_path):
     assert (tmp_path / "run" / "debug" / "test_results.csv").is_file()
 
 
-@pytest.mark.parametrize("more", ["", "frames, coteaching, "])
+@pytest.mark.parametrize("more", ["", "told, frames, coteaching, "])
 def test_rules_of_truncation_are_trained_side_by_side(songs, tmp_path, capsys, more):
-    rules = tmp_path / "rules.yaml"
+    rules, labels = tmp_path / "rules.yaml", tmp_path / "labels.csv"
+    labels.write_text("track,stem,wrong,sounds_like\ntrack1,low,1,\n")
     rules.write_text(
         f"extends: {TOY}\n"
         "recipe: !name:benchmarks.truncation_rules.RuleComparison\n"
         f"rules: [none, {more}running]\n"
+        f"trusted: {{told: [drop, {labels}]}}\n"
         f"audited: {songs}\n"
         "network: !new:tests.toy.ToyStems\n"
         "    sources: !ref <sources>\n"
@@ -388,6 +390,7 @@ def test_rules_of_truncation_are_trained_side_by_side(songs, tmp_path, capsys, m
         "    rules: !ref <rules>\n"
         "    memory: !ref <loss_memory>\n"
         "    frame_seconds: !ref <frame_seconds>\n"
+        "    trusted: !ref <trusted>\n"
         "frame_seconds: 0.1\n"
     )
     options = {
@@ -407,6 +410,13 @@ def test_rules_of_truncation_are_trained_side_by_side(songs, tmp_path, capsys, m
     weights = weights_of(tmp_path / "run")
     plain = weights["networks.none.mono.conv.weight"]
     assert not torch.equal(plain, weights["networks.running.mono.conv.weight"])
+    if "told" in more:
+        assert not torch.equal(plain, weights["networks.told.mono.conv.weight"])
+        kept = [
+            float(line.split(f"told_{s}_kept: ")[1].split(",")[0])
+            for s in ("low", "high")
+        ]
+        assert kept == [1, 1]  # of those that the labels leave
 
 
 def test_songs_that_lack_a_stem_in_a_folder_for_each_stem(arguments, songs, tmp_path):
