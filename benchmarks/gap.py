@@ -58,6 +58,17 @@ JUDGED |= {"truth drop": ("drop", "truth")}
 # each stem from another song, of those that a table keeps
 PARTS = ("all, stems apart", "audit's clean, apart", "truth's clean, apart")
 TABLE = "test_results.csv"
+SETTINGS = [
+    f"--sample_rate={RATE}",
+    "--batch_size=8",
+    "--relative_to_level=True",
+    "--frame_seconds=0.5",
+    "--loss_memory=400",
+    "--lr_scheduler={epochs: [3, 4, 2], lr: [0.002, 0.002, 0.0007], "
+    "quantile: [1.0, 0.7, 0.7]}",
+    *("--valid_tracks=0", "--valid_every=0", "--metrics=[nsdr]", "--shifts=0"),
+    *("--n_audio_to_save=0", "--log_every=50", "--experiment_name=gap"),
+]
 
 
 # ------------------------------------------------------------------------ the sets
@@ -127,9 +138,8 @@ def trainings(out: Path, name: str, seed: int) -> dict[str, list[str]]:
     common = [
         f"--data_folder={stems_of(out, name)}",
         f"--test_folder={out / 'true' / 'songs' / 'clean' / 'test'}",
-        f"--sample_rate={RATE}",
         f"--seed={seed}",
-        "--valid_tracks=0",
+        *SETTINGS,
     ]
     lines = {
         "rules": [
@@ -152,7 +162,13 @@ def run(folder: str, line: Sequence[str], further: Sequence[str]) -> None:
     """Train and test, unless that is done; what it printed stays in `FOLDER.log`."""
     if (Path(folder) / TABLE).is_file():
         return
-    command = [sys.executable, "train.py", "benchmarks/gap.yaml", *line, *further]
+    command = [
+        sys.executable,
+        "train.py",
+        "benchmarks/truncation_rules.yaml",
+        *line,
+        *further,
+    ]
     command += [f"--output_folder={folder}", "--noprogressbar"]
     with open(f"{folder}.log", "w", encoding="utf-8") as log:
         code = subprocess.run(
