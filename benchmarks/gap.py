@@ -60,7 +60,7 @@ PARTS = ("all, stems apart", "audit's clean, apart", "truth's clean, apart")
 TABLE = "test_results.csv"
 SETTINGS = [
     f"--sample_rate={RATE}",
-    "--batch_size=8",
+    "--batch_size=4",
     "--relative_to_level=True",
     "--frame_seconds=0.5",
     "--loss_memory=400",
@@ -272,8 +272,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in SETS
         for folder, line in trainings(out, name, seed).items()
     }
+    longest_first = sorted(lines, key=lambda folder: "/rules " not in folder)
     with ThreadPoolExecutor(options.jobs) as pool:
-        done = [pool.submit(run, f, x, given[cut + 1 :]) for f, x in lines.items()]
+        further = given[cut + 1 :]
+        done = [pool.submit(run, f, lines[f], further) for f in longest_first]
         for future in done:
             future.result()
     text = "\n".join(table(out, options.seeds))
