@@ -53,8 +53,8 @@ BLEEDING, BLEEDS, LEAK_DB = "two fifths bleeding", 0.4, (-18.0, -6.0)
 SETS = (*WRONG, BLEEDING)
 RULES = ("none", "ccom", "pooled", "running", "frames", "dropping", "soft")
 RULES += ("coteaching",)
-JUDGED = {"audit drop": ("drop", "audit"), "audit weight": ("weight", "audit")}
-JUDGED |= {"truth drop": ("drop", "truth")}
+JUDGED = {"audit_drop": ("drop", "audit"), "audit_weight": ("weight", "audit")}
+JUDGED |= {"truth_drop": ("drop", "truth")}
 # each stem from another song, of those that a table keeps
 PARTS = ("all, stems apart", "audit's clean, apart", "truth's clean, apart")
 TABLE = "test_results.csv"
