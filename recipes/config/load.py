@@ -181,6 +181,16 @@ def _merged(old: dict, new: dict) -> dict:
     return old
 
 
+def _to_blocks(node: Any) -> bool:
+    """Write what has a key with a space as a block: on one long line a key may break."""
+    items = node.values() if isinstance(node, dict) else node
+    inside = [_to_blocks(item) for item in items if isinstance(item, dict | list)]
+    has_space = isinstance(node, dict) and any(" " in str(key) for key in node)
+    if (has_space or any(inside)) and hasattr(node, "fa"):
+        node.fa.set_block_style()
+    return has_space or any(inside)
+
+
 def _build(layers: Layers, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Load the objects; see `load_hparams`."""
     tree = layers.overridden(overrides)
@@ -188,6 +198,7 @@ def _build(layers: Layers, overrides: Mapping[str, Any]) -> tuple[dict[str, Any]
         if tag_of(value) == "!PLACEHOLDER":
             raise HparamsError(f"{layers.path}: give a value for {key}: --{key}=...")
     check_ranges(tree)
+    _to_blocks(tree)
     stream = io.StringIO()
     ruamel.yaml.YAML().dump(tree, stream)
     stream.seek(0)

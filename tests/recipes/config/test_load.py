@@ -209,6 +209,21 @@ def test_resolved_text_gives_the_same_run(tmp_path):
     assert again["checkpointer"].recoverables["separator"] is again["separator"]
 
 
+@pytest.mark.parametrize("length", [44, 56, 59])
+def test_a_key_with_a_space_is_read_wherever_a_long_line_breaks(tmp_path, length):
+    variant = tmp_path / "variant.yaml"
+    variant.write_text(f"extends: {TOY}\nnotes: null\n")
+    given = f"{{a: [{{two words: [{'x' * length}, y], last word: z}}]}}"
+    value = {"a": [{"two words": ["x" * length, "y"], "last word": "z"}]}
+    _, hparams, text = load(
+        [str(variant), f"--data_folder={tmp_path}", f"--notes={given}"]
+    )
+    assert hparams["notes"] == value
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(text)
+    assert load([str(resolved)])[1]["notes"] == value
+
+
 def test_a_variant_changes_only_what_it_names(tmp_path):
     settings = {"data_folder": "/none", "output_folder": str(tmp_path)}
     (tmp_path / "variant.yaml").write_text(f"extends: {TOY}\nlr: 0.5\n")
