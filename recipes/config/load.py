@@ -182,7 +182,7 @@ def _merged(old: dict, new: dict) -> dict:
 
 
 def _to_blocks(node: Any) -> bool:
-    """Write what has a key with a space as a block: on one long line a key may break."""
+    """Write what has a key with a space as a block: a long line may break in a key."""
     items = node.values() if isinstance(node, dict) else node
     inside = [_to_blocks(item) for item in items if isinstance(item, dict | list)]
     has_space = isinstance(node, dict) and any(" " in str(key) for key in node)
