@@ -1,28 +1,41 @@
 """Compare our networks with the public reference code on a GPU.
 
-    python -m benchmarks.gpu --seconds=420 --out=results/gpu.md
+    python -m benchmarks.gpu --seconds=200 --out=results/gpu.md
     python -m benchmarks.gpu --models mossformer2 --batches 1 4
+    python -m benchmarks.gpu --device=cpu --layers=1 --samples=8000     # a rehearsal
 
-A figure is the median time of several train steps (forward and backward, timed by CUDA
-events after two untimed ones) and the peak of the memory that torch allocated in them.
-All variants of a model and batch size take turns (`benchmarks.pairs`). What does not
-fit into the memory is written as such. `--seconds` bounds the whole table: cells that
-it leaves no time for stay empty, and a line says how many.
+A figure is the median of several train steps (forward and backward, after two untimed
+ones) and the peak of the memory that torch allocated for them and for the weights. All
+variants of a model and batch size take turns (`benchmarks.pairs`). Below the table
+stands about the largest batch that fits, by a straight line through the peaks of the
+last two batches, and as many steps at that size as there is time for.
+
+`--seconds` is shared out: a model may use what those before it left over, and a cell
+takes at most `CELL` seconds. Cells that are missing are named, with the reason.
+
+Compiled are the blocks that repeat, each kind once, at the last of `--batches`. Run
+these cells before, all models side by side, and the table finds them in the cache of
+the compiler.
 
 Networks, sizes and references are those of `benchmarks.models`, which also says how to
 install the references; without one the table has our rows alone.
 """
 
 import argparse
+import collections
+import functools
 import gc
+import itertools
+import signal
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models import MODELS, build, forward, make_mixture
@@ -31,10 +44,10 @@ from benchmarks.pairs import Figures, header, rows, take_turns
 # samples of an example, where not that of `benchmarks.models`
 SAMPLES = dict.fromkeys(["bs_roformer", "mel_roformer"], 8 * 44100)
 SAMPLES |= {"scnet": 11 * 44100, "tf_locoformer": 4 * 8000, "sepreformer": 4 * 8000}
-MS, PEAK = "ms a step", "peak GB"
+KINDS = RATE, PEAK = "examples a second", "peak GB"
 
 # name in the table, arguments of the network and of the step
-VARIANTS = {
+VARIANTS: dict[str, dict] = {
     "reference fp32": {"side": "reference"},
     "reference bf16": {"side": "reference", "bf16": True},
     "ours fp32": {},
@@ -42,108 +55,177 @@ VARIANTS = {
     "ours bf16, checkpointing": {"bf16": True, "checkpointing": True},
     "ours bf16, compiled": {"bf16": True, "compiled": True},
 }
-# Steps of one cell: at least the first, then until the seconds have passed.
-STEPS, SECONDS = 3, 0.8
-UNTIMED = 2
-
-
-def samples_of(model: str) -> int:
-    """Return the length of an example."""
-    return SAMPLES.get(model, MODELS[model].samples[1])
+# of which these are measured at the largest batch that fits
+AT_LARGEST = "reference bf16", "ours bf16, checkpointing", "ours bf16", "reference fp32"
+# Steps of one cell: the untimed and three more, fewer where they take LONG seconds
+# together, and up to MOST until SHORT seconds have passed.
+UNTIMED, STEPS, MOST, SHORT, LONG, CELL = 2, 5, 30, 0.8, 4.0, 40.0
+MIDDLE = 8, 80  # tensors of a block that is compiled
+ROOM = 0.9  # of the memory, for the largest batch
 
 
 class Cell:
     """One variant of one model: built once, timed at several batch sizes."""
 
-    def __init__(self, model: str, variant: dict) -> None:
-        self.job = {"model": model, "layers": None, "samples": samples_of(model)}
-        self.job |= {"side": "ours", **variant}
+    def __init__(self, job: dict) -> None:
+        self.job, self.device = job, torch.device(job["device"])
         torch.manual_seed(0)
-        self.network = build(self.job).cuda().train()
-        if variant.get("compiled"):
-            self.network.compile()
-        self.autocast = torch.autocast(
-            "cuda", torch.bfloat16, enabled=variant.get("bf16", False)
-        )
+        try:
+            with self.device:  # which draws the weights faster
+                network = build(job)
+        except (RuntimeError, TypeError):  # a network that needs numpy's arrays
+            network = build(job)
+        self.network = network.to(self.device).train()
+        if job.get("compiled"):
+            compile_blocks(self.network)
+        tensors = itertools.chain(network.parameters(), network.buffers())
+        self.weights = sum(tensor.nbytes for tensor in tensors)
+        self.peaks: dict[int, int] = {}
 
-    def mixture(self, batch: int) -> Tensor:
-        """Return noise [B, T], or [B, 2, T] for music."""
+    def run(self, batch: int, steps: int = 1) -> Figures:
+        """Run at least so many steps, forward and backward; return their figures."""
+        on_gpu, seconds = self.device.type == "cuda", list[float]()
+        others = self.others()
         mixture = make_mixture(self.job)
-        return mixture.expand(batch, *mixture.shape[1:]).cuda().contiguous()
+        mixture = mixture.expand(batch, *mixture.shape[1:]).to(self.device).contiguous()
+        half = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.job.get("bf16", False)
+        )
+        while len(seconds) < steps or (steps > 1 and sum(seconds) < SHORT):
+            if len(seconds) == MOST or (len(seconds) > 1 and sum(seconds) > LONG):
+                break
+            if len(seconds) == 1 and on_gpu:
+                torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            with half:
+                estimate = forward(self.network, mixture)
+            estimate.float().abs().mean().backward()
+            self.network.zero_grad(set_to_none=True)
+            del estimate
+            if on_gpu:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        timed = seconds[UNTIMED:] or seconds[1:] or seconds
+        peak = torch.cuda.max_memory_allocated() - others if on_gpu else 0
+        self.peaks[batch] = peak
+        return {RATE: batch / statistics.median(timed), PEAK: peak / 1e9}
 
-    def step(self, mixture: Tensor) -> None:
-        """Run forward and backward."""
-        self.network.zero_grad(set_to_none=True)
-        with self.autocast:
-            estimate = forward(self.network, mixture)
-        estimate.float().abs().mean().backward()
-
-    def measure(self, batch: int) -> Figures:
-        """Return the median time of a step and the peak of its memory."""
-        mixture = self.mixture(batch)
-        for _ in range(UNTIMED):
-            self.step(mixture)
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        seconds: list[float] = []
-        while len(seconds) < STEPS or (sum(seconds) < SECONDS and len(seconds) < 30):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            self.step(mixture)
-            end.record()
-            end.synchronize()
-            seconds.append(start.elapsed_time(end) / 1000)
-        peak = torch.cuda.max_memory_allocated() / 1e9
-        return {MS: 1000 * statistics.median(seconds), PEAK: peak}
+    def others(self) -> int:
+        """Return the bytes on the GPU that other cells hold."""
+        on_gpu = self.device.type == "cuda"
+        return torch.cuda.memory_allocated() - self.weights if on_gpu else 0
 
     def flops(self) -> float:
         """Return the floating-point operations of one example's step."""
         with FlopCounterMode(display=False) as counter:
-            self.step(self.mixture(1))
+            self.run(1)
         return counter.get_total_flops()
 
+    def largest(self) -> int:
+        """Return about the largest batch that fits; 0 where that is unknown."""
+        (few, low), (many, high) = ([(0, 0)] * 2 + sorted(self.peaks.items()))[-2:]
+        if not 0 < low < high:
+            return 0
+        room = ROOM * torch.cuda.mem_get_info()[1] - self.others() - high
+        return many + int(room * (many - few) / (high - low))
 
-def measure(cell: Cell, batch: int) -> Figures | None:
-    """Return a cell's figures; None where the memory does not suffice."""
-    try:
-        return cell.measure(batch)
-    except torch.OutOfMemoryError:
-        cell.network.zero_grad(set_to_none=True)
+
+def compile_blocks(network: nn.Module) -> None:
+    """Compile the blocks of middle size that the network has several of."""
+    torch._dynamo.config.recompile_limit = 64  # one for each size of a block
+    kinds = collections.Counter(map(kind_of, network.modules()))
+    inside: set[nn.Module] = set()
+    for module in network.modules():
+        kind = kind_of(module)
+        container = isinstance(module, nn.ModuleList | nn.ModuleDict)
+        if module in inside or container or kinds[kind] < 2:
+            continue
+        if MIDDLE[0] < len(kind) < MIDDLE[1]:
+            module.compile()
+            inside.update(module.modules())
+
+
+def kind_of(block: nn.Module) -> tuple:
+    """Return what two blocks have in common that share a compiled graph."""
+    return type(block), *(weight.shape for weight in block.parameters())
+
+
+def attempt(
+    cell: Callable[[], Cell], batch: int, until: float, missing: list[str], what: str
+) -> Figures | None:
+    """Return a cell's figures; None, and why in `missing`, where there are none."""
+    if time.monotonic() > until:
+        missing.append(f"{what}: no time left")
         return None
+    why = ""
+    signal.setitimer(signal.ITIMER_REAL, CELL)
+    try:
+        return cell().run(batch, STEPS)
+    except torch.OutOfMemoryError:
+        why = "does not fit"
+    except TimeoutError:
+        why = f"takes over {CELL:.0f} s"
+    except SystemExit as absent:  # a reference that is not installed
+        why = str(absent)
+    except Exception as fault:  # must not end the whole table
+        why = f"{type(fault).__name__}: {str(fault).strip().splitlines()[0][:120]}"
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         gc.collect()
         torch.cuda.empty_cache()
+    missing.append(f"{what}: {why}")
+    return None
 
 
 def benchmark(model: str, arguments: argparse.Namespace, until: float) -> list[str]:
     """Measure one model until its time is over and return its lines of markdown."""
-    cells: dict[str, Cell] = {}
-    for name in arguments.variants:
-        try:
-            cells[name] = Cell(model, VARIANTS[name])
-        except SystemExit as missing:
-            print(missing, file=sys.stderr)
-    flops = next((c.flops() for n, c in cells.items() if "reference" not in n), 0.0)
-    lines = [
-        f"### {model}, {samples_of(model)} samples, train step of {flops / 1e9:.0f} "
-        f"GFLOP an example, {torch.cuda.get_device_name()}, torch {torch.__version__}",
-        "",
-        *header((MS, PEAK)),
-    ]
-    left_out = 0
+    samples = arguments.samples or SAMPLES.get(model, MODELS[model].samples[1])
+    job = {"model": model, "samples": samples, "layers": arguments.layers}
+    job |= {"side": "ours", "device": arguments.device}
+    cell = functools.cache(lambda name: Cell(job | VARIANTS[name]))
+    lines, missing, failed = [*header(KINDS)], list[str](), set[str]()
+    last = arguments.batches[-1]
     for batch in arguments.batches:
-        if time.monotonic() > until:
-            left_out += len(cells)
-            continue
-        sides = {name: partial(measure, cell, batch) for name, cell in cells.items()}
-        found = take_turns(sides, arguments.repeats, until - time.monotonic())
-        lines += rows(f"batch {batch}, ", found, (MS, PEAK))
-        for name in (name for name, figures in found.items() if not figures):
-            lines.append(f"| batch {batch}, {name}: does not fit | | | | |")
-            del cells[name]  # nor does a larger batch
-    if left_out:
-        lines.append(f"\n{left_out} cells were left out for want of time.")
-    return [*lines, ""]
+        sides = {}
+        for name in arguments.variants:
+            if name in failed or (VARIANTS[name].get("compiled") and batch != last):
+                continue
+            build_it, what = partial(cell, name), f"batch {batch}, {name}"
+            sides[name] = partial(attempt, build_it, batch, until, missing, what)
+        left = (until - time.monotonic()) / 3
+        found = take_turns(sides, arguments.repeats, left)
+        lines += rows(f"batch {batch}, ", found, KINDS)
+        failed |= {name for name, figures in found.items() if not figures}
+    names = [name for name in AT_LARGEST if name in set(arguments.variants) - failed]
+    sizes = {name: cell(name).largest() for name in names}
+    lines += ["", f"About the largest batch that fits: {sizes}.", "", *header(KINDS)]
+    sides = {}
+    for name in names:
+        if sizes[name] > last:
+            title = f"{name}, batch {sizes[name]}"
+            whole = partial(cell, name), sizes[name], until, missing, title
+            sides[title] = partial(attempt, *whole)
+    lines += rows("", take_turns(sides, 1), KINDS)
+    flops = cell("ours bf16").flops() if "ours bf16" in names else 0
+    each = f"train step of {flops / 1e9:.0f} GFLOP an example"
+    title = f"### {model}, {samples} samples, {each}"
+    return [title, "", *lines, *(f"\n{line}" for line in missing), ""]
+
+
+def machine(device: str) -> str:
+    """Return a line about the device, and how both sides multiply float32."""
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    products = torch.get_float32_matmul_precision()
+    convolutions = "TF32" if torch.backends.cudnn.allow_tf32 else "float32"
+    return (
+        f"{name}, torch {torch.__version__}; fp32 on both sides: matrix products at "
+        f"{products!r} precision, cuDNN's convolutions in {convolutions}."
+    )
+
+
+def stop(*_: object) -> None:
+    """End a cell that takes too long."""
+    raise TimeoutError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -157,19 +239,24 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--models", nargs="+", choices=models, default=models)
     add("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    add("--batches", nargs="+", type=int, default=[1, 4, 16, 64])
-    add("--repeats", type=int, default=2, help="turns of all variants")
+    add("--batches", nargs="+", type=int, default=[1, 4])
+    add("--repeats", type=int, default=2, help="turns, where there is time")
     add("--seconds", type=float, default=420.0, help="of the whole table")
+    add("--device", choices=("cuda", "cpu"), default="cuda")
+    add("--layers", type=int, help="of every network (default: as published)")
+    add("--samples", type=int, help="length of an example (default: the model's)")
     add("--out", type=Path, help="also write the tables to this file")
     arguments = parser.parse_args(argv)
-    if not torch.cuda.is_available():
+    if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("benchmark: this machine has no CUDA device")
-    start, lines = time.monotonic(), []
+    signal.signal(signal.SIGALRM, stop)
+    start, lines = time.monotonic(), [machine(arguments.device), ""]
     for index, model in enumerate(arguments.models, 1):
         share = arguments.seconds * index / len(arguments.models)
         lines += benchmark(model, arguments, start + share)
+        print(f"{model} {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
         gc.collect()
-        torch.cuda.empty_cache()
+        torch._dynamo.reset()
         if arguments.out:
             arguments.out.write_text("\n".join(lines))
     print("\n".join(lines))

@@ -126,7 +126,9 @@ def mel_filters(sr: int, n_fft: int, n_mels: int) -> Any:
     from torchaudio.functional import melscale_fbanks
 
     scale = {"norm": "slaney", "mel_scale": "slaney"}
-    return melscale_fbanks(n_fft // 2 + 1, 0.0, sr / 2, n_mels, sr, **scale).T.numpy()
+    with torch.device("cpu"):
+        filters = melscale_fbanks(n_fft // 2 + 1, 0.0, sr / 2, n_mels, sr, **scale)
+    return filters.T.numpy()
 
 
 def reference_mossformer2(job: dict) -> nn.Module:

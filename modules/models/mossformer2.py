@@ -115,7 +115,8 @@ def gated_attention(hidden_BLC: Tensor, heads_BLHD: Tensor, dropout: float) -> T
         ``out_BLC`` with half the channels of ``hidden``.
     """
     heads_BLHD = heads_BLHD.to(hidden_BLC.dtype)
-    if _fast_form(hidden_BLC):
+    # Its backward writes into views, which cannot be traced.
+    if _fast_form(hidden_BLC) and not torch.compiler.is_compiling():
         return _GatedAttention.apply(hidden_BLC.contiguous(), heads_BLHD, dropout)
     q_BLD, lin_q_BLD, k_BLD, lin_k_BLD = heads_BLHD.unbind(2)
     summary_BDC = torch.bmm(lin_k_BLD.mT, hidden_BLC) / hidden_BLC.shape[1]
