@@ -13,9 +13,9 @@ last two batches, and as many steps at that size as there is time for.
 `--seconds` is shared out: a model may use what those before it left over, and a cell
 takes at most `CELL` seconds. Cells that are missing are named, with the reason.
 
-Compiled are the blocks that repeat, each kind once, at the last of `--batches`. Run
-these cells before, all models side by side, and the table finds them in the cache of
-the compiler.
+Compiled, last and beside the same without, are the blocks that repeat, each kind once.
+Run `--variants "ours bf16, compiled"` for all models side by side before, and the table
+finds them in the cache of the compiler.
 
 Networks, sizes and references are those of `benchmarks.models`, which also says how to
 install the references; without one the table has our rows alone.
@@ -30,7 +30,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +46,7 @@ SAMPLES = dict.fromkeys(["bs_roformer", "mel_roformer"], 8 * 44100)
 SAMPLES |= {"scnet": 11 * 44100, "tf_locoformer": 4 * 8000, "sepreformer": 4 * 8000}
 KINDS = RATE, PEAK = "examples a second", "peak GB"
 
+COMPILED = "ours bf16, compiled"
 # name in the table, arguments of the network and of the step
 VARIANTS: dict[str, dict] = {
     "reference fp32": {"side": "reference", "plain_attention": True},
@@ -53,14 +54,14 @@ VARIANTS: dict[str, dict] = {
     "ours fp32": {},
     "ours bf16": {"bf16": True},
     "ours bf16, checkpointing": {"bf16": True, "checkpointing": True},
-    "ours bf16, compiled": {"bf16": True, "compiled": True},
+    COMPILED: {"bf16": True, "compiled": True},
 }
 # of which these are measured at the largest batch that fits
 AT_LARGEST = "reference bf16", "ours bf16, checkpointing", "ours bf16", "reference fp32"
 # Steps of one cell: the untimed and three more, fewer where they take LONG seconds
 # together, and up to MOST until SHORT seconds have passed.
 UNTIMED, STEPS, MOST, SHORT, LONG = 2, 5, 30, 0.8, 4.0
-CELL, GRACE = 60.0, 10.0  # seconds of a cell, and after the end of the model's share
+CELL, GRACE = 60.0, 5.0  # seconds of a cell, and after the end of the model's share
 MIDDLE = 8, 80  # tensors of a block that is compiled
 ROOM = 0.9  # of the memory, for the largest batch
 
@@ -160,7 +161,7 @@ def attempt(
         missing.append(f"{what}: no time left")
         return None
     why, limit = "", min(CELL, left + GRACE)
-    signal.setitimer(signal.ITIMER_REAL, limit)
+    signal.setitimer(signal.ITIMER_REAL, limit, 5.0)  # an exception can get lost
     try:
         return cell().run(batch, STEPS)
     except torch.OutOfMemoryError:
@@ -185,33 +186,35 @@ def benchmark(model: str, arguments: argparse.Namespace, until: float) -> list[s
     job = {"model": model, "samples": samples, "layers": arguments.layers}
     job |= {"side": "ours", "device": arguments.device}
     cell = functools.cache(lambda name: Cell(job | VARIANTS[name]))
-    lines, missing, failed = [*header(KINDS)], list[str](), set[str]()
-    last = arguments.batches[-1]
-    for batch in arguments.batches:
+    lines, missing, failed = list[str](), list[str](), set[str]()
+
+    def table(cells: list[tuple[str, int]], turns: int) -> None:
+        """Add the rows of variants with their batches; note which ones fail."""
         sides = {}
-        for name in arguments.variants:
-            if name in failed or (VARIANTS[name].get("compiled") and batch != last):
-                continue
-            build_it, what = partial(cell, name), f"batch {batch}, {name}"
-            sides[name] = partial(attempt, build_it, batch, until, missing, what)
-        left = (until - time.monotonic()) / 3
-        found = take_turns(sides, arguments.repeats, left)
-        lines += rows(f"batch {batch}, ", found, KINDS)
-        failed |= {name for name, figures in found.items() if not figures}
-    names = [name for name in AT_LARGEST if name in set(arguments.variants) - failed]
-    sizes = {name: cell(name).largest() for name in names}
-    lines += ["", f"About the largest batch that fits: {sizes}.", "", *header(KINDS)]
-    sides = {}
-    for name in names:
-        if sizes[name] > last:
-            title = f"{name}, batch {sizes[name]}"
-            whole = partial(cell, name), sizes[name], until, missing, title
-            sides[title] = partial(attempt, *whole)
-    lines += rows("", take_turns(sides, 1), KINDS)
-    flops = cell("ours bf16").flops() if "ours bf16" in names else 0
+        for name, batch in cells:
+            title = f"{name}, batch {batch}"
+            given = partial(cell, name), batch, until, missing, title
+            sides[title] = partial(attempt, *given)
+        found = take_turns(sides, turns, (until - time.monotonic()) / 3)
+        lines.extend(["", *header(KINDS), *rows("", found, KINDS)])
+        failed.update(name for name, n in cells if not found[f"{name}, batch {n}"])
+
+    def alive(names: Sequence[str]) -> list[str]:
+        """Return which of the variants are wanted and have not failed."""
+        return [n for n in names if n in arguments.variants and n not in failed]
+
+    eager = [name for name in VARIANTS if name != COMPILED]
+    for batch in arguments.batches:
+        table([(name, batch) for name in alive(eager)], arguments.repeats)
+    sizes = {name: cell(name).largest() for name in alive(AT_LARGEST)}
+    flops = cell("ours bf16").flops() if "ours bf16" in sizes else 0
+    last = arguments.batches[-1]
+    lines += ["", f"About the largest batch that fits: {sizes}."]
+    table([(name, size) for name, size in sizes.items() if size > last], 1)
+    table([(name, last) for name in alive(["ours bf16", COMPILED])], 1)
     each = f"train step of {flops / 1e9:.0f} GFLOP an example"
     title = f"### {model}, {samples} samples, {each}"
-    return [title, "", *lines, *(f"\n{line}" for line in missing), ""]
+    return [title, *lines, "", *(f"\n{line}" for line in missing), ""]
 
 
 def machine(device: str) -> str:

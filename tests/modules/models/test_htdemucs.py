@@ -374,3 +374,9 @@ def test_an_argument_of_another_network_is_refused():
 def test_bad_mixture_is_refused(shape):
     with pytest.raises(ValueError, match=r"expected \[batch, 2 channels"):
         tiny()(torch.zeros(shape))
+
+
+def test_compiled_model_is_one_graph():
+    model, mixture = tiny(t_dropout=0.0, attention_dropout=False).train(), song(700)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(mixture), model(mixture), rtol=1e-4, atol=1e-6)
