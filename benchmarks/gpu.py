@@ -23,6 +23,7 @@ install the references; without one the table has our rows alone.
 
 import argparse
 import collections
+import contextlib
 import functools
 import gc
 import itertools
@@ -30,7 +31,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -171,7 +172,8 @@ def attempt(
     except SystemExit as absent:  # a reference that is not installed
         why = str(absent)
     except Exception as fault:  # must not end the whole table
-        why = f"{type(fault).__name__}: {str(fault).strip().splitlines()[0][:120]}"
+        first, *_ = str(fault).strip().split("\n")
+        why = f"{type(fault).__name__}: {first[:120]}"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         gc.collect()
@@ -228,9 +230,16 @@ def machine(device: str) -> str:
     )
 
 
-def stop(*_: object) -> None:
-    """End a cell that takes too long."""
-    raise TimeoutError
+@contextlib.contextmanager
+def alarm() -> Iterator[None]:
+    """End a cell that takes too long by a TimeoutError."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    yield
+    signal.signal(signal.SIGALRM, before)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -254,11 +263,11 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("benchmark: this machine has no CUDA device")
-    signal.signal(signal.SIGALRM, stop)
     start, lines = time.monotonic(), [machine(arguments.device), ""]
     for index, model in enumerate(arguments.models, 1):
         share = arguments.seconds * index / len(arguments.models)
-        lines += benchmark(model, arguments, start + share)
+        with alarm():
+            lines += benchmark(model, arguments, start + share)
         print(f"{model} {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
         gc.collect()
         torch._dynamo.reset()
