@@ -6,22 +6,29 @@ file. No class is looked up: known names in a pickle are read as `StandIn`s. A f
 fault raises a `ValueError`, whose message goes on from the name of the file.
 """
 
+import hashlib
+import io
 import json
 import logging
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
+import torch
 import yaml
 from torch import Tensor
 
 from modules.models import htdemucs
 from modules.models.htdemucs import HTDemucs
 from modules.runtime.errors import PretrainedError
+from modules.runtime.files import write_whole
 
 # Names in the pickles of demucs: networks, lengths, and numbers of a training log.
 STAND_INS = (
@@ -85,6 +92,8 @@ DEMUCS_IGNORED = {
 
 State = dict[str, Tensor]
 
+LISTS = (".yaml", ".yml", ".json")
+
 logger = logging.getLogger(__name__)
 
 
@@ -140,7 +149,7 @@ def read_bag(path: str | Path, find: Callable[[Path, str], Path] | None = None) 
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         names, weights_MS = content["models"], content.get("weights")
         # A published file must not choose other files of this computer.
-        allowed = r"\w+" if find is None else ".+"
+        allowed = r"\w+(/\w+)*" if find is None else ".+"
         if not names or not all(re.fullmatch(allowed, name) for name in names):
             raise ValueError(f"models: {names}")
         if weights_MS is not None:
@@ -159,8 +168,25 @@ def read_bag(path: str | Path, find: Callable[[Path, str], Path] | None = None) 
     return Bag([find(path, name) for name in names], weights_MS, seconds)
 
 
+def bag_file(place: Path) -> Path | None:
+    """Return the file that lists several models, if the place is or holds one."""
+    if place.is_file():
+        return place if place.suffix in LISTS else None
+    lists = re.compile(rb"^models\s*:", re.MULTILINE).search
+    found = [path for path in place.glob("*.yaml") if lists(path.read_bytes())]
+    return found[0] if len(found) == 1 else None
+
+
+def model_at(path: Path, name: str) -> Path:
+    """Return what a list of one's own means by a name: a path, or as in a bag."""
+    model = path.parent / Path(name).expanduser()
+    return model if model.exists() else model_beside(path, name)
+
+
 def model_beside(path: Path, name: str) -> Path:
-    """Return the package of a signature: SIGNATURE[-CHECKSUM].th or .safetensors."""
+    """Return a folder, or the package SIGNATURE[-CHECKSUM].th or .safetensors."""
+    if (path.parent / name).is_dir():
+        return path.parent / name
     for file in sorted(path.parent.glob(f"{name}*")):
         if re.fullmatch(rf"{name}(-\w+)?\.(th|safetensors)", file.name):
             return file
@@ -269,6 +295,25 @@ def arguments_of(package: Package) -> dict[str, Any]:
         logger.warning("Unknown arguments in the package: %s", ", ".join(unknown))
     named = {NAMES.get(name, name): value for name, value in arguments.items()}
     return {"sources": list(map(str, sources)), **named}
+
+
+def write_package(place: Path, model: HTDemucs) -> Path:
+    """Write demucs' package of a model, PLACE-CHECKSUM.th, and return its path."""
+    names = {ours: theirs for theirs, ours in NAMES.items()}
+    given = {names.get(name, name): value for name, value in model.config.items()}
+    given |= {"sources": model.sources, "segment": model.segment}
+    state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
+    # A pickle names the class, which must be found where its name says.
+    kind = type("HTDemucs", (), {"__module__": "demucs.htdemucs"})
+    found = dict.fromkeys((kind.__module__, "demucs"), SimpleNamespace(HTDemucs=kind))
+    content, file = {"klass": kind, "args": (), "kwargs": given}, io.BytesIO()
+    with mock.patch.dict(sys.modules, found):
+        torch.save({**content, "state": state}, file)
+    checksum = hashlib.sha256(file.getvalue()).hexdigest()[:8]
+    path = place.with_name(f"{place.name}-{checksum}.th")
+    with write_whole(path) as partial:
+        partial.write_bytes(file.getvalue())
+    return path
 
 
 def output_layers(model: HTDemucs) -> dict[str, int]:

@@ -1,12 +1,13 @@
 """Write the model that a run tested as a folder, and load such folders.
 
     python export.py RUN --out=FOLDER [--lora=merged|separate|none] [--int8]
-                                      [--hub] [--onnx]
+                                      [--hub] [--onnx] [--demucs]
 
 The folder holds `model.safetensors`, `config.json` and `README.md`, with
 `--lora=separate` also `adapters.safetensors`, and no code: `config.json` names a
 network of `modules/models`. `--hub` adds what SpeechBrain needs to load the folder,
-for most networks their code (`modules/weights/speechbrain_files.py`).
+for most networks their code (`modules/weights/speechbrain_files.py`). Of a list of
+runs, such as the bag of `htdemucs_clean.yaml`, each gets a folder below FOLDER.
 
     from modules.weights.export import load_exported
     model = load_exported("FOLDER")
@@ -15,20 +16,25 @@ for most networks their code (`modules/weights/speechbrain_files.py`).
 weights are int8 (`modules/weights/quantization.py`), which are for inference.
 """
 
+import itertools
 import json
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from torch import nn
 
 from modules.lora.adapters import plain_state_dict
 from modules.lora.files import load_lora_weights, save_lora
+from modules.models.htdemucs import HTDemucs
 from modules.runtime.errors import ExportError
 from modules.runtime.files import write_text
 from modules.runtime.tensors import save_tensors
 from modules.weights.card import model_card
+from modules.weights.demucs import bag_file, model_at, read_bag, write_package
 from modules.weights.onnx_file import ONNX_FILE, write_onnx
 from modules.weights.pretrained import load_pretrained
 from modules.weights.quantization import load_int8, quantized_state_dict
@@ -43,7 +49,17 @@ from modules.weights.speechbrain_files import HUB_FILES, write_hub_files
 
 FORMAT = "sepbrain.model.2"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-OPTIONAL = (ADAPTERS, ONNX_FILE, *HUB_FILES)
+BAG, ALIKE = "bag.yaml", ("__class__", "sources", "sample_rate", "segment")
+OPTIONAL = (ADAPTERS, ONNX_FILE, BAG, *HUB_FILES)
+BAG_CARD = """# {name}
+
+Models that separate music together, in a folder each, whose README.md says more.
+`{bag}` has a row of weights for each model, with a number for each source.
+
+```python
+separator = Separator.load("{name}")  # of sepbrain's recipes.separator
+```
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +74,7 @@ def export(
     int8: bool = False,
     hub: bool = False,
     onnx: bool = False,
+    demucs: bool = False,
     license: str = "unknown",
 ) -> Path:
     """Write the model that a run tested as a folder; see `load_exported`.
@@ -65,7 +82,8 @@ def export(
     Arguments
     ---------
     run : str | Path
-        Folder of a run that was tested, or of one of its checkpoints.
+        Folder of a run that was tested, or of one of its checkpoints; or a list of such
+        runs (a YAML as `bag.yaml`, or the folder of one).
     out : str | Path
         Folder to write; what an export wrote there before is replaced.
     lora : str
@@ -77,6 +95,8 @@ def export(
         Add the files with which SpeechBrain loads the folder.
     onnx : bool
         Add the network as model.onnx.
+    demucs : bool
+        Add an HTDemucs as a package of demucs, NAME-CHECKSUM.th.
     license : str
         Of the weights, as Hugging Face's hub names it, such as apache-2.0.
 
@@ -87,20 +107,26 @@ def export(
     """
     out = Path(out).absolute()
     taken = {"--int8": int8, "--lora=separate": lora == "separate"}
-    for option in [name for name, given in taken.items() if given and (hub or onnx)]:
-        other = "--hub" if hub else "--onnx"
-        what = "float weights" if int8 else "one set of weights"
-        raise ExportError(f"{other} {option}: {other} takes {what}; leave {option} out")
+    added = {"--hub": hub, "--onnx": onnx, "--demucs": demucs}
+    for option, other in itertools.product(taken, added):
+        if taken[option] and added[other]:
+            what = "float weights" if int8 else "one set of weights"
+            given = f"{other} {option}: {other} takes {what}"
+            raise ExportError(f"{given}; leave {option} out")
     if int8 and lora == "separate":
         raise ExportError(
             "--int8 --lora=separate: adapters belong to the very weights that they "
             "were trained on, not to rounded ones; use --lora=merged"
         )
+    if (listed := bag_file(Path(run))) is not None:
+        own = {"lora": lora, "int8": int8, "onnx": onnx, "license": license}
+        return _export_bag(listed, out, hub, demucs, own)
     known = read_run(run)
     model = load_tested(known, lora)
     rate: int | None = getattr(model, "sample_rate", known.sample_rate)
     if rate is None:
         raise ExportError(f"{known.folder}: its YAML states no sample_rate")
+    _write_packages(out, {out.name: model}, demucs)
     written = {ADAPTERS} if known.has_adapters and lora == "separate" else set()
     config = {
         "format": FORMAT,
@@ -121,7 +147,7 @@ def export(
     if ADAPTERS in written:
         save_lora(model, out / ADAPTERS)
     if hub:
-        written |= write_hub_files(out, model, known.arguments, rate)
+        written |= write_hub_files(out, model, [known.arguments], rate)
     for name in set(OPTIONAL) - written:  # they would belong to other weights
         (out / name).unlink(missing_ok=True)
     write_text(out / CONFIG, json.dumps(config, indent=2) + "\n")
@@ -129,6 +155,49 @@ def export(
     if license == "unknown":
         logger.info("%s: the licence is unknown; --license=ID says it", CARD)
     return out
+
+
+def _export_bag(
+    listed: Path, out: Path, hub: bool, demucs: bool, own: Mapping[str, Any]
+) -> Path:
+    """Export each model of a list, with options of its `own`, then the list."""
+    bag = read_bag(listed, model_at)
+    places = ["_".join(file.absolute().parts[-2:]) for file in bag.files]
+    names = [re.sub(r"\W", "_", place) for place in places]
+    if len({*names}) < len(names):
+        raise ExportError(f"{listed}: two models would be named alike: {names}")
+    for file, name in zip(bag.files, names, strict=True):
+        export(file, out / name, **own)
+    models: Any = nn.ModuleList(load_exported(out / name) for name in names)
+    content, written = {"models": names, "weights": bag.weights_MS}, {BAG}
+    if hub:
+        alike = [[getattr(m, name, None) for name in ALIKE] for m in models]
+        if alike != [alike[0]] * len(alike) or not hasattr(models[0], "segment"):
+            what = f"music of one {', '.join(ALIKE)}"
+            raise ExportError(f"{listed}: --hub takes a list of models of {what}")
+        configs = [read_config(out / name) for name in names]
+        arguments = [config["arguments"] for config in configs]
+        equal = [[1.0] * len(models[0].sources)] * len(names)
+        weights_MS = bag.weights_MS or equal
+        rate = configs[0]["sample_rate"]
+        written |= write_hub_files(out, models, arguments, rate, weights_MS)
+    _write_packages(out, dict(zip(names, models, strict=True)), demucs)
+    for name in {WEIGHTS, CONFIG, *OPTIONAL} - written:
+        (out / name).unlink(missing_ok=True)
+    write_text(out / BAG, yaml.safe_dump({k: v for k, v in content.items() if v}))
+    write_text(out / CARD, BAG_CARD.format(name=out.name, bag=BAG))
+    return out
+
+
+def _write_packages(out: Path, models: Mapping[str, Any], demucs: bool) -> None:
+    """Write demucs' package of each model, or none; remove those of other weights."""
+    for name, model in models.items():
+        ours = re.compile(rf"{re.escape(name)}-[0-9a-f]{{8}}\.th").fullmatch
+        old = {path for path in out.glob("*.th") if ours(path.name)}
+        if demucs and not isinstance(model, HTDemucs):
+            raise ExportError(f"--demucs takes HTDemucs, not {type(model).__name__}")
+        for path in old - ({write_package(out / name, model)} if demucs else set()):
+            path.unlink()
 
 
 def load_exported(folder: str | Path) -> nn.Module:

@@ -18,7 +18,7 @@ from modules.models.sepformer import SepFormer
 from modules.models.sepreformer import SepReformer
 from modules.models.tf_locoformer import TFLocoformer
 from modules.runtime.errors import ExportError, PretrainedError
-from modules.weights.demucs import Package, State, model_beside, read_bag
+from modules.weights.demucs import Package, State, bag_file, model_at, read_bag
 from modules.weights.export import CONFIG, WEIGHTS, load_exported, read_config
 from modules.weights.hub import PREFIX, fetch
 from modules.weights.pretrained import (
@@ -33,8 +33,6 @@ from modules.weights.stated import number_in
 
 # The three networks of MossFormer2's standalone release.
 STANDALONE = {"wsj0mix-3spk": "mask", "librimix-2spk": "mask", "whamr-2spk": "map"}
-
-LISTS = (".yaml", ".yml", ".json")
 
 
 class Loaded(NamedTuple):
@@ -102,22 +100,17 @@ def load_separators(
     The second result has a row for each model with its weight for each source; None is
     all alike.
 
-    Lists are demucs' bags (a file, or a folder with one and its packages), and YAML or
-    JSON of one's own with the same `models` and `weights`, whose models may be anything
-    that `load_separator` takes; they lie relative to the list.
+    Lists are bags (a file, or a folder with one and its models), and YAML or JSON of
+    one's own with the same `models` and `weights`, whose models may be anything that
+    `load_separator` takes; they lie relative to the list.
     """
     given, place = place, _local(place)
-    bag = _bag_file(place)
+    bag = bag_file(place)
     if bag is None:
         return [load_separator(place, sample_rate)], None
-
-    def find(path: Path, name: str) -> Path:
-        model = path.parent / Path(name).expanduser()
-        return model if model.exists() else model_beside(path, name)
-
     # Only a list that was named may choose other files of this computer.
     is_named = bag == Path(given).expanduser()
-    read = read_bag(bag, find if is_named else None)
+    read = read_bag(bag, model_at if is_named else None)
     if read.segment_seconds:
         raise PretrainedError(f"{bag}: states a segment, which is not supported")
     return [load_separator(file, sample_rate) for file in read.files], read.weights_MS
@@ -126,15 +119,6 @@ def load_separators(
 def _local(place: str | Path) -> Path:
     is_remote = str(place).startswith(PREFIX)
     return fetch(str(place)) if is_remote else Path(place).expanduser()
-
-
-def _bag_file(place: Path) -> Path | None:
-    """Return the file that lists several models, if the place is or holds one."""
-    if place.is_file():
-        return place if place.suffix in LISTS else None
-    lists = re.compile(rb"^models\s*:", re.MULTILINE).search
-    found = [path for path in place.glob("*.yaml") if lists(path.read_bytes())]
-    return found[0] if len(found) == 1 else None
 
 
 def _published(place: Path) -> tuple[nn.Module, int | None]:

@@ -1,11 +1,14 @@
 """Exported folders give the model that the run tested, and hold no code."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_model
+from speechbrain.inference.interfaces import foreign_class
 
 import export as export_command
 import train
@@ -13,8 +16,10 @@ from benchmarks import int8
 from modules.lora.files import load_lora_weights
 from modules.models.htdemucs import HTDemucs
 from modules.runtime.errors import ExportError, PretrainedError
+from modules.weights.checkpointer import AtomicCheckpointer
 from modules.weights.export import FORMAT, export, load_exported
 from modules.weights.pretrained import load_pretrained
+from recipes.separator import Separator
 from tests.e2e.test_lora import SIZE, TOY, plain
 from tests.toy import make_songs
 
@@ -147,3 +152,56 @@ def test_what_is_no_run_or_no_exported_model_is_refused(folders, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(ExportError, match="give a folder that export.py"):
             load_exported(tmp_path)
+
+
+ARGUMENTS = {"sources": ["low", "high"], "segment_seconds": 0.5, **SIZE}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The folder of a training in parts: two runs, and the bag of them."""
+    folder = tmp_path / "path"
+    for name in ("tune/low", "tune/high"):
+        run = folder / name
+        run.mkdir(parents=True)
+        made = yaml.safe_dump(ARGUMENTS, default_flow_style=True, width=999)
+        settings = "sources: [low, high]\nmonitor: nsdr\nsample_rate: 8000\n"
+        network = f"separator: !new:modules.models.htdemucs.HTDemucs {made}"
+        (run / "hyperparams.yaml").write_text(settings + network)
+        own = {"separator": HTDemucs(**ARGUMENTS)}
+        AtomicCheckpointer(run / "save", own).save_checkpoint(meta={"epoch": 1})
+    rows = "weights: [[1, 0], [0.25, 1]]"
+    (folder / "bag.yaml").write_text(f"models: [tune/low, tune/high]\n{rows}")
+    return folder
+
+
+def test_a_bag_separates_alike_wherever_it_is_loaded(path, tmp_path, monkeypatch):
+    wave_CT, out = 0.1 * torch.randn(2, 9000), tmp_path / "out"
+
+    def separated(place):
+        found = Separator.load(place, device="cpu").separate(wave_CT, 8000)
+        return torch.stack(list(found.values()))
+
+    expected = separated(path / "bag.yaml")
+    assert export_command.main([str(path), f"--out={out}", "--hub", "--demucs"]) == 0
+    assert torch.equal(separated(out), expected)
+    monkeypatch.chdir(tmp_path)
+    estimate = foreign_class(str(out)).separate_batch(wave_CT[None])[0]
+    torch.testing.assert_close(estimate.movedim(-1, 0), expected, atol=1e-6, rtol=1e-5)
+    for folder in ("tune_low", "tune_high"):  # what is left is a bag of demucs
+        shutil.rmtree(out / folder)
+    assert torch.equal(separated(out), expected)
+
+
+def test_an_export_in_the_place_of_a_bag_leaves_nothing_of_it(path, tmp_path):
+    out = tmp_path / "out"
+    export(path, out, hub=True, demucs=True)
+    export(path, out, int8=True)
+    kept = {file.name for file in out.iterdir()}
+    assert kept == {"bag.yaml", "README.md", "tune_low", "tune_high"}
+    export(path / "tune/low", out, demucs=True)
+    assert not (out / "bag.yaml").exists() and len(list(out.glob("out-*.th"))) == 1
+    export(path, out)
+    assert not list(out.glob("*.safetensors"))
+    with pytest.raises(ExportError, match="--demucs --int8: .* leave --int8 out"):
+        export(path, out, demucs=True, int8=True)
