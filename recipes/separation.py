@@ -114,13 +114,12 @@ class Separation(TrainingStep):
         last, best = self.config.average_last, self.config.average_best
         epochs = range(1, epoch_counter.limit + 1)
         enough = sum(map(self._validates, epochs)) if best else len(epochs)
-        refused = self.ema is not None or (last and best)
         number = max(last, best)
-        if number and (refused or number > min(enough, self.config.keep_checkpoints)):
+        if number and (self.ema is not None or (last and best) or number > enough):
+            name, what = ("best", "validations") if best else ("last", "epochs")
             raise HparamsError(  # now, not after days of training
-                f"average_{'best' if best else 'last'}={number}: set keep_checkpoints="
-                f"{number}, N_epochs (and validations) to as many or more, ema_decay=0 "
-                "and one of the averages"
+                f"average_{name}={number}: needs as many {what} (here: {enough}), "
+                f"ema_decay=0 and no other average; average_{name}=0 is without"
             )
         with self.stop_request.later():
             super().fit(epoch_counter, train_set, valid_set)
@@ -303,8 +302,9 @@ class Separation(TrainingStep):
         meta = {"epoch": epoch, **self._meta()}
         if is_ranked:
             meta[self.monitor] = value
-        keep = self.config.keep_checkpoints
-        save_epoch(self.checkpointer, meta, self.monitor, keep)
+        config = self.config
+        keep = config.keep_checkpoints, config.average_last, config.average_best
+        save_epoch(self.checkpointer, meta, self.monitor, max(keep))
 
     def _waited_enough(self) -> bool:
         return 0 < self.config.stop_patience <= self.waiting.waited
@@ -407,7 +407,7 @@ class Separation(TrainingStep):
             number = min(number, self.debug_epochs)  # a trial has no more
         if self.ema is not None:
             raise HparamsError(f"an average of {number} epochs: set ema_decay=0")
-        state = mean_of_epochs(self.checkpointer, number, metric)
+        state = mean_of_epochs(self.checkpointer.checkpoints_dir, number, metric)
         check_fit(self.network, state)
         self.network.load_state_dict(state)
 

@@ -28,13 +28,15 @@ from modules.runtime.signals import StopRun, waiting
 
 #: The store by which the ranks meet; it remains when they form a group.
 _meeting: dict[str, dist.Store] = {}
+#: Not empty while the main process runs what no other one takes part in.
+_alone: list[Callable] = []
 MEETING_SECONDS = 300.0
 REFUSED = "refused"
 
 
 def is_distributed() -> bool:
-    """Return whether a process group exists."""
-    return dist.is_available() and dist.is_initialized()
+    """Return whether this process works with a group, and not alone."""
+    return not _alone and dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
@@ -188,15 +190,19 @@ def run_on_main(func: Callable[..., Any], *args: Any) -> Any:
     """Call `func` on rank 0 only; every rank gets its result or raises its error.
 
     SpeechBrain's `run_on_main` leaves the others waiting when the main one fails.
+    Within `func` there is one process: what it calls exchanges nothing.
     """
     if not is_distributed():
         return func(*args)
     result, failure = None, None
     if rank() == 0:
+        _alone.append(func)
         try:
             result = func(*args)
         except (Exception, StopRun) as error:
             failure = error
+        finally:
+            _alone.pop()
     return _exchange(result, failure)[0]
 
 

@@ -10,8 +10,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
 
 from modules.weights.checkpoint_files import read_checkpoint
-from modules.weights.runs import Run, averaged, source_names, tested_checkpoint
+from modules.weights.runs import SETTINGS, Run, source_names, tested_checkpoint
 from modules.weights.speechbrain_files import loaded_by
+from modules.weights.stated import averaged
 
 TASK = "audio-to-audio"
 
@@ -78,7 +79,7 @@ def _training(run: Run, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _weights(run: Run, config: Mapping[str, Any]) -> str:
-    number, metric = averaged(run)
+    number, metric = averaged(run.folder / SETTINGS)
     if number and run.checkpoint is None:
         return f"the mean of the {'best' if metric else 'last'} {number} epochs"
     if config["lora"] != "merged" and not config["adapters"]:
@@ -108,7 +109,8 @@ def _scores(run: Run, config: Mapping[str, Any]) -> dict[str, dict]:
     """Return the test's metrics, if the test was of these weights."""
     path = run.folder / "test_results.json"
     tested = run.checkpoint is None or (
-        not averaged(run)[0] and tested_checkpoint(run).path.samefile(run.checkpoint)
+        not averaged(run.folder / SETTINGS)[0]
+        and tested_checkpoint(run).path.samefile(run.checkpoint)
     )
     if config["lora"] == "none" or not tested or not path.is_file():
         return {}

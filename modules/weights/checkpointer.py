@@ -396,23 +396,23 @@ def _is_finite(value: object) -> bool:
 
 
 def mean_of_epochs(
-    checkpointer: AtomicCheckpointer, number: int, metric: str | None = None
+    folder: str | Path, number: int, metric: str | None = None
 ) -> dict[str, Tensor]:
     """Return the mean weights of `number` epochs, the newest, or the best by `metric`.
 
     Raise an `HparamsError` if there are fewer, `DamagedCheckpoint` if one is damaged.
     """
-    found = checkpointer.find_checkpoints(
+    found = AtomicCheckpointer(folder).find_checkpoints(
         importance_key=None if metric else recency,
         max_key=metric,
         ckpt_predicate=lambda ckpt: INTRA_EPOCH_CKPT_FLAG not in ckpt.meta,
         max_num_checkpoints=number,
     )
     if len(found) < number:
+        name = f"average_{'best' if metric else 'last'}"
         raise HparamsError(
-            f"average_{'best' if metric else 'last'}={number} needs as many "
-            f"checkpoints of whole epochs (here: {len(found)}); set "
-            f"keep_checkpoints={number}"
+            f"{name}={number} needs as many checkpoints of whole epochs (here: "
+            f"{len(found)}); {name}=0 tests without"
         )
     whole = (read_checkpoint(ckpt.path, check_digests=True) for ckpt in found)
     paths = [ckpt.paramfiles["separator"] for ckpt in whole]

@@ -16,11 +16,10 @@ runs, such as the bag of `htdemucs_clean.yaml`, each gets a folder below FOLDER.
 weights are int8 (`modules/weights/quantization.py`), which are for inference.
 """
 
-import itertools
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,16 +48,13 @@ from modules.weights.speechbrain_files import HUB_FILES, write_hub_files
 
 FORMAT = "sepbrain.model.2"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-BAG, ALIKE = "bag.yaml", ("__class__", "sources", "sample_rate", "segment")
+BAG = "bag.yaml"
 OPTIONAL = (ADAPTERS, ONNX_FILE, BAG, *HUB_FILES)
-BAG_CARD = """# {name}
+BAG_CARD = """# {}
 
-Models that separate music together, in a folder each, whose README.md says more.
-`{bag}` has a row of weights for each model, with a number for each source.
-
-```python
-separator = Separator.load("{name}")  # of sepbrain's recipes.separator
-```
+Models that separate together, each in a folder with a card. `bag.yaml` has a row of
+weights for each, with a number for each source. In sepbrain's folder:
+`python separate.py {} song.wav --out=stems`.
 """
 
 logger = logging.getLogger(__name__)
@@ -108,25 +104,25 @@ def export(
     out = Path(out).absolute()
     taken = {"--int8": int8, "--lora=separate": lora == "separate"}
     added = {"--hub": hub, "--onnx": onnx, "--demucs": demucs}
-    for option, other in itertools.product(taken, added):
-        if taken[option] and added[other]:
-            what = "float weights" if int8 else "one set of weights"
-            given = f"{other} {option}: {other} takes {what}"
-            raise ExportError(f"{given}; leave {option} out")
+    given = [name for name, wanted in added.items() if wanted]
+    for option in [name for name, wanted in taken.items() if wanted and given]:
+        what = "float weights" if int8 else "one set of weights"
+        why = f"{given[0]} takes {what}; leave {option} out"
+        raise ExportError(f"{given[0]} {option}: {why}")
     if int8 and lora == "separate":
         raise ExportError(
             "--int8 --lora=separate: adapters belong to the very weights that they "
             "were trained on, not to rounded ones; use --lora=merged"
         )
     if (listed := bag_file(Path(run))) is not None:
-        own = {"lora": lora, "int8": int8, "onnx": onnx, "license": license}
-        return _export_bag(listed, out, hub, demucs, own)
+        own = {"lora": lora, "int8": int8, "hub": hub, "onnx": onnx, "license": license}
+        return _export_bag(listed, out, demucs, own)
     known = read_run(run)
     model = load_tested(known, lora)
     rate: int | None = getattr(model, "sample_rate", known.sample_rate)
     if rate is None:
         raise ExportError(f"{known.folder}: its YAML states no sample_rate")
-    _write_packages(out, {out.name: model}, demucs)
+    _write_package(out / out.name, model, demucs)
     written = {ADAPTERS} if known.has_adapters and lora == "separate" else set()
     config = {
         "format": FORMAT,
@@ -147,7 +143,7 @@ def export(
     if ADAPTERS in written:
         save_lora(model, out / ADAPTERS)
     if hub:
-        written |= write_hub_files(out, model, [known.arguments], rate)
+        written |= write_hub_files(out, model, known.arguments, rate)
     for name in set(OPTIONAL) - written:  # they would belong to other weights
         (out / name).unlink(missing_ok=True)
     write_text(out / CONFIG, json.dumps(config, indent=2) + "\n")
@@ -157,9 +153,7 @@ def export(
     return out
 
 
-def _export_bag(
-    listed: Path, out: Path, hub: bool, demucs: bool, own: Mapping[str, Any]
-) -> Path:
+def _export_bag(listed: Path, out: Path, demucs: bool, own: dict[str, Any]) -> Path:
     """Export each model of a list, with options of its `own`, then the list."""
     bag = read_bag(listed, model_at)
     places = ["_".join(file.absolute().parts[-2:]) for file in bag.files]
@@ -168,36 +162,23 @@ def _export_bag(
         raise ExportError(f"{listed}: two models would be named alike: {names}")
     for file, name in zip(bag.files, names, strict=True):
         export(file, out / name, **own)
-    models: Any = nn.ModuleList(load_exported(out / name) for name in names)
-    content, written = {"models": names, "weights": bag.weights_MS}, {BAG}
-    if hub:
-        alike = [[getattr(m, name, None) for name in ALIKE] for m in models]
-        if alike != [alike[0]] * len(alike) or not hasattr(models[0], "segment"):
-            what = f"music of one {', '.join(ALIKE)}"
-            raise ExportError(f"{listed}: --hub takes a list of models of {what}")
-        configs = [read_config(out / name) for name in names]
-        arguments = [config["arguments"] for config in configs]
-        equal = [[1.0] * len(models[0].sources)] * len(names)
-        weights_MS = bag.weights_MS or equal
-        rate = configs[0]["sample_rate"]
-        written |= write_hub_files(out, models, arguments, rate, weights_MS)
-    _write_packages(out, dict(zip(names, models, strict=True)), demucs)
-    for name in {WEIGHTS, CONFIG, *OPTIONAL} - written:
+        _write_package(out / name, load_exported(out / name), demucs)
+    for name in {WEIGHTS, CONFIG, *OPTIONAL} - {BAG}:
         (out / name).unlink(missing_ok=True)
-    write_text(out / BAG, yaml.safe_dump({k: v for k, v in content.items() if v}))
-    write_text(out / CARD, BAG_CARD.format(name=out.name, bag=BAG))
+    weights = {"weights": bag.weights_MS} if bag.weights_MS else {}
+    write_text(out / BAG, yaml.safe_dump({"models": names, **weights}))
+    write_text(out / CARD, BAG_CARD.format(out.name, out.name))
     return out
 
 
-def _write_packages(out: Path, models: Mapping[str, Any], demucs: bool) -> None:
-    """Write demucs' package of each model, or none; remove those of other weights."""
-    for name, model in models.items():
-        ours = re.compile(rf"{re.escape(name)}-[0-9a-f]{{8}}\.th").fullmatch
-        old = {path for path in out.glob("*.th") if ours(path.name)}
-        if demucs and not isinstance(model, HTDemucs):
-            raise ExportError(f"--demucs takes HTDemucs, not {type(model).__name__}")
-        for path in old - ({write_package(out / name, model)} if demucs else set()):
-            path.unlink()
+def _write_package(place: Path, model: nn.Module, demucs: bool) -> None:
+    """Write demucs' package of a model, or none; remove that of other weights."""
+    ours = re.compile(rf"{re.escape(place.name)}-[0-9a-f]{{8}}\.th").fullmatch
+    old = {path for path in place.parent.glob("*.th") if ours(path.name)}
+    if demucs and not isinstance(model, HTDemucs):
+        raise ExportError(f"--demucs takes HTDemucs, not {type(model).__name__}")
+    for path in old - ({write_package(place, model)} if demucs else set()):
+        path.unlink()
 
 
 def load_exported(folder: str | Path) -> nn.Module:

@@ -17,22 +17,6 @@ from speechbrain.utils.fetching import fetch
 from torch import Tensor
 
 
-class Models(torch.nn.Module):
-    """Models of the same sources; `weights` has a row for each, to mix them by."""
-
-    def __init__(
-        self, models: list[torch.nn.Module], weights: list[list[float]]
-    ) -> None:
-        super().__init__()
-        self.models = torch.nn.ModuleList(models)
-        self.share_MS = torch.tensor(weights) / torch.tensor(weights).sum(0)
-
-    def forward(self, mix_BCT: Tensor) -> Tensor:
-        shares = self.share_MS.to(mix_BCT)[..., None, None]
-        pairs = zip(self.models, shares, strict=True)
-        return torch.stack([share * model(mix_BCT) for model, share in pairs]).sum(0)
-
-
 class CustomInterface(Pretrained):
     """Separates audio at its true level, in chunks, so that any length fits.
 

@@ -23,9 +23,9 @@ from modules.runtime.errors import DamagedCheckpoint, LoraError, PretrainedError
 from modules.runtime.tensors import is_finite, mismatches, read_tensors, shapes_of
 from modules.weights import demucs, msst
 from modules.weights.checkpoint_files import read_checkpoint
-from modules.weights.checkpointer import best_checkpoint
+from modules.weights.checkpointer import best_checkpoint, mean_of_epochs
 from modules.weights.demucs import Package, State
-from modules.weights.stated import CLEARERVOICE_RATE, Stated, stated_of
+from modules.weights.stated import CLEARERVOICE_RATE, Stated, averaged, stated_of
 from modules.weights.transfer_sources import take_sources
 
 PARTS = ("encoder", "masknet", "decoder")
@@ -343,7 +343,7 @@ def _read_parts(folder: Path) -> Found | None:
 
 
 def _read_run(folder: Path) -> Found | None:
-    """Read the best checkpoint below a folder, as the test of its run does."""
+    """Read what a run below a folder tests: the best checkpoint, or a mean."""
     found = folder.rglob("CKPT+*/separator.ckpt")
     runs = sorted({str(path.parents[1]) for path in found})
     if not runs:
@@ -355,6 +355,10 @@ def _read_run(folder: Path) -> Found | None:
         )
     try:
         best = best_checkpoint(Path(runs[0]))
+        number, metric = averaged(Path(runs[0]).parent / "hyperparams.yaml")
+        if best is not None and number:
+            mean = mean_of_epochs(runs[0], number, metric)
+            return mean, [best.path / "separator.ckpt"]
     except DamagedCheckpoint as error:
         raise PretrainedError(f"pretrained: {error}") from error
     return None if best is None else _read_checkpoint(best.path)

@@ -21,13 +21,9 @@ from modules.lora.adapters import merge
 from modules.lora.files import load_lora_weights
 from modules.runtime.errors import ExportError
 from modules.weights.checkpoint_files import read_checkpoint
-from modules.weights.checkpointer import (
-    AtomicCheckpointer,
-    best_checkpoint,
-    mean_of_epochs,
-)
+from modules.weights.checkpointer import best_checkpoint, mean_of_epochs
 from modules.weights.pretrained import load_pretrained, load_state, read_averages
-from modules.weights.stated import nodes_of, plain
+from modules.weights.stated import averaged, nodes_of, plain
 
 SETTINGS, ADAPTERS = "hyperparams.yaml", "adapters.safetensors"
 
@@ -176,18 +172,11 @@ def _saved(run: Run) -> Path:
     return beside if beside.is_dir() or not stated else Path(stated)
 
 
-def averaged(run: Run) -> tuple[int, str | None]:
-    """Return how many epochs a run averages for its test, and by which metric."""
-    if best := run.value("average_best"):
-        return best, run.value("monitor") or "si_snr"
-    return run.value("average_last") or 0, None
-
-
 def _load_tested(model: nn.Module, run: Run) -> None:
     """Load the mean that was tested, or else one checkpoint."""
-    number, metric = averaged(run)
+    number, metric = averaged(run.folder / SETTINGS)
     if run.checkpoint is None and number:
-        mean = mean_of_epochs(AtomicCheckpointer(_saved(run)), number, metric)
+        mean = mean_of_epochs(_saved(run), number, metric)
         load_state(model, mean, run.folder)
         return
     load_pretrained(model, run.checkpoint or tested_checkpoint(run).path)

@@ -5,12 +5,10 @@ code: `custom.py` is the network's one file with `hub_interface.py` after it.
 """
 
 import ast
-import functools
 import inspect
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -39,32 +37,22 @@ class Loader(NamedTuple):
 
 
 def write_hub_files(
-    folder: Path,
-    model: nn.Module,
-    arguments: Sequence[Mapping[str, Any]],
-    sample_rate: int,
-    weights_MS: Sequence[Sequence[float]] | None = None,
+    folder: Path, model: nn.Module, arguments: Mapping[str, Any], sample_rate: int
 ) -> set[str]:
     """Write the files beside those of an export, and return their names.
 
-    `arguments` are those that the model was made with; of a `ModuleList` of models,
-    which `weights_MS` mix, those of each.
+    `arguments` are those that the model was made with.
     """
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     if isinstance(model, SepFormer):
-        text, modules = _stock(model, arguments[0], sample_rate), list(PARTS)
+        text, modules = _stock(model, arguments, sample_rate), list(PARTS)
         for part in PARTS:
             own = {k: v for k, v in state.items() if k.startswith(f"{part}.")}
             own = {key.removeprefix(f"{part}."): v for key, v in own.items()}
             _save(folder / f"{part}.ckpt", own)
     else:
-        network = model
-        if weights_MS is not None:
-            network, *_ = cast(nn.ModuleList, model)
-            state = {f"models.{key}": value for key, value in state.items()}
-        text = _custom(network, arguments, sample_rate, weights_MS)
-        modules = ["separator"]
-        write_text(folder / CODE, code_of(type(network)))
+        text, modules = _custom(model, arguments, sample_rate), ["separator"]
+        write_text(folder / CODE, code_of(type(model)))
         _save(folder / WHOLE, state)
     listed = "".join(f"    {name}: !ref <{name}>\n" for name in modules)
     loader = "!new:speechbrain.utils.parameter_transfer.Pretrainer"
@@ -102,12 +90,7 @@ def _stock(model: nn.Module, arguments: Mapping[str, Any], sample_rate: int) -> 
     return STOCK.read_text(encoding="utf-8").format(**values)
 
 
-def _custom(
-    model: Any,
-    arguments: Sequence[Mapping[str, Any]],
-    sample_rate: int,
-    weights_MS: Sequence[Sequence[float]] | None,
-) -> str:
+def _custom(model: Any, arguments: Mapping[str, Any], sample_rate: int) -> str:
     is_music = hasattr(model, "segment")
     seconds = model.segment if is_music else CHUNK_SECONDS
     settings = {
@@ -116,14 +99,13 @@ def _custom(
         "audio_channels": getattr(model, "audio_channels", 2) if is_music else None,
         "sources": source_names(model, sample_rate),
     }
-    flow = functools.partial(yaml.safe_dump, default_flow_style=True, width=sys.maxsize)
-    made = [f"!new:custom.{type(model).__name__} {flow(dict(a))}" for a in arguments]
-    text = made[0]
-    if weights_MS is not None:
-        models = "".join(f"    - {one}" for one in made)
-        mixed = f"    weights: {flow(weights_MS)}    models:\n{models}"
-        text = f"!new:custom.Models\n{mixed}"
-    return f"{yaml.safe_dump(settings, sort_keys=False)}separator: {text}"
+    body = yaml.safe_dump({"separator": dict(arguments)}, sort_keys=False)
+    body = body.partition("\n")[2] if arguments else ""
+    return (
+        yaml.safe_dump(settings, sort_keys=False)
+        + f"separator: !new:custom.{type(model).__name__}\n"
+        + body
+    )
 
 
 def _save(path: Path, state: Mapping[str, Tensor]) -> None:

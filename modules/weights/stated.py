@@ -182,6 +182,14 @@ def nodes_of(path: Path) -> dict[str, yaml.Node]:
     return {str(key.value): node for key, node in root.value}
 
 
+def averaged(path: Path) -> tuple[int, str | None]:
+    """Return how many epochs a run of this YAML averages to test, by which metric."""
+    settings = nodes_of(path) if path.is_file() else {}
+    names = "average_best", "average_last", "monitor"
+    best, last, monitor = (plain(settings.get(name), name) for name in names)
+    return (best, monitor or "si_snr") if best else (last or 0, None)
+
+
 def plain(node: yaml.Node | None, where: str) -> Any:
     """Return the plain data of a node, for `!new:` and `!name:` the arguments."""
     loader = yaml.SafeLoader("")

@@ -185,6 +185,10 @@ def main(out: Path) -> None:
         options = {"network": NormedSeparator, **UNCLIPPED}
         brain = make_brain(out / "run", BATCH, run_opts, **options)
         results[f"norm_{fault.__name__}"] = train(brain, fault, distributed.rank(), 2)
+    inner = distributed.run_on_main(
+        lambda: distributed.run_on_main(distributed.world_size)
+    )
+    results["alone"] = inner, distributed.gather_objects(distributed.rank())
     torch.save(results, out / f"rank{distributed.rank()}.pt")
 
 

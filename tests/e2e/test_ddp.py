@@ -51,6 +51,12 @@ def test_ranks_stay_bit_identical_whatever_one_of_them_sees(ranks, fault):
         assert first[name] == second[name], name
 
 
+def test_what_the_main_process_does_alone_exchanges_nothing(ranks):
+    """Else what follows gets another exchange's answer, or the others wait."""
+    for results in ranks:
+        assert results["alone"] == (1, [0, 1])
+
+
 def test_counts_are_those_of_all_ranks(ranks):
     everything = STEPS * 2 * BATCH
     counts = {

@@ -325,7 +325,7 @@ def test_stems_of_other_songs_and_a_list_of_clean_ones(arguments, tmp_path):
 
 
 def test_the_mean_of_the_last_epochs_is_tested(arguments, tmp_path):
-    train.main(arguments(average_last=2, keep_checkpoints=2))
+    train.main(arguments(average_last=2))
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "keeping all losses" in log and "lowest" not in log
     states = [
@@ -336,13 +336,12 @@ def test_the_mean_of_the_last_epochs_is_tested(arguments, tmp_path):
     assert len(states) == 2
     assert (tmp_path / "run" / "test_results.csv").is_file()
     refused = [
-        {"average_last": 3},
-        {"average_last": 2, "keep_checkpoints": 2, "ema_decay": 0.9},
-        {"average_last": 3, "keep_checkpoints": 3},  # of two epochs
+        {"average_last": 2, "ema_decay": 0.9},
+        {"average_last": 3},  # of two epochs
     ]
     for number, options in enumerate(refused):
         new = tmp_path / str(number)
-        with pytest.raises(HparamsError, match="average_last=.: set keep_checkpoints"):
+        with pytest.raises(HparamsError, match="average_last=.: needs as many epochs"):
             train.main(arguments(**options, output_folder=new))
         assert not list(new.glob("save/CKPT+*")), "trained in vain"
     with pytest.raises(HparamsError, match="average_last=-1: must be 0 or more"):
@@ -364,7 +363,7 @@ def test_a_sum_of_losses_is_trained_on_with_truncation(arguments, tmp_path):
 
 def test_a_trial_averages_its_few_epochs(arguments, tmp_path):
     phases = "{epochs: [3, 3]}"
-    options = {"average_last": 5, "keep_checkpoints": 5, "lr_scheduler": phases}
+    options = {"average_last": 5, "lr_scheduler": phases}
     train.main([*arguments(**options), "--debug"])
     assert (tmp_path / "run" / "debug" / "test_results.csv").is_file()
 

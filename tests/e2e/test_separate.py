@@ -94,7 +94,7 @@ def test_talkers_score_as_in_their_run(corpus, tmp_path):
         [
             "hparams/mossformer2_tiny.yaml", f"--data_folder={corpus}",
             f"--output_folder={run}", "--segment_seconds=0.25", "--N_epochs=2",
-            "--average_last=2", "--keep_checkpoints=2", "--eval_chunk_seconds=0.3",
+            "--average_last=2", "--eval_chunk_seconds=0.3",
             "--num_workers=0", "--tensorboard=False", "--device=cpu", "--batch_size=2",
             "--lr=0.01", "--n_audio_to_save=0", "--examples_per_epoch=4", "--layers=1",
         ]

@@ -7,6 +7,7 @@ from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from modules.models.sepformer import SepFormer
 from modules.runtime.errors import ExportError, HparamsError
 from modules.weights.checkpointer import AtomicCheckpointer
+from modules.weights.pretrained import load_pretrained
 from modules.weights.runs import load_tested, network_class, read_run
 from tests.toy import same_weights
 
@@ -70,6 +71,8 @@ def test_the_mean_of_the_newest_epochs_was_tested(run):
     second, third = networks[1].state_dict(), networks[2].state_dict()
     for name, mean in load_tested(run).state_dict().items():
         torch.testing.assert_close(mean, (second[name] + third[name]) / 2)
+    load_pretrained(networks[0], run)  # what follows begins with it
+    assert same_weights(networks[0].state_dict(), load_tested(run).state_dict())
 
 
 def test_the_mean_of_the_best_epochs_was_tested(run):
