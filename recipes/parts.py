@@ -14,7 +14,6 @@ of the data by such a run, or the bag of several:
 continues with the next one. A judgement runs on the main process.
 """
 
-import functools
 import gc
 import json
 import logging
@@ -141,8 +140,7 @@ class Parts:
         judge = self.hparams["judges"][self.hparams["judge"]]
         best = torch.accelerator.current_accelerator(check_available=True)
         given["device"] = self.run_opts.device or str(best or "cpu")
-        run = functools.partial(judge, out=Path(out), **given)
-        distributed.run_on_main(lambda: print(run()))
+        distributed.run_on_main(lambda: print(judge(out=Path(out), **given)))
         stems = json.loads(_kept(out).read_text(encoding="utf-8"))
         return {stem: f"{len(tracks)} kept" for stem, tracks in stems.items()}
 
@@ -172,9 +170,7 @@ class Parts:
         table = [[row.get(name, "") for name in columns] for row in rows]
         lines = [columns, ["---"] * len(columns), *table]
         text = "\n".join(f"| {' | '.join(cells[:-1])} |" for cells in lines)
-        notes = (
-            "Scores are nSDR in dB on the test songs; a bag has those of its models."
-        )
+        notes = "Scores: nSDR in dB on the test songs; a bag has those of its models."
         title = f"# {self.hparams['experiment_name']}"
         write_text(self.folder / "report.md", f"{title}\n\n{text}\n\n{notes}\n")
         write_table(self.folder / "report.csv", columns, table)

@@ -28,8 +28,7 @@ from modules.runtime.signals import StopRun, waiting
 
 #: The store by which the ranks meet; it remains when they form a group.
 _meeting: dict[str, dist.Store] = {}
-#: Not empty while the main process runs what no other one takes part in.
-_alone: list[Callable] = []
+_alone: list[Callable] = []  #: What the main process runs without the others.
 MEETING_SECONDS = 300.0
 REFUSED = "refused"
 

@@ -92,8 +92,6 @@ DEMUCS_IGNORED = {
 
 State = dict[str, Tensor]
 
-LISTS = (".yaml", ".yml", ".json")
-
 logger = logging.getLogger(__name__)
 
 
@@ -171,7 +169,7 @@ def read_bag(path: str | Path, find: Callable[[Path, str], Path] | None = None) 
 def bag_file(place: Path) -> Path | None:
     """Return the file that lists several models, if the place is or holds one."""
     if place.is_file():
-        return place if place.suffix in LISTS else None
+        return place if place.suffix in (".yaml", ".yml", ".json") else None
     lists = re.compile(rb"^models\s*:", re.MULTILINE).search
     found = [path for path in place.glob("*.yaml") if lists(path.read_bytes())]
     return found[0] if len(found) == 1 else None

@@ -6,8 +6,7 @@
 The folder holds `model.safetensors`, `config.json` and `README.md`, with
 `--lora=separate` also `adapters.safetensors`, and no code: `config.json` names a
 network of `modules/models`. `--hub` adds what SpeechBrain needs to load the folder,
-for most networks their code (`modules/weights/speechbrain_files.py`). Of a list of
-runs, such as the bag of `htdemucs_clean.yaml`, each gets a folder below FOLDER.
+for most networks their code. Each run of a list (a bag) gets a folder of its own.
 
     from modules.weights.export import load_exported
     model = load_exported("FOLDER")
@@ -50,11 +49,10 @@ FORMAT = "sepbrain.model.2"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 BAG = "bag.yaml"
 OPTIONAL = (ADAPTERS, ONNX_FILE, BAG, *HUB_FILES)
-BAG_CARD = """# {}
+BAG_CARD = """# {0}
 
-Models that separate together, each in a folder with a card. `bag.yaml` has a row of
-weights for each, with a number for each source. In sepbrain's folder:
-`python separate.py {} song.wav --out=stems`.
+Models that separate together, each in a folder with a card; `bag.yaml` weighs them. In
+sepbrain's folder: `python separate.py {0} song.wav --out=stems`
 """
 
 logger = logging.getLogger(__name__)
@@ -165,9 +163,8 @@ def _export_bag(listed: Path, out: Path, demucs: bool, own: dict[str, Any]) -> P
         _write_package(out / name, load_exported(out / name), demucs)
     for name in {WEIGHTS, CONFIG, *OPTIONAL} - {BAG}:
         (out / name).unlink(missing_ok=True)
-    weights = {"weights": bag.weights_MS} if bag.weights_MS else {}
-    write_text(out / BAG, yaml.safe_dump({"models": names, **weights}))
-    write_text(out / CARD, BAG_CARD.format(out.name, out.name))
+    write_text(out / BAG, yaml.safe_dump({"models": names, "weights": bag.weights_MS}))
+    write_text(out / CARD, BAG_CARD.format(out.name))
     return out
 
 
@@ -175,9 +172,11 @@ def _write_package(place: Path, model: nn.Module, demucs: bool) -> None:
     """Write demucs' package of a model, or none; remove that of other weights."""
     ours = re.compile(rf"{re.escape(place.name)}-[0-9a-f]{{8}}\.th").fullmatch
     old = {path for path in place.parent.glob("*.th") if ours(path.name)}
-    if demucs and not isinstance(model, HTDemucs):
-        raise ExportError(f"--demucs takes HTDemucs, not {type(model).__name__}")
-    for path in old - ({write_package(place, model)} if demucs else set()):
+    if demucs:
+        if not isinstance(model, HTDemucs):
+            raise ExportError(f"--demucs takes HTDemucs, not {type(model).__name__}")
+        old -= {write_package(place, model)}
+    for path in old:
         path.unlink()
 
 

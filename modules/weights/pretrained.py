@@ -357,8 +357,8 @@ def _read_run(folder: Path) -> Found | None:
         best = best_checkpoint(Path(runs[0]))
         number, metric = averaged(Path(runs[0]).parent / "hyperparams.yaml")
         if best is not None and number:
-            mean = mean_of_epochs(runs[0], number, metric)
-            return mean, [best.path / "separator.ckpt"]
+            files = [best.path / "separator.ckpt"]
+            return mean_of_epochs(runs[0], number, metric), files
     except DamagedCheckpoint as error:
         raise PretrainedError(f"pretrained: {error}") from error
     return None if best is None else _read_checkpoint(best.path)
