@@ -29,8 +29,8 @@ RECIPES = [
     if "Not run by itself" not in path.read_text(encoding="utf-8")
 ]
 
-# Options of torchrun and of Slurm.
-FOREIGN = {"nproc_per_node", "standalone", "max-restarts", "shutdown-timeout"}
+# Options of torchrun, of Slurm and of demucs.
+FOREIGN = {"repo", "nproc_per_node", "standalone", "max-restarts", "shutdown-timeout"}
 FOREIGN |= {"requeue", "signal", "help", "nnodes", "node_rank", "master_addr"}
 
 
@@ -125,7 +125,7 @@ def test_named_files_and_modules_exist(page: Path):
             assert (ROOT / name).exists(), f"{page.name}: {name}"
     yamls = {path.name for path in ROOT.rglob("*.yaml") if ".venv" not in path.parts}
     for name in re.findall(r"(?<![\w/.<>])[a-z]\w+\.yaml", text):
-        assert name in yamls | {"hyperparams.yaml", "htdemucs_ft.yaml"}, (
+        assert name in yamls | {"hyperparams.yaml", "bag.yaml", "htdemucs_ft.yaml"}, (
             f"{page.name}: {name}"
         )
     for name in re.findall(rf"(?<![\w/.])(?:{FOLDERS})\.[a-z][\w.]*\w", text):
