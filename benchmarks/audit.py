@@ -23,7 +23,7 @@ from pathlib import Path
 
 from data_prep.music.audit import SEPARATED
 from modules.audio.io import read_stereo
-from modules.data.labels import COLUMNS, read_labels
+from modules.data.labels import COLUMNS, Label, read_labels
 from modules.metrics.detection import (
     Key,
     average_precision,
@@ -99,19 +99,20 @@ def table(truth: Mapping[Key, bool], audits: Sequence[Scores]) -> list[str]:
 
 
 def calibration(
-    truth: Mapping[Key, bool], probabilities: Sequence[Mapping[Key, float]]
+    truth: Mapping[Key, bool], audits: Sequence[Mapping[Key, Label]]
 ) -> list[str]:
-    """Return lines: what was flagged, the Brier score, and a table of reliability."""
+    """Return lines: what is called wrong, the Brier score, a table of reliability."""
+    probabilities = [{key: one[key].wrong for key in truth} for one in audits]
 
     def over(measure: Callable[[Mapping[Key, float]], float]) -> str:
         return spread([measure(probability) for probability in probabilities])
 
-    flagged = [[k for k in truth if p[k] >= 0.5] for p in probabilities]
+    flagged = [[key for key in truth if one[key].is_wrong] for one in audits]
     found = [precision_recall(keys, truth) for keys in flagged]
     share = sum(truth.values()) / len(truth)
     lines = [
         "",
-        f"At 0.5: precision {spread([p for p, _ in found])}, "
+        f"Called wrong: precision {spread([p for p, _ in found])}, "
         f"recall {spread([r for _, r in found])}. "
         f"Brier score {over(lambda p: brier(p, truth))}; the share of wrong stems for "
         f"every stem would have {share * (1 - share):.2f}.",
@@ -152,8 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\nCCOM's rule ({CCOM_DB:g} dB) flags {len(flagged)}: precision "
               f"{precision:.2f}, recall {recall:.2f}.")  # fmt: skip
     labels = [read_labels(folder / "audit.csv") for folder in options.audit]
-    wrong = [{key: label.wrong for key, label in one.items()} for one in labels]
-    print("\n".join(calibration(truth, wrong)))
+    print("\n".join(calibration(truth, labels)))
 
 
 if __name__ == "__main__":

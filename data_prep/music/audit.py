@@ -42,10 +42,9 @@ from data_prep.common.jobs import claim_folder, digest_of
 from data_prep.common.tracks import MissingStems
 from data_prep.music.content import RATE, bleed_db, cut_windows, hear, suspects
 from data_prep.music.evidence import less_median, loss_signals, mean_of, standard
-from data_prep.music.filter import judge, load_model
+from data_prep.music.filter import judge, load_model, read_stem
 from data_prep.music.manifests import SOURCES, find_tracks
-from modules.audio.io import read_header, read_stereo
-from modules.audio.resample import resample
+from modules.audio.io import read_header
 from modules.data.labels import COLUMNS, Key, Label
 from modules.data.manifest import Row
 from modules.inference.songs import apply_model
@@ -87,12 +86,7 @@ def fair(judges: Sequence[Judge], track: str) -> Sequence[Judge]:
 
 def read_stems(track: Row, sample_rate: int) -> Tensor:
     """Return the stems of a track [S, C, T]; silence follows where one ends early."""
-    waves = [
-        resample(read_stereo(path), read_header(path).sample_rate, sample_rate)
-        if path
-        else torch.zeros(2, 0)
-        for path in track.sources
-    ]
+    waves = [read_stem(path, sample_rate) for path in track.sources]
     frames = max(wave_CT.shape[1] for wave_CT in waves)
     return torch.stack([F.pad(wave, (0, frames - wave.shape[1])) for wave in waves])
 
@@ -260,7 +254,11 @@ def audit(
     ]
     write_table(out / "audit.csv", [*COLUMNS, *signals], rows)
     keep = {
-        name: sorted(t for t, stem in order if stem == name and wrong[t, stem] < 0.5)
+        name: sorted(
+            track
+            for (track, stem), label in labels.items()
+            if stem == name and not label.is_wrong
+        )
         for name in sources
     }
     write_text(out / "keep.json", json.dumps(keep, indent=2) + "\n")
@@ -305,7 +303,7 @@ def write_page(
 
 def summary(labels: Mapping[Key, Label], stems: int, page: Path) -> Iterable[str]:
     """Yield lines for the console: the worst stems, and the files."""
-    suspect = sum(label.wrong >= 0.5 for label in labels.values())
+    suspect = sum(label.is_wrong for label in labels.values())
     yield f"{suspect} of {len(labels)} stems are probably wrong"
     if silent := stems - len(labels):
         yield f"{silent} silent stems were not judged"

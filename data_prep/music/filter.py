@@ -33,6 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_prep.common.jobs import claim_folder
+from data_prep.common.tracks import MissingStems
 from data_prep.music.manifests import find_tracks
 from modules.audio.faults import SILENT_STEM_DB
 from modules.audio.io import read_header, read_stereo
@@ -93,6 +94,13 @@ def loudness_db(wave_SCT: Tensor) -> Tensor:
     tensor([0.])
     """
     return 20 * torch.log10(wave_SCT.abs().sum((-2, -1)).clamp(min=1e-10))
+
+
+def read_stem(path: str, sample_rate: int) -> Tensor:
+    """Return a stem [C, T] at a rate; one that its track lacks is a sample of 0."""
+    if not path:
+        return torch.zeros(2, 1)
+    return resample(read_stereo(path), read_header(path).sample_rate, sample_rate)
 
 
 @torch.no_grad()
@@ -244,6 +252,7 @@ def clean_stems(
     semitones: float = 6.0,
     tempo: float = 2.0,
     label: str = "",
+    missing_stems: MissingStems = "refuse",
 ) -> dict[str, list[str]]:
     """Judge every stem but those of `test`; return the clean tracks of each source.
 
@@ -252,7 +261,7 @@ def clean_stems(
     folder = Path(data_folder).absolute()
     # Nothing need be held out; with a single track nothing can be.
     hold_out = None if (folder / "valid").is_dir() else 0
-    found = find_tracks(folder, model.sources, hold_out)
+    found = find_tracks(folder, model.sources, hold_out, missing_stems)
     tracks = sorted([*found["train"], *found.get("valid", ())], key=lambda t: t.id)
     settings = {
         "data_folder": str(folder),
@@ -272,8 +281,7 @@ def clean_stems(
     total = len(known) + len(jobs)
     with tqdm(jobs, initial=len(known), total=total, desc="stems") as bar:
         for track, stem, path in bar:
-            rate = read_header(path).sample_rate
-            stem_CT = resample(read_stereo(path), rate, model.sample_rate)
+            stem_CT = read_stem(path, model.sample_rate)
             if float(stem_CT.abs().mean()) < 10 ** (SILENT_STEM_DB / 20):
                 margins.add(track, stem, math.nan, {})
             else:
@@ -292,6 +300,7 @@ def filter_stems(
     threshold: float | None = None,
     semitones: float = 6.0,
     tempo: float = 2.0,
+    missing_stems: MissingStems = "refuse",
     device: str = "cpu",
 ) -> str:
     """Judge every stem of a data set by a trained model; return a summary.
@@ -311,13 +320,16 @@ def filter_stems(
         of each stem are split in two.
     semitones, tempo : float
         Change of pitch and tempo before the separation.
+    missing_stems : str
+        A stem that a track lacks is an error (refuse), or silent.
     device : str
         Where to separate.
     """
     check_device(device)
     model = load_model(checkpoint, hparams).to(device)
     label = str(Path(checkpoint).absolute())
-    clean = clean_stems(data_folder, model, out, threshold, semitones, tempo, label)
+    how = threshold, semitones, tempo, label, missing_stems
+    clean = clean_stems(data_folder, model, out, *how)
     lines = [f"{name:<10} {len(tracks)} clean" for name, tracks in clean.items()]
     return "\n".join([*lines, f"{out}/clean.json, margins.csv, margins.png"])
 

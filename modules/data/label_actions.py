@@ -12,7 +12,6 @@ from modules.runtime.errors import DataError
 logger = logging.getLogger(__name__)
 
 ACTIONS = ("drop", "weight", "swap")
-WRONG = 0.5  # a stem that is wrong with a larger probability is called wrong
 
 Trust = dict[str, list[float]]
 
@@ -34,19 +33,20 @@ def act_on_labels(
     trust: Trust = {}
     named = exchanged = dropped = 0
     for row in rows:
-        found = [labels.get((row.id, name)) for name in sources]
-        named += sum(label is not None for label in found)
-        wrong = [0.0 if label is None else label.wrong for label in found]
-        like = ["" if label is None else label.sounds_like for label in found]
+        named += sum((row.id, name) in labels for name in sources)
+        found = [labels.get((row.id, name), Label(0.0)) for name in sources]
+        if action == "weight":
+            wrong = [label.wrong for label in found]
+        else:
+            wrong = [float(label.is_wrong) for label in found]
+        like = [label.sounds_like for label in found]
         files = list(row.sources)
         for a, b in itertools.combinations(range(len(files)), 2):
             alike = like[a] == sources[b] and like[b] == sources[a]
-            if action == "swap" and alike and min(wrong[a], wrong[b]) > WRONG:
+            if action == "swap" and alike and wrong[a] and wrong[b]:
                 files[a], files[b] = files[b], files[a]
                 wrong[a] = wrong[b] = 0.0
                 exchanged += 2
-        if action != "weight":
-            wrong = [float(value > WRONG) for value in wrong]
         dropped += wrong.count(1.0)
         trust[row.id] = [1 - value for value in wrong]
         if any(trust[row.id]):

@@ -23,6 +23,11 @@ class Label(NamedTuple):
     wrong: float
     sounds_like: str = ""
 
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the stem is called wrong: more probably than not."""
+        return self.wrong > 0.5
+
 
 def read_labels(path: str | Path) -> dict[Key, Label]:
     """Read a table of labels by (track, stem).

@@ -31,7 +31,7 @@ def test_the_tables_from_files(tmp_path, capsys):
     assert "| loss | 0.92 (0.83 to 1.00) |" in out
     assert "| filter | 1.00 | 1.00 |" in out
     assert "CCOM's rule (20 dB) flags 1: precision 1.00, recall 0.50." in out
-    assert "At 0.5: precision 0.75 (0.50 to 1.00), recall 0.75 (0.50 to 1.00)." in out
+    assert "wrong: precision 1.00 (1.00 to 1.00), recall 0.75 (0.50 to 1.00)." in out
     assert "| 0.8 to 1 | 3 | 1.00 |" in out
 
 

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from data_prep.music.evidence import (
     standard,
 )
 from data_prep.music.manifests import find_tracks
+from modules.data.label_actions import act_on_labels
 from modules.data.labels import read_labels
 from modules.losses.kept_losses import KeptLosses
 from tests.modules.monitor.listen.examples import data_of
@@ -74,7 +77,7 @@ def test_wrong_stems_come_first_and_say_what_they_are(arguments):
     out = Path(arguments[1].removeprefix("--out="))
     labels = read_labels(out / "audit.csv")
     assert len(labels) == 20, "the silent stem is not judged"
-    wrong = {key for key, label in labels.items() if label.wrong >= 0.5}
+    wrong = {key for key, label in labels.items() if label.is_wrong}
     assert wrong == {("t2", "low"), ("t2", "hiss"), ("t5", "hiss"), ("t5", "mid")}
     assert set(list(labels)[:4]) == wrong
     assert labels["t2", "low"].sounds_like == "hiss"
@@ -85,6 +88,30 @@ def test_wrong_stems_come_first_and_say_what_they_are(arguments):
     heard = [example for example in page["examples"] if example["tracks"]]
     assert len(heard) == 3 and len(page["examples"]) == 20
     assert page["labels"]["t2 low"][:2] == ["t2", "low"]
+
+
+def test_what_training_drops_is_what_the_audit_does_not_keep(
+    arguments, data_folder, tmp_path, monkeypatch
+):
+    """A probability of exactly one half included."""
+    out = tmp_path / "out"
+    shutil.copytree(arguments[1].removeprefix("--out="), out)
+
+    def half(heard: dict, sources: Sequence[str]) -> tuple[dict, dict]:
+        content, sounds_like = suspects(heard, sources)
+        return content | {("t0", "low"): 0.0}, sounds_like
+
+    suspects = audit.suspects
+    monkeypatch.setattr(audit, "suspects", half)
+    assert audit.main([*arguments, f"--out={out}"]) == 0
+    labels = read_labels(out / "audit.csv")
+    assert labels["t0", "low"].wrong == 0.5
+    rows = find_tracks(data_folder, SOURCES, 0)["train"]
+    _, trust = act_on_labels(rows, labels, SOURCES, "drop")
+    keep = json.loads((out / "keep.json").read_text())
+    for number, name in enumerate(SOURCES):
+        sounds = [t for t in sorted(trust) if (t, name) in labels]
+        assert keep[name] == [t for t in sounds if trust[t][number]]
 
 
 def test_the_same_command_continues_and_another_is_refused(

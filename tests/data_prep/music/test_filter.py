@@ -151,6 +151,14 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(command, monkeypatch, capsys)
     assert "low        2 clean" in text and "clean above: low " in text
 
 
+def test_a_stem_that_a_track_lacks_is_silent_if_asked(command, data_folder, capsys):
+    (data_folder / "c" / "high.wav").unlink()
+    assert clean_stems.main(command) == 1
+    assert "c/high.wav: does not exist" in capsys.readouterr().err
+    assert clean_stems.main([*command, "--missing_stems=silent"]) == 0
+    assert rows_of(data_folder.parent / "out")["c", "high"]["status"] == "silent"
+
+
 def test_where_nothing_is_clean_the_largest_margin_is_shown(command, tmp_path, capsys):
     clean_stems.main([*command, "--threshold=200"])
     text = capsys.readouterr().out
