@@ -236,3 +236,11 @@ def test_what_bleeds_is_found_in_the_stem_that_it_bleeds_into():
     after = content.bleed_db(stem_SCT)
     assert after[0] == pytest.approx(-17, abs=2)  # of half as much power
     assert max(*before, *after[1:]) < -30
+
+
+def test_what_is_in_unison_now_and_then_does_not_bleed():
+    generator = torch.Generator().manual_seed(0)
+    stem_SCT = torch.randn(2, 2, 4 * RATE, generator=generator)
+    stem_SCT[0] *= 0.1
+    stem_SCT[0, :, :RATE] += 0.2 * stem_SCT[1, :, :RATE]
+    assert content.bleed_db(stem_SCT)[0] < -30
