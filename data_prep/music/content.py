@@ -27,7 +27,7 @@ MOST_WINDOWS = 40  # of a stem
 QUIETEST = 1e-4  # power of a window that counts, of that of the stem's loud ones
 FOLDS, EXAMPLES, EPOCHS, BATCH, HIDDEN = 5, 6144, 6, 128, 64
 DROPOUT, WEIGHT_DECAY = 0.4, 0.1
-CELLS = 8  # bands that bleed is looked for in
+BLEED_BANDS = 8  # equally wide in octaves
 CURVES, CURVE_DB = 5, 3.0  # random equalisation: points over the bands, their spread
 SHARES = (0.5, 0.35, 0.15)  # of training examples with one, two and three sources
 
@@ -65,7 +65,7 @@ def bleed_db(stem_SCT: Tensor) -> list[float]:
     spectra = [spectrum(wave_CT) for wave_CT in stem_SCT]
     power_S = [one.abs().square() for one in spectra]
     bins, frames = spectra[0].shape[1:]
-    band_F = (torch.arange(bins) + 4).log2().mul(CELLS / 9).long()
+    band_F = (torch.arange(bins) + 4).log2().mul(BLEED_BANDS / 9).long()
     time_L = torch.arange(frames) * HOP // RATE
     cell_P = (band_F[:, None] * (frames * HOP // RATE + 1) + time_L).flatten()
 
