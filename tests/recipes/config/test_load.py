@@ -33,7 +33,8 @@ def is_read(name: str) -> bool:
     folders = [ROOT / "recipes", ROOT / "benchmarks"]
     files = [ROOT / "train.py", *(p for f in folders for p in f.glob("*.py"))]
     code = "".join(path.read_text() for path in files)
-    texts = [path.read_text() for path in (ROOT / "hparams").rglob("*.yaml")]
+    yamls = [p for f in ("hparams", "benchmarks") for p in (ROOT / f).rglob("*.yaml")]
+    texts = [path.read_text() for path in yamls]
     by_name = rf"\bconfig\.{name}\b|hparams(\[|\.get\()\"{name}\""
     return (
         bool(re.search(by_name, code))
