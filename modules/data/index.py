@@ -76,11 +76,10 @@ def measure_once(
 def _read(
     index: str | Path | None, columns: Columns, now: Mapping[str, str]
 ) -> tuple[dict[str, tuple], int]:
-    """Return the values of each key of `now`, and the number of rows.
+    """Return the values by key, the very strings of `now`, and the number of rows.
 
     A key has none, `()`, if its fingerprint is another or the index is damaged.
     """
-    # Filled in place: it keeps the strings of `now`, not equal ones from the CSV.
     known: dict[str, tuple] = dict.fromkeys(now, ())
     if index is None or not os.path.exists(index):
         return known, 0
