@@ -329,7 +329,7 @@ class TransformerLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.self_att = named(att=SelfAttention(channels, heads, dropout))
-        self.pos_ffn = named(
+        self.pos_ffn: Any = named(
             ffn=nn.Sequential(
                 nn.Linear(channels, ffn_channels),
                 nn.ReLU(inplace=True),
