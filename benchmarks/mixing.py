@@ -45,7 +45,7 @@ from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.dataio import audio_io
 from speechbrain.processing.signal_processing import rescale
 
-from benchmarks.pairs import CPU, Results, call_each, ratio
+from benchmarks.pairs import CPU, Results, call_each, ratio, spread
 from data_prep.common.jobs import make_all
 from modules.audio.io import read_audio, write_wave
 from modules.audio.levels import MIXTURE_PEAK
@@ -259,8 +259,7 @@ def table(results: Results, mixtures: int) -> list[str]:
     lines = ["| | mixtures a second (range) |", "|---|---|"]
     for name, figures in results.items():
         rates = [mixtures / seconds[CPU] for seconds in figures]
-        middle, least, most = statistics.median(rates), min(rates), max(rates)
-        lines.append(f"| {name} | {middle:.0f} ({least:.0f} to {most:.0f}) |")
+        lines.append(f"| {name} | {spread(rates, 0)} |")
     pairs = itertools.product(("", ", no speeds"), ("WSJ0Mix", "LibriMix"))
     for speeds, recipe in pairs:
         theirs = f"SpeechBrain, {recipe}{speeds}"

@@ -16,9 +16,10 @@ TF-Locoformer and SepReformer have no reference that can be installed: there our
 the first row.
 
 ``--budget`` bounds the minutes of the whole table: every model and kind gets an equal
-share of what is left, has one turn, and further ones as long as they fit. Networks of
-many equal layers have fewer of them, which the title says: the ratios are those of a
-layer. Give ``--layers`` for others (of SCNet: pairs of layers; of SepReformer: stages).
+share of what is left, has one turn, and further ones as long as they fit. RoFormers
+and TF-Locoformer have fewer of their equal layers, which the title says: the ratios are
+those of a layer. Give ``--layers`` for others (of SCNet: pairs of layers; of
+SepReformer: stages).
 
 The reference of SepFormer is SpeechBrain's own ``lobes.models.dual_path``. The others
 are development dependencies only; install them with ``--target FOLDER`` and give
@@ -38,7 +39,6 @@ import importlib.util
 import json
 import os
 import resource
-import subprocess
 import sys
 import time
 import types
@@ -51,7 +51,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.pairs import CPU, ROOT, WALL, Figures, call, header, rows, take_turns
+from benchmarks.pairs import CPU, WALL, Figures, call, header, report, rows, take_turns
 from modules.models.htdemucs import HTDemucs
 from modules.models.mossformer2 import MossFormer2
 from modules.models.roformer import BSRoFormer, MelRoFormer
@@ -257,11 +257,11 @@ SCNET = f"{MSST}.scnet.scnet", "SCNet"
 SPEECH = 4 * 8000, 4 * 8000
 MODELS = {
     "mossformer2": Model(
-        SPEECH, (8, 24), ours(MossFormer2, "layers"), reference_mossformer2
+        SPEECH, (24, 24), ours(MossFormer2, "layers"), reference_mossformer2
     ),
     "sepformer": Model(
         SPEECH,
-        (4, 8),
+        (8, 8),
         ours(SepFormer, "intra_layers", "inter_layers"),
         lambda job: ReferenceSepFormer(job["layers"]),
     ),
@@ -388,11 +388,7 @@ def in_fresh_process(job: dict, reference: list[str]) -> dict[str, float]:
     paths = filter(None, [os.environ.get("PYTHONPATH"), *reference])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "benchmarks.models", "--job", json.dumps(job)]
-    options: dict = {"env": environment, "cwd": ROOT, "text": True}
-    done = subprocess.run(command, stdout=subprocess.PIPE, **options)
-    if done.returncode:
-        sys.exit(f"benchmark: exit code {done.returncode} of {job}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return report(command, env=environment)
 
 
 # ---------------------------------------------------------------- the table

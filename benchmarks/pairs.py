@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 WALL, CPU, MEMORY = "wall s", "CPU s", "peak MB"
@@ -37,6 +38,16 @@ def run(command: Sequence[str], **options: object) -> Figures:
     figures = {WALL: time.perf_counter() - start}
     figures[CPU] = usage.ru_utime + usage.ru_stime
     return figures | {MEMORY: usage.ru_maxrss / 1024}
+
+
+def report(command: Sequence[str], **options: Any) -> Any:
+    """Run a command from the project's folder; return the JSON that it prints last."""
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, **options
+    )
+    if done.returncode:
+        sys.exit(f"benchmark: exit code {done.returncode} of {' '.join(command)}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def call(work: Callable[[], object]) -> Figures:
@@ -92,12 +103,17 @@ def ratio(results: Results, name: str, base: str, kind: str, power: int = 1) -> 
     """Write the ratio of two sides; the power -1 turns it round, for rates."""
     pairs = zip(results[name], results[base], strict=False)
     ratios = [(a[kind] / b[kind]) ** power for a, b in pairs if b[kind] > 0]
-    if not ratios:
+    return spread(ratios, 2)
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Write a median with its range, where there are several values."""
+    if not values:
         return ""
-    middle = f"{statistics.median(ratios):.2f}"
-    if len(ratios) == 1:
+    middle = f"{statistics.median(values):.{digits}f}"
+    if len(values) == 1:
         return middle
-    return f"{middle} ({min(ratios):.2f} to {max(ratios):.2f})"
+    return f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def header(kinds: Sequence[str] = (WALL, CPU, MEMORY)) -> list[str]:

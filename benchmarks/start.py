@@ -6,29 +6,25 @@ FOLDER gets two sets: one laid out as WSJ0-2mix (its validation and test as well
 quarter and 15 % of the training's mixtures) and a tree of single utterances laid out as
 LibriSpeech, for dynamic mixing. Their files are half a second long (those of the tree
 are links to a few): a start reads headers, while levels are measured once, which takes
-time in proportion to the length. Each set is started on twice, in a fresh process.
+time in proportion to the length. A first start (which finds nothing kept), a second one
+and the imports alone take turns, each in a fresh process.
 """
 
 import argparse
-import json
 import os
-import resource
-import subprocess
+import shutil
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import train
+from benchmarks.pairs import CPU, MEMORY, ROOT, Figures, header, rows, run, take_turns
 from modules.audio.io import write_wave
-from modules.data.utterances import UtterancePool
 from modules.runtime.cli import as_command
-from recipes.separation import Separation
 
-ROOT = Path(__file__).resolve().parents[1]
 RATE, FRAMES = 8000, 4200
 SPOKEN, SPEAKERS = 10_000, 100  # utterances in the mixtures, and who speaks them
 FILES_A_SPEAKER = 125
@@ -62,8 +58,16 @@ class AtFirstStep(Exception):
     """Ends a run before its first step."""
 
 
-def start(root: Path) -> None:
-    """Do what a run does until it has its first batch."""
+def start(what: str, root: Path, imports_alone: bool = False) -> None:
+    """List the utterances, or do what a run does until it has its first batch."""
+    if what == "utterances":
+        from modules.data.utterances import UtterancePool
+
+        if not imports_alone:
+            UtterancePool.scan(root / what, root / "run" / "utterances.csv")
+        return
+    import train
+    from recipes.separation import Separation
 
     def stop(*_: Any) -> None:
         raise AtFirstStep
@@ -71,37 +75,28 @@ def start(root: Path) -> None:
     recipe: Any = Separation
     step, recipe.fit_batch = recipe.fit_batch, stop
     options = ["--segment_seconds=0.4", "--num_workers=0", "--noprogressbar"]
-    places = [f"--data_folder={root / 'mixtures'}", f"--output_folder={root / 'run'}"]
+    places = [f"--data_folder={root / what}", f"--output_folder={root / 'run'}"]
     try:
-        train.main([str(ROOT / "hparams" / "sepformer_tiny.yaml"), *places, *options])
+        if not imports_alone:
+            yaml = ROOT / "hparams" / "sepformer_tiny.yaml"
+            train.main([str(yaml), *places, *options])
     except AtFirstStep:
         pass
     finally:
         recipe.fit_batch = step
 
 
-def measure(what: str, root: Path) -> dict[str, float]:
-    """Start here; return processor seconds and megabytes, of which before it began."""
-    before = time.process_time(), peak_mb()
-    if what == "mixtures":
-        start(root)
-    else:
-        UtterancePool.scan(root / "utterances", root / "utterances.csv")
-    return {
-        "imports": before[0],
-        "cpu": time.process_time(),
-        "mb": peak_mb(),
-        "more_mb": peak_mb() - before[1],
-    }
-
-
-def peak_mb() -> float:
-    """Return the most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def measure(what: str, root: Path, kind: str) -> Figures:
+    """Start in a process of its own."""
+    if kind == "first start":
+        shutil.rmtree(root / "run", ignore_errors=True)
+        (root / "run").mkdir()
+    command = [sys.executable, "-m", "benchmarks.start", str(root)]
+    return run([*command, "--here", what, kind], stdout=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the sets unless they are there, and print a line for each start."""
+    """Make the sets unless they are there, and print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.start",
         description=__doc__,
@@ -110,28 +105,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mixtures", type=int, default=20_000)
     parser.add_argument("--utterances", type=int, default=300_000)
-    parser.add_argument("--here", help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, default=2, help="turns")
+    parser.add_argument("--here", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     root = options.folder.absolute()
     if options.here:
-        print(json.dumps(measure(options.here, root)))
+        what, kind = options.here
+        start(what, root, kind == "imports")
         return
     makers = {"mixtures": make_mixtures, "utterances": make_utterances}
-    print("| set | start | CPU s | imports | peak MB | more than imports |")
-    print("|---|---|---|---|---|---|")
+    lines, kinds = header([CPU, MEMORY]), ("first start", "second start", "imports")
     for what, make in makers.items():
         if not (root / what).exists():
             make(root / what, getattr(options, what))
-        for number in ("first", "second"):
-            command = [sys.executable, "-m", "benchmarks.start", str(root)]
-            done = subprocess.run(
-                [*command, "--here", what], cwd=ROOT, stdout=subprocess.PIPE, text=True
-            )
-            if done.returncode:
-                raise SystemExit(f"benchmark: exit code {done.returncode} of {what}")
-            found = json.loads(done.stdout.splitlines()[-1])
-            values = f"{found['cpu']:.1f} | {found['imports']:.1f} | {found['mb']:.0f}"
-            print(f"| {what} | {number} | {values} | {found['more_mb']:.0f} |")
+        sides = {kind: partial(measure, what, root, kind) for kind in kinds}
+        found = take_turns(sides, options.repeats)
+        lines += rows(f"{what}, ", found, [CPU, MEMORY])
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -2,32 +2,37 @@
 
     python -m benchmarks.step [RECIPE ...] [--steps=12] [--picture=step.png]
 
-Each recipe runs as `train.py` does, in a process of its own, on synthetic talkers or
-songs, and the functions of the step are timed as they are called: nothing of it is
-written again here. A function's time is its own, without what it calls of the others,
-in processor seconds of all threads (on a GPU in seconds, with a wait at either end).
-The first steps are not counted. Examples are made in the training process, so that
-"data" is all of their cost; with workers it is not in the step at all.
+Recipes take turns (`benchmarks.pairs`). Each runs as `train.py` does, in a process of
+its own, on synthetic talkers or songs, and the functions of the step are timed as they
+are called: nothing of it is written again here. A function's time is its own, without
+what it calls of the others, in processor seconds of all threads (on a GPU in seconds,
+with a wait at either end).
+The first steps are not counted, nor the first 20 batches of talkers. Examples are made
+in the training process, so that "data" is all of their cost; with workers it is not in
+the step at all.
 
 What happens now and then is spread over the steps: a point of the curves by its
 `log_every`; the end of an epoch (picture of the curves, audio of the validation,
 checkpoints) by its steps, of 20 000 examples where the recipe names no number; and a
 checkpoint by its `checkpoint_minutes`.
 
-Published sizes run with few layers (`SHALLOW`): the share of everything that is not
-network or loss is then no smaller than at the full depth.
+Published sizes run with few layers and short segments (`SHALLOW`): the share of
+everything that is not network or loss is then no smaller than at the full size.
+Adapters start from weights that one step of their recipe without adapters has left.
 """
 
 import argparse
 import contextlib
 import functools
 import json
-import subprocess
+import re
+import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +40,7 @@ import torch
 
 import recipes.step
 import train
+from benchmarks.pairs import ROOT, Results, report, run, spread, take_turns
 from data_prep.synthetic import songs
 from modules.data.batch import Batch
 from modules.losses.choice import Chosen
@@ -48,24 +54,30 @@ from recipes.evaluation import AudioKeeper
 from recipes.report import Reporter
 from recipes.separation import Separation
 
-ROOT = Path(__file__).resolve().parents[1]
 HPARAMS = ROOT / "hparams"
-UNTIMED = 3
+UNTIMED, UNTRAINED = 3, 20
 EPOCH_EXAMPLES = 20_000
 
-# Published recipes: few of their layers, a batch that fits into the memory.
-SHALLOW = {
-    "mossformer2": ["--layers=4"],
-    "sepformer": ["--separator={dual_layers: 1, intra_layers: 2, inter_layers: 2}"],
-    "tf_locoformer": ["--layers=1"],
-    "sepreformer": ["--segment_seconds=2", "--batch_size=1"],
+# Published recipes by how their names begin, and music: few of their layers, a segment
+# and a batch that fit into the memory and the time.
+SHORT = ["--segment_seconds=2", "--batch_size=1"]
+MUSIC = {
     "htdemucs": ["--segment_seconds=4", "--batch_size=1"],
-    "bs_roformer": ["--layers=1", "--segment_seconds=4", "--batch_size=1"],
+    "bs_roformer": ["--layers=1", *SHORT],
+    "mel_roformer": ["--layers=1", "--mask_expansion=1", *SHORT],
     "scnet": ["--segment_seconds=4", "--batch_size=1"],
 }
-TINY = [path.stem for path in sorted(HPARAMS.glob("*_tiny.yaml"))]
-TINY = [name for name in TINY if "lora" not in name]  # they need trained weights
-MUSIC = ("htdemucs", "bs_roformer", "mel_roformer", "scnet")
+SHALLOW = MUSIC | {
+    "mossformer2": ["--layers=4"],
+    "sepformer": ["--separator={dual_layers: 1, intra_layers: 2, inter_layers: 2}"],
+    "tf_locoformer": ["--layers=1", *SHORT],
+    "sepreformer": SHORT,
+}
+# Not run by themselves, made of several runs, or another recipe on other data.
+NO_STEP = "base", "speech", "music", "htdemucs_clean", "htdemucs_clean_tiny"
+NO_STEP += "demo", "demo_music"
+RECIPES = [path.stem for path in sorted(HPARAMS.glob("*.yaml"))]
+RECIPES = [name for name in RECIPES if name not in NO_STEP]
 
 # The first ones are what a step is for.
 USEFUL = ("forward", "loss", "backward")
@@ -125,6 +137,8 @@ def measure(recipe: str, options: Sequence[str], steps: int, device: str) -> dic
         """Time how long each batch takes to come, and begin when all is warm."""
         nonlocal whole
         take = clock.timed("data", iter(batches).__next__)
+        for _ in range(0 if recipe.startswith(tuple(MUSIC)) else UNTRAINED):
+            take()  # by then most changes of speed have their filter
         for number in range(UNTIMED + steps):
             if number == UNTIMED:
                 clock.seconds.clear()
@@ -180,52 +194,65 @@ def measure(recipe: str, options: Sequence[str], steps: int, device: str) -> dic
     return {part: 1000 * seconds for part, seconds in parts.items()}
 
 
-def run(recipe: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Measure a recipe in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.step", recipe, "--here", str(folder)]
-    command += [f"--steps={options.steps}", f"--device={options.device}"]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"benchmark: exit code {done.returncode} of {recipe}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def arguments_of(recipe: str, folder: Path) -> list[str]:
     """Return data and size of a recipe's run."""
-    is_music = recipe.startswith(MUSIC)
-    values = [f"--output_folder={folder / recipe}", *SHALLOW.get(recipe, [])]
-    if is_music:
-        songs.generate(folder / "songs", songs.Parameters())
-        return [*values, f"--data_folder={folder / 'songs' / 'clean'}"]
-    return [*values, "--dataset=synthetic", f"--data_folder={folder / 'talkers'}"]
+    few: list[str] = []
+    if not recipe.endswith("_tiny"):
+        few = next(few for name, few in SHALLOW.items() if recipe.startswith(name))
+    if "_lora" in recipe:
+        base = folder / re.sub("_lora(_5stem)?", "", recipe)
+        if not base.exists():
+            command = [sys.executable, "train.py", str(HPARAMS / f"{base.name}.yaml")]
+            command += [*arguments_of(base.name, folder), f"--output_folder={base}"]
+            run([*command, "--optimizer_step_limit=1", "--valid_every=0"], stdout=2)
+        few = [*few, f"--pretrained={base}"]
+        if recipe.startswith("htdemucs"):  # also those with five stems
+            few += ["--sources=[drums,bass,other,vocals]", "--source_map=null"]
+    values = [*few, f"--output_folder={tempfile.mkdtemp(dir=folder)}"]
+    if not recipe.startswith(tuple(MUSIC)):
+        return [*values, "--dataset=synthetic", f"--data_folder={folder / 'talkers'}"]
+    songs.generate(folder / "songs", songs.Parameters())
+    return [*values, f"--data_folder={folder / 'songs' / 'clean'}"]
 
 
-def table(found: dict[str, dict[str, float]]) -> list[str]:
+def table(results: Results) -> list[str]:
     """Return a line for each recipe: milliseconds of a step, then percent of it."""
     names = ["ms a step", *USEFUL, *OTHERS, "not network or loss"]
     lines = [f"| recipe | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for recipe, parts in found.items():
-        whole = sum(parts.values())
-        percents = [100 * parts.get(part, 0.0) / whole for part in (*USEFUL, *OTHERS)]
-        cells = [f"{value:.1f}" for value in (*percents, sum(percents[len(USEFUL) :]))]
-        size = " (few layers)" if recipe in SHALLOW else ""
-        lines.append(f"| {recipe}{size} | {whole:.0f} | {' | '.join(cells)} |")
+    for recipe, turns in results.items():
+        steps = [sum(parts.values()) for parts in turns]
+        shares = percent(turns)
+        rest = [sum(each) for each in zip(*(shares[p] for p in OTHERS), strict=True)]
+        middles = [f"{statistics.median(shares[p]):.1f}" for p in (*USEFUL, *OTHERS)]
+        cells = [f"{statistics.median(steps):.0f}", *middles, spread(rest, 1)]
+        size = "" if recipe.endswith("_tiny") else " (few layers)"
+        lines.append(f"| {recipe}{size} | {' | '.join(cells)} |")
     return lines
 
 
-def draw(found: dict[str, dict[str, float]], path: Path) -> None:
+def percent(turns: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+    """Return the share of each part, turn by turn."""
+    return {
+        part: [100 * parts.get(part, 0.0) / sum(parts.values()) for parts in turns]
+        for part in (*USEFUL, *OTHERS)
+    }
+
+
+def draw(results: Results, path: Path) -> None:
     """Draw a bar for each recipe, divided into the parts of a step."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 1.2 + 0.4 * len(found)), layout="constrained")
-    axes = figure.subplots()
-    names = [f"{name} ({sum(parts.values()):.0f} ms)" for name, parts in found.items()]
-    left = [0.0] * len(found)
+    figure = Figure(figsize=(11, 1.2 + 0.4 * len(results)), layout="constrained")
+    axes, left = figure.subplots(), [0.0] * len(results)
     for number, part in enumerate((*USEFUL, *OTHERS)):
-        shares = [100 * p.get(part, 0.0) / sum(p.values()) for p in found.values()]
+        shares = [statistics.median(percent(p)[part]) for p in results.values()]
         axes.barh(
-            names, shares, left=left, label=part, color=colormaps["tab20"](number)
+            list(results),
+            shares,
+            left=left,
+            label=part,
+            color=colormaps["tab20"](number),
         )
         left = [begin + share for begin, share in zip(left, shares, strict=True)]
     axes.invert_yaxis()
@@ -242,8 +269,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("recipes", nargs="*", metavar="RECIPE", default=[*TINY, *SHALLOW])
+    add("recipes", nargs="*", metavar="RECIPE", default=RECIPES)
     add("--steps", type=int, default=12, help="timed steps")
+    add("--repeats", type=int, default=1, help="turns")
     add("--device", default="cpu")
     add("--picture", type=Path, help="draw the table into this PNG")
     add("--here", type=Path, help=argparse.SUPPRESS)
@@ -255,14 +283,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parts = measure(recipe, values, options.steps, options.device)
         print(json.dumps(parts))
         return
-    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for recipe in options.recipes:
-            found[recipe] = run(recipe, Path(folder), options)
-            print("\n".join(table(found)[-1:]), file=sys.stderr)
-    print("\n".join(table(found)))
+        command = [sys.executable, "-m", "benchmarks.step", f"--here={folder}"]
+        command += [f"--steps={options.steps}", f"--device={options.device}"]
+        sides = {name: partial(report, [*command, name]) for name in options.recipes}
+        results = take_turns(sides, options.repeats)
+    print("\n".join(table(results)))
     if options.picture:
-        draw(found, options.picture)
+        draw(results, options.picture)
 
 
 if __name__ == "__main__":

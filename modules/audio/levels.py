@@ -30,8 +30,6 @@ import functools
 import math
 
 import numpy as np
-from scipy.ndimage import maximum_filter1d
-from scipy.signal import lfilter, sosfilt
 
 # WSJ0-mix scales a mixture and its sources together so that this is the highest peak.
 MIXTURE_PEAK = 0.9
@@ -58,6 +56,8 @@ def loudness_db(wave_T: np.ndarray, sample_rate: int) -> float:
     """
     if not len(wave_T):
         return -math.inf
+    from scipy.signal import sosfilt  # 50 MB that a start of training does not need
+
     weighted_T = sosfilt(_k_weighting(sample_rate), wave_T)
     block = min(round(LOUDNESS_BLOCK_SECONDS * sample_rate), len(weighted_T))
     step = max(block // LOUDNESS_OVERLAP, 1)
@@ -157,6 +157,9 @@ def _activity(
     wave_T: np.ndarray, sample_rate: int, rms: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return thresholds [J], falling by factors of 2, and active samples at each."""
+    from scipy.ndimage import maximum_filter1d
+    from scipy.signal import lfilter
+
     decay = math.exp(-1 / (P56_TIME_CONSTANT_SECONDS * sample_rate))
     envelope_T = lfilter([(1 - decay) ** 2], [1, -2 * decay, decay**2], np.abs(wave_T))
     # A sample is active if its envelope, or one of those up to 0.2 s before it, reaches

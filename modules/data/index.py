@@ -59,8 +59,8 @@ def measure_once(
     A key whose fingerprint has changed is measured anew, and one that is not asked for
     is dropped from the CSV. One process at a time may write that (`run_on_main`).
     """
-    known, kept = _read(index, columns, fingerprints) if index is not None else ({}, 0)
-    stale = [key for key in fingerprints if key not in known]
+    known, kept = _read(index, columns, fingerprints)
+    stale = [key for key, values in known.items() if not values]
     if stale:
         where = f"{index}: " if index is not None else ""
         logger.info("%smeasuring %d levels", where, len(stale))
@@ -70,19 +70,19 @@ def measure_once(
     if index is not None and (stale or kept != len(fingerprints)):
         rows = ((key, now, *known[key]) for key, now in fingerprints.items())
         write_table(index, list(columns), rows)
-    return {key: known[key] for key in fingerprints}
+    return known
 
 
 def _read(
-    index: str | Path, columns: Columns, now: Mapping[str, str]
+    index: str | Path | None, columns: Columns, now: Mapping[str, str]
 ) -> tuple[dict[str, tuple], int]:
-    """Return the values of keys with the fingerprint of `now`, and the number of rows.
+    """Return the values by key, the very strings of `now`, and the number of rows.
 
-    There are none if the index is damaged.
+    A key has none, `()`, if its fingerprint is another or the index is damaged.
     """
-    if not os.path.exists(index):
-        return {}, 0
-    known: dict[str, tuple] = {}
+    known: dict[str, tuple] = dict.fromkeys(now, ())
+    if index is None or not os.path.exists(index):
+        return known, 0
     kinds, count = list(columns.values())[2:], 0
     try:
         table = read_cells(index)
@@ -97,7 +97,7 @@ def _read(
         return known, count
     except ValueError as error:
         logger.warning("%s: measuring anew, the index is damaged: %s", index, error)
-        return {}, 0
+        return dict.fromkeys(now, ()), 0
 
 
 def printable(path: str) -> str:

@@ -347,9 +347,20 @@ def _widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Apply a matrix; a large one on the CPU by oneDNN, twice as fast as MKL on AMD."""
+    fast = _fast_form(x) and x.dtype == torch.float32 and weight.numel() >= 2**16
+    if not fast or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    image_1C1P = x.flatten(0, -2)[None].mT.unsqueeze(2)
+    # A dilation means nothing to one tap, but with it PyTorch always asks oneDNN.
+    y_1C1P = F.conv2d(image_1C1P, weight[..., None, None], bias, dilation=2)
+    return y_1C1P[0, :, 0].t().unflatten(0, x.shape[:-1])
+
+
 def _pointwise(conv: nn.Conv1d, x_BLC: Tensor) -> Tensor:
     """Apply a 1x1 convolution to channels-last frames, as the matrix it is."""
-    return F.linear(x_BLC, conv.weight.squeeze(-1), conv.bias)
+    return _linear(x_BLC, conv.weight.squeeze(-1), conv.bias)
 
 
 # ---------------------------------------------------------------- positions
@@ -429,7 +440,8 @@ class FeedForwardConv(nn.Module):
         """Map ``[B, L, inputs]`` to ``[B, L, outputs]``."""
         norm, linear, _, depthwise_conv = self.mdl
         weight_CK = depthwise_conv.sequential[1]["conv"].weight.squeeze(1)
-        y_BLC = depthwise(F.silu(linear(norm(x_BLC))), weight_CK, skip=True)
+        y_BLC = F.silu(_linear(norm(x_BLC), linear.weight, linear.bias))
+        y_BLC = depthwise(y_BLC, weight_CK, skip=True)
         return F.dropout(y_BLC, self.dropout, self.training)
 
 

@@ -329,7 +329,7 @@ class TransformerLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.self_att = named(att=SelfAttention(channels, heads, dropout))
-        self.pos_ffn = named(
+        self.pos_ffn: Any = named(
             ffn=nn.Sequential(
                 nn.Linear(channels, ffn_channels),
                 nn.ReLU(inplace=True),
@@ -343,7 +343,9 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x_APD: Tensor) -> Tensor:
         x_APD = x_APD + self.dropout(self.self_att(self.norm1(x_APD)))
-        return x_APD + self.dropout(self.pos_ffn(self.norm2(x_APD)))
+        first, relu, dropout, second = self.pos_ffn.ffn
+        y_APF = dropout(relu(linear(self.norm2(x_APD), first.weight, first.bias)))
+        return x_APD + self.dropout(linear(y_APF, second.weight, second.bias))
 
 
 class SelfAttention(nn.Module):
@@ -359,7 +361,7 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, x_APD: Tensor) -> Tensor:
-        qkv = F.linear(x_APD, self.in_proj_weight, self.in_proj_bias)
+        qkv = linear(x_APD, self.in_proj_weight, self.in_proj_bias)
         q_AHPE, k_AHPE, v_AHPE = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in qkv.chunk(3, dim=-1)
@@ -437,9 +439,21 @@ def sinusoid(
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Apply a matrix; a large one on the CPU by oneDNN, twice as fast as MKL on AMD."""
+    fast = x.device.type == "cpu" and x.dtype == torch.float32
+    fast = fast and weight.numel() >= 2**16 and not torch.is_autocast_enabled("cpu")
+    if not fast or torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    image_1C1P = x.flatten(0, -2)[None].mT.unsqueeze(2)
+    # A dilation means nothing to one tap, but with it PyTorch always asks oneDNN.
+    y_1C1P = F.conv2d(image_1C1P, weight[..., None, None], bias, dilation=2)
+    return y_1C1P[0, :, 0].t().unflatten(0, x.shape[:-1])
+
+
 def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
     """Apply a convolution of kernel 1 to channels-last input."""
-    return F.linear(x, conv.weight.flatten(1), conv.bias)
+    return linear(x, conv.weight.flatten(1), conv.bias)
 
 
 def layer_norm(channels: int) -> nn.Module:

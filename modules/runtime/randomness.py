@@ -95,6 +95,7 @@ def seed_step(seed: int, rank: int, epoch: int, step: int) -> None:
     sequence = np.random.SeedSequence([seed, _STEP_STREAM], spawn_key=tuple(key))
     # torch's CPU generator reads 32 bits of its seed, so one word each is enough.
     torch_word, numpy_word, python_word = sequence.generate_state(3).tolist()
-    torch.manual_seed(torch_word)
+    seeded = torch if torch.accelerator.is_available() else torch.default_generator
+    seeded.manual_seed(torch_word)  # the first writes the stack down, up to 1 ms
     np.random.seed(numpy_word)
     random.seed(python_word)

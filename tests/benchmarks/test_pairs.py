@@ -52,3 +52,10 @@ def test_a_process_is_measured_by_itself():
     assert figures["peak MB"] > 290 and figures["CPU s"] > 0
     with pytest.raises(SystemExit, match="exit code 3"):
         pairs.run([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_a_process_reports_what_it_prints_last():
+    script = "print('not this'); print('{\"a\": 1}')"
+    assert pairs.report([sys.executable, "-c", script]) == {"a": 1}
+    with pytest.raises(SystemExit, match="exit code 3"):
+        pairs.report([sys.executable, "-c", "raise SystemExit(3)"])

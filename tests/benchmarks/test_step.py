@@ -14,22 +14,39 @@ def test_a_function_is_timed_without_those_that_it_calls(monkeypatch):
 
 def test_the_table_adds_up_what_is_neither_network_nor_loss(tmp_path):
     parts = {"forward": 60.0, "backward": 30.0, "optimizer": 6.0, "rest": 4.0}
-    line = step.table({"sepformer_tiny": parts})[-1]
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[1] == "100" and cells[-1] == "10.0"
-    step.draw({"sepformer_tiny": parts}, tmp_path / "step.png")
+    slower = parts | {"rest": 14.0}
+    results = {"sepformer_tiny": [parts], "sepformer": [parts, slower, slower]}
+    first, second = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in step.table(results)[2:]
+    )
+    assert first[1] == "100" and first[-1] == "10.0"
+    assert second[0] == "sepformer (few layers)"
+    assert second[1] == "110" and second[-1] == "18.2 (10.0 to 18.2)"
+    step.draw(results, tmp_path / "step.png")
     assert (tmp_path / "step.png").stat().st_size > 1000
 
 
-def test_every_recipe_that_is_timed_exists():
+def test_every_recipe_has_a_size_for_the_cpu(tmp_path, monkeypatch):
     names = {path.stem for path in step.HPARAMS.glob("*.yaml")}
-    assert {*step.TINY, *step.SHALLOW} <= names
+    assert {*step.NO_STEP, *step.SHALLOW} <= names and len(step.RECIPES) > 20
+    monkeypatch.setattr(step.songs, "generate", lambda *_: None)
+    monkeypatch.setattr(step, "run", lambda command, **_: None)
+    for recipe in step.RECIPES:
+        arguments = step.arguments_of(recipe, tmp_path)
+        few = [one for one in arguments if one.startswith(("--layers", "--segment"))]
+        assert bool(few) == (not recipe.endswith("_tiny")) or recipe == "sepformer"
+        pretrained = [one for one in arguments if one.startswith("--pretrained=")]
+        assert bool(pretrained) == ("_lora" in recipe)
 
 
 def test_a_start_is_measured_on_sets_that_are_made(tmp_path):
     start.make_mixtures(tmp_path / "mixtures", 8)
     start.make_utterances(tmp_path / "utterances", 130)
-    found = start.measure("mixtures", tmp_path)
-    assert found["cpu"] > 0 and (tmp_path / "run" / "save" / "train.csv").is_file()
-    assert start.measure("utterances", tmp_path)["mb"] > 0
-    assert (tmp_path / "utterances.csv").read_text().count("\n") == 1 + 250
+    start.start("mixtures", tmp_path)
+    assert (tmp_path / "run" / "save" / "train.csv").is_file()
+    found = start.measure("utterances", tmp_path, "first start")
+    index = (tmp_path / "run" / "utterances.csv").read_text()
+    assert index.count("\n") == 1 + 250
+    assert found["peak MB"] > 0
+    assert not (tmp_path / "run" / "save").exists()

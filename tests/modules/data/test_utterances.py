@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import soundfile
 
 from modules.data import utterances
+from modules.data.index import measure_once
 from modules.data.manifest import Row
 from modules.data.utterances import UtterancePool, check_unchanged
 from modules.runtime.errors import AudioError, DataError
@@ -318,6 +321,21 @@ def test_damaged_index_is_measured_anew(tree, tmp_path, caplog, damage):
     assert UtterancePool.scan(tree, index).by_speaker == pool.by_speaker
     assert "index.csv: measuring anew" in caplog.text
     assert index.read_text() == whole
+
+
+def test_an_index_of_many_files_costs_little_memory(tmp_path):
+    columns = {"path": str, "fingerprint": str, "frames": int}
+    for measured in (lambda path: (len(path),), None):  # the second time it reads
+        marks = {f"{name}.wav": "1" for name in "ba"}
+        found = measure_once(tmp_path / "index.csv", columns, marks, measured)
+        assert [*found.items()] == [("b.wav", (5,)), ("a.wav", (5,))]
+        pairs = zip(found, marks, strict=True)
+        assert all(key is given for key, given in pairs)  # no second string
+    script = "import sys, modules.data.utterances; print('scipy.signal' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True
+    )
+    assert done.stdout == "False\n"  # 50 MB
 
 
 def test_evaluation_speakers_among_training_ones_are_reported(tree, caplog):
