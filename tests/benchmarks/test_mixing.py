@@ -50,7 +50,7 @@ def test_the_table_has_every_variant_and_ratio(folder, tmp_path, capsys, monkeyp
     soundfile.write(flac, soundfile.read(folder / "ann" / "0.wav")[0], 16000)
     (folder / "ann" / "0.wav").unlink()
     copy = tmp_path / "copy"
-    main([f"--folder={folder}", f"--copy={copy}", "--mixtures=2", "--repeats=1"])
+    main([f"--folder={folder}", f"--copy={copy}", "--mixtures=2", "--repeats=2"])
     assert len(list(copy.rglob("*.wav"))) == 6
     assert soundfile.info(copy / "ann" / "0.wav").samplerate == 8000
     lines = capsys.readouterr().out.splitlines()
