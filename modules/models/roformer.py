@@ -163,7 +163,7 @@ class BSRoFormer(nn.Module):
         window = F.pad(torch.hann_window(window_length), around)
         self.window: Any = nn.Buffer(window, persistent=False)
         self.widths = widths = [2 * audio_channels * len(bins) for bins in bins_K]
-        split = [nn.Sequential(RMSNorm(n), nn.Linear(n, channels)) for n in widths]
+        split = [nn.Sequential(RMSNorm(n), Linear(n, channels)) for n in widths]
         self.band_split: Any = nn.ModuleDict({"to_features": nn.ModuleList(split)})
         sizes = channels, heads, head_channels, attention_dropout, dropout
         self.ropes = Rotary(head_channels), Rotary(head_channels)  # kept by the layers
@@ -319,7 +319,7 @@ class MaskEstimator(nn.Module):
         for width in widths:
             network = nn.Sequential()
             for inside, outside in pairwise([*features, 2 * width]):
-                network.extend([nn.Linear(inside, outside), nn.Tanh()])
+                network.extend([Linear(inside, outside), nn.Tanh()])
             self.to_freqs.append(nn.Sequential(network[:-1], nn.GLU(dim=-1)))
 
     def forward(self, x_BNKD: Tensor) -> Tensor:
@@ -341,7 +341,7 @@ class Transformer(nn.Module):
             attention: nn.Module = LinearAttention(channels, *heads)
             if rope is not None:
                 attention = Attention(rope, channels, *heads)
-            first, last = nn.Linear(channels, wide), nn.Linear(wide, channels)
+            first, last = Linear(channels, wide), Linear(wide, channels)
             net = nn.Sequential(RMSNorm(channels), first, nn.GELU(), drop, last, drop)
             self.layers.append(nn.ModuleList([attention, nn.ModuleDict({"net": net})]))
         self.norm = RMSNorm(channels) if has_norm else nn.Identity()
@@ -362,9 +362,9 @@ class Attention(nn.Module):
         super().__init__()
         self.norm, self.rotary_embed = RMSNorm(channels), rope
         self.heads, self.dropout, inner = heads, dropout, heads * width
-        self.to_qkv = nn.Linear(channels, 3 * inner, bias=False)
-        self.to_gates = nn.Linear(channels, heads)
-        out = nn.Linear(inner, channels, bias=False)
+        self.to_qkv = Linear(channels, 3 * inner, bias=False)
+        self.to_gates = Linear(channels, heads)
+        out = Linear(inner, channels, bias=False)
         self.to_out = nn.Sequential(out, nn.Dropout(dropout))
 
     def forward(self, x_XLD: Tensor, table: Tensor) -> Tensor:
@@ -390,8 +390,8 @@ class LinearAttention(nn.Module):
         super().__init__()
         self.heads, self.dropout = heads, nn.Dropout(dropout)
         self.norm = RMSNorm(channels)
-        self.to_qkv = nn.Sequential(nn.Linear(channels, 3 * heads * width, bias=False))
-        out = nn.Linear(heads * width, channels, bias=False)
+        self.to_qkv = nn.Sequential(Linear(channels, 3 * heads * width, bias=False))
+        out = Linear(heads * width, channels, bias=False)
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
         self.to_out = nn.Sequential(nn.Identity(), out)
 
@@ -433,6 +433,21 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(_widen(x), self.gamma.shape, self.gamma, eps=1e-24)
+
+
+class Linear(nn.Linear):
+    """Has oneDNN do a large fp32 product on the CPU, twice as fast as MKL on AMD."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        fast = x.device.type == "cpu" and x.dtype == torch.float32
+        fast = fast and weight.numel() >= 2**16 and not torch.is_autocast_enabled("cpu")
+        if not fast or torch.compiler.is_compiling():
+            return F.linear(x, weight, bias)
+        image_1C1P = x.flatten(0, -2)[None].mT.unsqueeze(2)
+        # A dilation means nothing to one tap, but with it PyTorch always asks oneDNN.
+        y_1C1P = F.conv2d(image_1C1P, weight[..., None, None], bias, dilation=2)
+        return y_1C1P[0, :, 0].t().unflatten(0, x.shape[:-1])
 
 
 def _refuse(network: nn.Module, name: str, value: object) -> None:

@@ -250,3 +250,17 @@ def test_configurations_are_read_with_the_references_defaults():
             BSRoFormer.from_config({**config, unknown: 60})
     with pytest.raises(ValueError, match="channels=0"):
         BSRoFormer.from_config({"depth": 1})
+
+
+def test_a_large_matrix_gives_what_a_plain_one_gives():
+    torch.manual_seed(0)
+    layer, x_BLC = roformer.Linear(300, 400), torch.randn(2, 7, 300)
+    found = []
+    for apply in (layer.forward, super(roformer.Linear, layer).forward):
+        layer.zero_grad()
+        x = x_BLC.clone().requires_grad_()
+        y_BLC = apply(x)
+        y_BLC.square().sum().backward()
+        found.append((y_BLC, x.grad, layer.weight.grad, layer.bias.grad))
+    for ours, plain in zip(*found, strict=True):
+        assert (ours - plain).norm() < 1e-5 * plain.norm()
