@@ -55,4 +55,4 @@ def test_the_table_has_every_variant_and_ratio(folder, tmp_path, capsys, monkeyp
     assert soundfile.info(copy / "ann" / "0.wav").samplerate == 8000
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("| ours / SpeechBrain") for line in lines) == 4
-    assert sum("(" in line and line.startswith("| ") for line in lines) == 8
+    assert sum("(" in line and line.startswith("| ") for line in lines) == 12
