@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import pairs
+from benchmarks.adapt import mean_and_error
 from modules.runtime.cli import as_command
 from modules.runtime.files import write_text
 from recipes.config.load import load
@@ -146,9 +147,9 @@ def table(results: dict[str, list[dict]]) -> list[str]:
         gains = [value - first[key] for key, value in means[name].items()]
         cells = [
             name,
-            mean_of([*means[name].values()]),
+            mean_and_error([*means[name].values()]),
             ", ".join(f"{value:.2f}" for value in by_seed),
-            mean_of(gains) if means[name] is not first else "",
+            mean_and_error(gains) if means[name] is not first else "",
             f"{one['parameters'] / 1e6:.2f} M",
             f"{one['multiply_adds'] / 1e9:.2f} G",
             f"{one['seconds_a_step']:.3f}",
@@ -158,10 +159,13 @@ def table(results: dict[str, list[dict]]) -> list[str]:
     return lines
 
 
-def mean_of(values: Sequence[float]) -> str:
-    """Return a mean with its standard error."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.2f} ± {error:.2f}"
+def parse(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options, and what follows `--`, which goes to every training."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    cut = given.index("--") if "--" in given else len(given)
+    return parser.parse_args(given[:cut]), given[cut + 1 :]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -176,14 +180,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--minutes", type=float, default=12, help="CPU minutes of a training")
     add("--seeds", type=int, nargs="+", default=[1])
     add("--side", action="append", required=True, help="NAME=YAML [--key=value ...]")
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    cut = given.index("--") if "--" in given else len(given)
-    options = parser.parse_args(given[:cut])
+    options, further = parse(parser, arguments)
     results: dict[str, list[dict]] = {}
     for seed in options.seeds:
         for side in options.side:
             name, _, line = side.partition("=")
-            words = [*shlex.split(line), *given[cut + 1 :]]
+            words = [*shlex.split(line), *further]
             result = run(words, options.out.absolute() / name, options.minutes, seed)
             results.setdefault(name, []).append(result)
             score = statistics.mean(result["scores"].values())

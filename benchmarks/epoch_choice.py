@@ -25,7 +25,7 @@ from data_prep.music import prepare
 from modules.data.manifest import Row, read_manifest
 from modules.data.stems import StemDataset
 from modules.inference.songs import apply_model
-from modules.losses.selection import dropped_of
+from modules.losses.selection import truncated_mean
 from modules.metrics.scores import score_song
 from modules.runtime.cli import run as run_command
 from modules.runtime.files import write_text
@@ -99,8 +99,9 @@ def truncated(found: Mapping[str, Any], only: int | None = None) -> list[float]:
         for song in songs if only is None else [songs[only]]:
             for name, value in song.items():
                 stems.setdefault(name, []).append(value)
-        best = [sorted(x)[dropped_of(len(x), quantile) :] for x in stems.values()]
-        means.append(statistics.fmean(map(statistics.fmean, best)))
+        means.append(
+            statistics.fmean(truncated_mean(x, quantile) for x in stems.values())
+        )
     return means
 
 

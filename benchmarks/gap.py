@@ -23,8 +23,6 @@ labels; the part of it that is closed has the interval of 2 000 bootstraps of th
 """
 
 import argparse
-import csv
-import os
 import shutil
 import statistics
 import subprocess
@@ -38,11 +36,14 @@ import numpy as np
 import soundfile
 from scipy import stats
 
+from benchmarks.duel import parse
 from benchmarks.pairs import ROOT
 from data_prep.music.audit import audit
 from data_prep.music.manifests import SOURCES
 from data_prep.synthetic.songs import Parameters, generate
+from modules.data.labels import COLUMNS, read_labels
 from modules.runtime.cli import as_command
+from modules.runtime.errors import DataError
 from modules.runtime.files import write_text
 from modules.runtime.tables import read_table, write_table
 
@@ -75,20 +76,19 @@ SETTINGS = [
 
 
 def make_set(out: Path, name: str) -> None:
-    """Make a set, the table of its wrong stems, and the audit's."""
+    """Make a set and, when it is whole, the table of its wrong stems."""
     folder = out / name
     songs = Parameters(RATE, SEED, 60, 4, 20, noise_probability=WRONG.get(name, 0.0))
     generate(folder / "songs", songs)
-    stems = folder / "songs" / "label_noise"
-    if name == BLEEDING and not (folder / "truth.csv").is_file():
-        wrong = leak(stems, folder / "bleeding")
-    elif name != BLEEDING:
+    if (folder / "truth.csv").is_file():
+        return
+    if name == BLEEDING:
+        wrong = leak(folder / "songs" / "label_noise", stems_of(out, name))
+    else:
         rows = read_table(folder / "songs" / "label_noise_truth.csv", ("is_clean",))
         wrong = {(r["track"], r["stem"]): r["is_clean"] == "0" for _, r in rows}
-    else:
-        return
     table = [(*key, int(value), "") for key, value in sorted(wrong.items())]
-    write_table(folder / "truth.csv", ("track", "stem", "wrong", "sounds_like"), table)
+    write_table(folder / "truth.csv", COLUMNS, table)
 
 
 def stems_of(out: Path, name: str) -> Path:
@@ -162,19 +162,13 @@ def run(folder: str, line: Sequence[str], further: Sequence[str]) -> None:
     """Train and test, unless that is done; what it printed stays in `FOLDER.log`."""
     if (Path(folder) / TABLE).is_file():
         return
-    command = [
-        sys.executable,
-        "train.py",
-        "benchmarks/truncation_rules.yaml",
-        *line,
-        *further,
-    ]
-    command += [f"--output_folder={folder}", "--noprogressbar"]
+    command = [sys.executable, "train.py", "benchmarks/truncation_rules.yaml", *line]
+    command += [*further, f"--output_folder={folder}", "--noprogressbar"]
     with open(f"{folder}.log", "w", encoding="utf-8") as log:
-        code = subprocess.run(
-            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=os.environ
-        ).returncode
-    print(f"{folder}: ends with {code}", flush=True)
+        done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise DataError(f"{folder}.log: the training ended with {done.returncode}")
+    print(f"{folder}: done", flush=True)
 
 
 # ------------------------------------------------------------------------ the table
@@ -186,10 +180,9 @@ def scores_of(folder: Path, seeds: Sequence[int]) -> dict[str, np.ndarray]:
     for seed in seeds:
         for part in ("rules", *PARTS):
             path = folder / f"{part} {seed}" / TABLE
-            if not path.is_file():
+            if not path.is_file():  # the truth calls nothing wrong in the first set
                 continue
-            with open(path, newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
+            rows = [row for _, row in read_table(path, ("id",))]
             for column in rows[0]:
                 way = column.removeprefix("nsdr_")
                 if part != "rules":
@@ -220,24 +213,23 @@ def closed(gain: np.ndarray, gap: np.ndarray) -> str:
 
 def table(out: Path, seeds: Sequence[int]) -> list[str]:
     """Return lines of markdown: a table for each set."""
-    true = scores_of(out / "true", seeds).get("none")
+    true = scores_of(out / "true", seeds)["none"]
     lines = []
     for name in SETS:
         found = scores_of(out / name, seeds)
-        if "none" not in found:
-            continue
-        rows = [row for _, row in read_table(out / name / "truth.csv", ("wrong",))]
-        share = statistics.mean(int(row["wrong"]) for row in rows)
+        labels = read_labels(out / name / "truth.csv").values()
+        share = statistics.mean(label.wrong for label in labels)
+        has_gap = name != "true"
         lines += [f"**{name}** ({100 * share:.0f} % of the stems)", ""]
         lines += ["| training | nSDR, dB | gain over `none` | gap closed |"]
         lines += ["|---|---|---|---|"]
         for way, score in found.items():
             gain = score - found["none"]
             cells = [way, f"{score.mean():.2f}", interval(gain) if gain.any() else ""]
-            is_gap = gain.any() and true is not None and name != "true"
-            cells.append(closed(gain, true - found["none"]) if is_gap else "")
+            is_part = has_gap and gain.any()
+            cells.append(closed(gain, true - found["none"]) if is_part else "")
             lines.append(f"| {' | '.join(cells)} |")
-        if true is not None and name != "true":
+        if has_gap:
             gap = interval(true - found["none"])
             lines.append(f"| true labels | {true.mean():.2f} | {gap} | 100 % |")
         lines.append("")
@@ -256,9 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--jobs", type=int, default=1, help="trainings at once")
     add("--seeds", type=int, nargs="+", default=[1, 2, 3])
     add("--prepare_only", action="store_true", help="make the sets and audit them")
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    cut = given.index("--") if "--" in given else len(given)
-    options = parser.parse_args(given[:cut])
+    options, further = parse(parser, arguments)
     out = options.out.absolute()
     for name in SETS:
         make_set(out, name)
@@ -274,7 +264,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     longest_first = sorted(lines, key=lambda folder: "/rules " not in folder)
     with ThreadPoolExecutor(options.jobs) as pool:
-        further = given[cut + 1 :]
         done = [pool.submit(run, f, lines[f], further) for f in longest_first]
         for future in done:
             future.result()

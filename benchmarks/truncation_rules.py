@@ -191,7 +191,7 @@ class RuleComparison(MusicSeparation):
         self.rules = names_of(self.config.rules)
         self.term_names = [f"{rule}_{s}" for rule in self.rules for s in self.stems]
         self.term_weights = self.stem_weights * len(self.rules)
-        self.trusts: dict[str, Trust] = {}  # of the rules that are tables of labels
+        self.trusts: dict[str, Trust] = {}
         self.totals = [*self.totals, *(f"nsdr_{rule}" for rule in self.rules)]
 
     def compute_objectives(
@@ -202,9 +202,9 @@ class RuleComparison(MusicSeparation):
         for rule, est_BSCT in zip(
             self.rules, predictions.chunk(len(self.rules), dim=1), strict=True
         ):
-            self.trust = self.trusts.get(rule, {})
+            self.trust = self.trusts[rule]
             part = super().compute_objectives(est_BSCT, batch, stage)
-            if self.trusts and not self.trust:
+            if self.config.trusted and not self.trust:
                 part = part._replace(weight_BK=torch.ones_like(part.loss_BK))
             if parts:  # the networks have the same targets, whose silence counts once
                 part = part._replace(silent_BK=part.silent_BK & False)
@@ -215,8 +215,9 @@ class RuleComparison(MusicSeparation):
     def make_loaders(
         self, manifests: dict[str, str]
     ) -> tuple[DataLoader | None, DataLoader | None, DataLoader | None]:
-        """Read the tables of labels too."""
+        """Read the tables of labels too: other rules trust what `--labels` says."""
         loaders = super().make_loaders(manifests)
+        self.trusts = dict.fromkeys(self.rules, self.trust)
         if not self.test_only:
             rows = read_manifest(manifests["train"], len(self.stems), stems=True)
             for rule, (action, path) in (self.config.trusted or {}).items():

@@ -27,7 +27,7 @@ from modules.data.track_levels import loud_enough, measure_levels
 from modules.inference.songs import apply_model, measure_songs
 from modules.losses.choice import Choice, Terms, to_device
 from modules.losses.kept_losses import KeptLosses
-from modules.losses.selection import KeepAll, dropped_of
+from modules.losses.selection import KeepAll, truncated_mean
 from modules.losses.si_snr import SILENCE
 from modules.metrics.measures import MUSIC
 from modules.metrics.scores import score_song
@@ -243,10 +243,9 @@ class MusicSeparation(Separation):
         for name, weight in zip(self.term_names, self.term_weights, strict=True):
             values = [row[f"nsdr_{name}"] for row in self.evaluator.table.rows]
             known = (value for value in values if isinstance(value, float))
-            finite = sorted(filter(math.isfinite, known))
-            best = finite[dropped_of(len(finite), quantile) if finite else 0 :]
-            if weight and best:
-                means.append(math.fsum(best) / len(best))
+            finite = [*filter(math.isfinite, known)]
+            if weight and finite:
+                means.append(truncated_mean(finite, quantile))
         mean = math.fsum(means) / len(means) if means else math.nan
         return {"nsdr_truncated": mean}
 

@@ -11,6 +11,7 @@ R ranks, B examples of a rank, W remembered losses.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -315,6 +316,16 @@ def dropped_of(count: int, quantile: float) -> int:
     [1, 1, 2, 3]
     """
     return count - 1 - math.floor((count - 1) * quantile + 1e-9)
+
+
+def truncated_mean(scores: Sequence[float], quantile: float) -> float:
+    """Return the mean of scores without as many of the worst as losses are left out.
+
+    >>> truncated_mean([4.0, -20.0, 2.0, 3.0], quantile=0.7)
+    3.0
+    """
+    best = sorted(scores)[dropped_of(len(scores), quantile) :]
+    return math.fsum(best) / len(best)
 
 
 TRUNCATIONS = {

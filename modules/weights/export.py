@@ -120,7 +120,7 @@ def export(
     rate: int | None = getattr(model, "sample_rate", known.sample_rate)
     if rate is None:
         raise ExportError(f"{known.folder}: its YAML states no sample_rate")
-    _write_package(out / out.name, model, demucs)
+    _write_package(out / out.name, model if demucs else None)
     written = {ADAPTERS} if known.has_adapters and lora == "separate" else set()
     config = {
         "format": FORMAT,
@@ -160,7 +160,7 @@ def _export_bag(listed: Path, out: Path, demucs: bool, own: dict[str, Any]) -> P
         raise ExportError(f"{listed}: two models would be named alike: {names}")
     for file, name in zip(bag.files, names, strict=True):
         export(file, out / name, **own)
-        _write_package(out / name, load_exported(out / name), demucs)
+        _write_package(out / name, load_exported(out / name) if demucs else None)
     for name in {WEIGHTS, CONFIG, *OPTIONAL} - {BAG}:
         (out / name).unlink(missing_ok=True)
     write_text(out / BAG, yaml.safe_dump({"models": names, "weights": bag.weights_MS}))
@@ -168,11 +168,11 @@ def _export_bag(listed: Path, out: Path, demucs: bool, own: dict[str, Any]) -> P
     return out
 
 
-def _write_package(place: Path, model: nn.Module, demucs: bool) -> None:
-    """Write demucs' package of a model, or none; remove that of other weights."""
+def _write_package(place: Path, model: nn.Module | None) -> None:
+    """Write demucs' package of a model, if there is one; remove that of others."""
     ours = re.compile(rf"{re.escape(place.name)}-[0-9a-f]{{8}}\.th").fullmatch
     old = {path for path in place.parent.glob("*.th") if ours(path.name)}
-    if demucs:
+    if model is not None:
         if not isinstance(model, HTDemucs):
             raise ExportError(f"--demucs takes HTDemucs, not {type(model).__name__}")
         old -= {write_package(place, model)}

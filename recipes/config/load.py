@@ -185,10 +185,11 @@ def _to_blocks(node: Any) -> bool:
     """Write what has a key with a space as a block: a long line may break in a key."""
     items = node.values() if isinstance(node, dict) else node
     inside = [_to_blocks(item) for item in items if isinstance(item, dict | list)]
-    has_space = isinstance(node, dict) and any(" " in str(key) for key in node)
-    if (has_space or any(inside)) and hasattr(node, "fa"):
+    keys = node if isinstance(node, dict) else ()
+    is_block = any(inside) or any(" " in str(key) for key in keys)
+    if is_block and hasattr(node, "fa"):
         node.fa.set_block_style()
-    return has_space or any(inside)
+    return is_block
 
 
 def _build(layers: Layers, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -1,12 +1,14 @@
-"""What the reference implementations compute, from ../shared."""
+"""What a network must compute: as the references in ../shared do, as torch does."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tests import SHARED
 
@@ -48,6 +50,22 @@ def check_keys(model: nn.Module, name: str, size: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == truth["parameters"]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert trainable == truth["trainable"]
+
+
+def check_large_product(product: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    """Compare a matrix that goes to oneDNN, and its gradients, with the plain one."""
+    torch.manual_seed(0)
+    given = torch.randn(2, 7, 300), torch.randn(400, 300), torch.randn(400)
+    found = []
+    for apply in (product, functional.linear):
+        leaves = [value.clone().requires_grad_() for value in given]
+        y_BLC = apply(*leaves)
+        y_BLC.square().sum().backward()
+        found.append([y_BLC, *(leaf.grad for leaf in leaves)])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-3)
+        assert (ours - plain).norm() < 1e-5 * plain.norm()
+    assert found[0][0].shape == (2, 7, 400)
 
 
 def check_gradients(
