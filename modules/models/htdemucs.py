@@ -16,9 +16,9 @@ differs from demucs is how it computes: attention goes through
 training batch leaves no trace in the model.
 
 Shape letters: B batch, S source, C audio channel, T sample, Z audio channel times the
-two parts of a complex number, N feature channel, F frequency, L frame, P position in a
-sequence, D transformer feature, H head, E feature of a head, X a row of a batch of
-sequences.
+two parts of a complex number, N feature channel, J feature inside a residual branch, K
+feature before a gate, F frequency, L frame, P position in a sequence, D transformer
+feature, H head, E feature of a head, X a row of a batch of sequences.
 """
 
 import math
@@ -401,12 +401,41 @@ class DilatedBranches(nn.Module):
     def forward(self, x_XNT: Tensor) -> Tensor:
         layer: Any
         for layer in self.layers:
-            *branch, scale = layer
-            y = x_XNT
-            for module in branch:
-                y = module(y)
-            x_XNT = torch.addcmul(x_XNT, scale.scale[:, None], y)
+            narrow, norm, gelu, widen, norm_wide, gate, scale = layer
+            h_XJT = gelu(norm(narrow(x_XNT)))
+            y_XNT = gate(widened_norm(h_XJT, widen, norm_wide))
+            x_XNT = torch.addcmul(x_XNT, scale.scale[:, None].to(y_XNT.dtype), y_XNT)
         return x_XNT
+
+
+def widened_norm(h_XJT: Tensor, widen: nn.Conv1d, norm: nn.GroupNorm) -> Tensor:
+    """Return `norm(widen(h))`, [X, K, T], without a tensor of that size between them.
+
+    `widen` has kernel 1 and many more outputs than inputs, and `norm` has one group.
+    Channel k of ``y = W h + b`` has the mean ``m_k = (W mean(h) + b)_k`` over time and
+    the variance ``(W cov(h) W^T)_kk``. Over channels and time together
+
+        mean(y) = mean_k(m_k),  var(y) = trace(cov(h) W^T W) / K + var_k(m_k),
+
+    two sums of squares, so that nothing cancels. The norm is then one more matrix:
+    ``gain_k = weight_k / std(y)`` times W, and an offset for each channel.
+    """
+    weight_KJ = widen.weight.squeeze(-1)
+    offset_K: Any = widen.bias
+    with torch.autocast(h_XJT.device.type, enabled=False):
+        wide_XJT = h_XJT.to(weight_KJ.dtype)
+        mean_XJ1 = wide_XJT.mean(-1, keepdim=True)
+        deviation_XJT = wide_XJT - mean_XJ1
+        covariance_XJJ = deviation_XJT @ deviation_XJT.mT / h_XJT.shape[-1]
+        mean_XK = F.linear(mean_XJ1.squeeze(-1), weight_KJ, offset_K)
+        within_X = (covariance_XJJ * (weight_KJ.mT @ weight_KJ)).sum((1, 2))
+        within_X = within_X / norm.num_channels
+        variance_X = within_X + mean_XK.var(1, correction=0)
+        gain_XK = norm.weight * torch.rsqrt(variance_X + norm.eps)[:, None]
+        offset_XK = offset_K - mean_XK.mean(1, keepdim=True)
+        offset_XK = torch.addcmul(norm.bias, gain_XK, offset_XK)
+        product_XKJ = gain_XK.unsqueeze(-1) * weight_KJ
+    return torch.baddbmm(offset_XK.unsqueeze(-1), product_XKJ, h_XJT)
 
 
 class ChannelScale(nn.Module):
@@ -508,8 +537,8 @@ class TransformerLayer(nn.Module):
     def __init__(self, features: int, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
-        self.linear1 = nn.Linear(features, 4 * features)
-        self.linear2 = nn.Linear(4 * features, features)
+        self.linear1 = Linear(features, 4 * features)
+        self.linear2 = Linear(4 * features, features)
         self.norm1 = nn.LayerNorm(features)
         self.norm2 = nn.LayerNorm(features)
         self.norm_out = GlobalNorm(1, features)
@@ -573,20 +602,20 @@ class Attention(nn.Module):
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * features, features))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * features))
-        self.out_proj = nn.Linear(features, features)
+        self.out_proj = Linear(features, features)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query_BPD: Tensor, key_BPD: Tensor) -> Tensor:
         if query_BPD is key_BPD:
-            projected = F.linear(query_BPD, self.in_proj_weight, self.in_proj_bias)
+            projected = linear(query_BPD, self.in_proj_weight, self.in_proj_bias)
             q, k, v = projected.chunk(3, dim=-1)
         else:
             sizes = [query_BPD.shape[-1], 2 * query_BPD.shape[-1]]
             weight_q, weight_kv = self.in_proj_weight.split(sizes)
             bias_q, bias_kv = self.in_proj_bias.split(sizes)
-            q = F.linear(query_BPD, weight_q, bias_q)
-            k, v = F.linear(key_BPD, weight_kv, bias_kv).chunk(2, dim=-1)
+            q = linear(query_BPD, weight_q, bias_q)
+            k, v = linear(key_BPD, weight_kv, bias_kv).chunk(2, dim=-1)
         q_BHPE, k_BHPE, v_BHPE = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v)
         )
@@ -641,7 +670,26 @@ def grid_positions(
 
 def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
     """Apply a convolution of kernel 1 to channels-last input."""
-    return F.linear(x, conv.weight.flatten(1), conv.bias)
+    return linear(x, conv.weight.flatten(1), conv.bias)
+
+
+class Linear(nn.Linear):
+    """A linear layer that multiplies by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Apply a matrix; a large one on the CPU by oneDNN, twice as fast as MKL on AMD."""
+    fast = x.device.type == "cpu" and x.dtype == torch.float32
+    fast = fast and weight.numel() >= 2**16 and not torch.is_autocast_enabled("cpu")
+    if not fast or torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    image_1C1P = x.flatten(0, -2)[None].mT.unsqueeze(2)
+    # A dilation means nothing to one tap, but with it PyTorch always asks oneDNN.
+    y_1C1P = F.conv2d(image_1C1P, weight[..., None, None], bias, dilation=2)
+    return y_1C1P[0, :, 0].t().unflatten(0, x.shape[:-1])
 
 
 # ---------------------------------------------------------------- the spectrum

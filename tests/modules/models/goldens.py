@@ -55,7 +55,7 @@ def check_keys(model: nn.Module, name: str, size: str) -> None:
 def check_large_product(product: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Compare a matrix that goes to oneDNN, and its gradients, with the plain one."""
     torch.manual_seed(0)
-    given = torch.randn(2, 7, 300), torch.randn(400, 300), torch.randn(400)
+    given = torch.randn(2, 120, 300), torch.randn(400, 300), torch.randn(400)
     found = []
     for apply in (product, functional.linear):
         leaves = [value.clone().requires_grad_() for value in given]
@@ -63,9 +63,8 @@ def check_large_product(product: Callable[[Tensor, Tensor, Tensor], Tensor]) -> 
         y_BLC.square().sum().backward()
         found.append([y_BLC, *(leaf.grad for leaf in leaves)])
     for ours, plain in zip(*found, strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-3)
         assert (ours - plain).norm() < 1e-5 * plain.norm()
-    assert found[0][0].shape == (2, 7, 400)
+    assert found[0][0].shape == (2, 120, 400)
 
 
 def check_gradients(

@@ -16,11 +16,14 @@ from safetensors import safe_open
 from benchmarks.models import reference_module
 from modules.models.htdemucs import (
     HTDemucs,
+    linear,
     pad_reflecting,
     to_spectrum,
     to_waveform,
+    widened_norm,
 )
 from tests import SHARED
+from tests.modules.models.goldens import check_large_product
 
 SOURCES = ["drums", "bass", "other", "vocals"]
 TINY = {
@@ -380,3 +383,24 @@ def test_compiled_model_is_one_graph():
     model, mixture = tiny(t_dropout=0.0, attention_dropout=False).train(), song(700)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(mixture), model(mixture), rtol=1e-4, atol=1e-6)
+
+
+def test_a_norm_after_a_matrix_needs_no_tensor_between_them():
+    torch.manual_seed(0)
+    widen, norm = torch.nn.Conv1d(3, 14, 1).double(), torch.nn.GroupNorm(1, 14).double()
+    moved(norm)
+    h_XJT = (5 + torch.randn(4, 3, 50, dtype=torch.double)).requires_grad_()
+    leaves = [h_XJT, *widen.parameters(), *norm.parameters()]
+    found, seen = widened_norm(h_XJT, widen, norm), norm(widen(h_XJT))
+    torch.testing.assert_close(found, seen)
+    weight = torch.randn_like(seen)
+    for ours, plain in zip(
+        torch.autograd.grad((found * weight).sum(), leaves),
+        torch.autograd.grad((seen * weight).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, plain)
+
+
+def test_a_large_matrix_gives_what_a_plain_one_gives():
+    check_large_product(linear)
