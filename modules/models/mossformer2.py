@@ -114,13 +114,9 @@ def gated_attention(hidden_BLC: Tensor, heads_BLHD: Tensor, dropout: float) -> T
     Tensor
         ``out_BLC`` with half the channels of ``hidden``.
     """
-    heads_BLHD = heads_BLHD.to(hidden_BLC.dtype)
-    # Its backward writes into views, which cannot be traced.
-    if _fast_form(hidden_BLC) and not torch.compiler.is_compiling():
-        return _GatedAttention.apply(hidden_BLC.contiguous(), heads_BLHD, dropout)
-    q_BLD, lin_q_BLD, k_BLD, lin_k_BLD = heads_BLHD.unbind(2)
-    summary_BDC = torch.bmm(lin_k_BLD.mT, hidden_BLC) / hidden_BLC.shape[1]
-    far_BLC = torch.bmm(lin_q_BLD, summary_BDC)
+    q_BLD, lin_q_BLD, k_BLD, lin_k_BLD = heads_BLHD.to(hidden_BLC.dtype).unbind(2)
+    summary_BDC = _bmm(lin_k_BLD.mT, hidden_BLC) / hidden_BLC.shape[1]
+    far_BLC = _bmm(lin_q_BLD, summary_BDC)
     parts = []
     for start, stop, size in _groups(hidden_BLC.shape[1]):
         q, k, hidden, far = (
@@ -128,7 +124,7 @@ def gated_attention(hidden_BLC: Tensor, heads_BLHD: Tensor, dropout: float) -> T
             for x in (q_BLD / GROUP, k_BLD, hidden_BLC, far_BLC)
         )
         weights = F.dropout(F.relu(torch.bmm(q, k.mT)).square(), dropout)
-        seen = torch.baddbmm(far, weights, hidden)
+        seen = _bmm(weights, hidden, far)
         parts.append(seen.view(-1, stop - start, seen.shape[-1]))
     v, u = hidden_BLC.chunk(2, dim=-1)
     seen_v, seen_u = torch.cat(parts, dim=1).chunk(2, dim=-1)
@@ -196,103 +192,6 @@ def _correlate(x_BLC: Tensor, grad_BLC: Tensor, taps: int) -> Tensor:
     return total_BKLC.sum((0, 2)).t()
 
 
-class _GatedAttention(torch.autograd.Function):
-    """`gated_attention` for the CPU: a train step keeps a tenth less for its backward.
-
-    Autograd would add four full-size gradients of ``hidden`` and keep three
-    intermediate results of the gate. Names: ``seen = [a_v, a_u]``,
-    ``root = relu(q k^T / GROUP)``, ``summary = k_lin^T hidden / n``.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden_BLC: Tensor, heads_BLHD: Tensor, dropout: float
-    ) -> Tensor:
-        q_BLD, lin_q_BLD, k_BLD, lin_k_BLD = heads_BLHD.unbind(2)
-        batch, frames, _ = hidden_BLC.shape
-        summary_BDC = torch.bmm(lin_k_BLD.mT, hidden_BLC).div_(frames)
-        seen_BLC = torch.bmm(lin_q_BLD, summary_BDC)
-        q_BLD = q_BLD / GROUP
-        roots, keeps = [], []
-        for item in range(batch):
-            for start, stop, size in _groups(frames):
-                q, k, hidden, seen = (
-                    x[item, start:stop].unflatten(0, (-1, size))
-                    for x in (q_BLD, k_BLD, hidden_BLC, seen_BLC)
-                )
-                root = torch.bmm(q, k.mT).relu_()
-                keep = torch.rand_like(root) >= dropout if dropout else None
-                seen.baddbmm_(_attention_weights(root, keep, dropout), hidden)
-                roots.append(root)
-                keeps.append(keep)
-        ctx.dropout = dropout
-        tensors = hidden_BLC, heads_BLHD, summary_BDC, seen_BLC, *roots, *keeps
-        ctx.save_for_backward(*tensors)
-        v, u = hidden_BLC.chunk(2, dim=-1)
-        seen_v, seen_u = seen_BLC.chunk(2, dim=-1)
-        return (seen_v * u).sigmoid_().mul_(seen_u).mul_(v)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_BLC: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_BLC, heads_BLHD, summary_BDC, seen_BLC, *rest = ctx.saved_tensors
-        roots, keeps = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-        q_BLD, lin_q_BLD, k_BLD, lin_k_BLD = heads_BLHD.unbind(2)
-        batch, frames, _ = hidden_BLC.shape
-        d_hidden_BLC, d_seen_BLC = _gate_backward(hidden_BLC, seen_BLC, grad_BLC)
-        d_heads_BLHD = torch.empty_like(heads_BLHD)
-        d_q, d_lin_q, d_k, d_lin_k = d_heads_BLHD.unbind(2)
-        # seen = lin_q summary + A hidden, summary = lin_k^T hidden / n
-        d_summary_BDC = torch.bmm(lin_q_BLD.mT, d_seen_BLC).div_(frames)
-        d_lin_q.copy_(torch.bmm(d_seen_BLC, summary_BDC.mT))
-        d_lin_k.copy_(torch.bmm(hidden_BLC, d_summary_BDC.mT))
-        d_hidden_BLC.baddbmm_(lin_k_BLD, d_summary_BDC)
-        blocks = iter(zip(roots, keeps, strict=True))
-        for item in range(batch):
-            for start, stop, size in _groups(frames):
-                q, k, hidden, d_hidden, d_seen = (
-                    x[item, start:stop].unflatten(0, (-1, size))
-                    for x in (q_BLD, k_BLD, hidden_BLC, d_hidden_BLC, d_seen_BLC)
-                )
-                root, keep = next(blocks)
-                weights = _attention_weights(root, keep, ctx.dropout)
-                d_hidden.baddbmm_(weights.mT, d_seen)
-                # d(root^2)/d(q k^T) = 2 root / GROUP, and 0 where relu cut.
-                d_scores = torch.bmm(d_seen, hidden.mT).mul_(root)
-                d_scores.mul_(2 / GROUP / (1 - ctx.dropout))
-                if keep is not None:
-                    d_scores.mul_(keep)
-                d_q[item, start:stop].unflatten(0, (-1, size)).copy_(d_scores @ k)
-                d_k[item, start:stop].unflatten(0, (-1, size)).copy_(d_scores.mT @ q)
-        return d_hidden_BLC, d_heads_BLHD, None
-
-
-def _attention_weights(root: Tensor, keep: Tensor | None, dropout: float) -> Tensor:
-    """Return ``dropout(root ** 2)``."""
-    weights = root.square()
-    return weights if keep is None else weights.mul_(keep).div_(1 - dropout)
-
-
-def _gate_backward(
-    hidden_BLC: Tensor, seen_BLC: Tensor, grad_BLC: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of ``a_u v sigmoid(a_v u)`` for [v, u] and [a_v, a_u]."""
-    d_hidden_BLC, d_seen_BLC = torch.empty_like(hidden_BLC), torch.empty_like(seen_BLC)
-    v, u = hidden_BLC.chunk(2, dim=-1)
-    seen_v, seen_u = seen_BLC.chunk(2, dim=-1)
-    d_v, d_u = d_hidden_BLC.chunk(2, dim=-1)
-    d_seen_v, d_seen_u = d_seen_BLC.chunk(2, dim=-1)
-    gate = (seen_v * u).sigmoid_()
-    passed = gate * grad_BLC
-    torch.mul(passed, v, out=d_seen_u)
-    torch.mul(passed, seen_u, out=d_v)
-    # With d sigmoid = gate (1 - gate): the gradient of the product a_v u.
-    d_product = passed.mul_(1 - gate).mul_(v).mul_(seen_u)
-    torch.mul(d_product, u, out=d_seen_v)
-    torch.mul(d_product, seen_v, out=d_u)
-    return d_hidden_BLC, d_seen_BLC
-
-
 # ---------------------------------------------------------------- normalisations
 
 
@@ -347,15 +246,40 @@ def _widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def _goes_to_onednn(*matrices: Tensor) -> bool:
+    """Return whether to have oneDNN multiply: twice as fast as MKL on an AMD CPU."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and all(_fast_form(x) and x.dtype == torch.float32 for x in matrices)
+        and all(x.numel() >= 2**16 for x in matrices)
+    )
+
+
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Apply a matrix; a large one on the CPU by oneDNN, twice as fast as MKL on AMD."""
-    fast = _fast_form(x) and x.dtype == torch.float32 and weight.numel() >= 2**16
-    if not fast or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    """Apply a matrix."""
+    if not _goes_to_onednn(x, weight):
         return F.linear(x, weight, bias)
     image_1C1P = x.flatten(0, -2)[None].mT.unsqueeze(2)
     # A dilation means nothing to one tap, but with it PyTorch always asks oneDNN.
     y_1C1P = F.conv2d(image_1C1P, weight[..., None, None], bias, dilation=2)
     return y_1C1P[0, :, 0].t().unflatten(0, x.shape[:-1])
+
+
+def _bmm(x_XPL: Tensor, y_XLC: Tensor, add_XPC: Tensor | None = None) -> Tensor:
+    """Multiply matrices in pairs, and add."""
+    if not _goes_to_onednn(x_XPL[0], y_XLC[0]):
+        if add_XPC is None:
+            return torch.bmm(x_XPL, y_XLC)
+        return torch.baddbmm(add_XPC, x_XPL, y_XLC)
+    pairs = zip(x_XPL, y_XLC, strict=True)
+    if x_XPL.shape[1] < y_XLC.shape[2]:  # the smaller one as the weight, laid out anew
+        products = [_linear(y_LC.mT, x_PL).mT for x_PL, y_LC in pairs]
+    else:
+        products = [_linear(x_PL, y_LC.mT) for x_PL, y_LC in pairs]
+    if add_XPC is not None:
+        products = [p + a for p, a in zip(products, add_XPC, strict=True)]
+    return products[0][None] if len(products) == 1 else torch.stack(products)
 
 
 def _pointwise(conv: nn.Conv1d, x_BLC: Tensor) -> Tensor:
