@@ -11,6 +11,7 @@ level of its mixture. The same command again does what is missing.
 import sys
 from collections.abc import Sequence
 
+from modules.runtime.allocation import keep_freed_memory
 from modules.runtime.cli import run
 from recipes.separate import separate
 
@@ -21,4 +22,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main(sys.argv[1:]))
