@@ -36,6 +36,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -47,7 +48,7 @@ SAMPLES = dict.fromkeys(["bs_roformer", "mel_roformer"], 8 * 44100)
 SAMPLES |= {"scnet": 11 * 44100, "tf_locoformer": 4 * 8000, "sepreformer": 4 * 8000}
 KINDS = RATE, PEAK = "examples a second", "peak GB"
 
-COMPILED = "ours bf16, compiled"
+DISTRIBUTED, COMPILED = "ours bf16, DDP with one rank", "ours bf16, compiled"
 # name in the table, arguments of the network and of the step
 VARIANTS: dict[str, dict] = {
     "reference fp32": {"side": "reference", "plain_attention": True},
@@ -55,6 +56,7 @@ VARIANTS: dict[str, dict] = {
     "ours fp32": {},
     "ours bf16": {"bf16": True},
     "ours bf16, checkpointing": {"bf16": True, "checkpointing": True},
+    DISTRIBUTED: {"bf16": True, "distributed": True},
     COMPILED: {"bf16": True, "compiled": True},
 }
 # of which these are measured at the largest batch that fits
@@ -83,6 +85,8 @@ class Cell:
             compile_blocks(self.network)
         tensors = itertools.chain(network.parameters(), network.buffers())
         self.weights = sum(tensor.nbytes for tensor in tensors)
+        if job.get("distributed"):
+            self.network = one_rank(self.network)
         self.peaks: dict[int, int] = {}
 
     def run(self, batch: int, steps: int = 1) -> Figures:
@@ -131,6 +135,13 @@ class Cell:
             return 0
         room = ROOM * torch.cuda.mem_get_info()[1] - self.others() - high
         return many + int(room * (many - few) / (high - low))
+
+
+def one_rank(network: nn.Module) -> nn.Module:
+    """Return the network as `torchrun` trains it, in a group of this process alone."""
+    if not dist.is_initialized():
+        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+    return nn.parallel.DistributedDataParallel(network)
 
 
 def compile_blocks(network: nn.Module) -> None:
@@ -273,6 +284,8 @@ def main(argv: list[str] | None = None) -> None:
         torch._dynamo.reset()
         if arguments.out:
             arguments.out.write_text("\n".join(lines))
+    if dist.is_initialized():
+        dist.destroy_process_group()
     print("\n".join(lines))
 
 

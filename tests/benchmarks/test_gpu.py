@@ -10,10 +10,17 @@ from torch import nn
 from benchmarks import gpu, models
 
 
+@pytest.fixture(autouse=True)
+def no_group_stays():
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def test_a_table_beside_speechbrain(tmp_path, capsys):
     out = tmp_path / "gpu.md"
     small = ["--device=cpu", "--layers=1", "--samples=800", "--seconds=-1"]
-    variants = ["reference fp32", "ours fp32"]
+    variants = ["reference fp32", "ours fp32", gpu.DISTRIBUTED]
     gpu.main(["--models", "sepformer", "--variants", *variants, *small, f"--out={out}"])
     text = out.read_text()
     assert text.strip() in capsys.readouterr().out
@@ -23,9 +30,10 @@ def test_a_table_beside_speechbrain(tmp_path, capsys):
         assert text.count(f"{name}, batch 1: no time left") == 1
 
 
-def test_a_cell_is_timed():
+@pytest.mark.parametrize("variant", ["ours bf16, checkpointing", gpu.DISTRIBUTED])
+def test_a_cell_is_timed(variant):
     job = {"model": "sepformer", "samples": 800, "layers": 1, "side": "ours"}
-    cell = gpu.Cell(job | {"device": "cpu", "bf16": True, "checkpointing": True})
+    cell = gpu.Cell(job | {"device": "cpu"} | gpu.VARIANTS[variant])
     assert cell.run(2, 2)[gpu.RATE] > 0
     assert all(weight.grad is None for weight in cell.network.parameters())
     cell.peaks = {1: 3, 4: 0}
