@@ -187,12 +187,9 @@ class MusicSeparation(Separation):
     # ------------------------------------------------------------------ evaluation
 
     def _load_for_evaluation(self, max_key: str | None) -> None:
-        """Load the best weights, but the stems' losses of the whole run."""
-        newest = self.checkpointer.find_checkpoint()
+        """Load the best weights; the stems' losses stay those of the whole run."""
+        self.checkpointer.recoverables.pop("stem_losses", None)
         super()._load_for_evaluation(max_key)
-        if newest is not None and not self.test_only:
-            path = newest.paramfiles["stem_losses"]
-            self.stem_losses.load_state_dict(torch.load(path, "cpu", weights_only=True))
 
     def separate(self, mix_BCT: Tensor) -> Tensor:
         """Separate whole songs [B, C, T] in overlapping segments."""

@@ -54,6 +54,12 @@ class Parts:
         hparams: Mapping[str, Any],
         run_opts: RunOptions,
     ) -> None:
+        for name in ("debug", "test_only"):
+            if getattr(run_opts, name):  # it would count as the whole part
+                raise HparamsError(
+                    f"--{name}: {arguments[0]} runs parts that build on each other, "
+                    f"each in full; give --{name} to the recipe of one of them"
+                )
         self.train, self.hparams = train, hparams
         timeout, self.parts = hparams["ddp_timeout"], hparams["parts"]
         self.run_opts = distributed.init_process_group(run_opts, timeout)
@@ -111,6 +117,8 @@ class Parts:
             return self._judge, common | {"checkpoint": checkpoint, "out": out}
         common |= {key: self.hparams[key] for key in ("seed", "test_folder")}
         common["output_folder"] = str(self.folder / name)
+        if (limit := self.run_opts.optimizer_step_limit) is not None:
+            common["optimizer_step_limit"] = limit  # in the command: not in full
         if "start" in spec:
             common["pretrained"] = self._ended(spec.pop("start"))
         if "stems" in spec:

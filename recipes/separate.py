@@ -54,7 +54,7 @@ def separate(
         Audio files, or folders of them (with all folders below); - is a WAV from
         standard input, whose files are named stdin.
     out : Path
-        Folder to write; what is there is left as it is.
+        Folder to write; what is there is left as it is, and is no input.
     sample_rate : int
         Rate of a model that does not state its own, in Hz.
     json : bool
@@ -175,6 +175,14 @@ def _jobs(
                 )
             owner[place] = path
         jobs.append((path, paths))
+    # A folder around --out is read without it; stems in another would be inputs.
+    others = {path.resolve() for path in inputs}.difference(out.resolve().parents)
+    for place in owner:
+        if not others.isdisjoint([place.resolve(), *place.resolve().parents]):
+            raise DataError(
+                f"--out={out}: holds inputs, and {place} would be written among them; "
+                f"give it a folder of its own, such as --out={out / 'stems'}"
+            )
     return jobs
 
 
@@ -192,14 +200,18 @@ def _files(inputs: Sequence[Path], out: Path) -> Iterator[tuple[Path, str]]:
             own = given.absolute().relative_to(common) if shared else Path(given.name)
             yield given, own.with_suffix("").as_posix()
             continue
+        # What lies below --out was written there, unless the folder itself does.
+        apart = not given.resolve().is_relative_to(out.resolve())
         found = [
             path
             for path in list_files(given, "**/*")
             if path.suffix.lower() in SUFFIXES
             and path.is_file()
-            and not path.resolve().is_relative_to(out.resolve())
+            and not (apart and path.resolve().is_relative_to(out.resolve()))
         ]
         if not found:
-            raise DataError(f"{given}: holds no audio ({', '.join(sorted(SUFFIXES))})")
+            where = f" outside of --out={out}" * apart
+            suffixes = ", ".join(sorted(SUFFIXES))
+            raise DataError(f"{given}: holds no audio{where} ({suffixes})")
         for path in found:
             yield path, path.relative_to(given).with_suffix("").as_posix()

@@ -128,11 +128,12 @@ def list_rows(
         )
         for name in sorted(mixtures)
     ]
+    used = {entry for files in found.values() for entry in files.values()}
     spare = [
         f"{entry.path} is left out: no {parts.mixture.name} has its name"
         for folder in parts.folders[1:]
         for entry in listing[folder].values()
-        if entry not in found[folder].values()
+        if entry not in used
     ]
     return rows, spare
 

@@ -139,11 +139,12 @@ def generate(
 def _named(pool: UtterancePool, speakers: Sequence[str]) -> UtterancePool:
     """Return the utterances of some speakers, named SPEAKER/UTTERANCE."""
     spoken = [one for of_one in pool.by_speaker for one in of_one]
+    wanted = set(speakers)
     return UtterancePool(
         [
             u._replace(name=f"{u.speaker}/{u.name}")
             for u in spoken
-            if u.speaker in speakers
+            if u.speaker in wanted
         ]
     )
 

@@ -8,12 +8,14 @@ integers: no order of adding changes them.
 Legend: N examples of the global batch, K stems, R tracks, E epochs, Q sums.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from modules.runtime.errors import CheckpointMismatch
 from modules.runtime.tables import write_table
 
 COLUMNS = ("track", "stem", "epoch", "loss", "offered", "dropped")
@@ -80,16 +82,26 @@ class KeptLosses:
         """Write the rows in one atomic step."""
         return write_table(path, COLUMNS, self.rows())
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the sums."""
-        return {"sums_EQRK": self.sums_EQRK.cpu()}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums, and the tracks in their order."""
+        return {"sums_EQRK": self.sums_EQRK.cpu(), "tracks": self.tracks}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue the sums of a checkpoint."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the sums of a checkpoint, each with the track of its name.
+
+        New tracks begin at zero, and the sums of those that are gone are dropped.
+        """
         sums_EQRK = state["sums_EQRK"]
-        if sums_EQRK.shape[1:] != self.sums_EQRK.shape[1:]:
-            raise ValueError(
-                f"the checkpoint has sums of {list(sums_EQRK.shape[2:])} tracks and "
-                f"stems, this run of {list(self.sums_EQRK.shape[2:])}"
+        saved = state.get("tracks", self.tracks)  # older checkpoints have no names
+        found, wanted = [*sums_EQRK.shape[2:]], [len(saved), len(self.stems)]
+        if found != wanted:
+            raise CheckpointMismatch(
+                f"it has sums of {found} tracks and stems, this run of {wanted}; give "
+                "the same data and stems as before, or another output_folder"
             )
-        self.sums_EQRK = sums_EQRK.clone()
+        places = {track: place for place, track in enumerate(saved)}
+        both = [track for track in self.tracks if track in places]
+        shape = (len(sums_EQRK), 3, len(self.tracks), len(self.stems))
+        self.sums_EQRK = sums_EQRK.new_zeros(shape)
+        old, new = [places[t] for t in both], [self.numbers[t] for t in both]
+        self.sums_EQRK[:, :, new] = sums_EQRK[:, :, old]

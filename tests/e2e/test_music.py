@@ -215,6 +215,26 @@ def test_losses_are_kept_of_the_whole_run_not_up_to_the_best_epoch(arguments, tm
     assert path.read_text() == text
 
 
+def test_a_resume_takes_other_tracks_by_name(arguments, songs, tmp_path):
+    data = shutil.copytree(songs, tmp_path / "songs")
+
+    def losses_after(epochs: str, **more: object) -> dict[tuple[str, str], str]:
+        phases = f"{{epochs: {epochs}}}"
+        train.main(arguments(data_folder=data, lr_scheduler=phases, **more))
+        with open(tmp_path / "run" / "stem_losses.csv") as file:
+            rows = [row for row in csv.DictReader(file) if row["stem"] == "low"]
+        return {(row["track"], row["epoch"]): row["loss"] for row in rows}
+
+    before = losses_after("[1, 1]")
+    (data / "track1").rename(data / "track9")
+    shutil.copytree(data / "track2", data / "track10")
+    after = losses_after("[1, 2]", allow_changes=True)
+    stayed = {key: loss for key, loss in before.items() if key[0] != "track1"}
+    new = {key: loss for key, loss in after.items() if key[1] == "3"}
+    assert {track for track, _ in new} >= {"track10", "track3", "track9"}
+    assert stayed and after == stayed | new
+
+
 def test_one_phase_alone(arguments, tmp_path):
     train.main(arguments(truncation="ccom", phase=2))
     (line,) = epochs_of(tmp_path / "run")

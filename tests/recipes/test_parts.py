@@ -141,3 +141,17 @@ def test_another_judge_writes_a_folder_of_its_own(path):
     assert json.loads(path.calls[-1]["train_stems"]) == stems
     with pytest.raises(HparamsError, match="filter: the data were not judged"):
         path.run("--part=tune")
+
+
+@pytest.mark.parametrize("option", ["debug", "test_only"])
+def test_a_trial_of_parts_is_refused_before_anything_is_written(path, option):
+    with pytest.raises(HparamsError, match=f"--{option}: .*path.yaml runs parts"):
+        path.run(f"--{option}")
+    assert not path.calls and not path.out.exists()
+
+
+def test_a_part_that_a_limit_ended_has_not_ended_without_it(path):
+    limited = "--part=noisy", "--optimizer_step_limit=2"
+    assert path.run(*limited) == ["noisy"] and path.run(*limited) == []
+    assert path.calls[0]["optimizer_step_limit"] == "2"
+    assert path.run("--part=noisy") == ["noisy"] and path.run("--part=noisy") == []

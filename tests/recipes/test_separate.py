@@ -313,6 +313,49 @@ def test_two_inputs_for_one_output_are_refused(speech, tmp_path, capsys):
     assert "holds no audio" in capsys.readouterr().err
 
 
+def test_an_out_around_the_inputs(speech, tmp_path, capsys, monkeypatch):
+    (tmp_path / "songs").mkdir()
+    soundfile.write(tmp_path / "songs" / "a.wav", noise(0.2), RATE)
+    monkeypatch.chdir(tmp_path)
+    run(speech, "songs", out=".")
+    (tmp_path / "a" / "s1.wav").unlink()
+    capsys.readouterr()
+    run(speech, "songs", out=".")  # its own stems are no inputs
+    assert "1 files separated" in capsys.readouterr().out
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.wav"))
+    assert found == ["a/s1.wav", "a/s2.wav", "songs/a.wav"]
+    run(speech, ".", out="songs/stems", status=0)
+    assert not (tmp_path / "songs" / "stems" / "songs" / "stems").exists()
+
+
+def test_an_out_whose_stems_would_be_inputs_is_refused(
+    speech, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "songs" / "songs").mkdir(parents=True)
+    soundfile.write(tmp_path / "songs" / "a.wav", noise(0.2), RATE)
+    monkeypatch.chdir(tmp_path)
+
+    def refused(*inputs: str, out: str) -> str:
+        run(speech, *inputs, out=out, status=1)
+        assert len(list(tmp_path.rglob("*.wav"))) == wavs
+        return capsys.readouterr().err
+
+    wavs = 1
+    error = refused("songs", out="songs")
+    assert "--out=songs: holds inputs, and songs/a/s1.wav would be written" in error
+    assert "such as --out=songs/stems" in error
+    assert ".: holds no audio outside of --out=songs" in refused(".", out="songs")
+    soundfile.write(tmp_path / "songs" / "songs" / "b.wav", noise(0.2), RATE)
+    wavs = 2
+    assert "--out=.: holds inputs, and songs/b/s" in refused("songs", out=".")
+    # Nor may a stem take the place of an input.
+    (tmp_path / "a").mkdir()
+    soundfile.write(tmp_path / "a" / "s1.wav", noise(0.2), RATE)
+    wavs = 3
+    error = refused("songs/a.wav", "a/s1.wav", out=".")
+    assert "would be written among them" in error
+
+
 def test_files_of_one_name_are_told_apart_by_their_folders(speech, tmp_path):
     places = [tmp_path / name / "mixture.wav" for name in ("a", "b")]
     for place in places:

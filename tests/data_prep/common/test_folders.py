@@ -1,10 +1,13 @@
 """A first start opens each header once, and still sees a file that changes."""
 
 import os
+from pathlib import Path
 
 import pytest
 import soundfile
 
+from data_prep.common.folders import list_rows
+from data_prep.common.layout import Parts
 from data_prep.wsj0mix.manifests import prepare
 from modules.audio import io
 from modules.data.manifest import read_manifest
@@ -46,3 +49,29 @@ def test_a_file_that_changes_after_preparing_is_opened_again(tmp_path, same_size
         soundfile.write(path, wave[:-1], 8000)
     with pytest.raises(DataError, match="is at 16000 Hz" if same_size else "samples"):
         read_manifest(manifest, 2, 8000)
+
+
+class Entry:
+    """A file in a listing; how often files were compared is counted."""
+
+    compared = 0
+
+    def __init__(self, folder, name):
+        self.name, self.path = f"{name}.wav", f"{folder}/{name}.wav"
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other):
+        Entry.compared += 1
+        return self is other
+
+
+def test_the_work_for_a_file_does_not_grow_with_their_number():
+    parts = Parts(Path("mix"), (Path("s1"), Path("s2")))
+    names = [f"{k:03d}" for k in range(300)]
+    listing = {at: {n: Entry(at, n) for n in names} for at in parts.folders}
+    listing[parts.sources[1]]["more"] = Entry("s2", "more")
+    rows, spare = list_rows(parts, listing, 8000)
+    assert len(rows) == 300
+    assert spare == ["s2/more.wav is left out: no mix has its name"]
+    assert Entry.compared < 1000  # each with each: 90 000

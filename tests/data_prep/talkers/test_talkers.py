@@ -17,6 +17,7 @@ from data_prep.talkers.manifests import prepare
 from data_prep.verify.__main__ import main as verify
 from modules.data.dynamic_mixing import DynamicMixing
 from modules.data.manifest import read_manifest
+from modules.data.utterances import Utterance, UtterancePool
 from modules.runtime.errors import AudioError, DataError
 
 NAMES = ("annie", "annab", "carl", "dora", "eve", "finn", "gus")
@@ -228,6 +229,21 @@ def test_what_cannot_be_used_is_named(people, noise, tmp_path, caplog):
         (tmp_path / f"noise/{k}.wav").write_bytes(b"RIFF")
     with pytest.raises(AudioError, match=r"noise/\d.wav"):
         generate(people, tmp_path / "y", tmp_path / "noise", **SMALL, workers=1)
+
+
+def test_no_speaker_is_compared_with_all_others():
+    class Name(str):
+        compared = 0
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            Name.compared += 1
+            return str.__eq__(self, other)
+
+    names = [Name(k) for k in range(300)]
+    pool = UtterancePool([Utterance("", "u", str(k), 8000, 1, 0.0) for k in range(300)])
+    assert len(talkers._named(pool, names[:150])) == 150
+    assert Name.compared < 1000
 
 
 def test_from_a_folder_to_training_with_two_commands(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from modules.losses.kept_losses import KeptLosses
+from modules.runtime.errors import CheckpointMismatch
 
 
 def choice(*rows: tuple[int, int, float, bool, bool]):
@@ -48,8 +49,37 @@ def test_sums_continue_from_a_checkpoint():
         losses.add(2, *choice((0, 0, 0.1, True, True)))
     assert list(one.rows()) == list(other.rows())
     assert other.state_dict()["sums_EQRK"][0, 1, 0, 0] == 2
-    with pytest.raises(ValueError, match=r"\[1, 2\].*\[2, 2\]"):
-        KeptLosses(["a", "b"], ["drums", "bass"]).load_state_dict(one.state_dict())
+
+
+def test_sums_go_with_the_names_of_their_tracks(tmp_path):
+    stems = ["drums", "bass"]
+    old = KeptLosses(["a", "b", "c"], stems)
+    old.add(1, *choice(*((track, 0, track + 1.0, True, True) for track in range(3))))
+    torch.save(old.state_dict(), tmp_path / "saved")
+    state = torch.load(tmp_path / "saved", weights_only=True)
+    for tracks in (["c", "new", "a"], ["new", "a", "b", "c"], ["b"], ["new"]):
+        losses = KeptLosses(tracks, stems)
+        losses.load_state_dict(state)
+        kept = [
+            (t, "drums", 1, "abc".index(t) + 1.0, 1, 0) for t in tracks if t != "new"
+        ]
+        assert list(losses.rows()) == kept
+        losses.add(2, *choice((len(tracks) - 1, 1, 0.5, True, True)))
+        assert list(losses.rows())[-1][0] == tracks[-1]
+    with pytest.raises(CheckpointMismatch, match=r"\[3, 2\] .* this run of \[3, 1\]"):
+        KeptLosses(["a", "b", "c"], ["drums"]).load_state_dict(state)
+
+
+def test_a_checkpoint_without_names_must_have_as_many_tracks():
+    one, same, more = (
+        KeptLosses(names, ["drums", "bass"]) for names in ("a", "a", "ab")
+    )
+    one.add(1, *choice((0, 0, 0.3, True, False)))
+    state = {"sums_EQRK": one.state_dict()["sums_EQRK"]}
+    same.load_state_dict(state)
+    assert list(same.rows()) == list(one.rows())
+    with pytest.raises(CheckpointMismatch, match=r"\[1, 2\] .* this run of \[2, 2\]"):
+        more.load_state_dict(state)
 
 
 def test_the_csv_reads_back(tmp_path):
