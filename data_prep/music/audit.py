@@ -43,7 +43,7 @@ from data_prep.common.tracks import MissingStems
 from data_prep.music.content import RATE, bleed_db, cut_windows, hear, suspects
 from data_prep.music.evidence import less_median, loss_signals, mean_of, standard
 from data_prep.music.filter import judge, load_model, read_stem
-from data_prep.music.manifests import SOURCES, find_tracks
+from data_prep.music.manifests import SOURCES, judged_tracks
 from modules.audio.io import read_header
 from modules.data.labels import COLUMNS, Key, Label
 from modules.data.manifest import Row
@@ -192,7 +192,7 @@ def audit(
     separate : bool
         Let the runs' networks separate the stems; without it their losses count alone.
     checkpoint : str | None
-        Another model: the folder of a run, or one that export.py wrote.
+        Another model: a run's folder, one that export.py wrote, or published weights.
     sources : Sequence[str]
         Names of the stems, if no model says them.
     missing_stems : str
@@ -214,10 +214,7 @@ def audit(
             first = f"{judges[0].folder} {list(judges[0].model.sources)}"
             raise DataError(f"{one.folder} has the stems {sources}, {first}")
     folder = Path(data_folder).absolute()
-    # Nothing need be held out; with a single track nothing can be.
-    held_out = None if (folder / "valid").is_dir() else 0
-    found = find_tracks(folder, sources, held_out, missing_stems)
-    tracks = sorted([*found["train"], *found.get("valid", ())], key=lambda t: t.id)
+    tracks = judged_tracks(folder, sources, missing_stems)
     files = []
     for path in (path for track in tracks for path in track.files):
         read_header(path)  # what is missing or damaged is named before the work

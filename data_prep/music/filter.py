@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from data_prep.common.jobs import claim_folder
 from data_prep.common.tracks import MissingStems
-from data_prep.music.manifests import find_tracks
+from data_prep.music.manifests import judged_tracks
 from modules.audio.faults import SILENT_STEM_DB
 from modules.audio.io import read_header, read_stereo
 from modules.audio.pitch import change_pitch_and_tempo
@@ -44,9 +44,7 @@ from modules.runtime.cli import run
 from modules.runtime.devices import check_device
 from modules.runtime.files import write_text
 from modules.runtime.tables import read_table, write_table
-from modules.weights.export import CONFIG, load_exported
-from modules.weights.pretrained import load_pretrained
-from modules.weights.runs import load_tested, read_run
+from modules.weights.separators import load_separator
 
 COLUMNS = ("track", "stem", "status", "margin_db")
 CLEAN, MIXED, SILENT = "clean", "mixed", "silent"
@@ -124,20 +122,9 @@ def judge(
     return loudness[name] - max(others), loudness
 
 
-def load_model(checkpoint: str | Path, hparams: str | None = None) -> SongModel:
-    """Return a separator in evaluation mode, with the weights that the run tested.
-
-    `checkpoint` is the folder of a run or one that export.py wrote. With `hparams`, the
-    `hyperparams.yaml` of a run, it is anything that `--pretrained` takes.
-    """
-    if hparams is not None:
-        model = read_run(hparams).make_network()
-        load_pretrained(model, checkpoint)
-    elif (Path(checkpoint) / CONFIG).is_file():
-        model = load_exported(checkpoint)
-    else:
-        model = load_tested(checkpoint)
-    return cast(SongModel, model)
+def load_model(checkpoint: str | Path) -> SongModel:
+    """Return what `load_separator` finds, in evaluation mode."""
+    return cast(SongModel, load_separator(checkpoint).network)
 
 
 class Margins:
@@ -259,10 +246,7 @@ def clean_stems(
     `label` names the weights in `settings.json`; see `filter_stems` for the rest.
     """
     folder = Path(data_folder).absolute()
-    # Nothing need be held out; with a single track nothing can be.
-    hold_out = None if (folder / "valid").is_dir() else 0
-    found = find_tracks(folder, model.sources, hold_out, missing_stems)
-    tracks = sorted([*found["train"], *found.get("valid", ())], key=lambda t: t.id)
+    tracks = judged_tracks(folder, model.sources, missing_stems)
     settings = {
         "data_folder": str(folder),
         "weights": label,
@@ -296,7 +280,6 @@ def filter_stems(
     data_folder: str | Path,
     checkpoint: str | Path,
     out: Path,
-    hparams: str | None = None,
     threshold: float | None = None,
     semitones: float = 6.0,
     tempo: float = 2.0,
@@ -310,11 +293,9 @@ def filter_stems(
     data_folder : str | Path
         Tracks with stems.
     checkpoint : str | Path
-        Folder of a run, or one that export.py wrote.
+        Folder of a run, one that export.py wrote, or published weights.
     out : Path
         Folder of the results.
-    hparams : str | None
-        The hyperparams.yaml of a run, where the checkpoint holds weights only.
     threshold : float
         Margin above which a stem is clean, in dB: 20 is CCOM's. Without it the margins
         of each stem are split in two.
@@ -326,7 +307,7 @@ def filter_stems(
         Where to separate.
     """
     check_device(device)
-    model = load_model(checkpoint, hparams).to(device)
+    model = load_model(checkpoint).to(device)
     label = str(Path(checkpoint).absolute())
     how = threshold, semitones, tempo, label, missing_stems
     clean = clean_stems(data_folder, model, out, *how)

@@ -27,9 +27,8 @@ logger = logging.getLogger(__name__)
 
 Unequal = Literal["pad", "cut", "refuse"]
 
-SOURCES = ("drums", "bass", "other", "vocals")
-MIXTURE = "mixture"
-LAYOUT = (Tracks(mixture=MIXTURE, sources=SOURCES),)
+SOURCES, MIXTURE = Tracks.sources, Tracks.mixture
+LAYOUT = (Tracks(),)
 
 # Held out of MUSDB18's training set by its authors (musdb, configs/mus.yaml).
 MUSDB_VALID_TRACKS = (
@@ -153,7 +152,7 @@ def find_tracks(
     tracks = {name: _list_tracks(at, sources, missing) for name, at in folders.items()}
     if "valid" in tracks:
         if valid_tracks is not None:
-            there = data_folder / "valid"
+            there = folders["valid"]
             raise DataError(f"valid_tracks is set, but {there} exists: remove one")
         return tracks
     if valid_tracks is not None and not valid_tracks:
@@ -164,6 +163,16 @@ def find_tracks(
     tracks["valid"] = [track for track in everything if track.id in held_out]
     tracks["train"] = [track for track in everything if track.id not in held_out]
     return tracks
+
+
+def judged_tracks(
+    folder: Path, sources: Sequence[str], missing: MissingStems
+) -> list[Row]:
+    """Return all tracks but those of `test` by name, to judge their labels."""
+    # Nothing need be held out; with a single track nothing can be.
+    hold_out = None if split_folders(folder, ["valid"]) else 0
+    found = find_tracks(folder, sources, hold_out, missing)
+    return sorted([*found["train"], *found.get("valid", ())], key=lambda row: row.id)
 
 
 def _check_sources(sources: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from speechbrain.utils.checkpoints import METAFNAME
 from torch import nn
 
 from modules.models.mossformer2 import MossFormer2
@@ -53,9 +54,9 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
     Arguments
     ---------
     place : str | Path
-        A run's folder (the weights that it tested), a folder that `export.py` wrote, a
-        folder or file in one of `pretrained.LAYOUTS`, or such a folder of
-        huggingface.co, `hf:ORGANISATION/NAME[@REVISION]`.
+        A run's folder (the weights that it tested), one of its checkpoints, a folder
+        that `export.py` wrote, a folder or file in one of `pretrained.LAYOUTS`, or such
+        a folder of huggingface.co, `hf:ORGANISATION/NAME[@REVISION]`.
     sample_rate : int | None
         For models that do not state theirs, in Hz.
 
@@ -75,7 +76,7 @@ def load_separator(place: str | Path, sample_rate: int | None = None) -> Loaded:
     )
     if (place / CONFIG).is_file() and not foreign:
         network, rate = load_exported(place), read_config(place).get("sample_rate")
-    elif (place / SETTINGS).is_file() and not foreign:
+    elif any((place / x).is_file() for x in (SETTINGS, METAFNAME)) and not foreign:
         run = read_run(place)
         network, rate, sources = load_tested(run), run.sample_rate, run.value("sources")
         tested = {name: run.value(name) for name in ("shifts", "seed", "overlap")}

@@ -15,8 +15,7 @@ from data_prep.music.filter import Margins, judge, loudness_db, split_margins
 from modules.runtime.errors import DataError
 from modules.weights.checkpointer import AtomicCheckpointer
 from modules.weights.export import export
-from modules.weights.runs import read_run
-from tests.toy import same_weights
+from tests.modules.weights.test_pretrained import DEMUCS, make_htdemucs
 
 RATE = 8000
 
@@ -228,8 +227,8 @@ def test_a_file_in_the_place_of_the_results_is_one_line(command, tmp_path, capsy
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--tempo=2", "hyperparams.yaml: cannot be read"),
-        ("--hparams=none.yaml", "none.yaml"),
+        ("--tempo=2", "holds no known layout of weights (it has: nothing)"),
+        ("--checkpoint=none.th", "none.th does not exist"),
         ("--device=abacus", "--device=abacus: no such device"),
     ],
 )
@@ -241,22 +240,23 @@ def test_wrong_arguments_are_one_line(tmp_path, capsys, option, message):
     assert len(error.splitlines()) == 1
 
 
-def test_a_run_and_what_is_exported_of_it_give_the_same_model(tmp_path):
-    size = "encoder_channels: 16, chunk_size: 10, intra_layers: 1, inter_layers: 1"
-    run = tmp_path / "run"
+def test_a_run_a_checkpoint_an_export_and_a_package_of_demucs_judge_alike(tmp_path):
+    trained, run = make_htdemucs(0), tmp_path / "run"
+    renamed = {"segment": "segment_seconds", "samplerate": "sample_rate"}
+    size = {renamed.get(key, key): value for key, value in DEMUCS.items()}
+    size |= {"sources": trained.sources, "segment_seconds": 1.2}
     run.mkdir()
     (run / "hyperparams.yaml").write_text(
-        "sample_rate: 8000\n"
-        f"separator: !new:modules.models.sepformer.SepFormer {{{size}}}\n"
+        f"sample_rate: {trained.sample_rate}\n"
+        f"separator: !new:modules.models.htdemucs.HTDemucs {json.dumps(size)}\n"
     )
-    trained = read_run(run).make_network()
-    AtomicCheckpointer(run / "save", {"separator": trained}).save_checkpoint()
-    exported = export(run, tmp_path / "exported")
-    for arguments in (
-        (run,),
-        (exported,),
-        (exported / "model.safetensors", f"{run}/hyperparams.yaml"),
-    ):
-        model = clean_stems.load_model(*arguments)
-        assert same_weights(model.state_dict(), trained.state_dict())
-        assert not model.training
+    checkpoints = AtomicCheckpointer(run / "save", {"separator": trained})
+    saved = checkpoints.save_checkpoint().path
+    exported = export(run, tmp_path / "exported", demucs=True)
+    (package,) = exported.glob("*.th")
+    wave_CT = torch.randn(2, 1500, generator=torch.Generator().manual_seed(0))
+    margins = [
+        judge(clean_stems.load_model(place), wave_CT, "vocals")
+        for place in (run, saved, exported, package)
+    ]
+    assert margins == [judge(trained.eval(), wave_CT, "vocals")] * 4

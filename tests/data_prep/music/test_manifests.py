@@ -10,7 +10,12 @@ import pytest
 import soundfile
 
 from data_prep.music.__main__ import main
-from data_prep.music.manifests import MUSDB_VALID_TRACKS, SOURCES, prepare
+from data_prep.music.manifests import (
+    MUSDB_VALID_TRACKS,
+    SOURCES,
+    judged_tracks,
+    prepare,
+)
 from data_prep.verify.__main__ import main as check
 from modules.data.manifest import read_manifest
 from modules.data.stems import StemDataset
@@ -63,6 +68,14 @@ def test_the_manifests_do_not_depend_on_when_they_are_made(flat, tmp_path):
         for name in ("a", "b")
     ]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("valid", ["valid", "Valid"])
+def test_all_tracks_but_those_of_the_test_are_judged(tmp_path, valid):
+    for split in ("train", valid, "test"):
+        write_track(tmp_path / split / f"of {split}")
+    found = [row.id for row in judged_tracks(tmp_path, SOURCES, "refuse")]
+    assert found == sorted(["of train", f"of {valid}"])
 
 
 @pytest.mark.parametrize("valid_tracks", [0, []])

@@ -137,10 +137,11 @@ def test_the_run_of_a_network(tmp_path):
     )
     source = MossFormer2(16, 16, 1, num_sources=3)
     checkpoints = AtomicCheckpointer(tmp_path / "save", {"separator": source})
-    checkpoints.save_checkpoint(meta={"loss": 1.0})
-    network, rate, sources, _ = load_separator(tmp_path)
-    assert (rate, sources, network.training) == (8000, ["s1", "s2", "s3"], False)
-    assert same_weights(network.state_dict(), source.state_dict())
+    saved = checkpoints.save_checkpoint(meta={"loss": 1.0})
+    for place in (tmp_path, saved.path):
+        network, rate, sources, _ = load_separator(place)
+        assert (rate, sources, network.training) == (8000, ["s1", "s2", "s3"], False)
+        assert same_weights(network.state_dict(), source.state_dict())
 
 
 def test_weights_that_do_not_say_their_network_are_refused(tmp_path):
