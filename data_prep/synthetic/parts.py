@@ -7,9 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import soundfile
-
 from modules.runtime.errors import DataError
 from modules.runtime.files import write_text
 
@@ -62,9 +59,3 @@ def make(folder: str | Path, parameters: Parameters, made_by: str) -> Path:
     shutil.rmtree(old, ignore_errors=True)
     logger.info("%s: made by %s", folder, made_by)
     return folder
-
-
-def write_pcm(path: Path, wave: np.ndarray, sample_rate: int) -> None:
-    """Write int16 samples [T] or [T, C] as a 16-bit WAV file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, wave, sample_rate, subtype="PCM_16")

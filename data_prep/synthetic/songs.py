@@ -30,6 +30,7 @@ from data_prep.common.layout import SPLITS
 from data_prep.music.manifests import MIXTURE, SOURCES
 from data_prep.music.manifests import prepare as prepare_stems
 from data_prep.synthetic import parts
+from modules.audio.io import write_wave
 from modules.runtime.cli import run
 from modules.runtime.errors import DataError
 from modules.runtime.tables import write_table
@@ -126,7 +127,7 @@ class Parameters:
 
     def _write(self, folder: Path, waves: Waves) -> None:
         for name, wave_CT in waves.items():
-            parts.write_pcm(folder / f"{name}.wav", wave_CT.T, self.sample_rate)
+            write_wave(folder / f"{name}.wav", wave_CT.T, self.sample_rate)
 
 
 def generate(out: str | Path, parameters: Parameters) -> Path:

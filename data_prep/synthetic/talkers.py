@@ -24,6 +24,7 @@ from data_prep.common.versions import SETS
 from data_prep.synthetic import parts
 from data_prep.synthetic.voices import Voice, make_voices, speak
 from data_prep.wsj0mix import manifests as wsj0mix
+from modules.audio.io import write_wave
 from modules.runtime.cli import run
 from modules.runtime.errors import DataError
 from modules.runtime.threads import in_threads
@@ -89,7 +90,7 @@ class Parameters:
             spoken[split].append((utterance, wave_T))
             if split == "tr":
                 path = folder / "wsj0" / "si_tr_s" / name / f"{utterance}.wav"
-                parts.write_pcm(path, wave_T, self.sample_rate)
+                write_wave(path, wave_T, self.sample_rate)
         counts = {"tr": None, "cv": self.valid_mixtures, "tt": self.test_mixtures}
         version = f"{self.num_spks}speakers/wav{self.sample_rate // 1000}k/min"
         for number, (split, utterances) in enumerate(spoken.items()):
@@ -201,7 +202,7 @@ def _write_mixture(
     waves = {"mix": src_ST.sum(0, dtype=np.int16)}
     waves |= {f"s{k}": source_T for k, source_T in enumerate(src_ST, start=1)}
     for part, wave_T in waves.items():
-        parts.write_pcm(folder / part / f"{name}.wav", wave_T, sample_rate)
+        write_wave(folder / part / f"{name}.wav", wave_T, sample_rate)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep.synthetic import parts, talkers
+from data_prep.synthetic import talkers
 from data_prep.synthetic.parts import MARKER
 from data_prep.synthetic.talkers import Parameters, prepare
 from data_prep.synthetic.voices import make_voices, speak
 from data_prep.verify.__main__ import main as check
+from modules.audio.io import write_wave
 from modules.data.manifest import read_manifest
 from modules.runtime.cli import run
 from modules.runtime.errors import DataError
@@ -178,10 +179,9 @@ def test_interrupted_call_leaves_no_corpus_and_the_next_one_succeeds(
         calls.append(path)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        write(path, wave_T, sample_rate)
+        write_wave(path, wave_T, sample_rate)
 
-    write = parts.write_pcm
-    monkeypatch.setattr(parts, "write_pcm", die)
+    monkeypatch.setattr(talkers, "write_wave", die)
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "c", **SMALL)
     assert not (tmp_path / "c").exists()
