@@ -21,17 +21,16 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from data_prep.music.audit import SEPARATED
-from modules.audio.io import read_stereo
-from modules.data.labels import COLUMNS, Label, read_labels
-from modules.metrics.detection import (
-    Key,
+from benchmarks.detection import (
     average_precision,
     brier,
     precision_at,
     precision_recall,
     read_truth,
 )
+from data_prep.music.audit import SEPARATED
+from modules.audio.io import read_stereo
+from modules.data.labels import COLUMNS, Key, Label, read_labels
 from modules.runtime.cli import as_command
 from modules.runtime.errors import DataError
 from modules.runtime.tables import read_table

@@ -32,7 +32,7 @@ from modules.data.label_actions import Trust, act_on_labels
 from modules.data.labels import read_labels
 from modules.data.manifest import read_manifest
 from modules.losses.choice import Choice, Terms
-from modules.losses.selection import CoTeaching, Selector, truncation
+from modules.losses.selection import PooledTruncation, Selector, truncation
 from recipes.config.schema import MusicSettings, setting
 from recipes.music import MusicSeparation
 from recipes.separation import Separation
@@ -102,6 +102,18 @@ class RuleNetworks(nn.Module):
         for stream in self.streams:
             main.wait_stream(stream)
         return torch.cat(estimates, dim=1)
+
+
+class CoTeaching(PooledTruncation):
+    """Let each of two networks choose for the other (Han et al., NeurIPS 2018).
+
+    The columns are the losses of both: [N, 2 K]. What looks right to one network trains
+    the other, which has made other mistakes.
+    """
+
+    def __call__(self, loss_NK: Tensor) -> Tensor:
+        one_NK, other_NK = super().__call__(loss_NK).chunk(2, dim=1)
+        return torch.cat([other_NK, one_NK], dim=1)
 
 
 class RuleSelectors(Selector):

@@ -98,7 +98,6 @@ class LossTruncation(Selector):
         self.memory = memory
         self.batches = 1  # accumulated for an optimizer step
         self.past_WK: Tensor | None = None
-        self.threshold_K: Tensor | None = None
 
     @property
     def dropped_are(self) -> str:
@@ -162,7 +161,6 @@ class ProcessTruncation(LossTruncation):
     def __call__(self, loss_NK: Tensor) -> Tensor:
         loss_RBK = loss_NK.unflatten(0, (world_size(), -1))  # a rank after the other
         threshold_RK = torch.stack([self._quantile(loss_BK) for loss_BK in loss_RBK])
-        self.threshold_K = threshold_RK.nanmean(0)
         return (loss_RBK <= threshold_RK[:, None]).flatten(0, 1)
 
     def compared(self, batch_size: int, world_size: int) -> int:
@@ -178,8 +176,7 @@ class PooledTruncation(LossTruncation):
 
     def __call__(self, loss_NK: Tensor) -> Tensor:
         past_WK = self._remember(loss_NK, self.batches * len(loss_NK))
-        self.threshold_K = self._quantile(past_WK)
-        return loss_NK <= self.threshold_K
+        return loss_NK <= self._quantile(past_WK)
 
     def compared(self, batch_size: int, world_size: int) -> int:
         return batch_size * world_size * self.batches
@@ -198,18 +195,6 @@ class FrameTruncation(PooledTruncation):
         loss_NFK = loss_NKF.transpose(1, 2)
         keep_NK = super().__call__(loss_NFK.flatten(0, 1))  # frames as examples
         return keep_NK.unflatten(0, loss_NFK.shape[:2]).transpose(1, 2)
-
-
-class CoTeaching(PooledTruncation):
-    """Let each of two networks choose for the other (Han et al., NeurIPS 2018).
-
-    The columns are the losses of both: [N, 2 K]. What looks right to one network trains
-    the other, which has made other mistakes.
-    """
-
-    def __call__(self, loss_NK: Tensor) -> Tensor:
-        one_NK, other_NK = super().__call__(loss_NK).chunk(2, dim=1)
-        return torch.cat([other_NK, one_NK], dim=1)
 
 
 class RunningTruncation(LossTruncation):
@@ -233,8 +218,7 @@ class RunningTruncation(LossTruncation):
     def _keep(self, loss_NK: Tensor, past_WK: Tensor, new: Tensor) -> Tensor:
         """Return the mask, given what is remembered, of which `new` losses are new."""
         is_full = (~past_WK.isnan().all(1)).sum() >= self.memory
-        self.threshold_K = self._quantile(past_WK).where(is_full, torch.inf)
-        return loss_NK <= self.threshold_K
+        return loss_NK <= self._quantile(past_WK).where(is_full, torch.inf)
 
     def compared(self, batch_size: int, world_size: int) -> int:
         return self.memory
@@ -247,6 +231,7 @@ class LossDropping(RunningTruncation):
     the threshold when a run resumes; this one saves it.
     """
 
+    threshold_K: Tensor | None = None
     age = torch.tensor(0)  # losses seen since the threshold was taken
 
     def _keep(self, loss_NK: Tensor, past_WK: Tensor, new: Tensor) -> Tensor:

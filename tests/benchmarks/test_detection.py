@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from modules.metrics.detection import (
+from benchmarks.detection import (
     average_precision,
     brier,
     precision_at,

@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from modules.data.labels import Key
 from modules.runtime.tables import read_table
-
-Key = tuple[str, str]  # track, stem
 
 
 def read_truth(path: Path) -> dict[Key, bool]:
