@@ -38,8 +38,6 @@ def save_mid_epoch(checkpointer: AtomicCheckpointer, meta: Mapping) -> None:
     checkpointer.save_and_keep_only(
         meta={MID_EPOCH: True, **meta},
         end_of_epoch=False,
-        num_to_keep=1,
-        importance_keys=[],
         ckpt_predicate=lambda ckpt: MID_EPOCH in ckpt.meta,
         verbosity=logging.DEBUG,
         spare=SPARE,
@@ -54,7 +52,6 @@ def save_epoch(
         meta=dict(meta),
         num_to_keep=keep,
         max_keys=[metric],
-        importance_keys=[],
         # One from within the epoch must not take the place of an epoch's.
         ckpt_predicate=lambda ckpt: MID_EPOCH not in ckpt.meta,
         spare=SPARE,

@@ -116,9 +116,6 @@ class AtomicCheckpointer(sb.Checkpointer):
         meta: Mapping | None = None,
         end_of_epoch: bool = True,
         name: str | None = None,
-        num_to_keep: int = 1,
-        keep_recent: bool = True,
-        importance_keys: Sequence[Callable] = (),
         verbosity: int = logging.INFO,
         **criteria: Any,
     ) -> None:
@@ -128,12 +125,7 @@ class AtomicCheckpointer(sb.Checkpointer):
         """
         self.save_checkpoint(meta, end_of_epoch, name, verbosity)
         run_on_main(self._link, *criteria.get("max_keys", ()))
-        self.delete_checkpoints(
-            num_to_keep=num_to_keep,
-            importance_keys=[*importance_keys, *([recency] if keep_recent else [])],
-            verbosity=verbosity,
-            **criteria,
-        )
+        self.delete_checkpoints(verbosity=verbosity, **criteria)
 
     def _link(self, max_key: str | None = None) -> None:
         found = {"latest": self.list_checkpoints()}
