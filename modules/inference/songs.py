@@ -84,8 +84,6 @@ def apply_model(
     *,
     shifts: int = 1,
     overlap: float = 0.25,
-    transition_power: float = 1.0,
-    segment_seconds: float | Fraction | None = None,
     batch_size: int = 1,
     normalize: bool = False,
     seed: int = 0,
@@ -98,10 +96,8 @@ def apply_model(
     estimates stay on the mixture's device, so that a GPU never holds a whole song. A
     ValueError names an argument that is out of range.
 
-    `segment_seconds` is the length of the segments (None: the model's), `overlap` the
-    share of one that the next repeats, 0 <= overlap < 1. `transition_power` is that of
-    the triangular weights, at least 1; fades are shorter with more. Each call of the
-    model gets `batch_size` segments (each a batch of B).
+    `overlap` is the share of a segment that the next repeats, 0 <= overlap < 1. Each
+    call of the model gets `batch_size` segments (each a batch of B).
 
     `shifts` separations are averaged, each moved by a random time of up to half a
     second; 0 is one that is not moved. The times are drawn by `seed`, unless `offsets`
@@ -118,17 +114,11 @@ def apply_model(
             "the mixture must be [batch, channels, samples >= 1], got "
             f"{list(mixture_BCT.shape)}"
         )
-    for name, value, low in (
-        ("shifts", shifts, 0),
-        ("batch_size", batch_size, 1),
-        ("transition_power", transition_power, 1),
-    ):
+    for name, value, low in (("shifts", shifts, 0), ("batch_size", batch_size, 1)):
         if not value >= low:
             raise ValueError(f"{name} must be at least {low}, got {value}")
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap must be in [0, 1), got {overlap}")
-    if segment_seconds is not None and not segment_seconds > 0:
-        raise ValueError(f"segment_seconds must be positive, got {segment_seconds}")
     if offsets is None:
         offsets = draw_offsets(bag, shifts, seed)
     draws = len(bag.models) * shifts
@@ -142,7 +132,7 @@ def apply_model(
     def read(start: int, stop: int) -> Tensor:
         return song_BCT[..., start:stop]
 
-    cut = Cut(overlap, batch_size, transition_power, segment_seconds)
+    cut = Cut(overlap, batch_size)
     samples, modes = mixture_BCT.shape[-1], [one.training for one in bag.models]
     try:
         bag.models.eval()
@@ -187,8 +177,6 @@ class Cut(NamedTuple):
 
     overlap: float = 0.25
     batch_size: int = 1
-    transition_power: float = 1.0
-    segment_seconds: float | Fraction | None = None
 
 
 @torch.no_grad()
@@ -268,8 +256,7 @@ def _stream(
     `bounds` are the first and the last sample that can be read, plus one; `index` says
     of which sources.
     """
-    seconds = model.segment if cut.segment_seconds is None else cut.segment_seconds
-    length = int(model.sample_rate * seconds)
+    length = int(model.sample_rate * model.segment)
     stride = int((1 - cut.overlap) * length)
     if stride < 1:
         raise ValueError(
@@ -282,7 +269,7 @@ def _stream(
     for new_BSCM in (all_BSCM[:, index] for all_BSCM in segments):
         covered = new_BSCM.shape[-1]
         if sum_BSCM is None:
-            weight_M = _triangle(length, new_BSCM.device) ** cut.transition_power
+            weight_M = _triangle(length, new_BSCM.device)
             total_M = weight_M.new_zeros(0)
             sum_BSCM = new_BSCM.new_zeros((*new_BSCM.shape[:-1], 0))
         missing = (0, covered - len(total_M))
