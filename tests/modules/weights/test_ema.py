@@ -31,18 +31,20 @@ def bits(module: nn.Module) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("warmup", [False, True])
-def test_follows_the_recursion_in_float64(warmup):
+@pytest.mark.parametrize("largest", [0.3, 0.9])
+def test_follows_the_recursion_in_float64_step_by_step(warmup, largest):
     layer = nn.Linear(1, 1, bias=False)
     nn.init.constant_(layer.weight, 5.0)
-    ema = EMA(decay=0.9, warmup=warmup).attach(layer)
+    ema = EMA(decay=largest, warmup=warmup).attach(layer)
     expected = 5.0
     for t in range(200):
         value = float(torch.tensor(t % 7, dtype=torch.float32))
         nn.init.constant_(layer.weight, value)
         ema.update()
-        decay = min(0.9, (1 + t) / (10 + t)) if warmup else 0.9
+        decay = min(largest, (1 + t) / (10 + t)) if warmup else largest
         expected = decay * expected + (1 - decay) * value
-    assert ema.state_dict()["shadow"]["weight"].item() == pytest.approx(expected, 1e-5)
+        average = ema.state_dict()["shadow"]["weight"].item()
+        assert average == pytest.approx(expected, 1e-5)
 
 
 def test_warmup_forgets_the_initial_weights_sooner():
