@@ -14,10 +14,16 @@ import numpy as np
 from data_prep.common.jobs import claim_folder, digest_of, make_all
 from data_prep.common.layout import SPLITS
 from data_prep.talkers.manifests import MIXTURE, NOISY_MIXTURE, SPEAKERS
-from modules.audio.io import check_samples, read_header, read_stereo, write_wave
+from modules.audio.io import (
+    SUFFIXES,
+    check_samples,
+    read_header,
+    read_stereo,
+    write_wave,
+)
 from modules.audio.resample import resample
 from modules.data.dynamic_mixing import DynamicMixing
-from modules.data.utterances import SUFFIXES, UtterancePool
+from modules.data.utterances import UtterancePool
 from modules.runtime.errors import DataError
 from modules.runtime.files import list_files
 from modules.runtime.randomness import named_rng

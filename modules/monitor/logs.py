@@ -62,16 +62,13 @@ class RunLog:
         """
         self._add("step", step, values)
 
-    def epoch(
-        self, epoch: int, stage_stats: Mapping[str, float | Mapping[str, float]]
-    ) -> None:
+    def epoch(self, epoch: int, stats: Mapping[str, Mapping[str, float]]) -> None:
         """Log statistics of an epoch, `{"train": {"loss": 1.0}}` as `train/loss`."""
-        values: dict[str, float] = {}
-        for name, value in stage_stats.items():
-            if isinstance(value, Mapping):
-                values |= {f"{name}/{key}": value[key] for key in value}
-            else:
-                values[name] = value
+        values = {
+            f"{stage}/{name}": value
+            for stage, part in stats.items()
+            for name, value in part.items()
+        }
         self._add("epoch", epoch, values)
 
     def audio(self, tag: str, wave_T: Tensor, sample_rate: int, epoch: int) -> None:

@@ -56,7 +56,7 @@ class Track(NamedTuple):
         return cls(name, header, lambda: (wave_TC[i : i + size] for i in starts), note)
 
     @classmethod
-    def of_file(cls, name: str, path: str | Path, note: str = "") -> "Track":
+    def of_file(cls, name: str, path: str | Path) -> "Track":
         """Make a track of a file; it is read twice, in constant memory."""
         with open_audio(path) as file:
             header = file.header
@@ -67,7 +67,7 @@ class Track(NamedTuple):
                 for start in range(0, header.frames, size):
                     yield file.read(start, min(size, header.frames - start))
 
-        return cls(name, header, parts, note)
+        return cls(name, header, parts)
 
 
 class ListenPage:

@@ -66,15 +66,15 @@ def test_values_come_back_exactly_and_in_order(tmp_path):
     log = RunLog(tmp_path / "new", tensorboard=False)
     log.scalars(10, loss=torch.tensor(0.1, dtype=torch.float64), kept_share=1 / 3)
     log.scalars(20, loss=math.nan, skipped=2)
-    log.epoch(1, {"lr": 1e-4, "train": {"loss": 1}, "valid": {"si_snr_i": -math.inf}})
+    log.epoch(1, {"train": {"loss": 1, "lr": 1e-4}, "valid": {"si_snr_i": -math.inf}})
     rows = points(tmp_path / "new")
     assert math.isnan(rows[2][3])
     assert rows[:2] + rows[3:] == [
         ("step", 10, "loss", 0.1),
         ("step", 10, "kept_share", 1 / 3),
         ("step", 20, "skipped", 2.0),
-        ("epoch", 1, "lr", 1e-4),
         ("epoch", 1, "train/loss", 1.0),
+        ("epoch", 1, "train/lr", 1e-4),
         ("epoch", 1, "valid/si_snr_i", -math.inf),
     ]
 
