@@ -22,15 +22,13 @@ from torch import Tensor
 
 from modules.audio.io import named_waves, safe_name, write_audio
 from modules.data.batch import Batch
-from modules.losses.si_snr import SILENCE
 from modules.metrics.measures import of_column
 from modules.metrics.scores import ResultTable
 from modules.monitor.listen.page import ListenPage, Track
 from modules.monitor.logs import RunLog
 from modules.runtime import distributed
-from modules.runtime.errors import HparamsError
+from modules.runtime.errors import HparamsError, first_of
 from modules.weights.checkpointer import AtomicCheckpointer
-from recipes.report import listed
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +37,6 @@ Scores = dict[str, float | None]
 OnExample = Callable[[str, Tensor, Tensor, Tensor], None]
 #: Maps estimates and targets to the estimates in their order, and a note for each.
 ToHear = Callable[[Tensor, Tensor], tuple[Tensor, Sequence[str]]]
-
-
-def silent_talkers(id_: str, target_ST: Tensor) -> list[str]:
-    """Name the example if a target is silent once its mean is removed."""
-    is_silent = bool((target_ST.var(-1, correction=0) <= SILENCE).any())
-    return [id_] if is_silent else []
 
 
 def make_manifests(
@@ -122,17 +114,17 @@ class Evaluator:
         if not sb.utils.distributed.if_main_process():
             return
         if self.silent:
-            names = listed(self.silent, len(self.silent))
+            names = first_of(self.silent)
             logger.warning(f"{name}: silent targets have no score: {names}")
         rows = self.table.rows
         for column in rows[0] if rows else ():
             metric, title = of_column(column)
             ids = [str(row["id"]) for row in rows if row[column] is None]
             if ids and metric and metric.lacking and title == metric.title:
-                names = listed(ids, len(ids))
+                names = first_of(ids)
                 logger.warning(f"{name}: no {title} of {names}: {metric.lacking}")
         if self.notes:
-            notes = listed(self.notes, len(self.notes))
+            notes = first_of(self.notes)
             logger.warning(f"{name}: {notes}; set check_sums=False to silence this")
 
 

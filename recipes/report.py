@@ -21,9 +21,6 @@ logger = logging.getLogger(__name__)
 #: Called on the main process with "batch", "epoch" or "test", its number, and values.
 OnMetrics = Callable[[str, int, Mapping[str, float]], None]
 
-#: Number of examples named in a message.
-NAMED = 5
-
 
 class Reporter:
     """Tells a run's story: train_log.txt, curves, TensorBoard, the log, a callback.
@@ -115,17 +112,6 @@ class Reporter:
     def _tell(self, kind: str, number: int, values: Mapping[str, float]) -> None:
         if self.on_metrics is not None and sb.utils.distributed.if_main_process():
             self.on_metrics(kind, number, dict(values))
-
-
-def listed(names: Sequence[str], total: int) -> str:
-    """List the first names, and say how many of `total` are left out.
-
-    >>> listed(["a", "b"], 2), listed(["a", "b"], 7)
-    ('a, b', 'a, b and 5 more')
-    """
-    names = names[:NAMED]
-    more = f" and {total - len(names)} more" if total > len(names) else ""
-    return f"{', '.join(names)}{more}"
 
 
 def short_line(

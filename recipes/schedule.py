@@ -199,8 +199,6 @@ class RateFactor:
     def __init__(self, warmup_steps: int = 0, decay: str = "none") -> None:
         if decay not in ("none", "linear", "cosine"):
             raise ValueError(f"lr_decay={decay}: use none, linear or cosine")
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps={warmup_steps}: must not be negative")
         self.warmup_steps = warmup_steps
         self.decay = decay
 

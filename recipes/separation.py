@@ -29,24 +29,19 @@ from modules.data.batch import Batch, collate_crops, collate_whole
 from modules.data.index import identity
 from modules.data.loader import EpochSampler, make_loader
 from modules.data.manifest import Row
+from modules.losses.si_snr import SILENCE
 from modules.metrics.measures import Metric, check_metrics
 from modules.monitor.memory import MemoryProfile
 from modules.runtime import distributed
-from modules.runtime.errors import HparamsError
+from modules.runtime.errors import HparamsError, first_of
 from modules.runtime.signals import StopRun
 from modules.weights.checkpoint_files import check_fit
 from modules.weights.checkpointer import mean_of_epochs
 from modules.weights.ema import EMA
 from recipes.checkpoints import save_epoch, save_mid_epoch
 from recipes.config.settings import Settings, check_settings
-from recipes.evaluation import (
-    AudioKeeper,
-    Evaluator,
-    Scores,
-    load_best,
-    silent_talkers,
-)
-from recipes.report import Reporter, listed, print_places, print_scores
+from recipes.evaluation import AudioKeeper, Evaluator, Scores, load_best
+from recipes.report import Reporter, print_places, print_scores
 from recipes.schedule import Waiting
 from recipes.step import TrainingStep
 from recipes.train_stats import TrainStats, known
@@ -221,9 +216,8 @@ class Separation(TrainingStep):
         if self._validates(epoch) and self.clock.saved_step != self.step:
             self._save_intra_epoch_ckpt()  # a validation can take hours
         # Before the end-of-epoch save: what it stores is the start of the next epoch.
-        self.avg_train_loss = self.stats.loss
         self.steps_before, self.step = self.global_step, 0
-        self.on_stage_end(Stage.TRAIN, self.avg_train_loss, epoch)
+        self.on_stage_end(Stage.TRAIN, self.stats.loss, epoch)
 
     def set_training(self) -> None:
         """Put the modules into training mode."""
@@ -294,7 +288,7 @@ class Separation(TrainingStep):
             if ids and sb.utils.distributed.if_main_process():
                 # What the selector drops is dropped on purpose.
                 level = logging.INFO if reason == "dropped" else logging.WARNING
-                names = listed(ids, number)
+                names = first_of(ids, total=number)
                 logger.log(level, f"epoch {epoch}: {text}, left out: {names}")
         train = stats.totals(self.term_names)
         self.reporter.epoch(epoch, lr, train, metrics, self.term_names)
@@ -351,8 +345,9 @@ class Separation(TrainingStep):
         raise NotImplementedError
 
     def silent_targets(self, id_: str, target_ST: Tensor, /) -> list[str]:
-        """Name an example's targets that have no score."""
-        return silent_talkers(id_, target_ST)
+        """Name an example if a target, without its mean, is too quiet for a score."""
+        is_silent = bool((target_ST.var(-1, correction=0) <= SILENCE).any())
+        return [id_] if is_silent else []
 
     @staticmethod
     def to_hear(est_ST: Tensor, target_ST: Tensor, /) -> tuple[Tensor, Sequence[str]]:
@@ -534,28 +529,25 @@ class Separation(TrainingStep):
         Training takes shuffled crops of one length, evaluation whole files in order;
         `batch_size` is that of a rank.
         """
-        try:
-            sampler = EpochSampler(
-                len(dataset),  # type: ignore[arg-type]  # torch's Dataset has no length
-                batch_size,
-                rank=distributed.rank(),
-                world_size=distributed.world_size(),
-                shuffle=training,
-                seed=self.config.seed,
-            )
-            collate = collate_crops if training else collate_whole
-            config, pinned = self.config, self.config.pin_memory
-            return make_loader(
-                dataset,
-                sampler,
-                collate,
-                config.num_workers,
-                pin_memory=self.device_type == "cuda" if pinned is None else pinned,
-                prefetch_factor=config.prefetch_factor,
-                persistent_workers=config.persistent_workers,
-            )
-        except ValueError as error:
-            raise HparamsError(str(error)) from error
+        sampler = EpochSampler(
+            len(dataset),  # type: ignore[arg-type]  # torch's Dataset has no length
+            batch_size,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            shuffle=training,
+            seed=self.config.seed,
+        )
+        collate = collate_crops if training else collate_whole
+        config, pinned = self.config, self.config.pin_memory
+        return make_loader(
+            dataset,
+            sampler,
+            collate,
+            config.num_workers,
+            pin_memory=self.device_type == "cuda" if pinned is None else pinned,
+            prefetch_factor=config.prefetch_factor,
+            persistent_workers=config.persistent_workers,
+        )
 
     # ------------------------------------------------------------------ state
 

@@ -27,7 +27,7 @@ from modules.losses.si_snr import pit_neg_si_snr, reorder
 from modules.metrics.measures import SPEECH
 from modules.metrics.scores import score_example
 from modules.runtime import distributed
-from modules.runtime.errors import DataError, HparamsError, UserError
+from modules.runtime.errors import DataError, HparamsError
 from recipes.config.schema import SpeechSettings
 from recipes.evaluation import Scores
 from recipes.separation import Separation
@@ -139,12 +139,7 @@ class SpeechSeparation(Separation):
 
         if self.test_only:
             return None, None, whole("test")
-        try:
-            training_set = self._training_set(rows["train"])
-        except UserError:
-            raise
-        except ValueError as error:  # an invalid setting
-            raise HparamsError(str(error)) from error
+        training_set = self._training_set(rows["train"])
         measured = {}
         if isinstance(training_set, DynamicMixing):
             talkers = (u for us in training_set.pool.by_speaker for u in us)

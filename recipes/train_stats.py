@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from modules.data.batch import Batch
 from modules.losses.choice import REASONS, Choice
 from modules.runtime import distributed
-from modules.runtime.errors import NonFiniteTraining, NothingLearned
-from recipes.report import NAMED
+from modules.runtime.errors import NAMED, NonFiniteTraining, NothingLearned
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ Legend: C channel, T sample, L window, K tap, P phase of a filter.
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 import torchaudio
@@ -100,12 +100,6 @@ def _sinc_filters(
 def frames_before_speed(num_frames: int, percent: int) -> int:
     """Return how many input samples give `num_frames` of output in `change_speed`."""
     return -(-num_frames * percent // 100)
-
-
-def check_speeds(percents: Sequence[int] | None) -> None:
-    """Raise a ValueError unless all speeds are whole percentages above 0."""
-    if any(percent != int(percent) or percent < 1 for percent in percents or ()):
-        raise ValueError(f"speed_changes are whole percentages above 0, not {percents}")
 
 
 def change_speed(wave_T: Tensor, percent: int) -> Tensor:

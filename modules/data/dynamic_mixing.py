@@ -35,11 +35,11 @@ from torch.utils.data import Dataset
 from modules.audio.faults import LARGEST_PEAK
 from modules.audio.io import check_samples, read_audio
 from modules.audio.levels import MIXTURE_PEAK, loudness_db
-from modules.audio.resample import check_speeds, resample
+from modules.audio.resample import resample
 from modules.audio.rooms import RoomPool
 from modules.data.batch import Example, ExampleKey
 from modules.data.utterances import Utterance, UtterancePool, check_unchanged
-from modules.runtime.errors import AudioError, DataError
+from modules.runtime.errors import AudioError, DataError, HparamsError
 from modules.runtime.randomness import Stream, numpy_rng
 
 LEVEL_RANGE_DB = (-45.0, 0.0)
@@ -88,8 +88,8 @@ def read_crop(
 class DynamicMixing(Dataset):
     """Mixtures drawn from a pool of utterances by (seed, epoch, index).
 
-    A DataError says that the pool or the rooms do not fit the mixtures, a ValueError
-    that `speed_changes`, `noise_snr_db` or `targets` is invalid.
+    A DataError says that the pool or the rooms do not fit the mixtures, an HparamsError
+    that `noise_snr_db` or `targets` is invalid.
     """
 
     pool: UtterancePool
@@ -123,11 +123,10 @@ class DynamicMixing(Dataset):
                 f"dynamic mixing of {self.num_spks} speakers needs as many, but there "
                 f"are only {pool}: {', '.join(pool.speakers)}"
             )
-        check_speeds(self.speed_changes)
         if len(snr_db) != 2 or snr_db[0] > snr_db[1]:
-            raise ValueError(f"noise_snr_db is [least, most] in dB, not {snr_db}")
+            raise HparamsError(f"noise_snr_db is [least, most] in dB, not {snr_db}")
         if self.targets not in ("anechoic", "reverb"):
-            raise ValueError(
+            raise HparamsError(
                 f"targets is {self.targets!r}, expected 'anechoic' or 'reverb'"
             )
         if rooms is not None and rooms.num_sources < self.num_spks:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from modules.data.batch import Batch, Collate, Example, ExampleKey
-from modules.runtime.errors import UserError
+from modules.runtime.errors import DataError, UserError
 from modules.runtime.randomness import Stream, numpy_rng
 from modules.runtime.signals import ignore_in_worker
 
@@ -38,9 +38,7 @@ class EpochSampler(Sampler):
 
     def __post_init__(self) -> None:
         if self.num_examples < 1:
-            raise ValueError("the data set is empty: there is nothing to sample")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+            raise DataError("the data set is empty: there is nothing to sample")
         self.set_position(epoch=0)
 
     def set_position(self, epoch: int, first_step: int = 0) -> None:

@@ -97,9 +97,6 @@ class StemDataset(Dataset):
         if self.segment_seconds is None:
             self.num_examples = len(self.rows)
             return
-        for name in ("segment_seconds", "stride_seconds"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected above 0")
         self.segment = round(self.segment_seconds * self.sample_rate)
         self.settings = self.augmentation or NO_AUGMENTATION
         self._check_settings()

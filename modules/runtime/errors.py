@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from modules.runtime.terminal import escaped
 
+NAMED = 5  # names in a message
+
 
 class UserError(Exception):
     """Base of the errors below; names from a stranger's files are escaped in it."""
@@ -24,10 +26,16 @@ class AudioError(DataError):
     """A file cannot be used as audio."""
 
 
-def first_of(texts: Sequence[str], most: int) -> str:
-    """Join the first of some texts, and say how many more there are."""
-    more = [f"and {len(texts) - most} more"] if len(texts) > most else []
-    return ", ".join([*texts[:most], *more])
+def first_of(
+    names: Sequence[str], most: int = NAMED, total: int = 0, between: str = ", "
+) -> str:
+    """Join the first names, and say how many more there are, in all or of a `total`.
+
+    >>> first_of(["a", "b"]), first_of(["a", "b"], most=1), first_of(["a"], total=9)
+    ('a, b', 'a and 1 more', 'a and 8 more')
+    """
+    more = (total or len(names)) - len(names[:most])
+    return between.join(names[:most]) + (f" and {more} more" if more else "")
 
 
 def refuse(faults: Sequence[str]) -> None:

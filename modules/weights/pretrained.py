@@ -19,7 +19,12 @@ from torch import Tensor, nn
 from modules.lora.adapters import matching
 from modules.lora.files import foreign_adapters
 from modules.models.htdemucs import HTDemucs
-from modules.runtime.errors import DamagedCheckpoint, LoraError, PretrainedError
+from modules.runtime.errors import (
+    DamagedCheckpoint,
+    LoraError,
+    PretrainedError,
+    first_of,
+)
 from modules.runtime.tensors import is_finite, mismatches, read_tensors, shapes_of
 from modules.weights import demucs, msst
 from modules.weights.checkpoint_files import read_checkpoint
@@ -35,7 +40,7 @@ SINGLE = (".th", ".pth", ".ckpt", ".safetensors")
 KINDS = f"{', '.join(SINGLE[:-1])} or {SINGLE[-1]}"
 #: Where training checkpoints keep their weights: of ours, MSST, SepReformer and SCNet.
 ENTRIES = ("model_state_dict", "state_dict", "state", "best_state")
-LISTED = 20  # names given in an error, of each kind
+_listed = partial(first_of, most=20, between="; ")
 
 Weights = State | Package
 Found = tuple[Weights, list[Path]]
@@ -535,9 +540,3 @@ def _is_plain(key: object, value: object) -> bool:
         and value.layout == torch.strided
         and not (value.is_quantized or value.is_meta or value.is_complex())
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return the first names and how many more there are."""
-    more = [f"... and {len(names) - LISTED} more"] if len(names) > LISTED else []
-    return "; ".join([*names[:LISTED], *more])

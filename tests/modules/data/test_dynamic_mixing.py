@@ -14,7 +14,7 @@ from modules.data.batch import ExampleKey, collate_crops
 from modules.data.dynamic_mixing import DynamicMixing, frames_at, read_crop
 from modules.data.loader import EpochSampler, make_loader
 from modules.data.utterances import Utterance, UtterancePool
-from modules.runtime.errors import AudioError, DataError
+from modules.runtime.errors import AudioError, DataError, HparamsError
 
 RATE = 8000
 
@@ -333,11 +333,8 @@ def test_silent_and_spoilt_noise_is_not_mixed(pool, noises, tmp_path):
 def test_wrong_use_is_refused(pool):
     with pytest.raises(DataError, match="7 speakers needs as many, .* 6 speakers"):
         DynamicMixing(pool, num_spks=7)
-    for speeds in ((95.5,), (0, 100)):
-        with pytest.raises(ValueError, match="whole percentages above 0"):
-            DynamicMixing(pool, speed_changes=speeds)
     for snr_db in ((6, -3), (1,)):
-        with pytest.raises(ValueError, match="noise_snr_db is .least, most. in dB"):
+        with pytest.raises(HparamsError, match="noise_snr_db is .least, most. in dB"):
             DynamicMixing(pool, noise_snr_db=snr_db)
     dataset = DynamicMixing(pool)
     assert len(dataset) == 21
@@ -407,5 +404,5 @@ def test_rooms_that_do_not_fit_are_refused(pool, rooms):
         DynamicMixing(pool, num_spks=3, rooms=rooms)
     with pytest.raises(DataError, match="at 8000 Hz, mixtures at 16000 Hz"):
         DynamicMixing(pool, sample_rate=16000, rooms=rooms)
-    with pytest.raises(ValueError, match="targets is 'dry', expected 'anechoic' or"):
+    with pytest.raises(HparamsError, match="targets is 'dry', expected 'anechoic' or"):
         DynamicMixing(pool, rooms=rooms, targets="dry")

@@ -12,7 +12,7 @@ from modules.data.batch import Example, ExampleKey, collate_crops, collate_whole
 from modules.data.loader import EpochSampler, make_loader
 from modules.data.manifest import read_manifest
 from modules.data.mixtures import ManifestDataset
-from modules.runtime.errors import AudioError
+from modules.runtime.errors import AudioError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -180,5 +180,5 @@ def test_how_workers_run_does_not_change_the_batches(rows):
 
 
 def test_an_empty_set_is_refused():
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(DataError, match="empty"):
         EpochSampler(0, 1)
