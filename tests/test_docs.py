@@ -29,6 +29,9 @@ RECIPES = [
     if "Not run by itself" not in path.read_text(encoding="utf-8")
 ]
 
+# Files that a run, an export, demucs and ESPnet write.
+OTHERS = {"hyperparams.yaml", "bag.yaml", "htdemucs_ft.yaml", "config.yaml"}
+
 # Options of torchrun, of Slurm and of demucs.
 FOREIGN = {"repo", "nproc_per_node", "standalone", "max-restarts", "shutdown-timeout"}
 FOREIGN |= {"requeue", "signal", "help", "nnodes", "node_rank", "master_addr"}
@@ -125,9 +128,7 @@ def test_named_files_and_modules_exist(page: Path):
             assert (ROOT / name).exists(), f"{page.name}: {name}"
     yamls = {path.name for path in ROOT.rglob("*.yaml") if ".venv" not in path.parts}
     for name in re.findall(r"(?<![\w/.<>])[a-z]\w+\.yaml", text):
-        assert name in yamls | {"hyperparams.yaml", "bag.yaml", "htdemucs_ft.yaml"}, (
-            f"{page.name}: {name}"
-        )
+        assert name in yamls | OTHERS, f"{page.name}: {name}"
     for name in re.findall(rf"(?<![\w/.])(?:{FOLDERS})\.[a-z][\w.]*\w", text):
         assert resolves(name), f"{page.name}: {name}"
 
