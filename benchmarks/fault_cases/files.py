@@ -77,7 +77,10 @@ def odd_names(bench: Bench) -> Outcome:
         if not outcome.passed:
             continue
         (plain, right), (odd, found) = ends
-        outcome.expect(same(held(plain), held(odd)), f"{what}: other weights")
+        states = held(plain), held(odd)
+        for state in states:  # the losses of stems are kept with the songs' names
+            state.get("stem_losses.ckpt", {}).pop("tracks", None)
+        outcome.expect(same(*states), f"{what}: other weights")
         wanted, made = (len(os.listdir(end / "audio")) for end in (plain, odd))
         outcome.expect(made == wanted, f"{what}: {made} outputs of {wanted}")
         outcome.expect(found == right, f"{what}: verify says {found}, not {right}")
