@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,14 +31,14 @@ from torch import Tensor
 
 from benchmarks.pairs import CPU, Figures, ratio, spread, take_turns
 from data_prep.music import prepare
-from modules.data.augmentation import NO_AUGMENTATION
+from data_prep.music.manifests import SOURCES
+from modules.data.augmentation import NO_AUGMENTATION, Augmentation
 from modules.data.manifest import Row, read_manifest
 from modules.data.stems import StemDataset
 from modules.runtime.cli import as_command
 
-SOURCES = ["drums", "bass", "other", "vocals"]
 SECONDS, KEPT = 11.0, 0.88
-SEMITONES, TEMPO_STD, TEMPO_LIMIT = 2, 5.0, 12.0
+DEMUCS = Augmentation()  # whose defaults are those of demucs
 
 
 def demucs_way(rows: Sequence[Row], probability: float, index: int) -> Tensor:
@@ -49,8 +50,9 @@ def demucs_way(rows: Sequence[Row], probability: float, index: int) -> Tensor:
     span = {"start": int(start * rate), "frames": int(SECONDS * rate)}
     stems = [soundfile.read(path, dtype="float32", **span)[0] for path in row.sources]
     if rng.random() < probability:
-        semitones = rng.randint(-SEMITONES, SEMITONES)
-        percent = max(-TEMPO_LIMIT, min(rng.gauss(0, TEMPO_STD), TEMPO_LIMIT))
+        semitones = rng.randint(-DEMUCS.pitch_semitones, DEMUCS.pitch_semitones)
+        limit = DEMUCS.tempo_limit
+        percent = max(-limit, min(rng.gauss(0, DEMUCS.tempo_std), limit))
         options = [f"-pitch={semitones}", f"-tempo={percent:.6f}"]
         with tempfile.TemporaryDirectory() as folder:
             given, made = f"{folder}/in.wav", f"{folder}/out.wav"
@@ -66,13 +68,12 @@ def demucs_way(rows: Sequence[Row], probability: float, index: int) -> Tensor:
 
 def our_way(rows: Sequence[Row], probability: float) -> Callable[[int], object]:
     """Return the data set as the recipes use it, with nothing else drawn."""
-    augmentation = {**vars(NO_AUGMENTATION), "repitch_probability": probability}
     rate = soundfile.info(rows[0].sources[0]).samplerate
     return StemDataset(
         rows,
         rate,
         segment_seconds=KEPT * SECONDS,
-        augmentation=type(NO_AUGMENTATION)(**augmentation),
+        augmentation=replace(NO_AUGMENTATION, repitch_probability=probability),
         examples_per_epoch=10**9,
     ).__getitem__
 

@@ -178,7 +178,8 @@ def _jobs(
     # A folder around --out is read without it; stems in another would be inputs.
     others = {path.resolve() for path in inputs}.difference(out.resolve().parents)
     for place in owner:
-        if not others.isdisjoint([place.resolve(), *place.resolve().parents]):
+        written = place.resolve()
+        if not others.isdisjoint([written, *written.parents]):
             raise DataError(
                 f"--out={out}: holds inputs, and {place} would be written among them; "
                 f"give it a folder of its own, such as --out={out / 'stems'}"
@@ -195,19 +196,20 @@ def _files(inputs: Sequence[Path], out: Path) -> Iterator[tuple[Path, str]]:
     files = {given.absolute() for given in inputs if not given.is_dir()}
     shared = len({path.stem for path in files}) < len(files)
     common = os.path.commonpath([path.parent for path in files]) if shared else ""
+    written = out.resolve()
     for given in inputs:
         if not given.is_dir():
             own = given.absolute().relative_to(common) if shared else Path(given.name)
             yield given, own.with_suffix("").as_posix()
             continue
         # What lies below --out was written there, unless the folder itself does.
-        apart = not given.resolve().is_relative_to(out.resolve())
+        apart = not given.resolve().is_relative_to(written)
         found = [
             path
             for path in list_files(given, "**/*")
             if path.suffix.lower() in SUFFIXES
             and path.is_file()
-            and not (apart and path.resolve().is_relative_to(out.resolve()))
+            and not (apart and path.resolve().is_relative_to(written))
         ]
         if not found:
             where = f" outside of --out={out}" * apart
